@@ -1,0 +1,57 @@
+"""adarank: low-rank adapters whose rank budget adapts.
+
+Importing the package is light; torch comes with the first name that needs it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from adarank import allocators, inits, penalties, schedules, scores
+    from adarank.adapters.inject import adapt, ranks, trainable_parameters
+    from adarank.adapters.merge import disabled, merge, unmerge
+    from adarank.adapters.saving import load_adapter, save_adapter
+    from adarank.controller import RankController
+    from adarank.errors import SettingError
+
+_HOME = {
+    "adapt": "adapters.inject",
+    "ranks": "adapters.inject",
+    "trainable_parameters": "adapters.inject",
+    "merge": "adapters.merge",
+    "unmerge": "adapters.merge",
+    "disabled": "adapters.merge",
+    "save_adapter": "adapters.saving",
+    "load_adapter": "adapters.saving",
+    "RankController": "controller",
+    "SettingError": "errors",
+}
+_ROOMS = ("allocators", "inits", "penalties", "schedules", "scores")
+
+__all__ = [
+    "RankController",
+    "SettingError",
+    "adapt",
+    "allocators",
+    "disabled",
+    "inits",
+    "load_adapter",
+    "merge",
+    "penalties",
+    "ranks",
+    "save_adapter",
+    "schedules",
+    "scores",
+    "trainable_parameters",
+    "unmerge",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"adarank.{name}")
+    if name in _HOME:
+        return getattr(import_module(f"adarank.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'adarank' has no attribute {name!r}")

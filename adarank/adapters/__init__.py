@@ -1,0 +1,1 @@
+"""How a weight change is parametrised, and how it gets into a model."""

@@ -1,0 +1,98 @@
+"""The linear that all low-rank adapters share: base and low-rank product in one autograd node.
+
+With x [n, d_in], Q [r, d_in], λ [r], P [r, d_out] (one row a triplet), scale s and frozen W [d_out, d_in], b [d_out]:
+
+    h   = x (s λ ⊙ Q)ᵀ              [n, r]
+    out = x Wᵀ + b + h P            [n, d_out]
+
+and backward, for g = ∂L/∂out [n, d_out]:
+
+    u      = g Pᵀ                   [n, r]
+    ∂L/∂x  = g W + u (s λ ⊙ Q)      [n, d_in]
+    A      = uᵀ x                   [r, d_in]
+    ∂L/∂Q  = s λ ⊙ A,   ∂L/∂λ = s Σ_j A_·j Q_·j,   ∂L/∂P = hᵀ g
+
+Compared with plain autograd it keeps one copy of x and h alone, and writes no intermediate of size [n, d_out].
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class _LowRankLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dropped: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        Q: Tensor,
+        lam: Tensor,
+        P: Tensor,
+        scale: float,
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        source = rows if dropped is None else dropped.reshape(-1, x.shape[-1])
+        h = source @ (Q * (lam * scale).unsqueeze(1)).t()
+        out = F.linear(rows, weight, bias).addmm_(h, P)
+        ctx.save_for_backward(source, h, weight, Q, lam, P)
+        ctx.scale = scale
+        ctx.shape = x.shape
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        source, h, weight, Q, lam, P = ctx.saved_tensors
+        need_x, need_dropped, _, _, need_Q, need_lam, need_P, _ = ctx.needs_input_grad
+        g = grad.reshape(-1, grad.shape[-1])
+        gain = (lam * ctx.scale).unsqueeze(1)
+        u = g @ P.t()
+        d_x = d_dropped = d_Q = d_lam = d_P = None
+        if need_x:
+            d_x = g @ weight
+            if not need_dropped:  # no dropout: both paths start at the same x
+                d_x.addmm_(u, Q * gain)
+            d_x = d_x.view(ctx.shape)
+        if need_dropped:
+            d_dropped = (u @ (Q * gain)).view(ctx.shape)
+        if need_Q or need_lam:
+            A = u.t() @ source
+            d_Q = A * gain if need_Q else None
+            d_lam = (A * Q).sum(1) * ctx.scale if need_lam else None
+        if need_P:
+            d_P = h.t() @ g
+        return d_x, d_dropped, None, None, d_Q, d_lam, d_P, None
+
+
+def lowrank_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    Q: Tensor,
+    lam: Tensor,
+    P: Tensor,
+    scale: float,
+    dropped: Tensor | None = None,
+) -> Tensor:
+    """x Wᵀ + b + s·((x Qᵀ) ⊙ λ) P, with the gradients written out by hand.
+
+    Shapes: x [..., d_in], weight [d_out, d_in], bias [d_out] or None, Q [r, d_in], lam [r], P [r, d_out];
+    returns [..., d_out]. `dropped`, where given, is what the low-rank path sees instead of x (its dropout applied).
+    weight and bias get no gradient. Under autocast everything is computed in the autocast dtype; otherwise the
+    factors follow x's dtype. The gradients come back in the dtype of each input.
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        dropped = None if dropped is None else dropped.to(dtype)
+    else:
+        dtype = x.dtype
+    return _LowRankLinear.apply(x, dropped, weight, bias, Q.to(dtype), lam.to(dtype), P.to(dtype), scale)

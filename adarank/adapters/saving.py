@@ -1,0 +1,148 @@
+"""An adapter on disk: adapter.safetensors (tensors) and adapter.json (what they are). Never pickle.
+
+Only what the finished model needs is kept: of each module the triplets that are not pruned, and whatever else was
+trained (the head).
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from adarank.adapters.inject import near, wrap
+from adarank.adapters.lowrank import KINDS, adapters_of
+from adarank.errors import SettingError
+
+FORMAT = 1
+
+
+def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, description) of a model's adapters and of everything else that trains, on the CPU.
+
+    Tensors: "<module>.Q" [r, d_in], "<module>.lam" [r], "<module>.P" [r, d_out] of the r kept triplets, and
+    "<parameter>" for each other trainable parameter.
+    """
+    adapters = adapters_of(model)
+    if not adapters:
+        raise SettingError("the model has no adapters to save; if they are merged, call adarank.unmerge first")
+    tensors: dict[str, Tensor] = {}
+    modules = {}
+    inside = set()
+    for name, adapter in adapters.items():
+        inside |= {id(adapter.Q), id(adapter.lam), id(adapter.P)}
+        kept = adapter.mask.nonzero().squeeze(1)
+        for part in ("Q", "lam", "P"):
+            tensors[f"{name}.{part}"] = getattr(adapter, part).detach()[kept].cpu().contiguous()
+        modules[name] = {
+            "rank": len(kept),
+            "scale": adapter.scale,
+            "in_features": adapter.in_features,
+            "out_features": adapter.out_features,
+        }
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in inside}
+    tensors |= {n: p.detach().cpu().contiguous() for n, p in trained.items()}
+    first = next(iter(adapters.values()))
+    description = {
+        "format": FORMAT,
+        "kind": first.kind,
+        "dropout": first.dropout,
+        "modules": modules,
+        "trained": {n: list(p.shape) for n, p in trained.items()},
+    }
+    return tensors, description
+
+
+def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write the adapters and the trained head into `folder` (made if missing), each file whole or not at all."""
+    tensors, description = adapter_state(model)
+    write_adapter(tensors, description, folder)
+
+
+def write_adapter(tensors: Mapping[str, Tensor], description: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Write what `adapter_state` returned."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    parts = {
+        "adapter.safetensors": save(dict(tensors), metadata={"format": "pt"}),
+        "adapter.json": (json.dumps(description, indent=2) + "\n").encode(),
+    }
+    for name, data in parts.items():
+        temporary = path / f".{name}.{os.getpid()}.tmp"
+        temporary.write_bytes(data)
+        temporary.replace(path / name)
+
+
+def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Wrap a freshly loaded base with the adapters in `folder` and load the trained head; returns {module name: adapter}.
+
+    Everything is checked before anything changes: SettingError where a file is missing or damaged, the model already
+    has adapters, or it is not the base they were made for (the differing shapes are named).
+    """
+    path = Path(folder)
+    description, tensors = _read(path)
+    if adapters_of(model):
+        raise SettingError("the model already has adapters; load into a freshly loaded base")
+    plan = {}
+    for name, info in description["modules"].items():
+        base = _linear(model, name, path)
+        found, expected = (base.in_features, base.out_features), (info["in_features"], info["out_features"])
+        if found != expected:
+            raise SettingError(
+                f"{path} was made for another base: {name} is {expected[0]} → {expected[1]} there, "
+                f"{found[0]} → {found[1]} here"
+            )
+        for part, size in (("Q", (info["rank"], found[0])), ("lam", (info["rank"],)), ("P", (info["rank"], found[1]))):
+            _check_shape(path, f"{name}.{part}", tuple(tensors[f"{name}.{part}"].shape), size)
+        plan[name] = (description["kind"], info["rank"], info["scale"] * info["rank"])
+    parameters = dict(model.named_parameters())
+    for name in description["trained"]:
+        if name not in parameters:
+            raise SettingError(f"{path} holds a trained {name}, which the model lacks; near names: {near(name, parameters)}")
+        _check_shape(path, name, tuple(tensors[name].shape), tuple(parameters[name].shape))
+
+    adapters = wrap(model, plan, description["dropout"])
+    with torch.no_grad():
+        for name, adapter in adapters.items():
+            for part in ("Q", "lam", "P"):
+                getattr(adapter, part).copy_(tensors[f"{name}.{part}"])
+        for name in description["trained"]:
+            parameters[name].copy_(tensors[name]).requires_grad_(True)
+    return dict(adapters)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    for name in ("adapter.json", "adapter.safetensors"):
+        if not (path / name).is_file():
+            raise SettingError(f"{path} holds no {name}; give a folder that adarank.save_adapter wrote")
+    try:
+        description = json.loads((path / "adapter.json").read_text(encoding="utf-8"))
+        tensors = load_file(path / "adapter.safetensors")
+    except (ValueError, SafetensorError) as error:
+        raise SettingError(f"{path} is damaged: {error}") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise SettingError(f"{path}/adapter.json is not of format {FORMAT}, the one this version of adarank reads")
+    if description.get("kind") not in KINDS or {"dropout", "modules", "trained"} - description.keys():
+        raise SettingError(f"{path}/adapter.json is damaged: kind, dropout, modules or trained is missing or unknown")
+    wanted = {f"{n}.{part}" for n in description["modules"] for part in ("Q", "lam", "P")} | set(description["trained"])
+    if wanted != tensors.keys():
+        differing = sorted(wanted ^ tensors.keys())[0]
+        raise SettingError(f"{path} is damaged: its two files disagree about {differing}")
+    return description, tensors
+
+
+def _linear(model: nn.Module, name: str, path: Path) -> nn.Linear:
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if name not in linears:
+        raise SettingError(f"{path} was made for another base: it adapts {name}, near names here: {near(name, linears)}")
+    return linears[name]
+
+
+def _check_shape(path: Path, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise SettingError(f"{path} was made for another base: {name} is {found} there, {expected} here")

@@ -1,0 +1,242 @@
+"""Algorithm 1 of AdaLoRA, riding on the optimiser's own hooks.
+
+    loss.backward()                      true task gradients
+    controller.after_backward()          + the penalty's gradient, once per optimiser step
+    clip, optimizer.step()               pre-hook: is it wired?   post-hook: observe, allocate when due, mask, count
+    optimizer.zero_grad()
+
+What the three modes do differently:
+
+    mode        observes                    penalty         keeps                       s
+    exact       after the step (new w, g)   γ/2n Σ‖·‖_F     exactly the budget          α / r
+    original    after the step (new w, g)   γ/2n Σ‖·‖_F     above the k-th value        α / (r + 1e-5)
+    paper       before the step (w, g)      γ Σ‖·‖²_F       exactly the budget          α / r
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from adarank import allocators
+from adarank.adapters.lowrank import LowRank
+from adarank.bank import Bank
+from adarank.errors import SettingError
+from adarank.penalties import Penalty
+from adarank.schedules import Schedule
+from adarank.scores.score import Score
+
+MODES = ("exact", "original", "paper")
+STATE = "adarank"  # the key in optimizer.state_dict()
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """One reallocation. step: the optimiser step it followed; budget: triplets allowed; kept: triplets kept, a scalar
+    tensor; parameters: what they cost, Σ d_in + d_out + 1, a scalar tensor; scores [triplets] and mask bool [triplets]
+    as they were; module int64 [triplets]: index into names."""
+
+    step: int
+    budget: int
+    kept: Tensor
+    parameters: Tensor
+    scores: Tensor
+    mask: Tensor
+    module: Tensor
+    names: tuple[str, ...]
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """{module name: triplets kept}. Reading it synchronises with the device."""
+        counts = torch.bincount(self.module[self.mask], minlength=len(self.names))
+        return dict(zip(self.names, counts.tolist(), strict=True))
+
+
+class RankController:
+    """Scores the triplets of `adapters`, prunes to the schedule's budget and holds the final mask.
+
+    adapters: what `adarank.adapt` returned; score, schedule, penalty, allocator: configured pieces of
+    `adarank.scores`, `.schedules`, `.penalties` (None: no penalty) and `.allocators` (None: the mode's own rule, exact
+    or the original's threshold). mode: see the module's table. pruned: "learning", a pruned triplet's λ is zeroed at
+    each allocation and goes on learning until the next, so that it may come back; "frozen", it stays zero and off.
+    seed: for allocators that draw. Raises SettingError for what cannot be used.
+    """
+
+    def __init__(
+        self,
+        adapters: Mapping[str, LowRank],
+        *,
+        score: Score,
+        schedule: Schedule,
+        allocator: Any = None,
+        penalty: Penalty | None = None,
+        mode: str = "exact",
+        pruned: str = "learning",
+        compaction: str = "off",
+        seed: int = 0,
+    ) -> None:
+        for name, value, valid in (
+            ("mode", mode, MODES),
+            ("pruned", pruned, ("learning", "frozen")),
+            ("compaction", compaction, ("off",)),
+        ):
+            if value not in valid:
+                raise SettingError(f"{name}={value!r} is not known; valid: {', '.join(valid)}")
+        self.bank = Bank(adapters)
+        if schedule.initial != self.bank.triplets:
+            raise SettingError(
+                f"the schedule starts at {schedule.initial} triplets, the adapters hold {self.bank.triplets}; "
+                f"valid: initial = {self.bank.triplets}, the sum of the modules' ranks"
+            )
+        self.score, self.schedule, self.penalty = score, schedule, penalty
+        self.mode, self.pruned = mode, pruned
+        self.allocator = allocator or (allocators.threshold() if mode == "original" else allocators.global_top())
+        self.generator = torch.Generator(device=self.bank.weight.device).manual_seed(seed)
+        self.buffers = score.init(self.bank)
+        self.step = 0
+        self.last_allocation: Allocation | None = None
+        self._armed = False  # after_backward was called for the gradients that are there
+        self._fresh = False  # those gradients were dropped since, and a backward pass began anew
+        self._optimizer: Optimizer | None = None
+        if mode == "original":
+            for adapter in self.bank.adapters:
+                adapter.scale = adapter.alpha / (adapter.rank + 1e-5)
+
+    def attach(self, optimizer: Any) -> "RankController":
+        """Ride on `optimizer`'s hooks (inside accelerate's wrapper, where there is one). To resume: attach, then
+        `optimizer.load_state_dict`. Raises RuntimeError where it is attached already or the optimiser lacks an
+        adapter's parameter."""
+        while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+            optimizer = inner
+        if self._optimizer is not None:
+            raise RuntimeError("this RankController is attached already; make a new one for another optimiser")
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, adapter in zip(self.bank.names, self.bank.adapters, strict=True):
+            for part in ("Q", "lam", "P"):
+                tensor = getattr(adapter, part)
+                if isinstance(tensor, nn.Parameter) and id(tensor) not in held:
+                    raise RuntimeError(
+                        f"the optimiser lacks {name}.{part}; build it after adarank.adapt, from every parameter of "
+                        "the model with requires_grad"
+                    )
+        if any(getattr(hook, "__self__", None).__class__ is RankController for hook in optimizer._optimizer_step_post_hooks.values()):
+            raise RuntimeError("another RankController is attached to this optimiser; use one controller per optimiser")
+        self._optimizer = optimizer
+        optimizer.register_step_pre_hook(self._before_step)
+        optimizer.register_step_post_hook(self._after_step)
+        optimizer.register_state_dict_post_hook(self._save)
+        optimizer.register_load_state_dict_pre_hook(self._load)
+        for adapter in self.bank.adapters:
+            # λ's gradient is the one that is zero only where gradients were dropped (P's is while λ is 0)
+            watched = adapter.lam if isinstance(adapter.lam, nn.Parameter) else adapter.P
+            watched.register_hook(lambda _, p=watched: self._notice(p))
+        return self
+
+    def _notice(self, watched: Tensor) -> None:
+        """Before a gradient is accumulated: were the last ones dropped without a step (an overflow)? The value is
+        read back only then, and where after_backward was called too early."""
+        if self._armed and not self._fresh:
+            self._fresh = watched.grad is None or not bool(watched.grad.any())
+
+    def after_backward(self, grad_scale: float | Tensor | None = None) -> None:
+        """Once per optimiser step, after its last backward pass and before clipping: adopt the gradients and add the
+        penalty's, times `grad_scale` where gradients are still scaled. Raises RuntimeError when called before
+        `attach` or twice on the same gradients."""
+        if self._optimizer is None:
+            raise RuntimeError("the RankController is not attached; call controller.attach(optimizer) first")
+        if self._armed and not self._fresh:
+            raise RuntimeError(
+                "controller.after_backward() was called twice for one optimiser step; call it once, after the last "
+                "backward pass of the accumulation and before clipping"
+            )
+        self._adopt()
+        if self.penalty is not None:
+            self.penalty(self.bank, grad_scale, self.mode == "paper")
+        self._armed, self._fresh = True, False
+
+    def _adopt(self) -> None:
+        """Adopt, and let the averages follow a model that was moved."""
+        self.bank.adopt()
+        weight = self.bank.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        if any((b.device, b.dtype) != (weight.device, dtype) for b in self.buffers.values()):
+            self.buffers = {name: b.to(weight.device, dtype) for name, b in self.buffers.items()}
+            self.generator = torch.Generator(device=weight.device).manual_seed(self.generator.initial_seed())
+
+    def _before_step(self, *_: Any) -> None:
+        if not self._armed:
+            raise RuntimeError(
+                "optimizer.step() came without controller.after_backward(); call it once per optimiser step, after "
+                "the last backward pass and before clipping"
+            )
+        if self.mode == "paper":
+            self._observe()
+
+    @torch.no_grad()
+    def _observe(self) -> None:
+        if self.step < self.schedule.settled:
+            self.score.observe(self.buffers, self.bank)
+
+    @torch.no_grad()
+    def _after_step(self, *_: Any) -> None:
+        self._armed = False
+        if self.mode != "paper":
+            self._observe()
+        last = self.last_allocation
+        held = last is not None and last.step >= self.schedule.settled
+        if self.schedule.due(self.step):
+            if not held:
+                self._allocate()
+            self.bank.zero_pruned()
+        elif self.pruned == "frozen":
+            self.bank.zero_pruned()
+        self.step += 1
+
+    def _allocate(self) -> None:
+        bank, budget = self.bank, self.schedule.budget(self.step)
+        scores = self.score.score(self.buffers, bank)
+        ranked = scores.masked_fill(~bank.mask, -torch.inf) if self.pruned == "frozen" else scores
+        bank.mask.copy_(self.allocator(ranked, bank.mask, budget, bank.cost, bank.module, self.generator))
+        mask = bank.mask.clone()
+        self.last_allocation = Allocation(
+            self.step, budget, mask.sum(), bank.cost[mask].sum(), scores, mask, bank.module, tuple(bank.names)
+        )
+
+    def _save(self, _: Optimizer, state: dict[str, Any]) -> None:
+        last = self.last_allocation
+        state[STATE] = {
+            "step": self.step,
+            "mask": self.bank.mask.clone(),
+            "allocated": -1 if last is None else last.step,
+            "scores": torch.empty(0) if last is None else last.scores.clone(),
+            "generator": self.generator.get_state(),
+            **{f"score.{name}": buffer.clone() for name, buffer in self.buffers.items()},
+        }
+
+    def _load(self, _: Optimizer, state: dict[str, Any]) -> None:
+        """Take the controller's part out of an optimiser's state dict; checked whole before anything changes."""
+        saved = state.get(STATE)
+        if saved is None:
+            raise RuntimeError("the optimiser state to load holds no RankController; it was saved without one attached")
+        buffers = {name: saved.get(f"score.{name}") for name in self.buffers}
+        for name, tensor in {"mask": saved["mask"], **buffers}.items():
+            here = self.bank.mask if name == "mask" else self.buffers[name]
+            if tensor is None or tensor.shape != here.shape:
+                found = None if tensor is None else tuple(tensor.shape)
+                raise RuntimeError(f"the saved controller's {name} is {found}, this one's {tuple(here.shape)}: other adapters or score")
+        self.bank.adopt()
+        self.bank.mask.copy_(saved["mask"])
+        for name, tensor in buffers.items():
+            self.buffers[name].copy_(tensor)
+        self.generator.set_state(saved["generator"].cpu())
+        self.step = saved["step"]
+        self._armed = self._fresh = False
+        self.last_allocation = None
+        if saved["allocated"] >= 0:
+            mask, bank = self.bank.mask.clone(), self.bank
+            step, scores = saved["allocated"], saved["scores"].to(mask.device)
+            budget, cost = self.schedule.budget(step), bank.cost[mask].sum()
+            self.last_allocation = Allocation(step, budget, mask.sum(), cost, scores, mask, bank.module, tuple(bank.names))

@@ -1,0 +1,53 @@
+"""Penalties as gradients in closed form, added to the bank's gradients once per optimiser step, before clipping."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from adarank.bank import Bank
+from adarank.errors import SettingError
+
+Penalty = Callable[[Bank, "float | Tensor | None", bool], None]
+
+
+def orthogonality(gamma: float = 0.1) -> Penalty:
+    """R pulls the rows of every Q and P (A, say) towards an orthonormal set; weight γ >= 0 (SettingError below).
+
+    As the original code computes it, over the 2n factors of n modules:
+        R = γ/(2n) Σ_A ‖AAᵀ − I‖_F          ∂R/∂A = γ/(2n) · 2 (AAᵀ − I) A / ‖AAᵀ − I‖_F
+    and as the paper writes it (arXiv 2303.10512, eq. 4), with `squared`:
+        R = γ Σ_A ‖AAᵀ − I‖²_F              ∂R/∂A = γ · 4 (AAᵀ − I) A
+
+    Returns add(bank, grad_scale, squared): adds ∂R/∂A, times grad_scale where gradients are still scaled by it.
+    """
+    if not gamma >= 0:
+        raise SettingError(f"penalty.gamma={gamma} is negative; valid: a number of at least 0")
+
+    @torch.no_grad()
+    def add(bank: Bank, grad_scale: float | Tensor | None, squared: bool) -> None:
+        if gamma == 0:
+            return
+        factor = 4 * gamma if squared else 2 * gamma / (2 * len(bank.adapters))
+        for weight, grad in bank.blocks:
+            eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+            gram = torch.baddbmm(eye, weight, weight.mT, beta=-1)
+            if not squared:
+                norm = torch.linalg.vector_norm(gram, dim=(1, 2), keepdim=True)
+                gram /= norm.clamp_min(torch.finfo(norm.dtype).tiny)  # 0/0 where the rows already are orthonormal
+            if grad_scale is not None:
+                gram *= grad_scale
+            grad.baddbmm_(gram, weight, alpha=factor)
+
+    return add
+
+
+@torch.no_grad()
+def orthogonality_value(bank: Bank, gamma: float = 0.1, squared: bool = False) -> Tensor:
+    """R itself, a scalar on the bank's device: what `orthogonality(gamma)` adds the gradient of."""
+    norms = []
+    for weight, _ in bank.blocks:
+        eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        norms.append(torch.linalg.vector_norm(weight @ weight.mT - eye, dim=(1, 2)))
+    flat = torch.cat(norms)
+    return gamma * flat.square().sum() if squared else gamma * flat.sum() / (2 * len(bank.adapters))

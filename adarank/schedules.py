@@ -1,0 +1,85 @@
+"""Schedules: step -> budget, in triplets of all modules together. Steps count optimiser steps from 0."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from adarank.errors import SettingError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When to allocate how much.
+
+    initial, final: budgets in triplets; total: steps T; begin: allocations happen after this step; settled: the step
+    from which the budget is final, scores are no longer observed and the mask, once made, is held; interval: steps
+    between allocations before that; curve: step -> budget for begin < step < settled.
+    """
+
+    initial: int
+    final: int
+    total: int
+    begin: int
+    settled: int
+    interval: int
+    curve: Callable[[int], int]
+
+    def budget(self, step: int) -> int:
+        """Triplets allowed after optimiser step `step`."""
+        if step <= self.begin:
+            return self.initial
+        return self.final if step >= self.settled else self.curve(step)
+
+    def due(self, step: int) -> bool:
+        """Whether a mask is applied after step `step`: every `interval` steps at first, every step in the final phase."""
+        if step <= self.begin:
+            return False
+        return step > self.settled or step % self.interval == 0
+
+    def allocations(self) -> list[int]:
+        """The steps at which a new mask is made; later ones hold the last."""
+        steps = [t for t in range(self.begin + 1, min(self.settled, self.total - 1) + 1) if self.due(t)]
+        if (not steps or steps[-1] < self.settled) and self.settled + 1 < self.total:
+            steps.append(self.settled + 1)
+        return steps
+
+
+def cubic(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int = 1) -> Schedule:
+    """b(t) = b_T + (b_0 − b_T)(1 − (t − t_i)/(T − t_i − t_f))³ for t_i < t < T − t_f, rounded down.
+
+    AdaLoRA's schedule as its code computes it (arXiv 2303.10512, eq. 12, prints t − t_i − t_f in the numerator, which
+    would start above b_0). initial, final: triplets, initial >= final >= 1; t_i: steps before the first allocation;
+    t_f: last steps, at the final budget; interval: ΔT. Raises SettingError for what cannot be, and for a budget that
+    should fall but would never be applied.
+    Example: cubic(432, 288, t_i=100, t_f=300, total=1000, interval=10).budget(400) == 306.
+    """
+    check_steps(initial, final, t_i, t_f, total, interval)
+
+    def curve(step: int) -> int:
+        left = 1 - (step - t_i) / (total - t_f - t_i)
+        return int(final + (initial - final) * left**3)
+
+    schedule = Schedule(initial, final, total, t_i, total - t_f, interval, curve)
+    if final < initial and (not schedule.allocations() or schedule.allocations()[-1] < schedule.settled):
+        raise SettingError(
+            f"schedule.t_f={t_f} with schedule.interval={interval} and {total} steps would never apply the final "
+            f"budget of {final} triplets; valid: t_f of at least 2"
+        )
+    return schedule
+
+
+def check_steps(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int) -> None:
+    """Raise SettingError, naming the setting, for a budget or phase that cannot be."""
+    if not 1 <= final:
+        raise SettingError(f"the final budget of {final} triplets is too small; valid: at least 1")
+    if initial < final:
+        raise SettingError(f"the initial budget of {initial} triplets lies below the final one of {final}; valid: at least {final}")
+    if total < 1:
+        raise SettingError(f"train.steps={total} is no number of steps; valid: at least 1")
+    for name, value, least in (("t_i", t_i, 0), ("t_f", t_f, 0), ("interval", interval, 1)):
+        if value < least:
+            raise SettingError(f"schedule.{name}={value} is too small; valid: at least {least}")
+    if t_i + t_f >= total:
+        raise SettingError(
+            f"schedule.t_i={t_i} plus schedule.t_f={t_f} leave none of the {total} steps to reallocate in; "
+            f"valid: t_i + t_f < {total}"
+        )

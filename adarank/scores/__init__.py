@@ -1,0 +1,5 @@
+"""Which triplets matter. A score is three functions over the bank (see `score.Score`); each lives in a file of its own."""
+
+from adarank.scores.adalora import adalora
+
+__all__ = ["adalora"]

@@ -1,0 +1,32 @@
+"""AdaLoRA's importance: smoothed sensitivity times its uncertainty (arXiv 2303.10512, eqs. 7–11)."""
+
+from torch import Tensor
+
+from adarank.bank import Bank
+from adarank.errors import SettingError
+from adarank.scores.score import Buffers, Score
+
+
+def adalora(beta1: float = 0.85, beta2: float = 0.85) -> Score:
+    """s(w) = Ī(w)·Ū(w) per element; a triplet's score is s(λ_i) + mean_j s(Q_ij) + mean_j s(P_ij).
+
+    I = |w·g|;  Ī ← β1 Ī + (1−β1) I;  Ū ← β2 Ū + (1−β2) |I − Ī|, with the new Ī; both start at zero, uncorrected.
+    beta1, beta2: in [0, 1). Raises SettingError outside.
+    """
+    for name, beta in (("beta1", beta1), ("beta2", beta2)):
+        if not 0 <= beta < 1:
+            raise SettingError(f"score.{name}={beta} is no smoothing factor; valid: 0 <= {name} < 1")
+
+    def init(bank: Bank) -> Buffers:
+        return {"importance": bank.buffer(), "uncertainty": bank.buffer()}
+
+    def observe(buffers: Buffers, bank: Bank) -> None:
+        mean, spread = buffers["importance"], buffers["uncertainty"]
+        now = (bank.weight.to(mean.dtype) * bank.grad).abs_()
+        mean.lerp_(now, 1 - beta1)
+        spread.lerp_(now.sub_(mean).abs_(), 1 - beta2)
+
+    def score(buffers: Buffers, bank: Bank) -> Tensor:
+        return bank.triplet_sums(buffers["importance"] * buffers["uncertainty"])
+
+    return Score(init, observe, score)

@@ -1,0 +1,134 @@
+import pytest
+import torch
+from torch import nn
+
+import adarank
+from adarank import SettingError
+from adarank.adapters.lowrank import LowRank
+
+ALL = [f"layers.{i}.{name}" for i in range(3) for name in ("up", "down")]
+
+
+def test_suffixes_a_regex_a_name_and_all_linear_select_alike(net):
+    from copy import deepcopy
+
+    for targets in (["up", "down"], r"layers\.\d\.(up|down)", "all-linear", ["layers.0.up", "up", "down"]):
+        assert list(adarank.adapt(deepcopy(net), targets=targets, rank=2)) == ALL
+    assert list(adarank.adapt(deepcopy(net), targets="down", rank=2)) == ALL[1::2]
+
+
+def test_all_linear_without_blocks_takes_every_linear():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    assert list(adarank.adapt(model, rank=1)) == ["0", "2"]
+
+
+@pytest.mark.parametrize("adapter", ["svd", "lora"])
+def test_the_function_is_kept_and_only_the_adapter_and_train_learn(net, adapter):
+    x = torch.randn(5, 8)
+    before = net(x)
+    adapters = adarank.adapt(net, adapter, rank=4, targets=["up"], train=["head"])
+    torch.testing.assert_close(net(x), before)
+    parts = ("Q", "lam", "P") if adapter == "svd" else ("Q", "P")
+    expected = {f"{name}.{part}" for name in adapters for part in parts} | {"head.weight", "head.bias"}
+    assert {n for n, p in net.named_parameters() if p.requires_grad} == expected
+    assert all(isinstance(net.get_submodule(n), LowRank) and net.get_submodule(n) is a for n, a in adapters.items())
+
+
+def test_it_learns_with_either_adapter(net):
+    x, y = torch.randn(64, 8), torch.randint(0, 3, (64,))
+    adarank.adapt(net, "lora", rank=4)
+    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=0.02)
+    losses = []
+    for _ in range(60):
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_scale_is_alpha_over_rank_and_alpha_defaults_to_twice_the_rank(net):
+    ranks = dict.fromkeys(ALL, 3) | {"layers.1.up": 5}
+    assert {a.scale for a in adarank.adapt(net, rank=ranks).values()} == {2.0}
+
+
+def test_alpha_given(net):
+    assert {a.scale for a in adarank.adapt(net, rank=4, alpha=6).values()} == {1.5}
+
+
+def test_a_rank_per_module(net):
+    wanted = {"layers.0.up": 1, "layers.2.down": 7}
+    adarank.adapt(net, rank=wanted, targets=list(wanted))
+    assert adarank.ranks(net) == wanted
+
+
+def test_parameter_counts_are_exact(net):
+    total = sum(p.numel() for p in net.parameters())
+    adapters = adarank.adapt(net, "svd", rank=4, train=["head"])
+    inside = 6 * 4 * (12 + 20 + 1)
+    counts = adarank.trainable_parameters(net)
+    assert counts == {
+        "total": total + inside,
+        "trainable": inside + 39,
+        "adapter": inside,
+        "kept": inside,
+        "other": 39,
+        "frozen": total - 39,
+    }
+    adapters["layers.0.up"].mask[:3] = False
+    assert adarank.trainable_parameters(net)["kept"] == inside - 3 * 33
+    assert adarank.ranks(net)["layers.0.up"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"targets": ["uo"]}, "targets='uo' matches no module; near names: up"),
+        ({"targets": "layers[.*"}, "neither a module's name nor a regular expression"),
+        ({"targets": ["layers"]}, "matches only ModuleList modules; valid: nn.Linear ones"),
+        ({"targets": []}, "targets=[] selects nothing"),
+        ({"rank": 0}, "rank=0 does not fit layers.0.up (12 → 20); valid: a whole number from 1 to 12"),
+        ({"rank": 13}, "rank=13 does not fit"),
+        ({"rank": 2.5}, "rank=2.5 does not fit"),
+        ({"rank": True}, "rank=True does not fit"),
+        ({"rank": {"layers.0.up": 2}}, "rank gives none for the target 'layers.0.down'"),
+        ({"rank": {**dict.fromkeys(ALL, 2), "layers.9.up": 2}}, "rank names 'layers.9.up', which is no target"),
+        ({"adapter": "lara"}, "adapter='lara' is not an adapter; valid: svd, lora"),
+        ({"alpha": 0}, "alpha=0 is no scale"),
+        ({"dropout": 1.0}, "dropout=1.0 is no probability"),
+        ({"init": "pizza"}, "init='pizza' is not an init; valid: default"),
+        ({"train": ["haed"]}, "train='haed' matches no module; near names: head"),
+    ],
+)
+def test_bad_arguments_are_refused_in_a_sentence_and_change_nothing(net, arguments, says):
+    with pytest.raises(SettingError) as error:
+        adarank.adapt(net, **{"rank": 2, **arguments})
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not any(isinstance(m, LowRank) for m in net.modules())
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_a_model_is_adapted_once(net):
+    adarank.adapt(net, rank=2)
+    with pytest.raises(SettingError, match="already has adapters"):
+        adarank.adapt(net, rank=2)
+
+
+def test_a_bare_linear_cannot_be_wrapped_in_place():
+    with pytest.raises(SettingError, match="put it inside a module"):
+        adarank.adapt(nn.Linear(4, 4), rank=2)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "deberta_v2", "llama"])
+def test_all_linear_reaches_the_blocks_of_real_architectures_and_nothing_else(architecture):
+    from adarank.harness.models import tiny
+
+    built = tiny(architecture, width=32, layers=2).build(2)
+    found = adarank.adapt(built.model, rank=2, targets="all-linear", train=built.head)
+    assert len(found) == 2 * (7 if architecture == "llama" else 6)
+    assert not any(word in name for name in found for word in ("embed", "pooler", "classifier", "score"))
+    out = built.model(**built.tokenizer(["a b", "c"], padding=True, return_tensors="pt")).logits
+    out.square().sum().backward()
+    assert all(p.grad is not None for a in found.values() for p in (a.Q, a.lam, a.P))

@@ -1,0 +1,156 @@
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+import adarank
+from adarank.bank import Bank
+
+
+def loss(net, seed=0):
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(seed))
+    return net(x.to(net.head.weight)).square().mean()
+
+
+@pytest.fixture
+def adapters(net):
+    """Different ranks, so that shapes differ in both dimensions."""
+    names = [f"layers.{i}.{n}" for i in range(3) for n in ("up", "down")]
+    found = adarank.adapt(net, rank=dict(zip(names, (2, 3, 2, 5, 4, 3), strict=True)), targets=names)
+    with torch.no_grad():
+        for adapter in found.values():
+            adapter.lam.copy_(torch.randn(adapter.rank))
+    return found
+
+
+def parameters(adapters):
+    return [p for a in adapters.values() for p in (a.Q, a.lam, a.P)]
+
+
+def in_bank(bank, tensor, flat):
+    start = flat.data_ptr()
+    return start <= tensor.data_ptr() < start + flat.numel() * flat.element_size()
+
+
+def test_values_and_the_model_s_function_do_not_change(net, adapters):
+    before, values = loss(net), [p.clone() for p in parameters(adapters)]
+    names = [n for n, _ in net.named_parameters()]
+    bank = Bank(adapters)
+    assert torch.equal(loss(net), before)
+    assert all(torch.equal(a, b) for a, b in zip(parameters(adapters), values, strict=True))
+    assert [n for n, _ in net.named_parameters()] == names
+    assert all(isinstance(p, nn.Parameter) and in_bank(bank, p, bank.weight) for p in parameters(adapters))
+    assert bank.weight.numel() == sum(p.numel() for p in parameters(adapters))
+    assert bank.triplets == 19
+    assert torch.equal(bank.lam, torch.cat([a.lam for a in adapters.values()]))
+    assert bank.module.tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5]
+    assert bank.cost.tolist() == [33] * 19
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_adopted_gradients_are_the_true_ones_in_both_forms_of_zero_grad(net, adapters, set_to_none, accumulation):
+    plain = deepcopy(net)
+    bank = Bank(adapters)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        for model in (net, plain):
+            for part in range(accumulation):
+                loss(model, part).backward()
+        bank.adopt()
+        bank.adopt()  # idempotent
+        for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
+            if ours.requires_grad:
+                assert in_bank(bank, ours.grad, bank.grad)
+                torch.testing.assert_close(ours.grad, theirs.grad)
+        with torch.no_grad():
+            for p in plain.parameters():
+                if p.grad is not None:
+                    p -= 0.1 * p.grad
+                    p.grad = None
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=set_to_none)
+
+
+def test_a_parameter_without_gradient_gets_a_zero_one(net, adapters):
+    bank = Bank(adapters)
+    loss(net).backward()
+    bank.adopt()
+    net.zero_grad()
+    (net.layers[2].up.Q.sum() * 2).backward()
+    bank.adopt()
+    assert adapters["layers.0.up"].Q.grad.abs().sum() == 0
+    assert bank.grad.sum() == 2 * adapters["layers.2.up"].Q.numel()
+
+
+def test_weights_that_moved_are_adopted_again(net, adapters):
+    bank = Bank(adapters)
+    net.to(torch.float64)
+    loss(net).backward()
+    bank.adopt()
+    assert bank.weight.dtype == torch.float64
+    assert all(in_bank(bank, p, bank.weight) and in_bank(bank, p.grad, bank.grad) for p in parameters(adapters))
+    adapters["layers.0.up"].Q.data = torch.ones(2, 12, dtype=torch.float64)
+    bank.adopt()
+    assert in_bank(bank, adapters["layers.0.up"].Q, bank.weight)
+    assert torch.equal(adapters["layers.0.up"].Q, torch.ones(2, 12, dtype=torch.float64))
+
+
+def test_a_copied_model_trains_apart_from_the_original(net, adapters):
+    bank = Bank(adapters)
+    copy = deepcopy(net)
+    with torch.no_grad():
+        copy.layers[0].up.Q.fill_(7)
+    assert not (bank.weight == 7).any()
+
+
+def test_state_dict_round_trip_keeps_every_tensor(net, adapters):
+    bank = Bank(adapters)
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    bank.weight.zero_()
+    net.load_state_dict(state)
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    assert all(in_bank(bank, p, bank.weight) for p in parameters(adapters))
+
+
+def test_triplet_sums_are_lam_plus_the_rows_means(net, adapters):
+    bank = Bank(adapters)
+    values = bank.weight.square()
+    expected = [
+        a.lam[i] ** 2 + a.Q[i].square().mean() + a.P[i].square().mean() for a in adapters.values() for i in range(a.rank)
+    ]
+    torch.testing.assert_close(bank.triplet_sums(values), torch.stack(expected))
+
+
+def test_blocks_hold_every_factor_once(net, adapters):
+    bank = Bank(adapters)
+    assert sum(b.weight.numel() for b in bank.blocks) == bank.weight.numel() - bank.triplets
+    for block in bank.blocks:
+        assert in_bank(bank, block.weight, bank.weight)
+        assert in_bank(bank, block.grad, bank.grad)
+    rows = {tuple(row.tolist()) for block in bank.blocks for m in block.weight for row in m}
+    assert rows == {tuple(row.tolist()) for a in adapters.values() for f in (a.Q, a.P) for row in f}
+
+
+def test_zero_pruned_survives_nan(net, adapters):
+    bank = Bank(adapters)
+    bank.mask[0] = False
+    bank.lam[0] = torch.nan
+    bank.zero_pruned()
+    assert adapters["layers.0.up"].lam[0] == 0
+    assert not adapters["layers.0.up"].mask[0]
+
+
+def test_lora_s_constant_lam_lies_in_the_bank_too(net):
+    adapters = adarank.adapt(net, "lora", rank=2)
+    bank = Bank(adapters)
+    loss(net).backward()
+    bank.adopt()
+    assert torch.equal(bank.lam, torch.ones(12))
+    assert adapters["layers.0.up"].P.grad.abs().sum() > 0
+
+
+def test_nothing_to_hold_is_refused():
+    with pytest.raises(adarank.SettingError, match="adapters is empty"):
+        Bank({})

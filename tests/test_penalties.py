@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+import adarank
+from adarank.bank import Bank
+from adarank.penalties import orthogonality, orthogonality_value
+
+
+@pytest.fixture
+def adapters(net):
+    net = net.double()
+    names = [f"layers.{i}.{n}" for i in range(3) for n in ("up", "down")]
+    return adarank.adapt(net, rank=dict(zip(names, (2, 3, 2, 5, 4, 3), strict=True)), targets=names)
+
+
+def written_out(adapters, gamma, squared):
+    norms = [
+        torch.linalg.norm(f @ f.T - torch.eye(a.rank, dtype=f.dtype)) for a in adapters.values() for f in (a.Q, a.P)
+    ]
+    if squared:
+        return gamma * sum(n**2 for n in norms)
+    return gamma / len(norms) * sum(norms)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("grad_scale", [None, 8.0, torch.tensor(8.0)])
+def test_the_closed_form_is_autograd_s_gradient(adapters, squared, grad_scale):
+    bank = Bank(adapters)
+    value = written_out(adapters, 0.3, squared)
+    factors = [f for a in adapters.values() for f in (a.Q, a.P)]
+    expected = torch.autograd.grad(value, factors)
+    torch.testing.assert_close(orthogonality_value(bank, 0.3, squared), value.detach())
+    for f in factors:
+        f.grad = torch.ones_like(f)
+    bank.adopt()
+    orthogonality(0.3)(bank, grad_scale, squared)
+    for f, g in zip(factors, expected, strict=True):
+        torch.testing.assert_close(f.grad, 1 + float(grad_scale or 1) * g)
+    assert all(not a.lam.grad.any() for a in adapters.values())
+
+
+def test_orthonormal_rows_have_no_gradient_and_no_nan(adapters):
+    with torch.no_grad():
+        for a in adapters.values():
+            for f in (a.Q, a.P):
+                f.copy_(torch.eye(*f.shape))
+    bank = Bank(adapters)
+    orthogonality(0.3)(bank, None, False)
+    assert torch.equal(bank.grad, torch.zeros_like(bank.grad))
+
+
+def test_gamma_0_adds_nothing_and_a_negative_one_is_refused(adapters):
+    bank = Bank(adapters)
+    orthogonality(0.0)(bank, None, False)
+    assert not bank.grad.any()
+    with pytest.raises(adarank.SettingError, match=r"penalty\.gamma=-1 is negative"):
+        orthogonality(-1)
