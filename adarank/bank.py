@@ -49,10 +49,10 @@ class Bank:
         kinds = {(a.Q.device, a.Q.dtype) for a in self.adapters}
         if len(kinds) > 1:
             raise SettingError(f"the adapters lie on several devices or in several dtypes ({kinds}); give them one")
-        device, dtype = kinds.pop()
+        device, _dtype = kinds.pop()
         order = range(len(self.adapters))
         by_shape = {
-            part: sorted(order, key=lambda i: getattr(self.adapters[i], part).shape[::-1])  # noqa: B023
+            part: sorted(order, key=lambda i: getattr(self.adapters[i], part).shape[::-1])
             for part in ("Q", "P")
         }
         entries = [(part, i) for part in ("Q", "lam", "P") for i in by_shape.get(part, order)]

@@ -122,7 +122,10 @@ class RankController:
                         f"the optimiser lacks {name}.{part}; build it after adarank.adapt, from every parameter of "
                         "the model with requires_grad"
                     )
-        if any(getattr(hook, "__self__", None).__class__ is RankController for hook in optimizer._optimizer_step_post_hooks.values()):
+        if any(
+            getattr(hook, "__self__", None).__class__ is RankController
+            for hook in optimizer._optimizer_step_post_hooks.values()
+        ):
             raise RuntimeError("another RankController is attached to this optimiser; use one controller per optimiser")
         self._optimizer = optimizer
         optimizer.register_step_pre_hook(self._before_step)
@@ -226,7 +229,9 @@ class RankController:
             here = self.bank.mask if name == "mask" else self.buffers[name]
             if tensor is None or tensor.shape != here.shape:
                 found = None if tensor is None else tuple(tensor.shape)
-                raise RuntimeError(f"the saved controller's {name} is {found}, this one's {tuple(here.shape)}: other adapters or score")
+                raise RuntimeError(
+                    f"the saved controller's {name} is {found}, this one's {tuple(here.shape)}: other adapters or score"
+                )
         self.bank.adopt()
         self.bank.mask.copy_(saved["mask"])
         for name, tensor in buffers.items():
@@ -239,4 +244,6 @@ class RankController:
             mask, bank = self.bank.mask.clone(), self.bank
             step, scores = saved["allocated"], saved["scores"].to(mask.device)
             budget, cost = self.schedule.budget(step), bank.cost[mask].sum()
-            self.last_allocation = Allocation(step, budget, mask.sum(), cost, scores, mask, bank.module, tuple(bank.names))
+            self.last_allocation = Allocation(
+                step, budget, mask.sum(), cost, scores, mask, bank.module, tuple(bank.names)
+            )

@@ -69,10 +69,12 @@ def cubic(initial: int, final: int, t_i: int, t_f: int, total: int, interval: in
 
 def check_steps(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int) -> None:
     """Raise SettingError, naming the setting, for a budget or phase that cannot be."""
-    if not 1 <= final:
+    if not final >= 1:
         raise SettingError(f"the final budget of {final} triplets is too small; valid: at least 1")
     if initial < final:
-        raise SettingError(f"the initial budget of {initial} triplets lies below the final one of {final}; valid: at least {final}")
+        raise SettingError(
+            f"the initial budget of {initial} triplets lies below the final one of {final}; valid: at least {final}"
+        )
     if total < 1:
         raise SettingError(f"train.steps={total} is no number of steps; valid: at least 1")
     for name, value, least in (("t_i", t_i, 0), ("t_f", t_f, 0), ("interval", interval, 1)):

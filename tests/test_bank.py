@@ -118,7 +118,9 @@ def test_triplet_sums_are_lam_plus_the_rows_means(net, adapters):
     bank = Bank(adapters)
     values = bank.weight.square()
     expected = [
-        a.lam[i] ** 2 + a.Q[i].square().mean() + a.P[i].square().mean() for a in adapters.values() for i in range(a.rank)
+        a.lam[i] ** 2 + a.Q[i].square().mean() + a.P[i].square().mean()
+        for a in adapters.values()
+        for i in range(a.rank)
     ]
     torch.testing.assert_close(bank.triplet_sums(values), torch.stack(expected))
 

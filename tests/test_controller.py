@@ -215,7 +215,7 @@ def test_a_state_without_a_controller_or_of_another_one_is_refused():
     plain = torch.optim.AdamW([p for g in optimizer.param_groups for p in g["params"]]).state_dict()
     with pytest.raises(RuntimeError, match="holds no RankController"):
         optimizer.load_state_dict(plain)
-    _, _, other, other_optimizer = setup(rank=3)
+    _, _, _other, other_optimizer = setup(rank=3)
     with pytest.raises(RuntimeError, match="the saved controller's mask is"):
         optimizer.load_state_dict(other_optimizer.state_dict())
     assert controller.step == 0

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ def test_it_starts_and_ends_exactly_and_never_rises(final, extra, t_i, middle, t
     budgets = [schedule.budget(t) for t in range(total)]
     assert set(budgets[: t_i + 1]) == {final + extra}
     assert set(budgets[total - t_f :]) == {final}
-    assert all(a >= b for a, b in zip(budgets, budgets[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(budgets))
     due = [t for t in range(total) if schedule.due(t)]
     assert set(range(total - t_f + 1, total)) <= set(due)
     assert all(t > t_i and (t % interval == 0 or t > total - t_f) for t in due)

@@ -38,7 +38,8 @@ def block_linears(model: nn.Module) -> list[str]:
     then every linear but the output embedding counts.
     """
     stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    get_output: Any = getattr(model, "get_output_embeddings", None)
+    output = get_output() if get_output else None
     linears = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not output]
     return [n for n in linears if any(n.startswith(s + ".") for s in stacks)] if stacks else linears
 
@@ -63,14 +64,18 @@ def find_targets(model: nn.Module, targets: Targets) -> list[str]:
         try:
             re.compile(wanted[0])
         except re.error as error:
-            raise SettingError(f"targets={targets!r} is neither a module's name nor a regular expression: {error}") from None
+            raise SettingError(
+                f"targets={targets!r} is neither a module's name nor a regular expression: {error}"
+            ) from None
     modules = {name: module for name, module in model.named_modules() if name}
     linears = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     for target in wanted:
         if not any(_matches(name, target, regex) for name in linears):
             other = {type(m).__name__ for n, m in modules.items() if _matches(n, target, regex)}
             if other:
-                raise SettingError(f"targets={target!r} matches only {', '.join(sorted(other))} modules; valid: nn.Linear ones")
+                raise SettingError(
+                    f"targets={target!r} matches only {', '.join(sorted(other))} modules; valid: nn.Linear ones"
+                )
             raise SettingError(f"targets={target!r} matches no module; near names: {near(target, linears)}")
     return [name for name in linears if any(_matches(name, target, regex) for target in wanted)]
 
@@ -100,7 +105,7 @@ def _ranks_for(names: Sequence[str], rank: int | Mapping[str, int]) -> dict[str,
 
 def _check_ranks(model: nn.Module, ranks: Mapping[str, int]) -> None:
     for name, rank in ranks.items():
-        module = model.get_submodule(name)
+        module: Any = model.get_submodule(name)
         limit = min(module.in_features, module.out_features)
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= limit:
             raise SettingError(

@@ -64,7 +64,9 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     write_adapter(tensors, description, folder)
 
 
-def write_adapter(tensors: Mapping[str, Tensor], description: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+def write_adapter(
+    tensors: Mapping[str, Tensor], description: Mapping[str, Any], folder: str | os.PathLike[str]
+) -> None:
     """Write what `adapter_state` returned."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -103,7 +105,9 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, 
     parameters = dict(model.named_parameters())
     for name in description["trained"]:
         if name not in parameters:
-            raise SettingError(f"{path} holds a trained {name}, which the model lacks; near names: {near(name, parameters)}")
+            raise SettingError(
+                f"{path} holds a trained {name}, which the model lacks; near names: {near(name, parameters)}"
+            )
         _check_shape(path, name, tuple(tensors[name].shape), tuple(parameters[name].shape))
 
     adapters = wrap(model, plan, description["dropout"])
@@ -139,7 +143,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _linear(model: nn.Module, name: str, path: Path) -> nn.Linear:
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     if name not in linears:
-        raise SettingError(f"{path} was made for another base: it adapts {name}, near names here: {near(name, linears)}")
+        raise SettingError(
+            f"{path} was made for another base: it adapts {name}, near names here: {near(name, linears)}"
+        )
     return linears[name]
 
 

@@ -1,0 +1,1 @@
+"""The laboratory: one run, from settings to a folder."""

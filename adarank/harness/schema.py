@@ -1,0 +1,94 @@
+"""The typed top level of a run's settings. Light to import: the command line answers before torch is loaded."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+class Retry(StrEnum):
+    none = "none"
+    failed = "failed"
+
+
+class Unit(StrEnum):
+    triplets = "triplets"
+
+
+class Compaction(StrEnum):
+    off = "off"
+
+
+class Mode(StrEnum):
+    exact = "exact"
+    original = "original"
+    paper = "paper"
+
+
+class Decay(StrEnum):
+    linear = "linear"
+    cosine = "cosine"
+    constant = "constant"
+
+
+class Precision(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+@dataclass
+class Train:
+    """Fields of type int | float are steps where whole, fractions of train.steps where between 0 and 1."""
+
+    lr: float = MISSING
+    steps: int = MISSING
+    batch_size: int = MISSING
+    accumulation: int = MISSING
+    warmup: int | float = MISSING
+    decay: Decay = MISSING
+    weight_decay: float = MISSING
+    clip: float = MISSING
+    eval_every: int | float = MISSING
+    log_every: int = MISSING
+    precision: Precision = MISSING
+
+
+@dataclass
+class Budget:
+    unit: Unit = MISSING
+
+
+@dataclass
+class Settings:
+    """Groups are untyped here: their schema is the signature of the function that their _target_ names."""
+
+    method: str = MISSING
+    rank: int = MISSING
+    init_rank: int | None = None
+    targets: str = MISSING
+    target_modules: list[str] | None = None
+    seed: int = MISSING
+    out: str = MISSING
+    tiny: bool = MISSING
+    force: bool = MISSING
+    retry: Retry = MISSING
+    compaction: Compaction = MISSING
+    mode: Mode = MISSING
+    budget: Budget = field(default_factory=Budget)
+    train: Train = field(default_factory=Train)
+    adapter: Any = None
+    init: Any = None
+    score: Any = None
+    allocator: Any = None
+    schedule: Any = None
+    penalty: Any = None
+    task: Any = None
+    model: Any = None
+    tracker: Any = None
+
+
+def register() -> None:
+    ConfigStore.instance().store(group="schema", name="run", node=Settings, package="_global_")

@@ -1,0 +1,1 @@
+"""Tasks: each loader is a plain function that returns a `base.Task`."""

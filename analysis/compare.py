@@ -1,0 +1,15 @@
+"""Compare the finished runs of a folder: a table for each model, task and targets, and the report.
+
+python analysis/compare.py OUT
+"""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script, sys.path[0] is analysis/: the repository's root belongs there
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from analysis.report import main
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:], show=True))

@@ -1,0 +1,83 @@
+"""Dev metric and training loss against the step: thin lines are seeds, the thick one their mean."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.load import number
+from analysis.plots import style
+from analysis.tables import Row, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def draw(table: Table, rows: Sequence[Row], metrics: Mapping[str, Records]) -> "Figure | None":
+    """The figure for `rows`; metrics: {run name: the records of its metrics.jsonl}. None without any record to draw."""
+    panels = [("dev", table.metric, f"{table.metric} on dev"), ("train", "loss", "training loss")]
+    series = {(split, key): [curves(row, metrics, split, key) for row in rows] for split, key, _ in panels}
+    if not any(curve for group in series.values() for curve in group):
+        return None
+    import matplotlib
+
+    looks = style.looks(table)
+    with matplotlib.rc_context(style.RC):
+        figure = style.figure(10.5, 4.4 + 0.25 * ((len(rows) + 2) // 3))
+        left, right = figure.subplots(1, 2)
+        for axes, (split, key, label) in zip((left, right), panels, strict=True):
+            for row, lines in zip(rows, series[split, key], strict=True):
+                _draw_row(axes, lines, style.plain(table.labels[row]), looks[row])
+            if not axes.has_data():
+                axes.text(0.5, 0.5, "no values recorded", transform=axes.transAxes, ha="center")
+                axes.set(xticks=[], yticks=[])
+            axes.set_xlabel("optimiser step")
+            axes.set_ylabel(label)
+        handles = {
+            label: line for axes in (left, right) for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(3, len(handles)), handlelength=3.5
+        )
+    return figure
+
+
+def curves(row: Row, metrics: Mapping[str, Records], split: str, key: str) -> list[NDArray[np.float64]]:
+    """One array [2, points] a seed: steps and values of `key` on `split`; a step written twice keeps its last value."""
+    result = []
+    for run in row.runs:
+        values = {}
+        for record in metrics.get(run.name, ()):
+            step, value = number(record.get("step")), number(record.get(key))
+            if record.get("split") == split and step is not None and value is not None:
+                values[step] = value
+        if values:
+            result.append(np.array(sorted(values.items())).T)
+    return result
+
+
+def mean_curve(lines: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The mean [2, points] over the seeds, at the steps that every seed has."""
+    values: dict[float, list[float]] = defaultdict(list)
+    for steps, heights in lines:
+        for step, height in zip(steps, heights, strict=True):
+            values[step].append(height)
+    common = sorted((step, float(np.mean(heights))) for step, heights in values.items() if len(heights) == len(lines))
+    return np.array(common).reshape(-1, 2).T
+
+
+def _draw_row(axes: "Axes", lines: Sequence[NDArray[np.float64]], label: str, look: Mapping[str, Any]) -> None:
+    if not lines:
+        return
+    if len(lines) > 1:
+        for steps, heights in lines:
+            axes.plot(steps, heights, color=look["color"], linestyle=look["linestyle"], linewidth=0.8, alpha=0.45)
+    steps, heights = mean_curve(lines)
+    axes.plot(
+        steps, heights, **look, linewidth=2.2, markersize=6, markevery=max(1, steps.size // 8), label=label
+    )  # fmt: skip

@@ -1,0 +1,53 @@
+"""Colours, lines and markers that stay apart for the colour-blind and in grey print."""
+
+from typing import TYPE_CHECKING, Any
+
+from analysis.tables import Row, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito 2008, without the yellow, which is too pale for lines on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 3)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+RC: dict[Any, Any] = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+}
+
+
+def looks(table: Table) -> dict[Row, dict[str, Any]]:
+    """A colour, a line style and a marker for every row, the same in all figures of the table.
+
+    Every row has its own where all are shown, else every method; they repeat after eight.
+    """
+    single = len(table.shown) == len(table.rows)
+    names = list(dict.fromkeys(table.labels[row] if single else row.method for row in table.rows))
+    places = {row: names.index(table.labels[row] if single else row.method) for row in table.rows}
+    return {
+        row: {
+            "color": COLOURS[place % len(COLOURS)],
+            "linestyle": LINES[place % len(LINES)],
+            "marker": MARKERS[place % len(MARKERS)],
+        }
+        for row, place in places.items()
+    }
+
+
+def figure(width: float, height: float) -> "Figure":
+    """An empty figure, sizes in inches, without pyplot's global state (and its second of import)."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plain(label: str) -> str:
+    """`label` as it is: a dollar sign in a setting must not start a formula."""
+    return label.replace("$", r"\$")

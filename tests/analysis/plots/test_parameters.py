@@ -1,0 +1,78 @@
+import pytest
+
+from analysis.load import read_runs
+from analysis.plots import parameters
+from analysis.plots.labels import text_box
+from analysis.tables import tables
+
+
+def drawn(out):
+    (table,) = tables(read_runs(out))
+    return table, parameters.draw(table)
+
+
+def test_points_bars_and_labels(quickstart):
+    table, figure = drawn(quickstart)
+    axes = figure.axes[0]
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlabel() == "parameters kept beyond the frozen base (log scale)"
+    assert axes.get_ylabel() == "accuracy on test, mean and 95% t interval"
+    assert [text.get_text() for text in axes.texts] == ["full", "lora 8", "adalora 12 → 8"]
+    for row, text, bars in zip(table.rows, axes.texts, axes.containers, strict=True):
+        assert text.xy == (row.kept, row.mean)
+        (segment,) = bars.lines[2][0].get_segments()
+        assert segment[:, 1] == pytest.approx([row.mean - row.half_width, row.mean + row.half_width])
+
+
+def test_one_seed_has_no_bar(tmp_path, write_quickstart):
+    _, figure = drawn(write_quickstart(tmp_path / "runs", seeds=1))
+    assert not figure.axes[0].collections
+
+
+@pytest.mark.parametrize("layout", ["quickstart", "crowd", "coincident"])
+def test_no_label_covers_another_a_point_or_a_bar(tmp_path, write_run, write_quickstart, layout):
+    out = tmp_path / "runs"
+    if layout == "quickstart":
+        write_quickstart(out, seeds=3)
+    elif layout == "crowd":
+        write_quickstart(out, seeds=4, ranks=(4, 8, 16))
+    else:
+        for method in ("lora", "adalora", "sora", "uniform", "random"):
+            for seed in range(2):
+                parameters_ = {"total": 10**7, "trainable": 10**5, "adapter": 10**5, "kept": 10**5}
+                write_run(out, method, seed, metric__test=0.7 + 0.01 * seed, parameters=parameters_)
+    _, figure = drawn(out)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    boxes = [text_box(text) for text in axes.texts]
+    inside = axes.get_window_extent()
+    for place, box in enumerate(boxes):
+        assert inside.x0 <= box.x0
+        assert box.x1 <= inside.x1
+        assert inside.y0 <= box.y0
+        assert box.y1 <= inside.y1
+        assert not box.count_overlaps(boxes[:place])
+        for line in axes.get_lines():
+            assert not any(box.contains(*point) for point in axes.transData.transform(line.get_xydata()))
+        for bars in axes.collections:
+            for path in bars.get_paths():
+                assert not axes.transData.transform_path(path).intersects_bbox(box, filled=False)
+
+
+def test_many_rows_get_a_legend_of_methods(tmp_path, write_quickstart):
+    table, figure = drawn(write_quickstart(tmp_path / "runs", seeds=1, ranks=(2, 4, 8, 16)))
+    assert len(figure.axes[0].containers) == len(table.rows) == 9
+    assert len(figure.axes[0].texts) == 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["full", "lora", "adalora"]
+
+
+def test_nothing_to_draw_without_counts(tmp_path, write_run):
+    write_run(tmp_path, "lora", 0, parameters=None)
+    assert drawn(tmp_path)[1] is None
+
+
+def test_a_dollar_in_a_setting_is_drawn_as_it_is(tmp_path, write_run):
+    for name in ("a$b$", r"c$\frac$"):
+        write_run(tmp_path, "lora", 0, config={"task_path": name})
+    _, figure = drawn(tmp_path)
+    assert [text.get_text().count(r"\$") for text in figure.axes[0].texts] == [2, 2]

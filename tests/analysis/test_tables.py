@@ -1,0 +1,179 @@
+import pytest
+
+from analysis import cells
+from analysis.load import read_runs
+from analysis.tables import relative_time, tables
+
+
+def only(out):
+    (table,) = tables(read_runs(out))
+    return table
+
+
+def column(table, name):
+    place = cells.header(table).index(name)
+    return [cells.cells(table, row)[place] for row in table.rows]
+
+
+def test_the_quickstart_table(quickstart):
+    table = only(quickstart)
+    assert table.title == "minilm_l6, rotten_tomatoes, targets all"
+    assert column(table, "method") == ["full", "lora", "adalora"]
+    assert column(table, "train.lr") == ["0.0001", "0.002", "0.01"]
+    assert column(table, "mean rank") == ["–", "8", "12 → 8"]
+    assert column(table, "triplets") == ["–", "288", "288"]
+    assert column(table, "trainable") == ["22,713,986", "332,834", "498,866"]
+    assert column(table, "n") == ["2", "2", "2"]
+    assert column(table, "÷ LoRA") == ["1.40×", "1.00×", "1.24×"]
+    assert column(table, "peak, MiB") == ["812"] * 3
+
+
+def test_kept_is_what_a_finished_model_needs(tmp_path, write_run):
+    write_run(tmp_path, "adalora", 0, parameters={"total": 9000, "trainable": 1500, "adapter": 1000, "kept": 700})
+    write_run(tmp_path, "full", 0, parameters={"total": 9000, "trainable": 9000, "adapter": 0, "kept": 0})
+    assert column(only(tmp_path), "kept") == ["9,000", "1,200"]
+
+
+def test_seeds_are_averaged_with_a_t_interval(tmp_path, write_run):
+    for seed, score in enumerate((0.70, 0.72, 0.77)):
+        write_run(tmp_path, "lora", seed, metric__test=score, metric__best=score + 0.1, time__step_ms=100.0 + seed**3)
+    (row,) = only(tmp_path).rows
+    assert row.mean == pytest.approx(0.73)
+    assert row.half_width == pytest.approx(4.302653 * 0.0360555 / 3**0.5, rel=1e-5)
+    assert row.best == pytest.approx(0.83)
+    assert row.step_ms == 101.0
+    assert row.scores == {0: 0.70, 1: 0.72, 2: 0.77}
+
+
+def test_one_seed_has_no_interval(tmp_path, write_run):
+    write_run(tmp_path, "lora", 0, metric__test=0.7)
+    assert column(only(tmp_path), "accuracy, test") == ["0.7000 (no interval)"]
+
+
+def test_missing_numbers_are_blank_never_nan(tmp_path, write_run):
+    write_run(tmp_path, "lora", 0, parameters=None, time={"step_ms": float("nan")}, memory=None)
+    table = only(tmp_path)
+    printed = cells.as_text(table)
+    assert "nan" not in printed.lower()
+    assert "None" not in printed
+    for name in ("trainable", "kept", "step, ms", "÷ LoRA", "peak, MiB"):
+        assert column(table, name) == ["–"]
+
+
+def test_different_metrics_and_splits_never_share_a_table(tmp_path, write_run):
+    write_run(tmp_path, "lora", 0)
+    write_run(tmp_path, "lora", 1, metric__name="matthews", metric__test=-0.2)
+    write_run(tmp_path, "lora", 2, metric__test=None)
+    found = tables(read_runs(tmp_path))
+    assert [(table.metric, table.split, len(table.rows[0].scores)) for table in found] == [
+        ("accuracy", "dev", 1),
+        ("accuracy", "test", 1),
+        ("matthews", "test", 1),
+    ]
+    assert cells.header(found[0])[-6] == "accuracy, last dev"
+    assert column(found[2], "matthews, test") == ["-0.2000 (no interval)"]
+
+
+def test_a_renamed_folder_is_not_averaged_with_another_method(tmp_path, write_run):
+    write_run(tmp_path / "a", "lora", 0).rename(tmp_path / "a" / "mine-s0")
+    write_run(tmp_path / "b", "adalora", 1).rename(tmp_path / "b" / "mine-s1")
+    assert [row.method for row in only(tmp_path).rows] == ["lora", "adalora"]
+
+
+def test_a_method_without_targets_stands_in_every_table(tmp_path, write_run):
+    write_run(tmp_path, "full", 0, targets="qv")
+    for targets in ("qv", "all"):
+        write_run(tmp_path, "lora", 0, targets=targets, config={"targets": targets})
+    found = tables(read_runs(tmp_path))
+    assert [(table.targets, [row.method for row in table.rows]) for table in found] == [
+        ("all", ["full", "lora"]),
+        ("qv", ["full", "lora"]),
+    ]
+
+
+def test_settings_are_shown_where_they_vary(tmp_path, write_run):
+    for clip in (0.5, 1.0):
+        write_run(tmp_path, "lora", 0, config={"train.clip": clip, "penalty.gamma": 0.0, "out": f"runs{clip}"})
+        write_run(tmp_path, "adalora", 0, config={"train.clip": clip, "penalty.gamma": 0.1, "schedule.t_i": clip / 10})
+    table = only(tmp_path)
+    # gamma differs only between the methods, out has no effect; the learning rate is a term of the comparison
+    assert table.settings == ("train.lr", "schedule.t_i", "train.clip")
+    assert sorted(table.labels.values()) == [
+        "adalora 12 → 8, t_i 0.05, clip 0.5",
+        "adalora 12 → 8, t_i 0.1, clip 1",
+        "lora 8, clip 0.5",
+        "lora 8, clip 1",
+    ]
+
+
+def test_rows_are_in_order_of_rank_and_labels_are_unique(tmp_path, write_quickstart):
+    table = only(write_quickstart(tmp_path / "runs", seeds=1, ranks=(16, 4, 8)))
+    expected = ["full", "lora 4", "lora 8", "lora 16", "adalora 6 → 4", "adalora 12 → 8", "adalora 24 → 16"]
+    assert [table.labels[row] for row in table.rows] == expected
+
+
+def test_rows_alike_in_everything_shown_are_told_apart_by_their_hash(tmp_path, write_run):
+    for digest in ("aaaaaaaa", "bbbbbbbb"):
+        write_run(tmp_path, "lora", 0, digest=digest)
+    assert sorted(only(tmp_path).labels.values()) == ["lora 8 (lora-aaaaaaaa)", "lora 8 (lora-bbbbbbbb)"]
+
+
+def test_the_reference_has_the_same_rank_and_is_the_best_on_dev(tmp_path, write_run):
+    for rank, lr, best, ms in ((4, 1e-3, 0.9, 10.0), (8, 1e-3, 0.7, 20.0), (8, 5e-3, 0.8, 40.0)):
+        write_run(tmp_path, "lora", 0, rank, config={"train.lr": lr}, metric__best=best, time__step_ms=ms)
+    write_run(tmp_path, "adalora", 0, 8, time__step_ms=60.0)
+    table = only(tmp_path)
+    (row,) = [row for row in table.rows if row.method == "adalora"]
+    assert table.labels[table.references[row]] == "lora 8, lr 0.005"
+    assert relative_time(row, table.references[row]) == pytest.approx(1.5)
+
+
+def test_times_on_different_devices_are_not_compared(tmp_path, write_run):
+    write_run(tmp_path, "lora", 0)
+    write_run(tmp_path, "adalora", 0, device="cuda")
+    table = only(tmp_path)
+    assert column(table, "÷ LoRA") == ["1.00×", "–"]
+    assert any("different or unknown devices" in note for note in cells.notes(table))
+    assert "Device: cpu; cuda." in cells.notes(table)
+
+
+def test_times_on_an_unknown_device_are_not_compared(tmp_path, write_run):
+    for method in ("lora", "adalora"):
+        write_run(tmp_path, method, 0, device=None)
+    table = only(tmp_path)
+    assert column(table, "÷ LoRA") == ["–", "–"]
+    assert "Device: unknown." in cells.notes(table)
+
+
+def test_without_lora_the_table_says_so(tmp_path, write_run):
+    write_run(tmp_path, "sora", 0)
+    table = only(tmp_path)
+    assert column(table, "÷ LoRA") == ["–"]
+    assert any("no LoRA run" in note for note in cells.notes(table))
+    assert cells.verdict_lines(table) == []
+
+
+def test_notes_tell_a_missed_budget_other_recipes_and_a_missing_config(tmp_path, write_run):
+    write_run(tmp_path, "adalora", 0, rank__budget_triplets=280)
+    (write_run(tmp_path, "lora", 0, recipe=2) / "config.yaml").unlink()
+    notes = cells.notes(only(tmp_path))
+    assert "adalora 12 → 8 kept 288 triplets; its budget was 280." in notes
+    assert "The runs were made by different recipes of the code: 1, 2." in notes
+    assert any("config.yaml" in note for note in notes)
+
+
+def test_many_rows_leave_the_best_of_each_method_to_the_figures(tmp_path, write_quickstart):
+    table = only(write_quickstart(tmp_path / "runs", seeds=1, ranks=(2, 4, 8, 16)))
+    assert len(table.rows) == 9
+    assert [row.method for row in table.shown] == ["full", "lora", "adalora"]
+    for row in table.shown:
+        assert row.best == max(other.best for other in table.rows if other.method == row.method)
+
+
+def test_adaptive_means_that_ranks_moved(quickstart):
+    assert [row.adaptive for row in only(quickstart).rows] == [False, False, True]
+
+
+def test_the_text_is_aligned(quickstart):
+    lines = cells.as_text(only(quickstart)).splitlines()
+    assert len({len(line) for line in lines[2:7]}) == 1

@@ -1,0 +1,91 @@
+import pytest
+
+from analysis.load import read_runs
+from analysis.tables import tables
+from analysis.verdicts import verdicts
+
+
+def judge(out):
+    (table,) = tables(read_runs(out))
+    return {table.labels[verdict.row]: verdict for verdict in verdicts(table)}
+
+
+def pair(out, write_run, gains, method="adalora", base=0.7, **changes):
+    """LoRA and `method`, one seed for each gain."""
+    for seed, gain in enumerate(gains):
+        write_run(out, "lora", seed, metric__test=base + 0.01 * seed, **changes)
+        write_run(out, method, seed, metric__test=base + 0.01 * seed + gain, **changes)
+
+
+CLEAR = [0.020, 0.022, 0.018, 0.021, 0.019, 0.023]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_few_seeds_decide_nothing_however_clear(tmp_path, write_run, n):
+    pair(tmp_path, write_run, CLEAR[:n])
+    verdict = judge(tmp_path)["adalora 12 → 8"]
+    assert verdict.text == f"cannot be decided with {n} pairs"
+    assert f"p = {2 / 2**n:.3g}" in verdict.detail
+
+
+def test_identical_scores_of_few_seeds_are_not_called_equivalent(tmp_path, write_run):
+    pair(tmp_path, write_run, [0.0, 0.0, 0.0])
+    assert judge(tmp_path)["adalora 12 → 8"].text == "cannot be decided with 3 pairs"
+
+
+def test_six_clear_pairs_decide(tmp_path, write_run):
+    pair(tmp_path, write_run, CLEAR)
+    verdict = judge(tmp_path)["adalora 12 → 8"]
+    assert verdict.text == "adalora better"
+    assert "+0.0205" in verdict.detail
+    assert "p 0.0312" in verdict.detail
+
+
+def test_lora_can_be_the_better_one(tmp_path, write_run):
+    pair(tmp_path, write_run, [-gain for gain in CLEAR], method="sora")
+    assert judge(tmp_path)["sora 12 → 8"].text == "lora better"
+
+
+def test_where_lower_is_better_the_sign_turns_and_nothing_is_equivalent(tmp_path, write_run):
+    pair(tmp_path / "a", write_run, CLEAR, metric__higher_is_better=False)
+    assert judge(tmp_path / "a")["adalora 12 → 8"].text == "lora better"
+    pair(tmp_path / "b", write_run, [0.0] * 6, metric__higher_is_better=False)
+    assert judge(tmp_path / "b")["adalora 12 → 8"].text == "cannot be decided with 6 pairs"
+
+
+def test_small_differences_are_equivalent_by_tost(tmp_path, write_run):
+    pair(tmp_path, write_run, [0.001, -0.001, 0.002, 0.0, -0.002, 0.001])
+    assert judge(tmp_path)["adalora 12 → 8"].text == "equivalent"
+
+
+def test_noise_is_neither_better_nor_equivalent(tmp_path, write_run):
+    pair(tmp_path, write_run, [0.02, -0.015, 0.01, -0.02, 0.012, 0.005])
+    assert judge(tmp_path)["adalora 12 → 8"].text == "cannot be decided with 6 pairs"
+
+
+def test_no_margin_off_the_unit_scale(tmp_path, write_run):
+    pair(tmp_path, write_run, [0.001, -0.001, 0.002, 0.0, -0.002, 0.001], base=70.0)
+    assert judge(tmp_path)["adalora 12 → 8"].text == "cannot be decided with 6 pairs"
+
+
+def test_holm_counts_all_comparisons_of_the_table(tmp_path, write_run):
+    pair(tmp_path, write_run, CLEAR)
+    for seed in range(6):  # with two comparisons 2/2**6 · 2 is above 5%
+        write_run(tmp_path, "sora", seed, metric__test=0.6 + 0.03 * seed)
+    verdict = judge(tmp_path)["adalora 12 → 8"]
+    assert verdict.text == "cannot be decided with 6 pairs"
+    assert "Holm 0.0625" in verdict.detail
+
+
+def test_only_common_seeds_are_paired(tmp_path, write_run):
+    pair(tmp_path, write_run, CLEAR)
+    write_run(tmp_path, "lora", 7, metric__test=0.1)
+    write_run(tmp_path, "adalora", 8, metric__test=0.9)
+    assert "+0.0205" in judge(tmp_path)["adalora 12 → 8"].detail
+
+
+def test_no_common_seed(tmp_path, write_run):
+    write_run(tmp_path, "lora", 0)
+    write_run(tmp_path, "full", 1)
+    verdict = judge(tmp_path)["full"]
+    assert (verdict.text, verdict.detail) == ("cannot be decided with 0 pairs", "no common seed")

@@ -1,0 +1,283 @@
+"""The command line as a user types it: real processes, tiny runs."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from adarank.harness.app import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def inside(*arguments, status=0):
+    """The same command in this process, which spares a start; (stdout, stderr)."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["run.py", *map(str, arguments)])
+        patch.setenv("HYDRA_FULL_ERROR", "1")
+        found = main()
+    assert found == status, out.getvalue() + err.getvalue()
+    return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def run(*arguments, cwd=ROOT, status=0, analysis=False):
+    script = ROOT / ("analysis/compare.py" if analysis else "experiments/run.py")
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def summaries(out: Path):
+    found = {p.parent.name: json.loads(p.read_text()) for p in sorted(out.glob("*/summary.json"))}
+    return found
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A tiny sweep of every method over two ranks and two seeds, run once, from another directory."""
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    done = run("-m", "method=full,lora,adalora", "rank=4,8", "seed=0,1", "tiny=true", f"out={out}", cwd=elsewhere)
+    assert not list(elsewhere.iterdir())
+    return out, done
+
+
+def test_a_sweep_makes_one_run_for_each_distinct_setting(sweep):
+    out, done = sweep
+    found = summaries(out)
+    assert len(found) == 10  # full fine-tuning has no rank: two of its four jobs are the other two
+    assert done.stdout.count("finished already") == 2
+    assert {s["status"] for s in found.values()} == {"finished"}
+    names = [name.rpartition("-s")[0] for name in found]
+    assert len(set(names)) == 5
+    assert all(name.startswith(found[folder]["method"]) for name, folder in zip(names, found, strict=True))
+
+
+def test_run_again_it_repeats_none_and_rewrites_nothing(sweep):
+    out, _ = sweep
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.parent != out}
+    done = inside("-m", "method=lora,adalora", "rank=4,8", "seed=0,1", "tiny=true", f"out={out}")
+    assert done.stdout.count("finished already") == 8
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.parent != out} == before
+
+
+def test_the_budget_is_met_exactly_and_every_count_is_exact(sweep):
+    for summary in summaries(sweep[0]).values():
+        rank, counts = summary["rank"], summary["parameters"]
+        if summary["method"] == "full":
+            assert rank is None
+            assert counts["trainable"] == counts["total"]
+            continue
+        assert sum(rank["final"].values()) == rank["budget_triplets"] == rank["budget"] * len(rank["final"])
+        assert len(rank["final"]) == 12
+        assert summary["scale"] == 2.0
+        if summary["method"] == "lora":
+            assert rank["initial"] == rank["budget"]
+            assert counts["kept"] == counts["adapter"]
+        else:
+            assert rank["initial"] == -(-3 * rank["budget"] // 2)
+            assert counts["kept"] < counts["adapter"]
+            assert len(set(rank["final"].values())) > 1
+
+
+def test_a_run_s_folder_holds_what_the_house_says(sweep):
+    out, _ = sweep
+    for name, summary in summaries(out).items():
+        folder = out / name
+        config = (folder / "config.yaml").read_text()
+        for key in ("method", "rank", "seed", "targets"):
+            assert f"\n{key}: " in "\n" + config
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert {line["split"] for line in lines} == {"train", "dev", "test"}
+        assert all({"step", "split"} <= line.keys() for line in lines)
+        metric = summary["metric"]
+        dev = [line[metric["name"]] for line in lines if line["split"] == "dev"]
+        assert metric["last"] == dev[-1]
+        assert metric["best"] in dev
+        assert metric["test"] == lines[-1][metric["name"]]
+        status = json.loads((folder / "status.json").read_text())
+        assert status["state"] == "finished"
+        assert status["step"] == summary["steps"] == 12
+        assert summary["time"]["step_ms"] > 0
+        assert (folder / ("checkpoint" if summary["method"] == "full" else "adapter")).is_dir()
+
+
+def test_allocations_are_recorded_step_by_step(sweep):
+    out, _ = sweep
+    for name, summary in summaries(out).items():
+        if summary["method"] != "adalora":
+            continue
+        records = [json.loads(line) for line in (out / name / "allocations.jsonl").read_text().splitlines()]
+        assert records[-1]["ranks"] == summary["rank"]["final"]
+        assert len(records) > 3
+        for record in records:
+            assert record["kept"] == record["budget"] == sum(record["ranks"].values())
+            assert all(q == sorted(q) and len(q) == 5 for q in record["score_quantiles"].values())
+        budgets = [r["budget"] for r in records]
+        assert budgets == sorted(budgets, reverse=True)
+        assert records[-1]["parameters"] == summary["parameters"]["kept"]
+
+
+def test_best_of_an_adaptive_run_is_at_the_final_budget(sweep):
+    for summary in summaries(sweep[0]).values():
+        if summary["method"] == "adalora":
+            assert summary["metric"]["best_step"] >= 12 - 0.3 * 12
+
+
+def test_every_method_sees_the_same_head_and_order(sweep):
+    """Before anything is learned, all methods compute the same: λ or B is 0, the head is drawn alike."""
+    out, _ = sweep
+    first = {}
+    for name, summary in summaries(out).items():
+        line = json.loads((out / name / "metrics.jsonl").read_text().splitlines()[0])
+        first.setdefault(summary["seed"], []).append(line["loss"])
+    for losses in first.values():
+        assert max(losses) - min(losses) < 0.2
+
+
+def test_a_saved_adapter_reloads_to_the_same_logits_and_merges(sweep):
+    import torch
+
+    import adarank
+    from adarank.harness.models import tiny
+
+    out, _ = sweep
+    name = next(n for n, s in summaries(out).items() if s["method"] == "adalora")
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        built = tiny("bert").build(2)
+        adarank.load_adapter(built.model.eval(), out / name / "adapter")
+        models.append(built.model)
+    inputs = built.tokenizer(["a fine film", "dull"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        before = models[0](**inputs).logits
+        assert torch.equal(models[1](**inputs).logits, before)
+        assert sum(adarank.ranks(models[0]).values()) == summaries(out)[name]["rank"]["budget_triplets"]
+        adarank.merge(models[0])
+        torch.testing.assert_close(models[0](**inputs).logits, before, rtol=1e-5, atol=1e-6)
+
+
+def test_compare_reads_the_sweep(sweep):
+    out, _ = sweep
+    done = run(out, analysis=True)
+    assert done.stdout.strip().endswith("report/index.html")
+    assert all(method in done.stdout for method in ("full", "lora", "adalora"))
+
+
+def test_a_run_s_seed_and_settings_decide_its_result(tmp_path):
+    for folder in ("a", "b"):
+        inside("method=adalora", "tiny=true", "rank=4", f"out={tmp_path / folder}")
+    a, b = ([json.loads(x) for x in next((tmp_path / f).glob("*/metrics.jsonl")).read_text().splitlines()] for f in "ab")
+    assert a == b
+
+
+def test_accumulation_gives_the_result_of_one_large_batch(tmp_path):
+    inside("method=full", "tiny=true", "train.batch_size=8", f"out={tmp_path / 'a'}", "train.steps=4", "train.log_every=1")
+    inside(
+        "method=full", "tiny=true", "train.batch_size=4", "train.accumulation=2", f"out={tmp_path / 'b'}", "train.steps=4",
+        "train.log_every=1",
+    )  # fmt: skip
+    lines = []
+    for folder in ("a", "b"):
+        text = next((tmp_path / folder).glob("*/metrics.jsonl")).read_text()
+        lines.append([json.loads(x)["loss"] for x in text.splitlines() if '"train"' in x])
+    assert lines[0][0] == pytest.approx(lines[1][0], rel=0.05)  # dropout differs, the rows do not
+
+
+def test_the_effective_schedule_is_printed(tmp_path):
+    done = inside("method=adalora", "tiny=true", "rank=4", "schedule.t_i=2", "schedule.interval=1", f"out={tmp_path}")
+    line = next(x for x in done.stdout.splitlines() if "budget in triplets over 12 modules" in x)
+    assert "72 at step 0" in line
+    assert "48 at step 11; 6 allocations" in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["rnak=8"], "rnak=8: there is no setting rnak; near names: rank"),
+        (["rank=4.5"], "rank=4.5 is not of the right type; valid: a whole number"),
+        (["method=adalroa"], "method=adalroa is not there; near names: adalora"),
+        (["method=lora,full"], "add -m to sweep over them"),
+        (["method=lora", "score.beta1=0.9"], "score.beta1=0.9 has no effect: score is none here"),
+        (["method=lora", "score=adalora"], "score has no effect with method=lora"),
+        (["tiny=true", "rank=0"], "rank=0 is out of range; valid: at least 1"),
+        (["tiny=true", "method=lora", "rank=500"], "rank=500 is larger than the smaller side of"),
+        (["tiny=true", "rank=100"], "init_rank=150 is larger than the smaller side of"),
+        (["tiny=true", "init_rank=4"], "init_rank=4 lies below rank=8"),
+        (["tiny=true", "schedule.t_i=6", "schedule.t_f=6"], "schedule.t_i=6 plus schedule.t_f=6 leave none of the 12 steps"),
+        (["tiny=true", "schedule.t_f=0", "schedule.interval=100"], "would never apply the final budget"),
+        (["tiny=true", "penalty.gamma=-1"], "penalty.gamma=-1 is negative; valid: a number of at least 0"),
+        (["tiny=true", "score.beta1=2"], "score.beta1=2 is no smoothing factor"),
+        (["tiny=true", "targets=modules", "target_modules=[qurey]"], "'qurey' matches no module; near names:"),
+        (["tiny=true", "adapter.dropout=1"], "dropout=1 is no probability"),
+        (["task=files", "task.path=/nowhere/at/all"], "task.path=/nowhere/at/all"),
+        (["model=local", "model.path=/nowhere"], "model.path=/nowhere holds no config.json"),
+        (["model=hub", "model.name=nobody/nothing"], "model.name=nobody/nothing could not be loaded"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence_status_2_and_no_folder(tmp_path, overrides, says):
+    done = inside(*overrides, f"out={tmp_path / 'out'}", status=2)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_in_a_process_of_its_own(tmp_path):
+    done = run("tiny=true", "rank=0", f"out={tmp_path / 'out'}", status=2)
+    assert done.stderr == "error: rank=0 is out of range; valid: at least 1\n"
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("multirun", [[], ["-m"]])
+def test_an_out_folder_that_cannot_be_written(tmp_path, multirun):
+    (tmp_path / "file").write_text("")
+    done = inside(*multirun, "tiny=true", "method=lora", f"out={tmp_path / 'file' / 'out'}", status=2)
+    assert f"{tmp_path / 'file'}" in done.stderr
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_diverged_run_ends_with_one_sentence_and_is_run_again_on_request_only(tmp_path):
+    command = ["method=full", "tiny=true", "train.lr=1e30", "train.clip=0", "train.decay=constant", f"out={tmp_path}"]
+    done = inside(*command, status=1)
+    assert "error: full-s0 diverged: the loss became" in done.stderr
+    folder = next(p for p in tmp_path.iterdir() if p.is_dir())
+    assert json.loads((folder / "status.json").read_text())["state"] == "diverged"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "diverged"
+    assert summary["error"].startswith("the loss became")
+    assert "retry=failed runs it again" in inside(*command, status=1).stderr
+    assert "the loss became" in inside(*command, "retry=failed", status=1).stderr
+
+
+def test_one_bad_job_does_not_end_a_sweep(tmp_path):
+    done = inside("-m", "method=lora", "rank=500,4", "tiny=true", f"out={tmp_path}", status=2)
+    assert "rank=500 is larger than the smaller side" in done.stderr
+    assert len(summaries(tmp_path)) == 1
+
+
+def test_cfg_job_answers_without_importing_torch():
+    code = (
+        "import sys; sys.path.insert(0, '.'); sys.argv = ['run.py', '--cfg', 'job'];"
+        "from adarank.harness.app import main; main(); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip().endswith("False")
+    assert "method: adalora" in done.stdout

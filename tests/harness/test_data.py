@@ -1,0 +1,49 @@
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adarank.harness.data import collate, encode, evaluation_order, training_order
+from adarank.harness.models import byte_tokenizer
+from adarank.harness.tasks.base import Split
+
+
+def encoded(texts, pair=None, max_length=16):
+    return encode(Split(texts, pair, np.arange(len(texts))), byte_tokenizer(), max_length)
+
+
+@given(rows=st.integers(1, 50), batch=st.integers(1, 70), seed=st.integers(0, 5))
+def test_every_epoch_sees_every_row_once_and_every_batch_is_full(rows, batch, seed):
+    order = training_order(rows, batch, seed)
+    seen = np.concatenate([next(order) for _ in range(-(-3 * rows // batch))])
+    assert len(seen) % batch == 0
+    for epoch in range(3):
+        assert sorted(seen[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
+
+
+def test_the_order_depends_on_the_seed_alone():
+    first, again, other = training_order(40, 8, 0), training_order(40, 8, 0), training_order(40, 8, 1)
+    torch.rand(5)
+    assert all((next(first) == next(again)).all() for _ in range(20))
+    assert (next(training_order(40, 8, 0)) != next(other)).any()
+
+
+def test_batches_are_padded_to_their_longest_row_only():
+    rows = encoded(["a", "abc", "abcdefgh"])
+    inputs, labels = collate(rows, np.array([1, 0]), torch.device("cpu"))
+    assert inputs["input_ids"].shape == (2, 5)
+    assert inputs["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
+    assert inputs["input_ids"][1, 3:].tolist() == [rows.pad["input_ids"]] * 2
+    assert labels.tolist() == [1, 0]
+
+
+def test_pairs_are_cut_to_max_length():
+    rows = encoded(["abcdef" * 10], ["xyz"], max_length=12)
+    assert len(rows.tokens["input_ids"][0]) == 12
+
+
+def test_evaluation_covers_every_row_once_sorted_by_length():
+    rows = encoded(["a" * n for n in (3, 9, 1, 7, 5)])
+    order = np.concatenate(evaluation_order(rows, 2))
+    assert sorted(order) == list(range(5))
+    assert order.tolist() == [1, 3, 4, 0, 2]

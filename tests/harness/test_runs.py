@@ -1,0 +1,118 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from adarank.errors import RunFailed, SettingError
+from adarank.harness import runs
+
+CONSUMERS = {"train": {"lr": 0.001, "steps": 10}, "adapter": {"rank": 8}, "score": None}
+
+
+def test_identity_follows_content_and_not_order():
+    assert runs.digest(CONSUMERS) == runs.digest(dict(reversed(CONSUMERS.items())))
+    changed = {**CONSUMERS, "train": {"lr": 0.002, "steps": 10}}
+    assert runs.digest(CONSUMERS) != runs.digest(changed)
+
+
+def test_the_recipe_is_part_of_the_identity(monkeypatch):
+    before = runs.digest(CONSUMERS)
+    monkeypatch.setattr(runs, "RECIPE", runs.RECIPE + 1)
+    assert runs.digest(CONSUMERS) != before
+
+
+def test_seeds_of_one_configuration_share_the_hash(tmp_path):
+    names = {runs.run_folder(str(tmp_path), "lora", CONSUMERS, seed).name.rpartition("-s")[0] for seed in range(3)}
+    assert names == {f"lora-{runs.digest(CONSUMERS)}"}
+
+
+def status(folder, state, **changes):
+    folder.mkdir(exist_ok=True)
+    runs.write_status(folder, state, 3, changes.pop("error", None))
+    found = json.loads((folder / "status.json").read_text()) | changes
+    (folder / "status.json").write_text(json.dumps(found))
+
+
+def dead_pid():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_states(tmp_path):
+    folder = tmp_path / "run"
+    assert not runs.is_finished(folder, False, "none")
+    status(folder, "finished")
+    assert not runs.is_finished(folder, False, "none")  # no summary: half-written
+    (folder / "summary.json").write_text("{}")
+    assert runs.is_finished(folder, False, "none")
+    assert not runs.is_finished(folder, True, "none")
+    for state in ("failed", "diverged"):
+        status(folder, state, error="the loss became nan")
+        with pytest.raises(RunFailed, match=rf"{state} before \(the loss became nan\); retry=failed runs it again"):
+            runs.is_finished(folder, False, "none")
+        assert not runs.is_finished(folder, False, "failed")
+
+
+def test_a_live_run_is_left_alone_and_a_dead_one_is_started_again(tmp_path):
+    folder = tmp_path / "run"
+    status(folder, "running", pid=dead_pid())
+    assert not runs.is_finished(folder, False, "none")
+    status(folder, "running", pid=os.getppid())
+    with pytest.raises(RunFailed, match="is being trained by process"):
+        runs.is_finished(folder, True, "none")
+    status(folder, "running", host=socket.gethostname() + "-other")
+    with pytest.raises(RunFailed, match="is being trained by process"):
+        runs.is_finished(folder, False, "none")
+    old = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    status(folder, "running", host=socket.gethostname() + "-other", heartbeat=old)
+    assert not runs.is_finished(folder, False, "none")
+
+
+def test_begin_clears_an_earlier_attempt_and_nothing_else(tmp_path):
+    folder = tmp_path / "out" / "run"
+    status(tmp_path / "out", "failed")
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("{}")
+    (folder / "notes.txt").write_text("mine")
+    runs.begin(folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["notes.txt", "status.json"]
+    assert runs.read_status(folder)["state"] == "running"
+
+
+@pytest.mark.parametrize("make_file", [True, False])
+def test_an_out_folder_that_cannot_be_written_is_refused(tmp_path, make_file):
+    out = tmp_path / "file" / "out" if make_file else None
+    if make_file:
+        (tmp_path / "file").write_text("")
+    else:
+        out = "/proc/nowhere"
+    with pytest.raises(SettingError, match=rf"out={out} cannot be written"):
+        runs.check_writable(str(out))
+
+
+def test_checking_leaves_nothing_behind(tmp_path):
+    runs.check_writable(str(tmp_path / "a" / "b"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_heartbeat_is_rare_and_knows_the_step(tmp_path, monkeypatch):
+    runs.begin(tmp_path / "run")
+    heart = runs.Heartbeat(tmp_path / "run")
+    heart.beat(7)
+    assert runs.read_status(tmp_path / "run")["step"] == 0
+    monkeypatch.setattr(runs, "BEAT", 0.0)
+    heart.beat(8)
+    assert runs.read_status(tmp_path / "run")["step"] == heart.step == 8
+
+
+def test_other_code_is_warned_of(tmp_path, capsys):
+    (tmp_path / "summary.json").write_text(json.dumps({"commit": "a" * 40}))
+    runs.warn_if_other_code(tmp_path, "b" * 40)
+    assert "was made by commit aaaaaaaaaa, this is bbbbbbbbbb" in capsys.readouterr().err
+    runs.warn_if_other_code(tmp_path, "a" * 40)
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,103 @@
+"""Composed configurations through `settle`: what is refused, and in which words."""
+
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from adarank.errors import SettingError
+from adarank.harness import schema
+from adarank.harness.settings import as_steps, conf_folder, schedule_steps, settle, train_steps
+
+
+def settled(*overrides, choice=None):
+    schema.register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = compose("config", list(overrides), return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    OmegaConf.set_struct(config, False)
+    config.pop("hydra")
+    if choice:
+        choices["method"] = choice
+    return settle(config, overrides, choices)
+
+
+def test_adalora_s_defaults():
+    settings = settled("rank=8")
+    assert settings["score"] == {"_target_": "adarank.scores.adalora", "beta1": 0.85, "beta2": 0.85}
+    assert settings["train"]["lr"] == 1e-2
+    assert schedule_steps(settings) == {"t_i": 100, "t_f": 300, "interval": 10}
+    assert train_steps(settings) == {"warmup": 60, "eval_every": 100}
+
+
+def test_methods_without_a_group_have_none():
+    lora, full = settled("method=lora"), settled("method=full", "rank=4", "targets=qv")
+    assert [lora[g] for g in ("score", "allocator", "schedule", "penalty")] == [None] * 4
+    assert [full[g] for g in ("adapter", "init")] == [None] * 2
+
+
+def test_tiny_makes_small_what_is_not_given():
+    settings = settled("tiny=true", "train.steps=5", "task.limit=9")
+    assert settings["model"]["_target_"].endswith("tiny")
+    assert (settings["train"]["steps"], settings["train"]["batch_size"], settings["task"]["limit"]) == (5, 8, 9)
+    assert settled("tiny=true", "model=hub", "model.name=x")["model"]["name"] == "x"
+    assert settled("tiny=true", "model=tiny_llama")["model"]["arch"] == "llama"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["method=lora", "score=adalora"], "score has no effect with method=lora: it allocates no budget; leave out score="),
+        (["method=lora", "penalty=orthogonality"], "penalty has no effect with method=lora"),
+        (["method=full", "init=default"], "init has no effect with method=full: it has no adapter"),
+        (["method=full", "allocator=global_top"], "allocator has no effect with method=full"),
+        (["method=lora", "init_rank=12"], "init_rank=12 has no effect with method=lora: its rank is fixed"),
+        (["method=lora", "compaction=off"], "compaction=off has no effect with method=lora"),
+        (["method=full", "mode=paper"], "mode=paper has no effect with method=full"),
+        (["method=adalora", "score=none"], "score=none does not go with method=adalora, which allocates"),
+        (["target_modules=[query]"], "has no effect with targets=all; add targets=modules"),
+        (["targets=modules"], "targets=modules needs target_modules"),
+        (["init_rank=4"], "init_rank=4 lies below rank=8, the mean rank at the end; valid: at least 8"),
+        (["rank=0"], "rank=0 is out of range; valid: at least 1"),
+        (["seed=-1"], "seed=-1 is out of range; valid: at least 0"),
+        (["train.lr=0"], "train.lr=0.0 is out of range; valid: above 0"),
+        (["train.lr=nan"], "train.lr=nan is out of range"),
+        (["train.steps=0"], "train.steps=0 is out of range; valid: at least 1"),
+        (["train.clip=-1"], "train.clip=-1.0 is out of range; valid: at least 0"),
+        (["train.warmup=1.5"], "train.warmup=1.5 is no number of steps"),
+        (["train.warmup=1000"], "train.warmup=1000 leaves none of the 1000 steps"),
+        (["train.eval_every=0"], "train.eval_every=0 never evaluates"),
+        (["score.beta1=high"], "score.beta1=high is not of the right type; valid: a number"),
+        (["task.limit=few"], "task.limit=few is not of the right type; valid: a whole number"),
+        (["tracker=wandb", "tracker.mode=onlin"], "tracker.mode=onlin is not known; valid: online, offline, disabled"),
+        (["+rnak=8"], "+rnak: there is no setting rnak; near names: rank"),
+        (["+score.beta3=1"], "score.beta3=1: score has no setting beta3; near names: beta2, beta1"),
+        (["model=local"], "model.path is not set; valid: model.path=VALUE"),
+        (["score._target_=adarank.scores.adalra"], "score._target_=adarank.scores.adalra is no function"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_a_sentence(overrides, says):
+    with pytest.raises(SettingError) as error:
+        settled(*overrides)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_method_s_label_must_be_the_method_composed():
+    with pytest.raises(SettingError, match="method: lora is only a label on method=adalora"):
+        settled("method=lora", choice="adalora")
+
+
+@pytest.mark.parametrize(("value", "steps"), [(5, 5), (0, 0), (0.25, 25), (0.0, 0), (0.001, 1)])
+def test_steps_or_a_fraction_of_them(value, steps):
+    assert as_steps("x", value, 100, minimum=1 if value == 0.001 else 0) == steps
+
+
+@pytest.mark.parametrize("value", [1.0, 2.5, -1, -0.1, float("nan"), True])
+def test_what_is_no_number_of_steps(value):
+    with pytest.raises(SettingError, match="x="):
+        as_steps("x", value, 100)
+
+

@@ -1,0 +1,72 @@
+"""A contract over every YAML in every group: it composes, and the settings it lists are its function's."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from adarank.harness import schema
+from adarank.harness.settings import GROUPS, SUPPLIED, conf_folder, locate, settle
+
+CONF = conf_folder()
+FILES = sorted(p for p in CONF.rglob("*.yaml") if p.parent != CONF)
+OPTIONS = [(p.parent.relative_to(CONF).as_posix(), p.stem) for p in FILES]
+NEEDS = {  # what an option cannot do without
+    ("model", "local"): ["model.path=/m"],
+    ("model", "hub"): ["model.name=m"],
+    ("task", "files"): ["task.path=/d"],
+    ("task", "hub"): ["task.name=d"],
+    ("targets", "modules"): ["target_modules=[query]"],
+    ("adapter", "none"): ["method=full"],
+    ("init", "none"): ["method=full"],
+    ("score", "none"): ["method=lora"],
+    ("allocator", "none"): ["method=lora"],
+    ("schedule", "none"): ["method=lora"],
+}
+
+
+def composed(overrides):
+    schema.register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides, return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    OmegaConf.set_struct(config, False)
+    config.pop("hydra")
+    return config, choices
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_settles(group, option):
+    overrides = [f"{group}={option}", *NEEDS.get((group, option), [])]
+    config, choices = composed(overrides)
+    settings = settle(config, overrides, choices)
+    if group in ("method", "targets"):
+        assert settings[group] == option
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in GROUPS], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_a_yaml_lists_every_setting_of_its_function(path: Path):
+    """Hydra refuses to override what the YAML does not list."""
+    node = OmegaConf.to_container(OmegaConf.load(path))
+    if node["_target_"] is None:
+        assert path.stem == "none"
+        return
+    function = locate(node["_target_"])
+    parameters = inspect.signature(function).parameters
+    settings = set(parameters) - SUPPLIED.get(path.parent.name, set())
+    assert set(node) - {"_target_"} == settings
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_yaml_says_what_it_is(path: Path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = [line for line in lines if line.startswith("# ") and "@package" not in line]
+    assert comments, "a comment at the head says what this option is"
+
+
+def test_every_group_of_the_harness_has_its_folder():
+    assert {p.parent.name for p in FILES} >= {*GROUPS, "method", "targets", "experiment"}
