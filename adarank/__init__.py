@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from adarank.adapters.inject import adapt, ranks, trainable_parameters
     from adarank.adapters.merge import disabled, merge, unmerge
     from adarank.adapters.saving import load_adapter, save_adapter
+    from adarank.compaction import compact
     from adarank.controller import RankController
     from adarank.errors import SettingError
 
@@ -25,6 +26,7 @@ _HOME = {
     "disabled": "adapters.merge",
     "save_adapter": "adapters.saving",
     "load_adapter": "adapters.saving",
+    "compact": "compaction",
     "RankController": "controller",
     "SettingError": "errors",
 }
@@ -35,6 +37,7 @@ __all__ = [
     "SettingError",
     "adapt",
     "allocators",
+    "compact",
     "disabled",
     "inits",
     "load_adapter",

@@ -9,13 +9,16 @@ entry i of its λ and row i of its P; triplets are numbered module by module.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adarank.adapters.lowrank import LowRank
 from adarank.errors import SettingError
+
+Entry = tuple[str, int]
 
 
 class Block(NamedTuple):
@@ -23,6 +26,22 @@ class Block(NamedTuple):
 
     weight: Tensor
     grad: Tensor
+
+
+class _Slot(NamedTuple):
+    """A tensor of an adapter and its stretch of the flat buffers; home[part] is where the module keeps it."""
+
+    home: dict[str, Any]
+    part: str
+    tensor: Tensor
+    weight: Tensor
+    grad: Tensor | None
+
+
+def _slot(adapter: LowRank, part: str, weight: Tensor, grad: Tensor | None) -> _Slot:
+    trains = part in adapter._parameters
+    home: dict[str, Any] = adapter._parameters if trains else adapter._buffers
+    return _Slot(home, part, home[part], weight, grad if trains else None)
 
 
 class Bank:
@@ -37,38 +56,41 @@ class Bank:
             raise SettingError("adapters is empty; pass what adarank.adapt returned")
         self.names = list(adapters)
         self.adapters = list(adapters.values())
-        self._lay_out()
+        self.lay_out()
 
     @property
     def triplets(self) -> int:
         return len(self.mask)
 
     @torch.no_grad()
-    def _lay_out(self) -> None:
-        """Copy the adapters' tensors into fresh flat buffers and make them views."""
+    def lay_out(self) -> None:
+        """Copy the adapters' tensors, as they are now, into fresh flat buffers and make them views."""
         kinds = {(a.Q.device, a.Q.dtype) for a in self.adapters}
         if len(kinds) > 1:
             raise SettingError(f"the adapters lie on several devices or in several dtypes ({kinds}); give them one")
         device, _dtype = kinds.pop()
         order = range(len(self.adapters))
         by_shape = {
-            part: sorted(order, key=lambda i: getattr(self.adapters[i], part).shape[::-1])
-            for part in ("Q", "P")
+            part: sorted(order, key=lambda i: getattr(self.adapters[i], part).shape[::-1]) for part in ("Q", "P")
         }
-        entries = [(part, i) for part in ("Q", "lam", "P") for i in by_shape.get(part, order)]
-        tensors = [getattr(self.adapters[i], part) for part, i in entries]
+        self._entries = [(part, i) for part in ("Q", "lam", "P") for i in by_shape.get(part, order)]
+        tensors = [getattr(self.adapters[i], part) for part, i in self._entries]
 
         self.weight = torch.cat([t.reshape(-1) for t in tensors])
         self.grad = torch.zeros_like(self.weight)
         self.mask = torch.cat([a.mask for a in self.adapters])
         sizes = [t.numel() for t in tensors]
-        self._slots = list(zip(tensors, self._cut(self.weight, tensors), self._cut(self.grad, tensors), strict=True))
+        self._shapes = [t.shape for t in tensors]
         ranks = [a.rank for a in self.adapters]
-        self._masks = list(zip([a.mask for a in self.adapters], self.mask.split(ranks), strict=True))
-        for tensor, view in [(t, w) for t, w, _ in self._slots] + self._masks:
-            tensor.data = view
+        views = zip(self._entries, self.cut(self.weight).values(), self.cut(self.grad).values(), strict=True)
+        self._slots = [_slot(self.adapters[i], part, weight, grad) for (part, i), weight, grad in views]
+        self._slots += [
+            _slot(a, "mask", view, None) for a, view in zip(self.adapters, self.mask.split(ranks), strict=True)
+        ]
+        for slot in self._slots:
+            slot.tensor.data = slot.weight
 
-        start = {entry: sum(sizes[:k]) for k, entry in enumerate(entries)}
+        start = dict(zip(self._entries, accumulate(sizes, initial=0), strict=False))
         self._lam = slice(start["lam", 0], start["lam", 0] + sum(ranks))
         self.blocks, self._means, rows = self._group(by_shape, start)
         self._rows = {part: torch.cat([rows[part, i] for i in order]).to(device) for part in ("Q", "P")}
@@ -76,17 +98,22 @@ class Bank:
         costs = torch.tensor([a.in_features + a.out_features + 1 for a in self.adapters], device=device)
         self.cost = costs[self.module]
 
-    @staticmethod
-    def _cut(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
-        return [piece.view(t.shape) for piece, t in zip(flat.split([t.numel() for t in like]), like, strict=True)]
+    def cut(self, flat: Tensor) -> dict[Entry, Tensor]:
+        """A flat buffer laid out as `weight`, as views: {("Q" | "lam" | "P", index of the module): tensor}."""
+        pieces = flat.split([shape.numel() for shape in self._shapes])
+        return {e: p.view(s) for e, p, s in zip(self._entries, pieces, self._shapes, strict=True)}
+
+    def join(self, pieces: Mapping[Entry, Tensor]) -> Tensor:
+        """The inverse of `cut`: one new flat buffer."""
+        return torch.cat([pieces[entry].reshape(-1) for entry in self._entries])
 
     def _group(
-        self, by_shape: dict[str, list[int]], start: dict[tuple[str, int], int]
-    ) -> tuple[list[Block], list[tuple[int, int, int]], dict[tuple[str, int], Tensor]]:
+        self, by_shape: dict[str, list[int]], start: dict[Entry, int]
+    ) -> tuple[list[Block], list[tuple[int, int, int]], dict[Entry, Tensor]]:
         """Blocks; (first, end, row length) of each stretch of the flat buffer; row numbers of each factor."""
         blocks: list[Block] = []
         stretches: list[tuple[int, int, int]] = []
-        rows: dict[tuple[str, int], Tensor] = {}
+        rows: dict[Entry, Tensor] = {}
         seen = 0
         for part, indices in by_shape.items():
             shapes: dict[torch.Size, list[int]] = {}
@@ -102,6 +129,8 @@ class Bank:
                 if r:
                     size = (len(group), r, d)
                     blocks.append(Block(self.weight[first:end].view(size), self.grad[first:end].view(size)))
+                    if stretches and stretches[-1][1:] == (first, d):
+                        first = stretches.pop()[0]
                     stretches.append((first, end, d))
         return blocks, stretches, rows
 
@@ -115,24 +144,30 @@ class Bank:
         """Make gradients, and weights that were moved or copied since, views of the flat buffers again.
 
         Idempotent; a parameter without a gradient gets a zero one. One foreach copy for what autograd allocated.
+        Raises RuntimeError where an adapter's Parameters were replaced behind the bank's back.
         """
-        if any(t.device != self.weight.device or t.dtype != self.weight.dtype for t, _, _ in self._slots[:1]):
-            self._lay_out()
-        weights = [(t, view) for t, view, _ in self._slots if t.data_ptr() != view.data_ptr()]
-        weights += [(t, view) for t, view in self._masks if t.data_ptr() != view.data_ptr()]
-        for tensor, view in weights:
-            view.copy_(tensor)
-            tensor.data = view
+        if any(slot.home[slot.part] is not slot.tensor for slot in self._slots if slot.grad is not None):
+            raise RuntimeError(
+                "the adapters' parameters were replaced since the RankController was made; pass the optimiser to "
+                "adarank.compact(model, optimizer), and make the controller after loading or adapting"
+            )
+        if any((a.Q.device, a.Q.dtype) != (self.weight.device, self.weight.dtype) for a in self.adapters[:1]):
+            self.lay_out()
         sources, targets = [], []
-        for tensor, _, view in self._slots:
-            if not isinstance(tensor, nn.Parameter) or tensor.grad is view:
+        for home, part, _, weight, grad in self._slots:
+            tensor = home[part]  # a buffer that .to() replaced is another object now
+            if tensor.data_ptr() != weight.data_ptr() and tensor.numel():
+                weight.copy_(tensor)
+                tensor.data = weight
+            # an empty factor (rank 0) gets no gradient, so that the optimiser passes it over
+            if grad is None or tensor.grad is grad or not tensor.numel():
                 continue
             if tensor.grad is None:
-                view.zero_()
-            elif tensor.grad.data_ptr() != view.data_ptr():
+                grad.zero_()
+            elif tensor.grad.data_ptr() != grad.data_ptr():
                 sources.append(tensor.grad)
-                targets.append(view)
-            tensor.grad = view
+                targets.append(grad)
+            tensor.grad = grad
         if sources:
             torch._foreach_copy_(targets, sources)
 

@@ -24,12 +24,14 @@ from torch.optim import Optimizer
 from adarank import allocators
 from adarank.adapters.lowrank import LowRank
 from adarank.bank import Bank
+from adarank.compaction import CONTROLLER, drop, unwrap
 from adarank.errors import SettingError
 from adarank.penalties import Penalty
 from adarank.schedules import Schedule
 from adarank.scores.score import Score
 
 MODES = ("exact", "original", "paper")
+COMPACTIONS = ("off", "final", "progressive")
 STATE = "adarank"  # the key in optimizer.state_dict()
 
 
@@ -62,6 +64,10 @@ class RankController:
     `adarank.scores`, `.schedules`, `.penalties` (None: no penalty) and `.allocators` (None: the mode's own rule, exact
     or the original's threshold). mode: see the module's table. pruned: "learning", a pruned triplet's λ is zeroed at
     each allocation and goes on learning until the next, so that it may come back; "frozen", it stays zero and off.
+    compaction: "off", pruned triplets stay in memory; "final", they are dropped for good once the budget is final;
+    "progressive", also earlier, each after `patience` consecutive allocations without it (None: never): it cannot come
+    back then, and each allocation reads a flag back from the device. Compaction makes new Parameters, in the module
+    and in the optimiser's param_groups: clip what param_groups holds, and wrap the model in DDP again.
     seed: for allocators that draw. Raises SettingError for what cannot be used.
     """
 
@@ -76,15 +82,18 @@ class RankController:
         mode: str = "exact",
         pruned: str = "learning",
         compaction: str = "off",
+        patience: int | None = 5,
         seed: int = 0,
     ) -> None:
         for name, value, valid in (
             ("mode", mode, MODES),
             ("pruned", pruned, ("learning", "frozen")),
-            ("compaction", compaction, ("off",)),
+            ("compaction", compaction, COMPACTIONS),
         ):
             if value not in valid:
                 raise SettingError(f"{name}={value!r} is not known; valid: {', '.join(valid)}")
+        if patience is not None and patience < 1:
+            raise SettingError(f"patience={patience} is no number of allocations; valid: at least 1, or none for never")
         self.bank = Bank(adapters)
         if schedule.initial != self.bank.triplets:
             raise SettingError(
@@ -93,9 +102,12 @@ class RankController:
             )
         self.score, self.schedule, self.penalty = score, schedule, penalty
         self.mode, self.pruned = mode, pruned
+        self.compaction, self.patience = compaction, patience
         self.allocator = allocator or (allocators.threshold() if mode == "original" else allocators.global_top())
         self.generator = torch.Generator(device=self.bank.weight.device).manual_seed(seed)
         self.buffers = score.init(self.bank)
+        self.missed = torch.zeros_like(self.bank.module)  # consecutive allocations that left a triplet out
+        self.held = torch.ones_like(self.bank.mask)  # over the triplets at creation: still in memory
         self.step = 0
         self.last_allocation: Allocation | None = None
         self._armed = False  # after_backward was called for the gradients that are there
@@ -109,8 +121,7 @@ class RankController:
         """Ride on `optimizer`'s hooks (inside accelerate's wrapper, where there is one). To resume: attach, then
         `optimizer.load_state_dict`. Raises RuntimeError where it is attached already or the optimiser lacks an
         adapter's parameter."""
-        while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-            optimizer = inner
+        optimizer = unwrap(optimizer)
         if self._optimizer is not None:
             raise RuntimeError("this RankController is attached already; make a new one for another optimiser")
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -122,21 +133,22 @@ class RankController:
                         f"the optimiser lacks {name}.{part}; build it after adarank.adapt, from every parameter of "
                         "the model with requires_grad"
                     )
-        if any(
-            getattr(hook, "__self__", None).__class__ is RankController
-            for hook in optimizer._optimizer_step_post_hooks.values()
-        ):
+        if getattr(optimizer, CONTROLLER, None) is not None:
             raise RuntimeError("another RankController is attached to this optimiser; use one controller per optimiser")
         self._optimizer = optimizer
+        setattr(optimizer, CONTROLLER, self)
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
         optimizer.register_state_dict_post_hook(self._save)
         optimizer.register_load_state_dict_pre_hook(self._load)
+        self._watch()
+        return self
+
+    def _watch(self) -> None:
+        """Notice backward passes by λ's gradient: it is zero only where gradients were dropped (P's is while λ is 0)."""
         for adapter in self.bank.adapters:
-            # λ's gradient is the one that is zero only where gradients were dropped (P's is while λ is 0)
             watched = adapter.lam if isinstance(adapter.lam, nn.Parameter) else adapter.P
             watched.register_hook(lambda _, p=watched: self._notice(p))
-        return self
 
     def _notice(self, watched: Tensor) -> None:
         """Before a gradient is accumulated: were the last ones dropped without a step (an overflow)? The value is
@@ -167,6 +179,7 @@ class RankController:
         dtype = torch.promote_types(weight.dtype, torch.float32)
         if any((b.device, b.dtype) != (weight.device, dtype) for b in self.buffers.values()):
             self.buffers = {name: b.to(weight.device, dtype) for name, b in self.buffers.items()}
+            self.missed, self.held = self.missed.to(weight.device), self.held.to(weight.device)
             self.generator = torch.Generator(device=weight.device).manual_seed(self.generator.initial_seed())
 
     def _before_step(self, *_: Any) -> None:
@@ -194,6 +207,8 @@ class RankController:
             if not held:
                 self._allocate()
             self.bank.zero_pruned()
+            if not held and self.compaction != "off":
+                self._compact_if_due()
         elif self.pruned == "frozen":
             self.bank.zero_pruned()
         self.step += 1
@@ -204,46 +219,82 @@ class RankController:
         ranked = scores.masked_fill(~bank.mask, -torch.inf) if self.pruned == "frozen" else scores
         bank.mask.copy_(self.allocator(ranked, bank.mask, budget, bank.cost, bank.module, self.generator))
         mask = bank.mask.clone()
-        self.last_allocation = Allocation(
-            self.step, budget, mask.sum(), bank.cost[mask].sum(), scores, mask, bank.module, tuple(bank.names)
-        )
+        self.missed = torch.where(mask, 0, self.missed + 1)
+        self.last_allocation = self._record(self.step, scores, mask, bank.module, bank.cost[mask].sum())
+
+    def _record(self, step: int, scores: Tensor, mask: Tensor, module: Tensor, cost: Tensor) -> Allocation:
+        names = tuple(self.bank.names)
+        return Allocation(step, self.schedule.budget(step), mask.sum(), cost, scores, mask, module, names)
+
+    def _compact_if_due(self) -> None:
+        if self.step >= self.schedule.settled:
+            self.compact()
+        elif self.compaction == "progressive" and self.patience is not None:
+            gone = self.missed >= self.patience
+            if gone.any():
+                self._drop(~gone)
+
+    def compact(self) -> None:
+        """Drop every triplet that is pruned now, optimiser state and averages included (see `adarank.compact`)."""
+        self._drop(self.bank.mask.clone())
+
+    def _drop(self, keep: Tensor) -> None:
+        """Keep the triplets where `keep` (bool [triplets]) is true, and forget that there were others."""
+        bank = self.bank
+        keeps = keep.split([a.rank for a in bank.adapters])
+        before = {name: bank.cut(buffer) for name, buffer in self.buffers.items()}
+        indices = drop(bank.adapters, keeps, self._optimizer)
+        bank.lay_out()
+        for name, pieces in before.items():
+            self.buffers[name] = bank.join({(part, i): t[indices[i]] for (part, i), t in pieces.items()})
+        self.missed = self.missed[keep]
+        self.held[self.held.clone()] = keep
+        self._watch()
 
     def _save(self, _: Optimizer, state: dict[str, Any]) -> None:
         last = self.last_allocation
         state[STATE] = {
             "step": self.step,
+            "held": self.held.clone(),
             "mask": self.bank.mask.clone(),
-            "allocated": -1 if last is None else last.step,
-            "scores": torch.empty(0) if last is None else last.scores.clone(),
+            "missed": self.missed.clone(),
             "generator": self.generator.get_state(),
             **{f"score.{name}": buffer.clone() for name, buffer in self.buffers.items()},
         }
+        if last is not None:
+            found = {"step": last.step, "scores": last.scores, "mask": last.mask, "module": last.module}
+            state[STATE]["last"] = {**found, "parameters": last.parameters}
 
     def _load(self, _: Optimizer, state: dict[str, Any]) -> None:
-        """Take the controller's part out of an optimiser's state dict; checked whole before anything changes."""
+        """Take the controller's part out of an optimiser's state dict; checked whole before anything changes.
+
+        Where the saved run had dropped triplets, they are dropped here first: load the optimiser, then the model.
+        """
         saved = state.get(STATE)
         if saved is None:
             raise RuntimeError("the optimiser state to load holds no RankController; it was saved without one attached")
-        buffers = {name: saved.get(f"score.{name}") for name in self.buffers}
-        for name, tensor in {"mask": saved["mask"], **buffers}.items():
-            here = self.bank.mask if name == "mask" else self.buffers[name]
-            if tensor is None or tensor.shape != here.shape:
-                found = None if tensor is None else tuple(tensor.shape)
-                raise RuntimeError(
-                    f"the saved controller's {name} is {found}, this one's {tuple(here.shape)}: other adapters or score"
-                )
+        names = {f"score.{name}" for name in self.buffers}
+        if missing := sorted(names - saved.keys()):
+            raise RuntimeError(f"the saved controller has no {missing[0]}: it was saved with another score")
+        held = saved["held"].to(self.held.device)
+        if held.shape != self.held.shape or not torch.equal(held & self.held, held):
+            raise RuntimeError(
+                f"the saved controller's mask is over {len(held)} triplets, of which {int(held.sum())} are left, this "
+                f"one's over {len(self.held)}, of which {int(self.held.sum())} are left: other adapters"
+            )
         self.bank.adopt()
+        if not torch.equal(held, self.held):
+            self._drop(held[self.held])
         self.bank.mask.copy_(saved["mask"])
-        for name, tensor in buffers.items():
-            self.buffers[name].copy_(tensor)
+        self.missed.copy_(saved["missed"])
+        for name, buffer in self.buffers.items():
+            buffer.copy_(saved[f"score.{name}"])
         self.generator.set_state(saved["generator"].cpu())
         self.step = saved["step"]
         self._armed = self._fresh = False
         self.last_allocation = None
-        if saved["allocated"] >= 0:
-            mask, bank = self.bank.mask.clone(), self.bank
-            step, scores = saved["allocated"], saved["scores"].to(mask.device)
-            budget, cost = self.schedule.budget(step), bank.cost[mask].sum()
-            self.last_allocation = Allocation(
-                step, budget, mask.sum(), cost, scores, mask, bank.module, tuple(bank.names)
+        if (last := saved.get("last")) is not None:
+            moved = {k: v.to(self.held.device) if isinstance(v, Tensor) else v for k, v in last.items()}
+            self.last_allocation = self._record(
+                last["step"], moved["scores"], moved["mask"], moved["module"], moved["parameters"]
             )

@@ -57,3 +57,10 @@ def shared() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("ADARANK_SHARED names no folder of shared data")
     return Path(folder)
+
+
+@pytest.fixture
+def safe_bf16():
+    """bf16 without oneDNN, whose kernels die on some CPUs."""
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield

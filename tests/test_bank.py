@@ -156,3 +156,38 @@ def test_lora_s_constant_lam_lies_in_the_bank_too(net):
 def test_nothing_to_hold_is_refused():
     with pytest.raises(adarank.SettingError, match="adapters is empty"):
         Bank({})
+
+
+@pytest.mark.parametrize("kind", ["svd", "lora"])
+def test_masks_and_constant_lams_that_moved_are_adopted_too(net, kind):
+    adapters = adarank.adapt(net, kind, rank=2)
+    bank = Bank(adapters)
+    for dtype in (torch.float64, torch.float32):
+        net.to(dtype)
+        bank.adopt()
+        bank.mask.fill_(dtype == torch.float32)
+        bank.lam.fill_(3.0)
+        for adapter in adapters.values():
+            assert adapter.mask.tolist() == [dtype == torch.float32] * 2
+            assert torch.equal(adapter.lam, torch.full((2,), 3.0, dtype=dtype))
+    for adapter in adapters.values():
+        adapter.mask = torch.tensor([True, False])
+    bank.adopt()
+    assert bank.mask.tolist() == [True, False] * 6
+
+
+def test_parameters_replaced_behind_its_back_are_noticed(net, adapters):
+    bank = Bank(adapters)
+    adapters["layers.0.up"].Q = nn.Parameter(torch.ones(2, 12))
+    with pytest.raises(RuntimeError, match=r"pass the optimiser to adarank\.compact"):
+        bank.adopt()
+
+
+def test_cut_and_join_are_inverses(net, adapters):
+    bank = Bank(adapters)
+    flat = torch.randn_like(bank.weight)
+    pieces = bank.cut(flat)
+    assert torch.equal(bank.join(pieces), flat)
+    assert {e: p.shape for e, p in pieces.items()} == {
+        (part, i): getattr(a, part).shape for i, a in enumerate(adapters.values()) for part in ("Q", "lam", "P")
+    }

@@ -48,7 +48,9 @@ def test_every_option_settles(group, option):
         assert settings[group] == option
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in GROUPS], ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.parent.name in GROUPS], ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
 def test_a_yaml_lists_every_setting_of_its_function(path: Path):
     """Hydra refuses to override what the YAML does not list."""
     node = OmegaConf.to_container(OmegaConf.load(path))

@@ -82,7 +82,9 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
                 raise RunFailed(f"{title} {state}: {error} ({folder})") from None
             traceback.print_exc()
             raise RunFailed(f"{title} {state}: {message} ({folder})") from None
-        log.finish({"status": "finished", "error": None, **head, **results(outcome, prepared, plan)})
+        found = results(outcome, prepared, settings, plan)
+        counts = {**head["parameters"], "kept": parameters(prepared.model)["kept"]}  # the others as they were trained
+        log.finish({"status": "finished", "error": None, **head, **found, "parameters": counts})
     runs.write_status(folder, "finished", plan.steps)
     shown = outcome.last if outcome.test is None else outcome.test
     split = "dev" if outcome.test is None else "test"
@@ -109,6 +111,7 @@ def identity(
         "schedule": schedule,
         "mode": settings["mode"] if adaptive else None,
         "compaction": settings["compaction"] if adaptive else None,
+        "patience": settings["patience"] if settings["compaction"] == "progressive" else None,
         "train": {**settings["train"], **steps},
         "task": {"fingerprint": task.fingerprint, "metrics": list(task.metrics), "max_length": task.max_length},
         "model": base.fingerprint,
@@ -165,7 +168,7 @@ def parameters(model: nn.Module) -> dict[str, int]:
     return {key: counts[key] for key in ("total", "trainable", "adapter", "kept")}
 
 
-def results(outcome: Outcome, prepared: Prepared, plan: Plan) -> dict[str, Any]:
+def results(outcome: Outcome, prepared: Prepared, settings: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """The part of summary.json that training found."""
     from adarank.harness.tasks.metrics import higher_is_better
 
@@ -178,30 +181,22 @@ def results(outcome: Outcome, prepared: Prepared, plan: Plan) -> dict[str, Any]:
     }
     return {
         "metric": metric,
-        "rank": final_rank(prepared),
-        "parameters": parameters(prepared.model),
+        "rank": final_rank(prepared, settings),
         "time": {k: found[k] for k in ("train_s", "step_ms", "eval_s")},
         "memory": {"peak_mib": outcome.peak_mib},
     }
 
 
-def final_rank(prepared: Prepared) -> dict[str, Any] | None:
+def final_rank(prepared: Prepared, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Ranks of every target module, rank 0 included; None for methods without a rank."""
     if not prepared.adapters:
         return None
-    held = sum(adapter.rank for adapter in prepared.adapters.values())
-    budget = held if prepared.controller is None else prepared.controller.schedule.final
-    modules = len(prepared.adapters)
     return {
-        "initial": _whole(held / modules),
-        "budget": _whole(budget / modules),
-        "budget_triplets": budget,
+        "initial": initial_rank(settings),
+        "budget": settings["rank"],
+        "budget_triplets": settings["rank"] * len(prepared.adapters),
         "final": adarank.ranks(prepared.model),
     }
-
-
-def _whole(value: float) -> float:
-    """An int where it is one: a rank of 8, not of 8.0."""
-    return int(value) if value == int(value) else value
 
 
 def keep(model: nn.Module, prepared: Prepared, folder: Path) -> None:

@@ -66,6 +66,7 @@ def prepare(built: Built, targets: str | list[str], settings: Mapping[str, Any],
         penalty=configured(settings["penalty"]),
         mode=settings["mode"],
         compaction=settings["compaction"],
+        patience=settings["patience"],
         seed=settings["seed"],
     )
     return Prepared(model, adapters, controller)

@@ -19,6 +19,8 @@ class Unit(StrEnum):
 
 class Compaction(StrEnum):
     off = "off"
+    final = "final"
+    progressive = "progressive"
 
 
 class Mode(StrEnum):
@@ -76,6 +78,7 @@ class Settings:
     force: bool = MISSING
     retry: Retry = MISSING
     compaction: Compaction = MISSING
+    patience: int | None = None
     mode: Mode = MISSING
     budget: Budget = field(default_factory=Budget)
     train: Train = field(default_factory=Train)

@@ -179,6 +179,10 @@ def _check_effects(settings: Mapping[str, Any], typed: set[str]) -> None:
         for group in ("score", "schedule"):
             if settings[group] is None:
                 raise SettingError(f"{group}=none does not go with method={method}, which allocates; choose a {group}")
+    if "patience" in typed and settings["compaction"] != "progressive":
+        raise SettingError(
+            f"patience={settings['patience']} has no effect with compaction={settings['compaction']}; leave it out"
+        )
     if settings["target_modules"] is not None and settings["targets"] != "modules":
         raise SettingError(
             f"target_modules={settings['target_modules']} has no effect with targets={settings['targets']}; add targets=modules"

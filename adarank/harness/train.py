@@ -109,7 +109,6 @@ def train(
     if controller is not None:
         controller.attach(optimizer)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(plan.decay, plan.warmup, plan.steps))
-    trained = [p for p in model.parameters() if p.requires_grad]
     name, higher = plan.metrics[0], metrics.higher_is_better(plan.metrics[0])
 
     torch.manual_seed(plan.seed)  # dropout: the same stream whatever was drawn for the factors
@@ -137,7 +136,8 @@ def train(
         if controller is not None:
             controller.after_backward()
         if plan.clip:
-            nn.utils.clip_grad_norm_(trained, plan.clip)
+            # not model.parameters(): compaction makes new ones
+            nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], plan.clip)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -158,7 +158,9 @@ def train(
         for allocation in pending:
             log.allocation(allocation_record(allocation))
         pending.clear()
-        log.metrics(step, "train", {"loss": mean_loss, "lr": float(scheduler.get_last_lr()[0]), **budget_now(controller)})
+        log.metrics(
+            step, "train", {"loss": mean_loss, "lr": float(scheduler.get_last_lr()[0]), **budget_now(controller)}
+        )
         bar.update(step - bar.n)
         bar.set_postfix_str(progress(mean_loss, name, last.get(name), controller))
         beat(step)

@@ -66,6 +66,7 @@ def test_factors_that_do_not_learn_get_no_gradient(frozen):
     assert {name for name, t in named.items() if t.grad is None} == set(frozen)
 
 
+@pytest.mark.usefixtures("safe_bf16")
 def test_bf16_autocast_gives_fp32_gradients_near_the_exact_ones():
     x, weight, bias, *factors = tensors(2, (6,), 16, 8, 4, torch.float32)
     exact = [t.clone().requires_grad_() for t in factors]

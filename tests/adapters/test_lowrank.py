@@ -76,6 +76,7 @@ def test_the_reference_path_drops_the_same_inputs():
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.usefixtures("safe_bf16")
 def test_factors_are_at_least_fp32():
     assert make(dtype=torch.bfloat16).Q.dtype == torch.float32
     assert make(dtype=torch.float64).Q.dtype == torch.float64

@@ -182,12 +182,16 @@ def test_compare_reads_the_sweep(sweep):
 def test_a_run_s_seed_and_settings_decide_its_result(tmp_path):
     for folder in ("a", "b"):
         inside("method=adalora", "tiny=true", "rank=4", f"out={tmp_path / folder}")
-    a, b = ([json.loads(x) for x in next((tmp_path / f).glob("*/metrics.jsonl")).read_text().splitlines()] for f in "ab")
+    a, b = (
+        [json.loads(x) for x in next((tmp_path / f).glob("*/metrics.jsonl")).read_text().splitlines()] for f in "ab"
+    )
     assert a == b
 
 
 def test_accumulation_gives_the_result_of_one_large_batch(tmp_path):
-    inside("method=full", "tiny=true", "train.batch_size=8", f"out={tmp_path / 'a'}", "train.steps=4", "train.log_every=1")
+    inside(
+        "method=full", "tiny=true", "train.batch_size=8", f"out={tmp_path / 'a'}", "train.steps=4", "train.log_every=1"
+    )
     inside(
         "method=full", "tiny=true", "train.batch_size=4", "train.accumulation=2", f"out={tmp_path / 'b'}", "train.steps=4",
         "train.log_every=1",

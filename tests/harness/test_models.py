@@ -89,7 +89,9 @@ def test_an_incomplete_folder_is_refused(tmp_path, missing):
 def test_a_hub_model_that_cannot_be_had_says_what_was_tried():
     with pytest.raises(SettingError) as error:
         hub("nobody/nothing-at-all")
-    assert "model.name=nobody/nothing-at-all could not be loaded from the Hugging Face hub or its cache" in str(error.value)
+    assert "model.name=nobody/nothing-at-all could not be loaded from the Hugging Face hub or its cache" in str(
+        error.value
+    )
     assert "model=local model.path=FOLDER" in str(error.value)
 
 

@@ -1,6 +1,5 @@
 """Composed configurations through `settle`: what is refused, and in which words."""
 
-
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -49,7 +48,10 @@ def test_tiny_makes_small_what_is_not_given():
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["method=lora", "score=adalora"], "score has no effect with method=lora: it allocates no budget; leave out score="),
+        (
+            ["method=lora", "score=adalora"],
+            "score has no effect with method=lora: it allocates no budget; leave out score=",
+        ),
         (["method=lora", "penalty=orthogonality"], "penalty has no effect with method=lora"),
         (["method=full", "init=default"], "init has no effect with method=full: it has no adapter"),
         (["method=full", "allocator=global_top"], "allocator has no effect with method=full"),
@@ -57,6 +59,7 @@ def test_tiny_makes_small_what_is_not_given():
         (["method=lora", "compaction=off"], "compaction=off has no effect with method=lora"),
         (["method=full", "mode=paper"], "mode=paper has no effect with method=full"),
         (["method=adalora", "score=none"], "score=none does not go with method=adalora, which allocates"),
+        (["patience=3"], "patience=3 has no effect with compaction=off; leave it out"),
         (["target_modules=[query]"], "has no effect with targets=all; add targets=modules"),
         (["targets=modules"], "targets=modules needs target_modules"),
         (["init_rank=4"], "init_rank=4 lies below rank=8, the mean rank at the end; valid: at least 8"),
@@ -99,5 +102,3 @@ def test_steps_or_a_fraction_of_them(value, steps):
 def test_what_is_no_number_of_steps(value):
     with pytest.raises(SettingError, match="x="):
         as_steps("x", value, 100)
-
-

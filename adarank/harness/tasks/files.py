@@ -44,7 +44,4 @@ def _table(where: Path, split: str, path: str, text: str, pair: str | None, labe
         names = ", ".join(p.name for p in found)
         raise SettingError(f"task.path={path} has several files for {split}: {names}; valid: one a split")
     source = f"{found[0].name} (task.path={path})"
-    columns = READERS[found[0].suffix.lower()](found[0], source)
-    if not any(columns.values()):
-        raise SettingError(f"{source} has no rows; valid: at least one row a split")
-    return pick(source, columns, text, pair, label)
+    return pick(source, READERS[found[0].suffix.lower()](found[0], source), text, pair, label)

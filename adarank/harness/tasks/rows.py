@@ -20,17 +20,28 @@ SHORTEST = 8  # tokens: two sentences' special tokens take four
 
 @dataclass(frozen=True)
 class Table:
-    """A split as read. source: where from, for messages; names: the columns that text, pair and label came from."""
+    """A split as read.
+
+    source: where from, for messages; names: the columns that text, pair and label came from; order: the classes in
+    index order where the source has one.
+    """
 
     source: str
     text: list[Any]
     pair: list[Any] | None
     label: list[Any]
     names: tuple[str, str | None, str]
+    order: tuple[str, ...] | None = None
+
+
+def require_rows(source: str, columns: Mapping[str, Sequence[Any]]) -> None:
+    if not any(len(values) for values in columns.values()):
+        raise SettingError(f"{source} has no rows; valid: at least one row a split")
 
 
 def pick(source: str, columns: Mapping[str, Sequence[Any]], text: str, pair: str | None, label: str) -> Table:
     """The columns that task.text, task.pair and task.label name. Raises SettingError where one is not there."""
+    require_rows(source, columns)
     names = (str(text), None if pair is None else str(pair), str(label))
     for role, name in zip(("text", "pair", "label"), names, strict=True):
         if name is not None and name not in columns:
@@ -70,11 +81,10 @@ def assemble(
     limit: int | None,
     max_length: int,
     metric: str | Sequence[str] | None = None,
-    order: Sequence[str] | None = None,
 ) -> Task:
     """A `Task` of checked rows: labels to indices or targets, then `limit` rows a split, then the fingerprint.
 
-    Labels that are whole numbers or words are classes (sorted, numbers by size; or in the given `order`), numbers with
+    Labels that are whole numbers or words are classes (sorted, numbers by size; or in train's own order), numbers with
     fractions are targets of a regression. metric: one name, several (the first is reported), or None: accuracy, or
     pearson_spearman. Raises SettingError, naming file and row, for what cannot be used.
     """
@@ -82,12 +92,12 @@ def assemble(
     tables = {"train": train, "dev": dev} | ({} if test is None else {"test": test})
     for table in tables.values():
         _check_values(table)
-    typed = labels.typed({key: table.label for key, table in tables.items()}, words=order is not None)
+    typed = labels.typed({key: table.label for key, table in tables.items()}, words=train.order is not None)
     regression = isinstance(typed["train"][0], float)
     names = (metric,) if isinstance(metric, str) else tuple(metric or DEFAULT[regression])
     for each in names:
         check_metric(each, regression)
-    classes: list[Any] = [] if regression else labels.classes(train.source, typed["train"], order)
+    classes: list[Any] = [] if regression else labels.classes(train.source, typed["train"], train.order)
     splits: dict[str, Split] = {}
     for key, table in tables.items():
         if regression:
@@ -130,17 +140,22 @@ def fingerprint(splits: Mapping[str, Split]) -> str:
 
 def missing(value: Any) -> bool:
     """None, NaN, or a string of blanks."""
-    return value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip())
+    return (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, str) and not value.strip())
+    )
 
 
 def _check_values(table: Table) -> None:
-    if not table.label:
-        raise SettingError(f"{table.source} has no rows; valid: at least one row a split")
+    require_rows(table.source, {"label": table.label})
     for name, values in zip(table.names, (table.text, table.pair, table.label), strict=True):
         gaps = [row for row, value in enumerate(values or [], 1) if missing(value)]
         if gaps:
             others = f" and {len(gaps) - 1} more" if len(gaps) > 1 else ""
-            raise SettingError(f"{table.source}: {name} is missing in row {gaps[0]}{others}; valid: a value in every row")
+            raise SettingError(
+                f"{table.source}: {name} is missing in row {gaps[0]}{others}; valid: a value in every row"
+            )
     for name, values in zip(table.names[:2], (table.text, table.pair), strict=True):
         for row, value in enumerate(values or [], 1):
             if not isinstance(value, str):
