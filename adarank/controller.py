@@ -182,25 +182,42 @@ class RankController:
             self.missed, self.held = self.missed.to(weight.device), self.held.to(weight.device)
             self.generator = torch.Generator(device=weight.device).manual_seed(self.generator.initial_seed())
 
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         if not self._armed:
             raise RuntimeError(
                 "optimizer.step() came without controller.after_backward(); call it once per optimiser step, after "
                 "the last backward pass and before clipping"
             )
         if self.mode == "paper":
-            self._observe()
+            if getattr(optimizer, "grad_scale", None) is not None:
+                raise RuntimeError(
+                    'mode="paper" observes before the step, where gradients are still scaled; call '
+                    "scaler.unscale_(optimizer) before controller.after_backward()"
+                )
+            self._observe(optimizer)
 
     @torch.no_grad()
-    def _observe(self) -> None:
-        if self.step < self.schedule.settled:
-            self.score.observe(self.buffers, self.bank)
+    def _observe(self, optimizer: Optimizer) -> None:
+        """Update the score's averages, but for a step that overflowed.
+
+        A gradient scaler does not call the hooks for such a step; only with a *fused* optimiser it does, and leaves
+        the finding on the device in `found_inf` (a step without overflow has unscaled its gradients by then). The
+        step counts all the same: reading the flag would synchronise.
+        """
+        if self.step >= self.schedule.settled:
+            return
+        overflow = getattr(optimizer, "found_inf", None)
+        before = None if overflow is None else {name: buffer.clone() for name, buffer in self.buffers.items()}
+        self.score.observe(self.buffers, self.bank)
+        if before is not None:
+            for name, buffer in self.buffers.items():
+                buffer.copy_(torch.where(overflow > 0, before[name], buffer))
 
     @torch.no_grad()
-    def _after_step(self, *_: Any) -> None:
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._armed = False
         if self.mode != "paper":
-            self._observe()
+            self._observe(optimizer)
         last = self.last_allocation
         held = last is not None and last.step >= self.schedule.settled
         if self.schedule.due(self.step):

@@ -16,7 +16,7 @@ ORDER = [
     ("scores", "allocators", "schedules", "penalties"),
     ("bank",),
     ("inits", "adapters"),
-    ("errors",),
+    ("errors", "controller_reference"),
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 ALGORITHM = {room for rooms in ORDER[1:] for room in rooms}
