@@ -183,7 +183,9 @@ def _pretrained(source: str, revision: str | None, what: str) -> Callable[[int],
 def _built(model: Any, tokenizer: Any, missing: Iterable[str] = ()) -> Built:
     """The head: what lies outside the base model, and modules inside it whose weights the checkpoint lacks."""
     inside = model.base_model
-    head = [name for name, child in model.named_children() if child is not inside]
+    head = [
+        name for name, child in model.named_children() if child is not inside and any(True for _ in child.parameters())
+    ]
     head += sorted({key.rpartition(".")[0] for key in missing} - {n for n, _ in model.named_modules() if n in head})
     # Decoders often name no padding token; pad with the end token then, and tell the model.
     if tokenizer.pad_token is None:

@@ -1,0 +1,119 @@
+"""One training step, side by side: PEFT LoRA, PEFT AdaLoRA, our LoRA, our AdaLoRA, full fine-tuning, the frozen floor.
+
+    python experiments/bench/step.py --json experiments/results/step_cpu.json
+    python experiments/bench/step.py --models encoder_6x384 --pairs 20 --json /tmp/quick.json
+
+Every round runs one step of each contender; a ratio is the median of the rounds' ratios, with its 95 % interval. On the
+CPU the time is the process's own (one thread unless --threads), on CUDA it is measured with events. AdaLoRA stands in
+its allocation phase and masks in every step. `controller` is the share of its step that penalty and allocator take,
+measured inside it.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+from adarank.harness.files import write_json
+from experiments.bench.pairs import interleave, machine, ratio
+from experiments.bench.workload import CONTENDERS, MODELS, Contender, batch, build, contender
+
+RATIOS = (
+    ("adalora", "lora"),
+    ("adalora", "peft_lora"),
+    ("adalora", "peft_adalora"),
+    ("adalora_compacted", "peft_lora"),
+    ("adalora_compacted", "lora"),
+    ("lora", "peft_lora"),
+    ("peft_adalora", "peft_lora"),
+    ("full", "peft_lora"),
+    ("floor", "peft_lora"),
+)
+
+
+def timed(work: Contender, device: str) -> float:
+    """Seconds of one step: process time on the CPU, CUDA events on a GPU."""
+    if device == "cuda":
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        work.step()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1000
+    started = time.process_time()
+    work.step()
+    return time.process_time() - started
+
+
+def kernels(work: Contender) -> int:
+    """CUDA kernels launched in one step."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work.step()
+        torch.cuda.synchronize()
+    return sum(event.count for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA)
+
+
+def bench(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Every ratio on one model."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
+    base, linears = build(name, dtype, options.device)
+    inputs = batch(name, options.rows, options.tokens, options.device)
+    wrap = torch.compile if options.compile else (lambda model: model)
+    work = {which: contender(which, base, linears, inputs, wrap) for which in options.contenders}
+    for w in work.values():
+        w.step()
+        w.shares.update(dict.fromkeys(w.shares, 0.0))
+    seconds = interleave({k: lambda w=w: timed(w, options.device) for k, w in work.items()}, options.pairs, 2)  # type: ignore[misc]
+    rounds = options.pairs + 2
+    found: dict[str, Any] = {
+        "pairs": options.pairs,
+        "batch": [options.rows, options.tokens],
+        "median_ms": {k: 1000 * sorted(v)[len(v) // 2] for k, v in seconds.items()},
+        "ratios": {f"{a} / {b}": ratio(seconds[a], seconds[b]) for a, b in RATIOS if a in seconds and b in seconds},
+        "controller": {
+            k: {part: s / rounds / (sum(seconds[k]) / len(seconds[k])) for part, s in w.shares.items()}
+            for k, w in work.items()
+            if w.shares
+        },
+    }
+    if options.device == "cuda":
+        found["kernels"] = {k: kernels(w) for k, w in work.items()}
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the findings to this file")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS)[:3])
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found = {}
+    for name in options.models:
+        found[name] = bench(name, options)
+        print(name)
+        for pair, value in found[name]["ratios"].items():
+            print(f"  {pair:32s} {value['median']:.3f}  [{value['low']:.3f}, {value['high']:.3f}]")
+        for which, parts in found[name]["controller"].items():
+            print(f"  {which}: " + ", ".join(f"{part} {share:.2%} of the step" for part, share in parts.items()))
+    if options.json:
+        setting = {key: getattr(options, key) for key in ("device", "dtype", "compile", "threads")}
+        write_json(options.json, {"machine": machine(), **setting, "models": found})
+        print(options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

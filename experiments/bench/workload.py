@@ -1,0 +1,193 @@
+"""What the benchmarks run: models with random weights, and one training step of every contender."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+import adarank
+from adarank.controller import RankController
+from adarank.harness.measure import clock
+
+RANK, FINAL = 12, 8
+MODELS = {  # name: (architecture, layers, width, vocabulary)
+    "encoder_6x384": ("bert", 6, 384, 2000),
+    "encoder_12x768": ("bert", 12, 768, 2000),
+    "decoder_6x384": ("llama", 6, 384, 2000),
+    "decoder_1b": ("llama", 22, 2048, 32000),
+}
+LINEARS = {
+    "bert": r".*\.layer\.\d+\.(attention\.self\.(query|key|value)|attention\.output\.dense|intermediate\.dense|output\.dense)",
+    "llama": r".*\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+}
+CONTENDERS = ("floor", "peft_lora", "peft_adalora", "lora", "adalora", "adalora_compacted", "full")
+
+
+@dataclass
+class Contender:
+    """A model with its training step. shares: seconds spent in parts of the step, where they are measured."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: Callable[[], None]
+    shares: dict[str, float] = field(default_factory=dict)
+
+
+def build(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[nn.Module, str]:
+    """(a two-class classifier with random weights, the pattern of its blocks' linears)."""
+    import transformers
+
+    kind, layers, width, vocabulary = MODELS[name]
+    head = 64
+    config = transformers.AutoConfig.for_model(
+        kind,
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // head,
+        num_key_value_heads=width // head,
+        intermediate_size=4 * width if kind == "bert" else 8 * width // 3 // 64 * 64,
+        num_labels=2,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
+    return model.to(device, dtype).train(), LINEARS[kind]
+
+
+def batch(name: str, rows: int, tokens: int, device: str) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, MODELS[name][3], (rows, tokens), generator=draw).to(device)
+    return {"input_ids": ids, "labels": torch.randint(0, 2, (rows,), generator=draw).to(device)}
+
+
+def head_of(model: nn.Module) -> list[str]:
+    return [
+        name
+        for name, child in model.named_children()
+        if child is not model.base_model and any(True for _ in child.parameters())
+    ]
+
+
+def optimiser(model: nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+
+
+def contender(
+    which: str,
+    base: nn.Module,
+    linears: str,
+    inputs: dict[str, torch.Tensor],
+    wrap: Callable[[nn.Module], Any] = lambda m: m,
+) -> Contender:
+    """One of CONTENDERS over its own copy of `base`. Every one trains the head as well; `wrap` (torch.compile, say) is
+    applied to the finished model. The adaptive ones stand in the middle of their allocation phase and mask every step."""
+    model = deepcopy(base)
+    if which == "full":
+        return _plain(model, inputs, wrap)
+    if which == "floor":
+        model.requires_grad_(False)
+        for name in head_of(model):
+            model.get_submodule(name).requires_grad_(True)
+        model.enable_input_require_grads()  # so that the backward pass runs through every block
+        return _plain(model, inputs, wrap)
+    if which in ("peft_lora", "peft_adalora"):
+        return _peft(which, model, linears, inputs, wrap)
+    adapters = adarank.adapt(
+        model, "lora" if which == "lora" else "svd", rank=RANK, targets=linears, train=head_of(model)
+    )
+    if which == "lora":
+        return _plain(model, inputs, wrap)
+    controller = _Timed(
+        adapters,
+        score=adarank.scores.adalora(),
+        schedule=adarank.schedules.cubic(RANK * len(adapters), FINAL * len(adapters), 0, 2, 10**6, 1),
+        penalty=adarank.penalties.orthogonality(0.1),
+    )
+    optimizer = optimiser(model)
+    controller.attach(optimizer)
+    with torch.no_grad():
+        controller.bank.lam.normal_(0, 0.02)
+    if which == "adalora_compacted":
+        _prune_to_final(controller)
+        adarank.compact(model, optimizer)
+        # a constant budget: nothing is left to allocate, as in the last phase of a run
+        controller.schedule = adarank.schedules.cubic(FINAL * len(adapters), FINAL * len(adapters), 0, 10**6 - 1, 10**6)
+    run = wrap(model)
+    shares = controller.shares
+
+    def step() -> None:
+        run(**inputs).loss.backward()
+        controller.after_backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Contender(model, optimizer, step, shares)
+
+
+class _Timed(RankController):
+    """A controller that adds up its own time: everything that an adaptive run has on top of fixed-rank LoRA's step."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.shares = {"penalty": 0.0, "allocator": 0.0}
+
+    def after_backward(self, grad_scale: Any = None) -> None:
+        started = clock(self.bank.weight.device)
+        super().after_backward(grad_scale)
+        self.shares["penalty"] += clock(self.bank.weight.device) - started
+
+    def _after_step(self, *arguments: Any) -> None:
+        started = clock(self.bank.weight.device)
+        super()._after_step(*arguments)
+        self.shares["allocator"] += clock(self.bank.weight.device) - started
+
+
+def _prune_to_final(controller: RankController) -> None:
+    """A mask of mean rank FINAL with uneven ranks, as a finished run has them."""
+    draw = torch.Generator().manual_seed(2)
+    scores = torch.rand(controller.bank.triplets, generator=draw).to(controller.bank.mask.device)
+    keep = scores.argsort(descending=True)[: FINAL * len(controller.bank.names)]
+    controller.bank.mask.zero_()
+    controller.bank.mask[keep] = True
+    controller.bank.zero_pruned()
+
+
+def _plain(model: nn.Module, inputs: dict[str, torch.Tensor], wrap: Callable[[nn.Module], Any]) -> Contender:
+    optimizer, run = optimiser(model), wrap(model)
+
+    def step() -> None:
+        run(**inputs).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Contender(model, optimizer, step)
+
+
+def _peft(
+    which: str, model: nn.Module, linears: str, inputs: dict[str, torch.Tensor], wrap: Callable[[nn.Module], Any]
+) -> Contender:
+    import peft
+
+    common: dict[str, Any] = {"target_modules": linears, "lora_alpha": 2 * RANK, "modules_to_save": head_of(model)}
+    if which == "peft_lora":
+        return _plain(peft.get_peft_model(model, peft.LoraConfig(r=RANK, **common)), inputs, wrap)
+    config = peft.AdaLoraConfig(
+        init_r=RANK, target_r=FINAL, tinit=0, tfinal=2, deltaT=1, total_step=10**6, orth_reg_weight=0.1, **common
+    )
+    adapted = peft.get_peft_model(model, config)
+    optimizer, run = optimiser(adapted), wrap(adapted)
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+        run(**inputs).loss.backward()
+        optimizer.step()
+        adapted.base_model.update_and_allocate(count)
+        optimizer.zero_grad()
+
+    return Contender(adapted, optimizer, step)
