@@ -206,7 +206,7 @@ class RankController:
         """
         if self.step >= self.schedule.settled:
             return
-        overflow = getattr(optimizer, "found_inf", None)
+        overflow: Any = getattr(optimizer, "found_inf", None)
         before = None if overflow is None else {name: buffer.clone() for name, buffer in self.buffers.items()}
         self.score.observe(self.buffers, self.bank)
         if before is not None:

@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def checkpointed(net, reentrant):
     """The same network, every block recomputed in the backward pass."""
-    original = {id(layer): layer.forward for layer in net.layers}
     for layer in net.layers:
-        layer.forward = lambda x, f=original[id(layer)]: checkpoint(f, x, use_reentrant=reentrant)
+        forward = layer.forward
+        layer.forward = lambda x, f=forward: checkpoint(f, x, use_reentrant=reentrant)
     net.embed.register_forward_hook(lambda *a: a[-1].requires_grad_())  # reentrant wants an input that needs grad
     return net
 
@@ -191,7 +191,15 @@ dist.destroy_process_group()
 @pytest.mark.parametrize("buckets", ["views", "copies"])
 def test_two_ddp_processes_do_what_one_does_with_the_whole_batch(buckets):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--no-python", sys.executable, "-c", WORKER, buckets]
+    command += [
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+        "--no-python",
+        sys.executable,
+        "-c",
+        WORKER,
+        buckets,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[{")))
@@ -200,7 +208,9 @@ def test_two_ddp_processes_do_what_one_does_with_the_whole_batch(buckets):
     masks = []
     run(net, controller, optimizer, range(STEPS), clip=0.5, masks=masks)
     assert [m.tolist() for m in masks] == first["masks"]
-    torch.testing.assert_close(controller.bank.weight, torch.tensor(first["weight"], dtype=torch.float64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        controller.bank.weight, torch.tensor(first["weight"], dtype=torch.float64), rtol=0, atol=1e-9
+    )
 
 
 def test_gradients_reach_the_input_through_every_layer():

@@ -17,7 +17,7 @@ def interleave(measure: Mapping[str, Callable[[], float]], rounds: int, warmup: 
     """
     found: dict[str, list[float]] = {name: [] for name in measure}
     for i in range(warmup + rounds):
-        names = list(measure) if i % 2 else list(reversed(measure))
+        names = list(measure) if i % 2 else list(measure)[::-1]
         for name in names:
             seconds = measure[name]()
             if i >= warmup:

@@ -55,7 +55,7 @@ def kernels(work: Contender) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         work.step()
         torch.cuda.synchronize()
-    return sum(event.count for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA)
+    return sum(event.count for event in profile.key_averages() if event.device_type == torch.profiler.DeviceType.CUDA)
 
 
 def bench(name: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -92,7 +92,8 @@ def contender(
         model.requires_grad_(False)
         for name in head_of(model):
             model.get_submodule(name).requires_grad_(True)
-        model.enable_input_require_grads()  # so that the backward pass runs through every block
+        enable: Any = model.enable_input_require_grads
+        enable()  # so that the backward pass runs through every block
         return _plain(model, inputs, wrap)
     if which in ("peft_lora", "peft_adalora"):
         return _peft(which, model, linears, inputs, wrap)

@@ -1,0 +1,105 @@
+"""Memory of one training step, counted: what autograd saves, and what factors, gradients, optimiser and averages hold.
+
+    python experiments/bench/memory.py --json experiments/results/memory_cpu.json
+
+`saved` is the bytes of distinct storages that the forward pass keeps for the backward pass, parameters left out: a
+count, the same on every machine. `state` is the bytes of trained parameters, gradients, optimiser state and score
+averages, before and after compaction to mean rank 8. On CUDA the peak of the allocator over a step is added.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from torch import Tensor
+
+from adarank.compaction import CONTROLLER
+from adarank.harness.files import write_json
+from experiments.bench.pairs import machine
+from experiments.bench.workload import CONTENDERS, MODELS, Contender, batch, build, contender
+
+
+def saved_bytes(work: Contender, inputs: dict[str, Tensor]) -> int:
+    """Bytes of distinct storages that one forward pass saves, beside parameters and buffers of the model."""
+    known = {t.untyped_storage().data_ptr() for t in (*work.model.parameters(), *work.model.buffers())}
+    kept: dict[int, int] = {}
+    alive = []  # hold what is saved, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss = work.model(**inputs).loss
+    del loss
+    return sum(kept.values())
+
+
+def state_bytes(work: Contender) -> int:
+    """Bytes of trained parameters, their gradients, the optimiser's state and the controller's averages."""
+    trained = [p for group in work.optimizer.param_groups for p in group["params"]]
+    total = 2 * sum(p.numel() * p.element_size() for p in trained)
+    total += sum(
+        t.numel() * t.element_size() for s in work.optimizer.state.values() for t in s.values() if t.numel() > 1
+    )
+    controller = getattr(work.optimizer, CONTROLLER, None)
+    buffers = controller.buffers.values() if controller is not None else _peft_averages(work)
+    return total + sum(t.numel() * t.element_size() for t in buffers)
+
+
+def _peft_averages(work: Contender) -> list[Tensor]:
+    allocator = getattr(getattr(work.model, "base_model", None), "rankallocator", None)
+    names = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+    return [t for name in names for t in getattr(allocator, name, {}).values()] if allocator is not None else []
+
+
+def measure(which: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
+    base, linears = build(name, dtype, options.device)
+    inputs = batch(name, options.rows, options.tokens, options.device)
+    work = contender(which, base, linears, inputs)
+    del base
+    work.step()
+    found: dict[str, Any] = {"saved": saved_bytes(work, inputs), "state": state_bytes(work)}
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        work.step()
+        found["peak"] = torch.cuda.max_memory_allocated()
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the findings to this file")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS)[:3])
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    options = parser.parse_args()
+    found: dict[str, Any] = {}
+    for name in options.models:
+        sizes = {which: measure(which, name, options) for which in CONTENDERS}
+        base = sizes["peft_lora"]
+        ratios = {w: {k: v / base[k] for k, v in s.items()} for w, s in sizes.items()}
+        found[name] = {"bytes": sizes, "ratio_to_peft_lora": ratios}
+        print(name)
+        for which, size in sizes.items():
+            cells = [f"{key} {value / 2**20:8.1f} MiB ({ratios[which][key]:.3f})" for key, value in size.items()]
+            print(f"  {which:18s} " + "  ".join(cells))
+    if options.json:
+        setting = {key: getattr(options, key) for key in ("device", "dtype", "rows", "tokens")}
+        write_json(options.json, {"machine": machine(), **setting, "models": found})
+        print(options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The benchmarks run, at a size that takes seconds; their arithmetic is right. Their figures are not tested here."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.bench import memory, step, workload
+from experiments.bench.pairs import interleave, ratio
+
+
+@pytest.fixture
+def small(monkeypatch):
+    pytest.importorskip("peft")
+    tiny = {"encoder_6x384": ("bert", 2, 64, 50), "decoder_6x384": ("llama", 1, 64, 50)}
+    for module in (workload, step, memory):
+        monkeypatch.setattr(module, "MODELS", tiny)
+
+
+def command(module, *arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["bench", *map(str, arguments)])
+        return module.main()
+
+
+@pytest.mark.usefixtures("small")
+def test_step_measures_every_contender_on_every_model(tmp_path):
+    target = tmp_path / "step.json"
+    assert command(step, "--pairs", 3, "--rows", 2, "--tokens", 8, "--json", target) == 0
+    found = json.loads(target.read_text())
+    assert found["machine"]["threads"] == 1
+    for model in found["models"].values():
+        assert set(model["median_ms"]) == set(workload.CONTENDERS)
+        assert len(model["ratios"]) == len(step.RATIOS)
+        for value in model["ratios"].values():
+            assert 0 < value["low"] <= value["median"] <= value["high"]
+        assert 0 < model["controller"]["adalora"]["penalty"] < 1
+
+
+@pytest.mark.usefixtures("small")
+def test_memory_counts(tmp_path):
+    target = tmp_path / "memory.json"
+    assert command(memory, "--rows", 2, "--tokens", 8, "--json", target) == 0
+    for model in json.loads(target.read_text())["models"].values():
+        sizes = model["bytes"]
+        assert sizes["lora"]["saved"] <= sizes["peft_lora"]["saved"]
+        assert sizes["adalora_compacted"]["state"] < sizes["adalora"]["state"] < sizes["peft_adalora"]["state"]
+        assert sizes["full"]["state"] > sizes["lora"]["state"] > sizes["floor"]["state"]
+
+
+@pytest.mark.usefixtures("small")
+def test_the_adaptive_contender_masks_in_every_step():
+    base, linears = workload.build("encoder_6x384")
+    work = workload.contender("adalora", base, linears, workload.batch("encoder_6x384", 2, 8, "cpu"))
+    controller = work.optimizer.adarank_controller
+    for _ in range(3):
+        work.step()
+        assert controller.last_allocation is None or controller.last_allocation.step == controller.step - 1
+    assert controller.last_allocation.kept == controller.last_allocation.budget < controller.bank.triplets
+
+
+def test_rounds_are_interleaved_and_their_order_alternates():
+    order = []
+    clock = iter(range(100))
+    interleave({name: lambda n=name: order.append(n) or float(next(clock)) for name in "abc"}, rounds=2, warmup=1)
+    assert "".join(order) == "cbaabccba"
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=8, max_size=80), st.floats(0.5, 2.0))
+def test_a_constant_ratio_is_found_exactly(theirs, factor):
+    found = ratio([factor * t for t in theirs], theirs)
+    assert found["median"] == pytest.approx(factor)
+    assert found["low"] == pytest.approx(found["high"])
+
+
+def test_the_interval_covers_the_median_about_as_often_as_it_says():
+    draw = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        found = ratio(np.exp(draw.normal(size=40)), np.ones(40))
+        covered += found["low"] <= 1.0 <= found["high"]
+    assert covered / 400 > 0.92
