@@ -90,4 +90,4 @@ def test_it_keeps_only_the_input_and_h_for_the_backward_pass():
         lowrank_linear(leaves[0], weight, bias, *leaves[1:], 1.0)
     parameters = {t.data_ptr() for t in (weight, *leaves)}
     extra = [t for t in held if t.data_ptr() not in parameters]
-    assert sum(t.numel() for t in extra) == 32 * 4  # h [n, r]
+    assert sum(t.numel() for t in extra) == 32 * 4  # h [r, n]
