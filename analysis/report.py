@@ -107,8 +107,8 @@ def make_section(table: Table, suffix: str) -> Section:
         ),
         _picture(
             f"parameters{suffix}",
-            f"What parameters buy: {table.metric} on {table.split} against the parameters kept; bars are 95% t "
-            "intervals of the mean over seeds.",
+            f"What parameters buy: {table.metric} on {table.split} against the parameters kept; dots are "
+            "seeds, bars 95% t intervals of their mean (few seeds: wider than the frame).",
             parameters.draw(table),
         ),
         _picture(

@@ -15,8 +15,10 @@ SIDES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
 DISTANCES = (8, 20, 34, 50, 68, 90, 115, 145)  # points; from the second on a thin line leads to the point
 
 
-def place_labels(axes: "Axes", points: Sequence[tuple[float, float]], labels: Sequence[str]) -> list["Annotation"]:
-    """Write each of `labels` near its point (data coordinates), inside the axes where possible.
+def place_labels(
+    axes: "Axes", points: Sequence[tuple[float, float]], labels: Sequence[str], colours: Sequence[str]
+) -> list["Annotation"]:
+    """Write each of `labels` near its point (data coordinates) in its colour, inside the axes where possible.
 
     Greedy: of all sides at growing distances the first place that is free, else the one with the least overlap.
     Call it last: it reads the final sizes and freezes the layout.
@@ -28,10 +30,10 @@ def place_labels(axes: "Axes", points: Sequence[tuple[float, float]], labels: Se
     taken = _marks(axes)
     inside = axes.get_window_extent()
     placed = []
-    for point, label in zip(points, labels, strict=True):
+    for point, label, colour in zip(points, labels, colours, strict=True):
         tried = []
         for distance, side in product(DISTANCES, SIDES):
-            note = _annotate(axes, point, label, side, distance)
+            note = _annotate(axes, point, label, colour, side, distance)
             box = text_box(note)
             # outside the axes counts like cover by another label
             cover = sum(_shared(box, other) for other in taken) + _shared(box, box) - _shared(box, inside)
@@ -40,7 +42,7 @@ def place_labels(axes: "Axes", points: Sequence[tuple[float, float]], labels: Se
             if cover < 1e-6:
                 break
         _, distance, side = min(tried, key=lambda place: place[:2])
-        placed.append(_annotate(axes, point, label, side, distance))
+        placed.append(_annotate(axes, point, label, colour, side, distance))
         taken.append(text_box(placed[-1]))
     return placed
 
@@ -54,13 +56,14 @@ def text_box(note: "Annotation") -> "Bbox":
 
 
 def _annotate(
-    axes: "Axes", point: tuple[float, float], label: str, side: tuple[int, int], distance: float
+    axes: "Axes", point: tuple[float, float], label: str, colour: str, side: tuple[int, int], distance: float
 ) -> "Annotation":
     return axes.annotate(
         label,
         point,
         xytext=(side[0] * distance, side[1] * distance),
         textcoords="offset points",
+        color=colour,
         ha={1: "left", 0: "center", -1: "right"}[side[0]],
         va={1: "bottom", 0: "center", -1: "top"}[side[1]],
         arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.7} if distance > DISTANCES[0] else None,

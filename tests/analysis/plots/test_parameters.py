@@ -17,9 +17,16 @@ def test_points_bars_and_labels(quickstart):
     assert axes.get_xscale() == "log"
     assert axes.get_xlabel() == "parameters kept beyond the frozen base (log scale)"
     assert axes.get_ylabel() == "accuracy on test, mean and 95% t interval"
-    assert [text.get_text() for text in axes.texts] == ["full", "lora 8", "adalora 12 → 8"]
-    for row, text, bars in zip(table.rows, axes.texts, axes.containers, strict=True):
+    texts = {text.get_text(): text for text in axes.texts}
+    assert list(texts) == [table.labels[row] for row in sorted(table.rows, key=lambda row: -row.mean)]
+    seen = {tuple(line.get_xydata()[:, 1]) for line in axes.get_lines()}
+    low, high = axes.get_ylim()
+    for row, bars in zip(table.rows, axes.containers, strict=True):
+        text = texts[table.labels[row]]
         assert text.xy == (row.kept, row.mean)
+        assert text.get_color() == bars.lines[0].get_color()  # what names a marker has its colour
+        assert tuple(row.scores.values()) in seen
+        assert all(low < score < high for score in row.scores.values())
         (segment,) = bars.lines[2][0].get_segments()
         assert segment[:, 1] == pytest.approx([row.mean - row.half_width, row.mean + row.half_width])
 

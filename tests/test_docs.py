@@ -1,0 +1,72 @@
+"""Figures in the README are those of the committed result files, and its snippets run."""
+
+import json
+import re
+from pathlib import Path
+from statistics import mean
+
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "experiments" / "results"
+
+
+def test_the_demo_s_table_is_the_committed_result():
+    runs = json.loads((RESULTS / "quickstart.json").read_text())
+    for method in ("full", "lora", "adalora"):
+        found = [s for s in runs.values() if s["method"] == method]
+        tests = [s["metric"]["test"] for s in found]
+        row = next(line for line in README.splitlines() if line.startswith(f"| {method} |"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[2] == f"{found[0]['parameters']['trainable']:,}"
+        kept = mean(s["parameters"]["trainable"] - s["parameters"]["adapter"] + s["parameters"]["kept"] for s in found)
+        assert cells[3] == f"{kept:,.0f}"
+        assert cells[4] == ", ".join(f"{t:.3f}" for t in tests)
+        assert cells[5] == f"{mean(tests):.4f}"
+
+
+def test_the_methods_default_to_the_learning_rates_of_the_committed_search():
+    result = json.loads((RESULTS / "quickstart_lr.json").read_text())
+    grids = yaml.safe_load((ROOT / "experiments" / "grids.yaml").read_text())
+    assert result["grids"] == grids
+    assert len({len(rates) for rates in grids.values()}) == 1
+    for method, chosen in result["chosen"].items():
+        config = yaml.safe_load((ROOT / "conf" / "method" / f"{method}.yaml").read_text())
+        assert config["train"]["lr"] == chosen["lr"]
+        assert not chosen["at_the_edge"]
+
+
+def test_every_link_leads_somewhere():
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_library_s_snippet_runs(tmp_path, monkeypatch):
+    from adarank.harness.models import tiny
+
+    snippet = next(code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "adarank.adapt" in code)
+    built = tiny("bert").build(2)
+    words = built.tokenizer(["good film", "dull"], padding=True, return_tensors="pt")
+    batches = [{**words, "labels": torch.tensor([1, 0])} for _ in range(3)]
+    monkeypatch.chdir(tmp_path)
+    names = {"torch": torch, "model": built.model, "batches": batches}
+    exec(compile(snippet, "README", "exec"), names)
+    assert (tmp_path / "adapter" / "adapter.safetensors").is_file()
+    assert names["n"] == 4
+    assert not any(".base" in key for key in built.model.state_dict())
+
+
+@pytest.mark.parametrize("word", ["TODO", "FIXME", "@@"])
+def test_nothing_is_left_to_fill_in(word):
+    for path in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("adarank/**/*.py"),
+        *ROOT.glob("conf/**/*.yaml"),
+    ]:
+        assert word not in path.read_text(encoding="utf-8"), path
