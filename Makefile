@@ -45,6 +45,8 @@ clean:
 $(READY): pyproject.toml constraints.txt
 ifeq ($(TORCH),keep)
 	$(PYTHON) -m venv --system-site-packages $(VENV)
+	@$(BIN)/python -c 'import torch' 2>/dev/null || { rm -rf $(VENV); \
+	  echo "TORCH=keep: $(PYTHON) has no torch that a new environment can see; leave TORCH out, or name a PYTHON that has it" >&2; exit 2; }
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 else
 	$(PYTHON) -m venv $(VENV)

@@ -237,7 +237,8 @@ class RankController:
         bank.mask.copy_(self.allocator(ranked, bank.mask, budget, bank.cost, bank.module, self.generator))
         mask = bank.mask.clone()
         self.missed = torch.where(mask, 0, self.missed + 1)
-        self.last_allocation = self._record(self.step, scores, mask, bank.module, bank.cost[mask].sum())
+        cost = torch.where(mask, bank.cost, 0).sum()  # not cost[mask]: its size would be read back from the device
+        self.last_allocation = self._record(self.step, scores, mask, bank.module, cost)
 
     def _record(self, step: int, scores: Tensor, mask: Tensor, module: Tensor, cost: Tensor) -> Allocation:
         names = tuple(self.bank.names)

@@ -116,3 +116,29 @@ def test_paper_mode_asks_for_unscaled_gradients():
     controller.after_backward(grad_scale=scaler.get_scale())
     with pytest.raises(RuntimeError, match=r"call scaler\.unscale_\(optimizer\) before"):
         scaler.step(optimizer)
+
+
+def test_fp16_autocast_with_a_scaler_that_overflows_at_first():
+    net, _, controller, optimizer = setup(optimizer=plain, lr=3e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=1000)
+    skipped = 0
+    for t in range(3 * STEPS):
+        x, y = data(t)
+        with torch.autocast("cpu", torch.float16):
+            loss = F.cross_entropy(net(x).float(), y)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        controller.after_backward()
+        torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+        before = controller.step
+        scaler.step(optimizer)
+        skipped += controller.step == before
+        scaler.update()
+        optimizer.zero_grad()
+        if controller.step == STEPS:
+            break
+    assert skipped > 3
+    assert controller.step == STEPS
+    assert controller.bank.weight.dtype == torch.float32
+    assert torch.isfinite(controller.bank.weight).all()
+    assert sum(adarank.ranks(net).values()) == 12

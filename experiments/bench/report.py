@@ -1,0 +1,91 @@
+"""The step benchmark's committed figures as a Markdown table and a picture.
+
+python experiments/bench/report.py experiments/results/step_cpu.json docs/step_cpu.png
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+NAMES = {
+    "floor": "frozen base, forward and backward",
+    "lora": "adarank LoRA, r = 12",
+    "adalora": "adarank AdaLoRA 12 → 8, allocating",
+    "adalora_compacted": "adarank AdaLoRA, compacted to 8",
+    "peft_adalora": "PEFT AdaLoRA 12 → 8",
+    "full": "full fine-tuning",
+}
+COLOURS = {"encoder_6x384": "#0072B2", "encoder_12x768": "#D55E00", "decoder_6x384": "#009E73"}
+MARKERS = {"encoder_6x384": "o", "encoder_12x768": "s", "decoder_6x384": "^"}
+
+
+def to_peft_lora(model: dict[str, Any], which: str) -> dict[str, float]:
+    found: dict[str, float] = model["ratios"][f"{which} / peft_lora"]
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """Every contender's step ÷ PEFT LoRA's, and AdaLoRA's ÷ our own LoRA's and PEFT's AdaLoRA's."""
+    models = found["models"]
+    lines = ["| step ÷ PEFT LoRA's, r = 12 | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
+
+    def cell(ratio: dict[str, float]) -> str:
+        return f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+
+    lines += [f"| {NAMES[w]} | " + " | ".join(cell(to_peft_lora(m, w)) for m in models.values()) + " |" for w in NAMES]
+    lines += ["| **AdaLoRA 12 → 8 ÷ …** |" + " |" * len(models)]
+    for other, name in (("lora", "our own LoRA, r = 12"), ("peft_adalora", "PEFT's AdaLoRA")):
+        lines.append(
+            f"| {name} | " + " | ".join(cell(m["ratios"][f"adalora / {other}"]) for m in models.values()) + " |"
+        )
+    shares = [sum(m["controller"]["adalora"].values()) for m in models.values()]
+    lines.append("| allocator and penalty, of the step | " + " | ".join(f"{share:.2%}" for share in shares) + " |")
+    return "\n".join(lines)
+
+
+def draw(found: dict[str, Any], target: Path) -> None:
+    """Medians with their intervals, one row a contender, one mark a model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with matplotlib.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, axes = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
+        for i, (name, model) in enumerate(found["models"].items()):
+            ratios = [to_peft_lora(model, which) for which in NAMES]
+            middle = [r["median"] for r in ratios]
+            spread = [[r["median"] - r["low"] for r in ratios], [r["high"] - r["median"] for r in ratios]]
+            places = [row + 0.22 * (i - 1) for row in range(len(NAMES))]
+            axes.errorbar(
+                middle, places, xerr=spread, linestyle="none", marker=MARKERS.get(name, "D"), markersize=6, capsize=3,
+                color=COLOURS.get(name, "#000000"), label=name.replace("_", " "),
+            )  # fmt: skip
+        axes.axvline(1.0, color="#555555", linewidth=1)
+        axes.set_yticks(range(len(NAMES)), list(NAMES.values()))
+        axes.invert_yaxis()
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.set_xlabel("time of a training step ÷ PEFT LoRA's (r = 12), median and 95 % interval")
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        figure.savefig(target, dpi=140)
+        plt.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("json", type=Path)
+    parser.add_argument("picture", type=Path)
+    options = parser.parse_args()
+    if not options.json.is_file():
+        print(f"error: JSON={options.json} is not there; valid: what experiments/bench/step.py wrote", file=sys.stderr)
+        return 2
+    found = json.loads(options.json.read_text(encoding="utf-8"))
+    print(table(found))
+    draw(found, options.picture)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
