@@ -28,6 +28,25 @@ def test_the_demo_s_table_is_the_committed_result():
         assert cells[5] == f"{mean(tests):.4f}"
 
 
+def test_the_speed_table_is_the_committed_result():
+    from experiments.bench.report import table
+
+    assert table(json.loads((RESULTS / "step_cpu.json").read_text())) in README
+
+
+def test_the_step_picture_shows_every_contender_and_model(tmp_path):
+    from matplotlib import image
+
+    from experiments.bench.report import draw
+
+    found = json.loads((RESULTS / "step_cpu.json").read_text())
+    draw(found, tmp_path / "step.png")
+    pixels = image.imread(tmp_path / "step.png")[..., :3]
+    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)):
+        near = abs(pixels * 255 - colour).max(-1) < 12
+        assert near.sum() > 6 * 30  # a mark a contender
+
+
 def test_the_methods_default_to_the_learning_rates_of_the_committed_search():
     result = json.loads((RESULTS / "quickstart_lr.json").read_text())
     grids = yaml.safe_load((ROOT / "experiments" / "grids.yaml").read_text())

@@ -285,3 +285,32 @@ def test_cfg_job_answers_without_importing_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip().endswith("False")
     assert "method: adalora" in done.stdout
+
+
+def test_wandb_without_a_key_warns_once_and_spoils_nothing(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / "run.py"), "tiny=true", "method=lora", "tracker=wandb",
+         "tracker.mode=online", f"out={tmp_path}"],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, env={**environment, "HOME": str(tmp_path / "home")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "W&B" in line or "wandb" in line]
+    assert len(warnings) == 1, done.stderr
+    (summary,) = summaries(tmp_path).values()
+    assert summary["status"] == "finished"
+
+
+def test_wandb_offline_keeps_its_files_in_the_run_s_folder(tmp_path):
+    inside("tiny=true", "tracker=wandb", "tracker.mode=offline", f"out={tmp_path}")
+    (folder,) = (p for p in tmp_path.iterdir() if p.is_dir())
+    assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("experiment", sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml")))
+def test_every_experiment_file_runs_at_tiny_size(tmp_path, experiment):
+    inside(f"experiment={experiment}", "tiny=true", f"out={tmp_path}")
+    (summary,) = summaries(tmp_path).values()
+    assert summary["status"] == "finished"
+    assert summary["steps"] == 12
+    assert summary["model"] == "tiny_bert"
