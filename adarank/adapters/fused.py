@@ -65,8 +65,8 @@ class _LowRankLinear(torch.autograd.Function):
             d_dropped = (u.t() @ (Q * gain)).view(ctx.shape)
         if need_Q or need_lam:
             A = u @ source
-            d_Q = A * gain if need_Q else None
-            d_lam = (A * Q).sum(1) * ctx.scale if need_lam else None
+            d_lam = torch.linalg.vecdot(A, Q).mul_(ctx.scale) if need_lam else None
+            d_Q = A.mul_(gain) if need_Q else None
         if need_P:
             d_P = h @ g
         return d_x, d_dropped, None, None, d_Q, d_lam, d_P, None

@@ -94,28 +94,36 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d_in] -> [..., d_out]. Training uses λ as it is (pruned triplets may learn), evaluation λ ⊙ mask."""
-        if not self.enabled or not self.rank:
-            return self.base(x)
+        base, Q, P = self.base, self.Q, self.P
+        if not self.enabled or not len(Q):
+            return base(x)
         lam = self.lam if self.training else self.effective_lam()
         dropped = F.dropout(x, self.dropout) if self.dropout and self.training else None
-        if self.fused and _is_plain(self.base):
-            return lowrank_linear(x, self.base.weight, self.base.bias, self.Q, lam, self.P, self.scale, dropped)
+        if self.fused and _is_plain(base):
+            return lowrank_linear(x, base.weight, base.bias, Q, lam, P, self.scale, dropped)
         source = x if dropped is None else dropped
-        Q, lam, P = (t.to(source.dtype) for t in (self.Q, lam, self.P))
-        return self.base(x) + (F.linear(source, Q) * (lam * self.scale)) @ P
+        Q, lam, P = (t.to(source.dtype) for t in (Q, lam, P))
+        return base(x) + (F.linear(source, Q) * (lam * self.scale)) @ P
 
     def extra_repr(self) -> str:
         return f"kind={self.kind}, rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}"
 
 
 def _is_plain(base: nn.Module) -> bool:
-    """Whether the fused path computes what `base(x)` would: an exact nn.Linear, plain frozen tensors, no hooks."""
-    tensors: list[Any] = [base.weight, base.bias]
-    return (
-        type(base) is nn.Linear
-        and all(t is None or (type(t) in (Tensor, nn.Parameter) and not t.requires_grad) for t in tensors)
-        and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks)
-    )
+    """Whether the fused path computes what `base(x)` would: an exact nn.Linear, plain frozen tensors, no hooks.
+
+    Asked in every forward pass, hence the short way to the tensors and hooks.
+    """
+    if type(base) is not nn.Linear or base._forward_hooks or base._forward_pre_hooks:
+        return False
+    if base._backward_hooks or base._backward_pre_hooks:
+        return False
+    weight, bias = base._parameters["weight"], base._parameters["bias"]
+    return _is_plain_tensor(weight) and (bias is None or _is_plain_tensor(bias))
+
+
+def _is_plain_tensor(tensor: Any) -> bool:
+    return type(tensor) in (nn.Parameter, Tensor) and not tensor.requires_grad
 
 
 def adapters_of(model: nn.Module) -> dict[str, LowRank]:

@@ -9,6 +9,7 @@ keyword-only ones come from the harness.
 """
 
 from adarank.harness.tracking.local import LocalLog, cut_back, replay
-from adarank.harness.tracking.log import Copy, Log, RunLog, no_copy, open_log
+from adarank.harness.tracking.log import RunLog, no_copy, open_log
+from adarank.harness.tracking.protocol import Copy, Log
 
 __all__ = ["Copy", "LocalLog", "Log", "RunLog", "cut_back", "no_copy", "open_log", "replay"]

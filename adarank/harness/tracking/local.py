@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from adarank.harness.files import finite, write_json, write_text
 
 if TYPE_CHECKING:
-    from adarank.harness.tracking.log import Log
+    from adarank.harness.tracking.protocol import Log
 
 METRICS = "metrics.jsonl"
 ALLOCATIONS = "allocations.jsonl"
