@@ -157,7 +157,7 @@ def _check_effects(settings: Mapping[str, Any], typed: set[str]) -> None:
 
     def refuse(name: str, why: str) -> None:
         raise SettingError(
-            f"{name}={settings.get(name) or name} has no effect with method={method}: {why}; leave it out"
+            f"{name}={settings.get(name)} has no effect with method={method}: {why}; leave it out"
         )
 
     if settings["adapter"] is None:
