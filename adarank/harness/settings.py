@@ -156,9 +156,7 @@ def _check_effects(settings: Mapping[str, Any], typed: set[str]) -> None:
     method = settings["method"]
 
     def refuse(name: str, why: str) -> None:
-        raise SettingError(
-            f"{name}={settings.get(name)} has no effect with method={method}: {why}; leave it out"
-        )
+        raise SettingError(f"{name}={settings.get(name)} has no effect with method={method}: {why}; leave it out")
 
     if settings["adapter"] is None:
         for group in ("init", "score", "allocator", "schedule", "penalty"):
