@@ -47,9 +47,12 @@ def _slot(adapter: LowRank, part: str, weight: Tensor, grad: Tensor | None) -> _
 class Bank:
     """Flat storage for the factors of `adapters` ({module name: LowRank}); the adapters stay what they are.
 
-    weight, grad: flat [numel]; lam: [triplets] view of weight; mask: bool [triplets]; module: int64 [triplets], the
-    index of each triplet's module in `names`; cost: int64 [triplets], d_in + d_out + 1; blocks: see `Block`.
+    weight, grad: flat [numel]; lam, lam_grad: [triplets] views of them; mask: bool [triplets]; module: int64
+    [triplets], the index of each triplet's module in `names`; cost: int64 [triplets], d_in + d_out + 1; blocks: see
+    `Block`; activation: [triplets], where the score asks for it (see `scores.score`).
     """
+
+    activation: Tensor
 
     def __init__(self, adapters: Mapping[str, LowRank]) -> None:
         if not adapters:
@@ -139,6 +142,11 @@ class Bank:
         """λ of every triplet, [triplets], a view of `weight`."""
         return self.weight[self._lam]
 
+    @property
+    def lam_grad(self) -> Tensor:
+        """The gradient of λ of every triplet, [triplets], a view of `grad`."""
+        return self.grad[self._lam]
+
     @torch.no_grad()
     def adopt(self) -> None:
         """Make gradients, and weights that were moved or copied since, views of the flat buffers again.
@@ -182,6 +190,16 @@ class Bank:
         """
         means = torch.cat([values[first:end].view(-1, d).mean(1) for first, end, d in self._means])
         return values[self._lam] + means[self._rows["Q"]] + means[self._rows["P"]]
+
+    def spread(self, triplets: Tensor) -> Tensor:
+        """A value per triplet, [triplets], as a value per parameter, flat [numel], laid out as `weight`."""
+        per_module = triplets.split([a.rank for a in self.adapters])
+        pieces = {(part, i): per_module[i] for part, i in self._entries}
+        shaped = (
+            pieces[entry].unsqueeze(1).expand(shape) if len(shape) > 1 else pieces[entry]
+            for entry, shape in zip(self._entries, self._shapes, strict=True)
+        )
+        return torch.cat([piece.reshape(-1) for piece in shaped])
 
     @torch.no_grad()
     def zero_pruned(self) -> None:

@@ -2,7 +2,8 @@
 
     loss.backward()                      true task gradients
     controller.after_backward()          + the penalty's gradient, once per optimiser step
-    clip, optimizer.step()               pre-hook: is it wired?   post-hook: observe, allocate when due, mask, count
+    clip, optimizer.step()               pre-hook: is it wired?   post-hook: observe, proximal step, allocate when due,
+                                         mask, count
     optimizer.zero_grad()
 
 What the three modes do differently:
@@ -13,36 +14,43 @@ What the three modes do differently:
     paper       before the step (w, g)      γ Σ‖·‖²_F       exactly the budget          α / r
 """
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adarank import allocators
-from adarank.adapters.lowrank import LowRank
+from adarank import allocators, schedules
+from adarank.adapters.lowrank import LowRank, to_singular
 from adarank.bank import Bank
 from adarank.compaction import CONTROLLER, drop, unwrap
 from adarank.errors import SettingError
+from adarank.inits.default import draw
 from adarank.penalties import Penalty
 from adarank.schedules import Schedule
 from adarank.scores.score import Score
 
 MODES = ("exact", "original", "paper")
+PRUNED = ("learning", "frozen", "masked")
 COMPACTIONS = ("off", "final", "progressive")
+UNITS = ("triplets", "parameters")
+BASES = ("learned", "singular")
 STATE = "adarank"  # the key in optimizer.state_dict()
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """One reallocation. step: the optimiser step it followed; budget: triplets allowed; kept: triplets kept, a scalar
-    tensor; parameters: what they cost, Σ d_in + d_out + 1, a scalar tensor; scores [triplets] and mask bool [triplets]
+    """One reallocation. step: the optimiser step it followed; budget: what was allowed, in `unit` ("triplets" or "parameters"); kept:
+    triplets kept, a scalar tensor; parameters: what they cost, Σ d_in + d_out + 1, a scalar tensor; scores [triplets] and mask bool [triplets]
     as they were; module int64 [triplets]: index into names."""
 
     step: int
     budget: int
+    unit: str
     kept: Tensor
     parameters: Tensor
     scores: Tensor
@@ -57,37 +65,63 @@ class Allocation:
         return dict(zip(self.names, counts.tolist(), strict=True))
 
 
+def _hear(listener: "weakref.ref[RankController]", i: int, adapter: LowRank, x: Tensor) -> None:
+    """An adapter's forward pass, told to its controller; a copy of the adapter (in a copied model) is not its own."""
+    controller = listener()
+    if controller is None or controller.bank.adapters[i] is not adapter:
+        return
+    assert controller.score is not None
+    assert controller.score.activation is not None
+    with torch.no_grad():
+        controller._heard[i] += controller.score.activation(adapter, x.detach().to(adapter.Q.dtype))
+    controller._passes[i] += 1
+
+
 class RankController:
     """Scores the triplets of `adapters`, prunes to the schedule's budget and holds the final mask.
 
     adapters: what `adarank.adapt` returned; score, schedule, penalty, allocator: configured pieces of
-    `adarank.scores`, `.schedules`, `.penalties` (None: no penalty) and `.allocators` (None: the mode's own rule, exact
-    or the original's threshold). mode: see the module's table. pruned: "learning", a pruned triplet's λ is zeroed at
-    each allocation and goes on learning until the next, so that it may come back; "frozen", it stays zero and off.
+    `adarank.scores`, `.schedules`, `.penalties` and `.allocators`. Without a schedule nothing is ever allocated: the
+    controller applies the penalty alone, and needs no score. allocator=None is the mode's own rule, exact or the
+    original's threshold. mode: see the module's table. unit: what budgets count, "triplets" or "parameters" (a triplet
+    costs d_in + d_out + 1). A schedule that starts below what the adapters hold (pruned="frozen" or "masked")
+    starts with an even share of it.
+
+    pruned: "learning", a pruned triplet's λ is zeroed at each allocation and goes on learning until the next, so that it
+    may come back; "frozen", it stays zero, its gradient is dropped and its score is −∞, and where an allocator turns it
+    on all the same it starts anew: fresh factors, zeroed averages and optimiser state; "masked", λ is left alone and the forward pass
+    leaves the triplet out. Adapters whose λ is constant ("lora") need one of the last two.
+    basis: "singular" turns every module's factors into the singular value decomposition of its ΔW before each
+    allocation, optimiser state not included: for pruning after training (PARA).
+
     compaction: "off", pruned triplets stay in memory; "final", they are dropped for good once the budget is final;
     "progressive", also earlier, each after `patience` consecutive allocations without it (None: never): it cannot come
     back then, and each allocation reads a flag back from the device. Compaction makes new Parameters, in the module
     and in the optimiser's param_groups: clip what param_groups holds, and wrap the model in DDP again.
-    seed: for allocators that draw. Raises SettingError for what cannot be used.
+    seed: for allocators that draw, and fresh factors. Raises SettingError for what cannot be used.
     """
 
     def __init__(
         self,
         adapters: Mapping[str, LowRank],
         *,
-        score: Score,
-        schedule: Schedule,
+        score: Score | None = None,
+        schedule: Schedule | None = None,
         allocator: Any = None,
         penalty: Penalty | None = None,
         mode: str = "exact",
+        unit: str = "triplets",
         pruned: str = "learning",
+        basis: str = "learned",
         compaction: str = "off",
         patience: int | None = 5,
         seed: int = 0,
     ) -> None:
         for name, value, valid in (
             ("mode", mode, MODES),
-            ("pruned", pruned, ("learning", "frozen")),
+            ("unit", unit, UNITS),
+            ("pruned", pruned, PRUNED),
+            ("basis", basis, BASES),
             ("compaction", compaction, COMPACTIONS),
         ):
             if value not in valid:
@@ -95,17 +129,31 @@ class RankController:
         if patience is not None and patience < 1:
             raise SettingError(f"patience={patience} is no number of allocations; valid: at least 1, or none for never")
         self.bank = Bank(adapters)
-        if schedule.initial != self.bank.triplets:
+        self.unit = unit
+        held = int(self.cost.sum())
+        self.schedule = schedules.never(held) if schedule is None else schedule
+        if score is None and schedule is not None:
+            raise SettingError("score is not given; a schedule allocates by a score of adarank.scores")
+        if pruned == "learning" and self.schedule.initial != held:
             raise SettingError(
-                f"the schedule starts at {schedule.initial} triplets, the adapters hold {self.bank.triplets}; "
-                f"valid: initial = {self.bank.triplets}, the sum of the modules' ranks"
+                f"the schedule starts at {self.schedule.initial} {unit}, the adapters hold {held}; "
+                f"valid: initial = {held}, what all triplets together take"
             )
-        self.score, self.schedule, self.penalty = score, schedule, penalty
-        self.mode, self.pruned = mode, pruned
+        if max(self.schedule.initial, self.schedule.final) > held:
+            raise SettingError(
+                f"the schedule asks for {max(self.schedule.initial, self.schedule.final)} {unit}, the adapters hold "
+                f"{held}; valid: at most {held}"
+            )
+        if schedule is not None and pruned == "learning" and any(a.kind == "lora" for a in self.bank.adapters):
+            raise SettingError(
+                "pruned='learning' has no meaning for adapter='lora', whose λ is constant; valid: frozen, masked"
+            )
+        self.score, self.penalty = score, penalty
+        self.mode, self.pruned, self.basis = mode, pruned, basis
         self.compaction, self.patience = compaction, patience
         self.allocator = allocator or (allocators.threshold() if mode == "original" else allocators.global_top())
         self.generator = torch.Generator(device=self.bank.weight.device).manual_seed(seed)
-        self.buffers = score.init(self.bank)
+        self.buffers = score.init(self.bank) if score is not None else {}
         self.missed = torch.zeros_like(self.bank.module)  # consecutive allocations that left a triplet out
         self.held = torch.ones_like(self.bank.mask)  # over the triplets at creation: still in memory
         self.step = 0
@@ -113,9 +161,24 @@ class RankController:
         self._armed = False  # after_backward was called for the gradients that are there
         self._fresh = False  # those gradients were dropped since, and a backward pass began anew
         self._optimizer: Optimizer | None = None
+        if self.schedule.initial < held:
+            even = allocators.uniform()
+            zeros = torch.zeros(self.bank.triplets, device=self.bank.mask.device)
+            self._set_mask(even(zeros, self.bank.mask, self.schedule.initial, self.cost, self.bank.module, None))
+        for i, adapter in enumerate(self.bank.adapters):
+            adapter.masked = pruned == "masked"
+            adapter.watch = None
+            if score is not None and score.activation is not None:
+                adapter.watch = partial(_hear, weakref.ref(self), i)
+        self._silence()
         if mode == "original":
             for adapter in self.bank.adapters:
-                adapter.scale = adapter.alpha / (adapter.rank + 1e-5)
+                adapter.scale *= adapter.rank / (adapter.rank + 1e-5)
+
+    @property
+    def cost(self) -> Tensor:
+        """What each triplet takes of the budget, int64 [triplets]."""
+        return self.bank.cost if self.unit == "parameters" else torch.ones_like(self.bank.cost)
 
     def attach(self, optimizer: Any) -> "RankController":
         """Ride on `optimizer`'s hooks (inside accelerate's wrapper, where there is one). To resume: attach, then
@@ -168,8 +231,10 @@ class RankController:
                 "backward pass of the accumulation and before clipping"
             )
         self._adopt()
-        if self.penalty is not None:
-            self.penalty(self.bank, grad_scale, self.mode == "paper")
+        if self.penalty is not None and self.penalty.add is not None:
+            self.penalty.add(self.bank, grad_scale, self.mode == "paper")
+        if self.pruned == "frozen":
+            self.bank.lam_grad.masked_fill_(~self.bank.mask, 0.0)
         self._armed, self._fresh = True, False
 
     def _adopt(self) -> None:
@@ -204,8 +269,12 @@ class RankController:
         the finding on the device in `found_inf` (a step without overflow has unscaled its gradients by then). The
         step counts all the same: reading the flag would synchronise.
         """
-        if self.step >= self.schedule.settled:
+        if self.score is None or self.step >= self.schedule.settled:
             return
+        if self.score.activation is not None:
+            means = [s / n if n else s for s, n in zip(self._heard, self._passes, strict=True)]
+            self.bank.activation = torch.cat(means)
+            self._silence()
         overflow: Any = getattr(optimizer, "found_inf", None)
         before = None if overflow is None else {name: buffer.clone() for name, buffer in self.buffers.items()}
         self.score.observe(self.buffers, self.bank)
@@ -213,36 +282,81 @@ class RankController:
             for name, buffer in self.buffers.items():
                 buffer.copy_(torch.where(overflow > 0, before[name], buffer))
 
+    def _silence(self) -> None:
+        """Forget the activations heard."""
+        dtype = torch.promote_types(self.bank.weight.dtype, torch.float32)
+        self._heard = [torch.zeros(a.rank, dtype=dtype, device=a.Q.device) for a in self.bank.adapters]
+        self._passes = [0] * len(self._heard)
+
+    def _proximal(self, optimizer: Optimizer) -> None:
+        if self.penalty is None or self.penalty.proximal is None:
+            return
+        overflow: Any = getattr(optimizer, "found_inf", None)
+        before = None if overflow is None else self.bank.weight.clone()
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        learns = next(p for a in self.bank.adapters for p in (a.lam, a.Q) if isinstance(p, nn.Parameter))
+        self.penalty.proximal(self.bank, rates[id(learns)])
+        if before is not None:
+            self.bank.weight.copy_(torch.where(overflow > 0, before, self.bank.weight))
+
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._armed = False
         if self.mode != "paper":
             self._observe(optimizer)
+        self._proximal(optimizer)
         last = self.last_allocation
         held = last is not None and last.step >= self.schedule.settled
-        if self.schedule.due(self.step):
-            if not held:
-                self._allocate()
+        due = self.schedule.due(self.step)
+        if due and not held:
+            self._allocate()
+        if self.pruned == "frozen" or (due and self.pruned == "learning"):
             self.bank.zero_pruned()
-            if not held and self.compaction != "off":
-                self._compact_if_due()
-        elif self.pruned == "frozen":
-            self.bank.zero_pruned()
+        if due and not held and self.compaction != "off":
+            self._compact_if_due()
         self.step += 1
 
     def _allocate(self) -> None:
+        assert self.score is not None, "a schedule that allocates came with a score"
         bank, budget = self.bank, self.schedule.budget(self.step)
+        if self.basis == "singular":
+            for adapter in bank.adapters:
+                to_singular(adapter)
         scores = self.score.score(self.buffers, bank)
         ranked = scores.masked_fill(~bank.mask, -torch.inf) if self.pruned == "frozen" else scores
-        bank.mask.copy_(self.allocator(ranked, bank.mask, budget, bank.cost, bank.module, self.generator))
+        self._set_mask(self.allocator(ranked, bank.mask, budget, self.cost, bank.module, self.generator))
         mask = bank.mask.clone()
         self.missed = torch.where(mask, 0, self.missed + 1)
         cost = torch.where(mask, bank.cost, 0).sum()  # not cost[mask]: its size would be read back from the device
         self.last_allocation = self._record(self.step, scores, mask, bank.module, cost)
 
+    @torch.no_grad()
+    def _set_mask(self, mask: Tensor) -> None:
+        """Take `mask` over. Where pruned triplets are frozen, those that it turns on start anew."""
+        fresh = mask & ~self.bank.mask
+        self.bank.mask.copy_(mask)
+        if self.pruned == "frozen":
+            self._renew(fresh)
+            self.bank.zero_pruned()
+
+    def _renew(self, fresh: Tensor) -> None:
+        """Fresh factors, as the default init draws them, and no past, for the triplets where `fresh` is true."""
+        bank = self.bank
+        where = bank.spread(fresh)
+        drawn = bank.join(draw(bank.cut(bank.weight), bank.adapters, self.generator))
+        bank.weight.copy_(torch.where(where, drawn, bank.weight))
+        for buffer in self.buffers.values():
+            if buffer.ndim:
+                buffer.masked_fill_(fresh if len(buffer) == bank.triplets else where, 0.0)
+        state = {} if self._optimizer is None else self._optimizer.state
+        for (part, i), rows in bank.cut(where).items():
+            for value in state.get(getattr(bank.adapters[i], part), {}).values():
+                if isinstance(value, Tensor) and value.shape == rows.shape:
+                    value.masked_fill_(rows, 0.0)
+
     def _record(self, step: int, scores: Tensor, mask: Tensor, module: Tensor, cost: Tensor) -> Allocation:
         names = tuple(self.bank.names)
-        return Allocation(step, self.schedule.budget(step), mask.sum(), cost, scores, mask, module, names)
+        return Allocation(step, self.schedule.budget(step), self.unit, mask.sum(), cost, scores, mask, module, names)
 
     def _compact_if_due(self) -> None:
         if self.step >= self.schedule.settled:
@@ -260,11 +374,15 @@ class RankController:
         """Keep the triplets where `keep` (bool [triplets]) is true, and forget that there were others."""
         bank = self.bank
         keeps = keep.split([a.rank for a in bank.adapters])
-        before = {name: bank.cut(buffer) for name, buffer in self.buffers.items()}
+        per_parameter = {name: bank.cut(b) for name, b in self.buffers.items() if b.numel() == bank.weight.numel()}
+        for name, buffer in self.buffers.items():
+            if buffer.ndim and name not in per_parameter:
+                self.buffers[name] = buffer[keep]
         indices = drop(bank.adapters, keeps, self._optimizer)
         bank.lay_out()
-        for name, pieces in before.items():
+        for name, pieces in per_parameter.items():
             self.buffers[name] = bank.join({(part, i): t[indices[i]] for (part, i), t in pieces.items()})
+        self._silence()
         self.missed = self.missed[keep]
         self.held[self.held.clone()] = keep
         self._watch()

@@ -1,6 +1,8 @@
-"""Penalties as gradients in closed form, added to the bank's gradients once per optimiser step, before clipping."""
+"""Penalties: a gradient in closed form, added to the bank's gradients once per optimiser step, before clipping; or a
+proximal step after the optimiser's."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,7 +10,14 @@ from torch import Tensor
 from adarank.bank import Bank
 from adarank.errors import SettingError
 
-Penalty = Callable[[Bank, "float | Tensor | None", bool], None]
+
+class Penalty(NamedTuple):
+    """add(bank, grad_scale, squared) adds the penalty's gradient, times grad_scale where gradients are still scaled by
+    it; squared: as the paper writes it (mode="paper"). proximal(bank, lr) changes the weights in place after the
+    optimiser's step; lr: the learning rate of λ. Either may be None."""
+
+    add: Callable[[Bank, float | Tensor | None, bool], None] | None = None
+    proximal: Callable[[Bank, float], None] | None = None
 
 
 def orthogonality(gamma: float = 0.1) -> Penalty:
@@ -18,8 +27,6 @@ def orthogonality(gamma: float = 0.1) -> Penalty:
         R = γ/(2n) Σ_A ‖AAᵀ − I‖_F          ∂R/∂A = γ/(2n) · 2 (AAᵀ − I) A / ‖AAᵀ − I‖_F
     and as the paper writes it (arXiv 2303.10512, eq. 4), with `squared`:
         R = γ Σ_A ‖AAᵀ − I‖²_F              ∂R/∂A = γ · 4 (AAᵀ − I) A
-
-    Returns add(bank, grad_scale, squared): adds ∂R/∂A, times grad_scale where gradients are still scaled by it.
     """
     if not gamma >= 0:
         raise SettingError(f"penalty.gamma={gamma} is negative; valid: a number of at least 0")
@@ -39,7 +46,7 @@ def orthogonality(gamma: float = 0.1) -> Penalty:
                 gram *= grad_scale
             grad.baddbmm_(gram, weight, alpha=factor)
 
-    return add
+    return Penalty(add)
 
 
 @torch.no_grad()

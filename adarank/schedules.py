@@ -67,6 +67,12 @@ def cubic(initial: int, final: int, t_i: int, t_f: int, total: int, interval: in
     return schedule
 
 
+def never(budget: int) -> Schedule:
+    """No allocation, ever: the budget is what the adapters hold."""
+    forever = 2**62
+    return Schedule(budget, budget, forever, forever, forever, 1, lambda step: budget)
+
+
 def check_steps(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int) -> None:
     """Raise SettingError, naming the setting, for a budget or phase that cannot be."""
     if not final >= 1:

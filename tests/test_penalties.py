@@ -33,7 +33,7 @@ def test_the_closed_form_is_autograd_s_gradient(adapters, squared, grad_scale):
     for f in factors:
         f.grad = torch.ones_like(f)
     bank.adopt()
-    orthogonality(0.3)(bank, grad_scale, squared)
+    orthogonality(0.3).add(bank, grad_scale, squared)
     for f, g in zip(factors, expected, strict=True):
         torch.testing.assert_close(f.grad, 1 + float(grad_scale or 1) * g)
     assert all(not a.lam.grad.any() for a in adapters.values())
@@ -45,13 +45,13 @@ def test_orthonormal_rows_have_no_gradient_and_no_nan(adapters):
             for f in (a.Q, a.P):
                 f.copy_(torch.eye(*f.shape))
     bank = Bank(adapters)
-    orthogonality(0.3)(bank, None, False)
+    orthogonality(0.3).add(bank, None, False)
     assert torch.equal(bank.grad, torch.zeros_like(bank.grad))
 
 
 def test_gamma_0_adds_nothing_and_a_negative_one_is_refused(adapters):
     bank = Bank(adapters)
-    orthogonality(0.0)(bank, None, False)
+    orthogonality(0.0).add(bank, None, False)
     assert not bank.grad.any()
     with pytest.raises(adarank.SettingError, match=r"penalty\.gamma=-1 is negative"):
         orthogonality(-1)

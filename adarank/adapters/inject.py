@@ -1,15 +1,20 @@
 """Find the target modules, wrap them, report what trains."""
 
 import difflib
+import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from adarank import inits
+from adarank.adapters import layers
+from adarank.adapters.layers import layer_of
 from adarank.adapters.lowrank import KINDS, LowRank, adapters_of
 from adarank.errors import SettingError
+from adarank.inits.init import Init
 
 Targets = str | Sequence[str]
 
@@ -31,16 +36,21 @@ def _matches(name: str, target: str, regex: bool) -> bool:
     return _ends_with(name, target) or (regex and re.fullmatch(target, name) is not None)
 
 
+def _stacks(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+
+
 def block_linears(model: nn.Module) -> list[str]:
-    """Names of the linears inside the model's repeated blocks: those below an entry of an nn.ModuleList.
+    """Names of the linears (nn.Linear, GPT-2's Conv1D, 4-bit ones) inside the model's repeated blocks: those below an entry of an nn.ModuleList.
 
     Embeddings, pooler and head lie outside the blocks. A model without a ModuleList has no blocks to tell apart:
     then every linear but the output embedding counts.
     """
-    stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    stacks = _stacks(model)
     get_output: Any = getattr(model, "get_output_embeddings", None)
     output = get_output() if get_output else None
-    linears = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not output]
+    kinds = (layers.LINEAR, layers.CONV1D, layers.LINEAR_4BIT)
+    linears = [name for name, m in model.named_modules() if layer_of(m) in kinds and m is not output]
     return [n for n in linears if any(n.startswith(s + ".") for s in stacks)] if stacks else linears
 
 
@@ -48,8 +58,8 @@ def find_targets(model: nn.Module, targets: Targets) -> list[str]:
     """Module names that `targets` selects, in the model's order.
 
     targets: a sequence of suffixes ("query" or "attention.query"), one string (a suffix, or a regular expression
-    that must match a whole name), or "all-linear". Raises SettingError where a target matches nothing or something
-    that is not an nn.Linear.
+    that must match a whole name), or "all-linear". Raises SettingError where a target matches nothing, something that
+    is of none of the kinds in `layers.KINDS`, or a layer that cannot be wrapped as it is.
     """
     if targets == "all-linear":
         found = block_linears(model)
@@ -68,16 +78,34 @@ def find_targets(model: nn.Module, targets: Targets) -> list[str]:
                 f"targets={targets!r} is neither a module's name nor a regular expression: {error}"
             ) from None
     modules = {name: module for name, module in model.named_modules() if name}
-    linears = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    known = [name for name, module in modules.items() if layer_of(module) is not None]
     for target in wanted:
-        if not any(_matches(name, target, regex) for name in linears):
+        if not any(_matches(name, target, regex) for name in known):
             other = {type(m).__name__ for n, m in modules.items() if _matches(n, target, regex)}
             if other:
                 raise SettingError(
-                    f"targets={target!r} matches only {', '.join(sorted(other))} modules; valid: nn.Linear ones"
+                    f"targets={target!r} matches only {', '.join(sorted(other))} modules; "
+                    f"valid: {', '.join(kind.name for kind in layers.KINDS)}"
                 )
-            raise SettingError(f"targets={target!r} matches no module; near names: {near(target, linears)}")
-    return [name for name in linears if any(_matches(name, target, regex) for target in wanted)]
+            raise SettingError(f"targets={target!r} matches no module; near names: {near(target, known)}")
+    found = [name for name in known if any(_matches(name, target, regex) for target in wanted)]
+    _check_layers(model, found)
+    return found
+
+
+def _check_layers(model: nn.Module, names: Sequence[str]) -> None:
+    """Raise SettingError for a layer that cannot be wrapped: grouped, or with its weight tied to another module's."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    for name in names:
+        module: Any = model.get_submodule(name)
+        why = layers.refusal(module)
+        others = [other for other in owners.get(id(module.weight), []) if other != name]
+        if others:
+            why = f"its weight is tied to {others[0]}'s, which an adapter on one of them would part"
+        if why:
+            raise SettingError(f"targets: {name} cannot be adapted: {why}; leave it out")
 
 
 def _trained_modules(model: nn.Module, train: Sequence[str]) -> list[str]:
@@ -103,14 +131,21 @@ def _ranks_for(names: Sequence[str], rank: int | Mapping[str, int]) -> dict[str,
     return dict(rank)
 
 
+def sides(model: nn.Module, name: str) -> tuple[int, int]:
+    """(d_in, d_out) of the matrix of a layer that can be wrapped."""
+    module = model.get_submodule(name)
+    layer = layer_of(module)
+    assert layer is not None
+    return layer.size(module)
+
+
 def _check_ranks(model: nn.Module, ranks: Mapping[str, int]) -> None:
     for name, rank in ranks.items():
-        module: Any = model.get_submodule(name)
-        limit = min(module.in_features, module.out_features)
+        d_in, d_out = sides(model, name)
+        limit = min(d_in, d_out)
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= limit:
             raise SettingError(
-                f"rank={rank} does not fit {name} ({module.in_features} → {module.out_features}); "
-                f"valid: a whole number from 1 to {limit}"
+                f"rank={rank} does not fit {name} ({d_in} → {d_out}); valid: a whole number from 1 to {limit}"
             )
 
 
@@ -124,56 +159,111 @@ def adapt(
     init: Any = "default",
     batches: Iterable[Any] | None = None,
     train: Sequence[str] = (),
+    rslora: bool = False,
 ) -> dict[str, LowRank]:
-    """Wrap the target linears of `model` in place with low-rank adapters and freeze everything else.
+    """Wrap the target layers of `model` in place with low-rank adapters and freeze everything else.
 
     adapter: "svd" (P, λ, Q all learn; AdaLoRA) or "lora" (λ is the constant 1; B = Pᵀ starts at 0).
     rank: triplets per module at creation, one number or {module name: number}. targets: see `find_targets`.
-    alpha: scale s = alpha / rank at creation, default 2·rank, so that s = 2. dropout: on the low-rank path's input.
-    init: the name of an init in `adarank.inits`, or a configured one. batches: for inits that look at data.
+    alpha: scale s = alpha / rank at creation, default 2·rank, so that s = 2. rslora: s = alpha / √rank instead
+    (arXiv 2312.03732); alpha must be given then. dropout: on the low-rank path's input.
+    init: the name of an init in `adarank.inits`, or a configured one; one that measures may move ranks between
+    modules (EVA, GoRA), and the scale stays that of the rank asked for. batches: for inits that look at data; each is
+    called as model(**batch) or, if no mapping, model(*batch), and has a .loss where an init needs gradients.
     train: suffixes of modules that stay trainable (the head, say).
 
-    Returns {module name: adapter}, in the model's order. Nothing is changed where an argument cannot be used:
-    raises SettingError, in one sentence.
+    Returns {module name: adapter}, in the model's order. Warns, naming them, of matrices in the blocks that no adapter
+    can wrap (see `reach`). Nothing is changed where an argument cannot be used: raises SettingError, in one sentence.
     """
     if adapter not in KINDS:
         raise SettingError(f"adapter={adapter!r} is not an adapter; valid: {', '.join(KINDS)}")
     if adapters_of(model):
         raise SettingError("the model already has adapters; merge them first, or start from a freshly loaded base")
-    if isinstance(model, nn.Linear):
-        raise SettingError("the model is itself an nn.Linear and cannot be wrapped in place; put it inside a module")
+    if layer_of(model) is not None:
+        raise SettingError(
+            f"the model is itself an {type(model).__name__} and cannot be wrapped in place; put it inside a module"
+        )
     if alpha is not None and not alpha > 0:
         raise SettingError(f"alpha={alpha} is no scale; valid: a number above 0, or none for 2·rank")
+    if rslora and alpha is None:
+        raise SettingError("rslora=true needs alpha, since s = alpha / √rank; give alpha a number above 0")
     if not 0 <= dropout < 1:
         raise SettingError(f"dropout={dropout} is no probability of dropping; valid: 0 <= dropout < 1")
-    if isinstance(init, str):
-        if init not in inits.__all__:
-            raise SettingError(f"init={init!r} is not an init; valid: {', '.join(inits.__all__)}")
-        init = getattr(inits, init)()
+    init = _configured(init)
     names = find_targets(model, targets)
     ranks = _ranks_for(names, rank)
     _check_ranks(model, ranks)
     trained = _trained_modules(model, train)
+    scales = {n: 2.0 if alpha is None else alpha / (math.sqrt(r) if rslora else r) for n, r in ranks.items()}
+    found = None
+    if init.measure is not None:
+        if batches is None:
+            raise SettingError(f"init={init.name} looks at data: batches is not given; pass an iterable of batches")
+        found = init.measure(model, names, batches)
+    if init.ranks is not None:
+        ranks = init.ranks(found, ranks)
 
-    adapters = wrap(model, {n: (adapter, r, 2.0 * r if alpha is None else alpha) for n, r in ranks.items()}, dropout)
-    init(adapters)
+    adapters = wrap(model, {name: (adapter, ranks[name], scales[name]) for name in names}, dropout)
+    init.fill(adapters, found)
     for name in trained:
         model.get_submodule(name).requires_grad_(True)
+    if missed := reach(model).missed:
+        warnings.warn(
+            f"no adapter can wrap {', '.join(missed[:5])}{', …' if len(missed) > 5 else ''} "
+            "(matrices of a kind of layer that is not known); they stay frozen",
+            stacklevel=2,
+        )
     return adapters
 
 
+def _configured(init: Any) -> Init:
+    if not isinstance(init, str):
+        return init  # type: ignore[no-any-return]
+    if init not in inits.__all__:
+        raise SettingError(f"init={init!r} is not an init; valid: {', '.join(inits.__all__)}")
+    return getattr(inits, init)()  # type: ignore[no-any-return]
+
+
 def wrap(model: nn.Module, plan: Mapping[str, tuple[str, int, float]], dropout: float) -> dict[str, LowRank]:
-    """Freeze `model` and wrap its linears by `plan`: {module name: (kind, rank, alpha)}, without filling the factors."""
+    """Freeze `model` and wrap its layers by `plan`: {module name: (kind, rank, scale)}, without filling the factors."""
     model.requires_grad_(False)
     adapters = {}
-    for name, (kind, rank, alpha) in plan.items():
+    for name, (kind, rank, scale) in plan.items():
         parent, _, child = name.rpartition(".")
         base = model.get_submodule(name)
-        wrapped = LowRank(base, kind, rank, alpha, dropout)  # type: ignore[arg-type]  # find_targets: linears only
+        wrapped = LowRank(base, kind, rank, scale, dropout)
         wrapped.train(base.training)
         setattr(model.get_submodule(parent), child, wrapped)
         adapters[name] = wrapped
     return adapters
+
+
+class Reach(NamedTuple):
+    """share: of the base's matrix parameters (everything with two or more axes), the part that adapters wrap; missed:
+    names of matrices inside the blocks that belong to no kind of layer in `layers.KINDS` (stacked experts, say)."""
+
+    share: float
+    missed: list[str]
+
+
+def reach(model: nn.Module) -> Reach:
+    """What an adapted model's adapters reach of its base."""
+    adapters = adapters_of(model)
+    inside = sum(a.in_features * a.out_features for a in adapters.values())
+    stacks = _stacks(model)
+    total, missed, seen = 0, [], set()
+    for name, module in model.named_modules():
+        if isinstance(module, LowRank):
+            continue
+        layer = layer_of(module)
+        for part, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim < 2 or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            total += math.prod(layer.size(module)) if layer is not None else parameter.numel()
+            if layer is None and any(name.startswith(stack + ".") for stack in stacks):
+                missed.append(f"{name}.{part}")
+    return Reach(inside / total if total else 0.0, missed)
 
 
 def ranks(model: nn.Module) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The low-rank adapter: W + s·Pᵀ diag(λ) Q around a frozen linear layer.
+"""The low-rank adapter: W + s·Pᵀ diag(λ) Q around a frozen layer.
 
     before                      after
     parent                      parent
@@ -11,8 +11,13 @@
 
 Row i of Q, entry i of λ and row i of P are triplet i, so that dropping triplets is dropping rows. In AdaLoRA's
 notation (arXiv 2303.10512, eq. 3) P is our Pᵀ; in LoRA's (arXiv 2106.09685) A is Q and B is Pᵀ.
+
+An init may start at ΔW₀ ≠ 0 and take ΔW₀ out of the base's weight, so that the model's function is kept (PiSSA, OLoRA,
+LoRA-GA). The adapter then remembers ΔW₀ = start_Pᵀ start_Q, and everything that leaves it (a saved adapter, `disabled`)
+is relative to the original weight.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,59 +25,72 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adarank.adapters.fused import lowrank_linear
+from adarank.adapters.layers import CONV1D, LINEAR, Layer, layer_of
 
 KINDS = ("svd", "lora")
 
 
 class LowRank(nn.Module):
-    """A frozen linear with r trainable triplets.
+    """A frozen layer with r trainable triplets.
 
-    kind: "svd" (λ learns) or "lora" (λ is the constant 1); alpha: scale s = alpha / rank, fixed at creation;
-    dropout: probability of dropping an input of the low-rank path while training. The factors are created
-    uninitialised but for λ (an init fills them), on the base's device, in fp32 or, where the base is wider, in
-    the base's dtype.
+    base: a layer of a kind in `layers.KINDS`; kind: "svd" (λ learns) or "lora" (λ is the constant 1); scale: s, fixed
+    from here on; dropout: probability of dropping an input of the low-rank path while training. The factors are
+    created uninitialised but for λ (an init fills them), on the base's device, in fp32 or, where the base is wider, in
+    the base's dtype. in_features, out_features: the sides d_in, d_out of the layer's one matrix.
+
+    masked: training, too, computes with λ ⊙ mask. watch: called as watch(adapter, x) in every training pass.
     """
 
+    base: Any
     Q: Tensor
     lam: Tensor
     P: Tensor
     mask: Tensor
+    start_Q: Tensor | None
+    start_P: Tensor | None
 
-    def __init__(self, base: nn.Linear, kind: str, rank: int, alpha: float, dropout: float = 0.0) -> None:
+    def __init__(self, base: nn.Module, kind: str, rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
+        self.in_features, self.out_features = self.layer.size(base)
         self.kind = kind
-        self.alpha = alpha
-        self.scale = alpha / rank if rank else 0.0
+        self.scale = scale
         self.dropout = dropout
         self.enabled = True
         self.fused = True  # False: the plain-autograd reference below
-        device, dtype = base.weight.device, torch.promote_types(base.weight.dtype, torch.float32)
-        self.Q = nn.Parameter(torch.empty(rank, base.in_features, device=device, dtype=dtype))
+        self.masked = False
+        self.watch: Callable[[LowRank, Tensor], None] | None = None
+        weight: Any = base.weight
+        known = (
+            weight.dtype if weight.dtype.is_floating_point else torch.float32
+        )  # a quantised weight is stored as bytes
+        device, dtype = weight.device, torch.promote_types(known, torch.float32)
+        self.Q = nn.Parameter(torch.empty(rank, self.in_features, device=device, dtype=dtype))
         lam = torch.ones(rank, device=device, dtype=dtype)
         if kind == "svd":
             self.lam = nn.Parameter(lam)
         else:
             self.register_buffer("lam", lam)
-        self.P = nn.Parameter(torch.empty(rank, base.out_features, device=device, dtype=dtype))
+        self.P = nn.Parameter(torch.empty(rank, self.out_features, device=device, dtype=dtype))
         self.register_buffer("mask", torch.ones(rank, device=device, dtype=torch.bool))
+        self.register_buffer("start_Q", None)
+        self.register_buffer("start_P", None)
+
+    @property
+    def layer(self) -> Layer:
+        """What is known of the base's kind of layer."""
+        found = layer_of(self.base)
+        assert found is not None, f"{type(self.base).__name__} is no layer that can be wrapped"
+        return found
 
     # A wrapped layer is still asked for these by some models (T5 reads wo.weight.dtype, say).
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Any:
         return self.base.weight
 
     @property
-    def bias(self) -> Tensor | None:
+    def bias(self) -> Any:
         return self.base.bias
-
-    @property
-    def in_features(self) -> int:
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base.out_features
 
     @property
     def rank(self) -> int:
@@ -92,31 +110,57 @@ class LowRank(nn.Module):
         """ΔW = s·Pᵀ diag(λ ⊙ mask) Q, [d_out, d_in], in the factors' dtype."""
         return (self.P.t() * (self.effective_lam() * self.scale)) @ self.Q
 
+    @torch.no_grad()
+    def start_from(self, Q: Tensor, P: Tensor) -> None:
+        """Remember ΔW₀ = Pᵀ Q (Q [r, d_in], P [r, d_out]; scale and λ absorbed) and take it out of the base's weight.
+
+        Once for an adapter; the factors must make ΔW = ΔW₀ for the model's function to be kept.
+        """
+        assert self.start_Q is None, "the base already starts elsewhere"
+        self.start_Q, self.start_P = Q.clone(), P.clone()
+        self.base = self.layer.merged(self.base, P.t() @ Q, -1)
+
+    def start(self) -> Tensor | None:
+        """ΔW₀ [d_out, d_in], which an init took out of the base's weight; None where it took nothing."""
+        return None if self.start_Q is None or self.start_P is None else self.start_P.t() @ self.start_Q
+
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., d_in] -> [..., d_out]. Training uses λ as it is (pruned triplets may learn), evaluation λ ⊙ mask."""
+        """x -> base(x) + low-rank path. Training uses λ as it is (pruned triplets may learn), evaluation λ ⊙ mask."""
         base, Q, P = self.base, self.Q, self.P
-        if not self.enabled or not len(Q):
-            return base(x)
-        lam = self.lam if self.training else self.effective_lam()
+        if not self.enabled:
+            return self._original(x)
+        if not len(Q):
+            return base(x)  # type: ignore[no-any-return]
+        lam = self.lam if self.training and not self.masked else self.effective_lam()
         dropped = F.dropout(x, self.dropout) if self.dropout and self.training else None
-        if self.fused and _is_plain(base):
-            return lowrank_linear(x, base.weight, base.bias, Q, lam, P, self.scale, dropped)
-        source = x if dropped is None else dropped
-        Q, lam, P = (t.to(source.dtype) for t in (Q, lam, P))
-        return base(x) + (F.linear(source, Q) * (lam * self.scale)) @ P
+        if self.watch is not None and self.training:
+            self.watch(self, x if dropped is None else dropped)
+        layer = self.layer
+        if self.fused and (layer is LINEAR or layer is CONV1D) and _is_plain(base, layer):
+            weight = base.weight if layer is LINEAR else base.weight.t()
+            return lowrank_linear(x, weight, base.bias, Q, lam, P, self.scale, dropped)
+        return base(x) + layer.delta(base, x if dropped is None else dropped, Q, lam * self.scale, P)  # type: ignore[no-any-return]
+
+    def _original(self, x: Tensor) -> Tensor:
+        """What the layer computed before it was adapted."""
+        out: Tensor = self.base(x)
+        if self.start_Q is None or self.start_P is None:
+            return out
+        return out + self.layer.delta(self.base, x, self.start_Q, torch.ones_like(self.start_Q[:, 0]), self.start_P)
 
     def extra_repr(self) -> str:
         return f"kind={self.kind}, rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}"
 
 
-def _is_plain(base: nn.Module) -> bool:
-    """Whether the fused path computes what `base(x)` would: an exact nn.Linear, plain frozen tensors, no hooks.
+def _is_plain(base: nn.Module, layer: Layer) -> bool:
+    """Whether the fused path computes what `base(x)` would: an exact nn.Linear (or GPT-2's Conv1D), plain frozen
+    tensors, no hooks.
 
     Asked in every forward pass, hence the short way to the tensors and hooks.
     """
-    if type(base) is not nn.Linear or base._forward_hooks or base._forward_pre_hooks:
+    if layer is LINEAR and type(base) is not nn.Linear:
         return False
-    if base._backward_hooks or base._backward_pre_hooks:
+    if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
         return False
     weight, bias = base._parameters["weight"], base._parameters["bias"]
     return _is_plain_tensor(weight) and (bias is None or _is_plain_tensor(bias))
@@ -124,6 +168,22 @@ def _is_plain(base: nn.Module) -> bool:
 
 def _is_plain_tensor(tensor: Any) -> bool:
     return type(tensor) in (nn.Parameter, Tensor) and not tensor.requires_grad
+
+
+@torch.no_grad()
+def to_singular(adapter: LowRank) -> None:
+    """Turn the factors, in place, into the singular value decomposition of their ΔW, largest value first.
+
+    By QR of both factors and the SVD of an r × r matrix. svd: rows of Q and P orthonormal, λ = σ / s; lora: √(σ / s)
+    in both. The mask is applied first and then belongs to nothing: set a new one.
+    """
+    Q, R = torch.linalg.qr(adapter.Q.t())
+    P, S = torch.linalg.qr(adapter.P.t())
+    U, sigma, Vt = torch.linalg.svd(S @ torch.diag(adapter.effective_lam()) @ R.t())
+    root = torch.ones_like(sigma) if adapter.kind == "svd" else sigma.sqrt()
+    adapter.Q.copy_((Q @ (Vt.t() * root)).t())
+    adapter.P.copy_((P @ (U * root)).t())
+    adapter.lam.copy_(sigma if adapter.kind == "svd" else torch.ones_like(sigma))
 
 
 def adapters_of(model: nn.Module) -> dict[str, LowRank]:

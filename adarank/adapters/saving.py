@@ -16,17 +16,21 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from adarank.adapters.inject import near, wrap
+from adarank.adapters.layers import layer_of
 from adarank.adapters.lowrank import KINDS, adapters_of
 from adarank.errors import SettingError
 
 FORMAT = 1
+FACTORS = ("Q", "lam", "P")
+START = ("start_Q", "start_P")
 
 
 def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, description) of a model's adapters and of everything else that trains, on the CPU.
 
-    Tensors: "<module>.Q" [r, d_in], "<module>.lam" [r], "<module>.P" [r, d_out] of the r kept triplets, and
-    "<parameter>" for each other trainable parameter.
+    Tensors: "<module>.Q" [r, d_in], "<module>.lam" [r], "<module>.P" [r, d_out] of the r kept triplets;
+    "<module>.start_Q", "<module>.start_P" where an init took ΔW₀ out of the base, which a freshly loaded base lacks;
+    and "<parameter>" for each other trainable parameter.
     """
     adapters = adapters_of(model)
     if not adapters:
@@ -37,10 +41,13 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name, adapter in adapters.items():
         inside |= {id(adapter.Q), id(adapter.lam), id(adapter.P)}
         kept = adapter.mask.nonzero().squeeze(1)
-        for part in ("Q", "lam", "P"):
+        for part in FACTORS:
             tensors[f"{name}.{part}"] = getattr(adapter, part).detach()[kept].cpu().contiguous()
+        for part in START if adapter.start_Q is not None else ():
+            tensors[f"{name}.{part}"] = getattr(adapter, part).cpu().contiguous()
         modules[name] = {
             "rank": len(kept),
+            "start_rank": None if adapter.start_Q is None else len(adapter.start_Q),
             "scale": adapter.scale,
             "in_features": adapter.in_features,
             "out_features": adapter.out_features,
@@ -92,16 +99,17 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, 
         raise SettingError("the model already has adapters; load into a freshly loaded base")
     plan = {}
     for name, info in description["modules"].items():
-        base = _linear(model, name, path)
-        found, expected = (base.in_features, base.out_features), (info["in_features"], info["out_features"])
+        found, expected = _sides(model, name, path), (info["in_features"], info["out_features"])
         if found != expected:
             raise SettingError(
                 f"{path} was made for another base: {name} is {expected[0]} → {expected[1]} there, "
                 f"{found[0]} → {found[1]} here"
             )
-        for part, size in (("Q", (info["rank"], found[0])), ("lam", (info["rank"],)), ("P", (info["rank"], found[1]))):
-            _check_shape(path, f"{name}.{part}", tuple(tensors[f"{name}.{part}"].shape), size)
-        plan[name] = (description["kind"], info["rank"], info["scale"] * info["rank"])
+        sizes = {"Q": (info["rank"], found[0]), "lam": (info["rank"],), "P": (info["rank"], found[1])}
+        sizes |= {"start_Q": (info.get("start_rank"), found[0]), "start_P": (info.get("start_rank"), found[1])}
+        for part in _parts(info):
+            _check_shape(path, f"{name}.{part}", tuple(tensors[f"{name}.{part}"].shape), sizes[part])
+        plan[name] = (description["kind"], info["rank"], info["scale"])
     parameters = dict(model.named_parameters())
     for name in description["trained"]:
         if name not in parameters:
@@ -113,7 +121,10 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, 
     adapters = wrap(model, plan, description["dropout"])
     with torch.no_grad():
         for name, adapter in adapters.items():
-            for part in ("Q", "lam", "P"):
+            if f"{name}.start_Q" in tensors:
+                start = (tensors[f"{name}.{part}"].to(adapter.Q) for part in START)
+                adapter.start_from(*start)
+            for part in FACTORS:
                 getattr(adapter, part).copy_(tensors[f"{name}.{part}"])
         for name in description["trained"]:
             parameters[name].copy_(tensors[name]).requires_grad_(True)
@@ -133,20 +144,24 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise SettingError(f"{path}/adapter.json is not of format {FORMAT}, the one this version of adarank reads")
     if description.get("kind") not in KINDS or {"dropout", "modules", "trained"} - description.keys():
         raise SettingError(f"{path}/adapter.json is damaged: kind, dropout, modules or trained is missing or unknown")
-    wanted = {f"{n}.{part}" for n in description["modules"] for part in ("Q", "lam", "P")} | set(description["trained"])
+    wanted = {f"{n}.{part}" for n, info in description["modules"].items() for part in _parts(info)}
+    wanted |= set(description["trained"])
     if wanted != tensors.keys():
         differing = sorted(wanted ^ tensors.keys())[0]
         raise SettingError(f"{path} is damaged: its two files disagree about {differing}")
     return description, tensors
 
 
-def _linear(model: nn.Module, name: str, path: Path) -> nn.Linear:
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    if name not in linears:
-        raise SettingError(
-            f"{path} was made for another base: it adapts {name}, near names here: {near(name, linears)}"
-        )
-    return linears[name]
+def _parts(info: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tensors that a module of the description has."""
+    return FACTORS if info.get("start_rank") is None else FACTORS + START
+
+
+def _sides(model: nn.Module, name: str, path: Path) -> tuple[int, int]:
+    known = {n: layer for n, m in model.named_modules() if (layer := layer_of(m)) is not None}
+    if name not in known:
+        raise SettingError(f"{path} was made for another base: it adapts {name}, near names here: {near(name, known)}")
+    return known[name].size(model.get_submodule(name))
 
 
 def _check_shape(path: Path, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

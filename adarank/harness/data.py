@@ -55,6 +55,14 @@ def training_order(rows: int, batch: int, seed: int) -> Iterator[np.ndarray]:
         left = left[batch:]
 
 
+def looks(encoded: Encoded, batch: int, seed: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """Endless batches for inits that look at data before training: model inputs with "labels", drawn from the training
+    rows in an order of their own."""
+    for rows in training_order(len(encoded), batch, seed + 2**31):
+        inputs, labels = collate(encoded, rows, device)
+        yield {**inputs, "labels": labels}
+
+
 def evaluation_order(encoded: Encoded, batch: int) -> list[np.ndarray]:
     """Batches of row numbers, sorted by length, so that little is padded."""
     longest_first = np.argsort([-len(ids) for ids in encoded.tokens["input_ids"]], kind="stable")

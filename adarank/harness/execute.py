@@ -13,14 +13,15 @@ from safetensors.torch import save
 from torch import nn
 
 import adarank
+from adarank.adapters.inject import reach
 from adarank.errors import RunFailed
 from adarank.harness import runs
-from adarank.harness.data import encode
+from adarank.harness.data import encode, looks
 from adarank.harness.files import write_json, write_text
 from adarank.harness.measure import choose_device, choose_precision, device_name
 from adarank.harness.models import Base, resolve_targets
-from adarank.harness.prepare import Prepared, configured, describe_schedule, initial_rank, prepare
-from adarank.harness.settings import locate, schedule_steps, settle, train_steps
+from adarank.harness.prepare import Prepared, configured, describe_schedule, held_rank, initial_rank, prepare
+from adarank.harness.settings import accepts, locate, schedule_steps, settle, train_steps
 from adarank.harness.tasks.base import Task
 from adarank.harness.tracking import no_copy, open_log
 from adarank.harness.train import Diverged, Outcome, Plan, train
@@ -41,7 +42,9 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     settings["train"]["precision"] = choose_precision(settings["train"]["precision"], device)
     task: Task = configured(settings["task"])
     base: Base = configured(settings["model"])
-    targets = resolve_targets(base, settings["targets"], settings["target_modules"]) if settings["adapter"] else None
+    targets = None
+    if accepts(settings["adapter"], "targets"):
+        targets = resolve_targets(base, settings["targets"], settings["target_modules"])
     steps = train_steps(settings)
 
     consumers = identity(settings, steps, task, base, targets)
@@ -55,24 +58,28 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
 
     torch.manual_seed(settings["seed"])  # the head: the same for every method
     built = base.build(max(len(task.labels), 1))
-    torch.manual_seed(settings["seed"])  # the factors
-    prepared = prepare(built, targets or [], settings, device)
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
     encoded = {name: encode(s, built.tokenizer, task.max_length) for name, s in splits.items() if s is not None}
+    torch.manual_seed(settings["seed"])  # the factors
+    batches = looks(encoded["train"], settings["train"]["batch_size"], settings["seed"], device)
+    prepared = prepare(built, targets or [], settings, device, batches)
     plan = Plan(**{**settings["train"], **steps}, seed=settings["seed"], metrics=task.metrics)
 
     print(f"{title}: {base.name} on {task.name}, {device_name(device)}, {plan.precision} -> {folder}", flush=True)
-    if prepared.controller is not None:
+    if prepared.adapters:
+        print(f"  adapters on {reach(prepared.model).share:.0%} of the base's matrix parameters", flush=True)
+    if settings["allocator"] is not None and prepared.controller is not None:
         print(f"  {describe_schedule(prepared.controller)}", flush=True)
     runs.begin(folder)
     record = {k: v for k, v in settings.items() if k not in ("force", "retry")}
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record)))
     head = describe(settings, task, base, prepared, plan, provenance, device)
     heart = runs.Heartbeat(folder)
+    adapted = settings["adapter"] is not None
     group = Path(settings["out"]).absolute().name
     with open_log(tracker_of(settings["tracker"]), folder=folder, config=record, name=title, group=group) as log:
         try:
-            outcome = train(prepared, encoded, plan, log, heart.beat, lambda model: keep(model, prepared, folder))
+            outcome = train(prepared, encoded, plan, log, heart.beat, lambda model: keep(model, adapted, folder))
         except Exception as error:
             state = "diverged" if isinstance(error, Diverged) else "failed"
             message = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -98,18 +105,22 @@ def identity(
 
     Local data and models enter by their content, not by their path.
     """
-    adapter = settings["adapter"] and {**settings["adapter"], "rank": initial_rank(settings), "targets": targets}
+    adapter = settings["adapter"] and {**settings["adapter"], "targets": targets}
+    if accepts(settings["adapter"], "rank"):
+        adapter["rank"] = held_rank(settings)
     schedule = settings["schedule"] and {
         **settings["schedule"],
         "initial_rank": initial_rank(settings),
         "rank": settings["rank"],
+        "unit": settings["budget"]["unit"],
     }
     adaptive = settings["allocator"] is not None
     return {
         **{group: settings[group] for group in ("init", "score", "allocator", "penalty")},
         "adapter": adapter,
         "schedule": schedule,
-        "mode": settings["mode"] if adaptive else None,
+        "mode": settings["mode"] if adaptive or settings["penalty"] else None,
+        **{key: settings[key] if adaptive else None for key in ("pruned", "basis")},
         "compaction": settings["compaction"] if adaptive else None,
         "patience": settings["patience"] if settings["compaction"] == "progressive" else None,
         "train": {**settings["train"], **steps},
@@ -128,7 +139,7 @@ def tracker_of(node: Mapping[str, Any] | None) -> Any:
 def run_title(settings: Mapping[str, Any]) -> str:
     """A name to read: adalora-r8-qkv-s0."""
     parts = [settings["method"]]
-    if settings["adapter"] is not None:
+    if accepts(settings["adapter"], "rank"):
         parts += [f"r{settings['rank']}", settings["targets"]]
     return "-".join([*parts, f"s{settings['seed']}"])
 
@@ -188,21 +199,23 @@ def results(outcome: Outcome, prepared: Prepared, settings: Mapping[str, Any], p
 
 
 def final_rank(prepared: Prepared, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Ranks of every target module, rank 0 included; None for methods without a rank."""
+    """Ranks of every target module, rank 0 included; None for methods without a rank. budget_triplets is None where the
+    budget is counted in parameters."""
     if not prepared.adapters:
         return None
+    in_triplets = settings["budget"]["unit"] == "triplets"
     return {
         "initial": initial_rank(settings),
         "budget": settings["rank"],
-        "budget_triplets": settings["rank"] * len(prepared.adapters),
+        "budget_triplets": settings["rank"] * len(prepared.adapters) if in_triplets else None,
         "final": adarank.ranks(prepared.model),
     }
 
 
-def keep(model: nn.Module, prepared: Prepared, folder: Path) -> None:
+def keep(model: nn.Module, adapted: bool, folder: Path) -> None:
     """The best checkpoint on disk: adapter/ (adapter and head), or checkpoint/ where the whole model trained."""
     try:
-        if prepared.adapters:
+        if adapted:
             adarank.save_adapter(model, folder / "adapter")
             return
         target = folder / "checkpoint"

@@ -1,20 +1,21 @@
 """A built model made ready for its method: adapters, controller, optimiser, learning-rate curve."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import adarank
-from adarank.adapters.inject import find_targets
+from adarank.adapters.inject import find_targets, sides
 from adarank.adapters.lowrank import LowRank
 from adarank.controller import RankController
 from adarank.errors import SettingError
 from adarank.harness.models import Built
-from adarank.harness.settings import locate, schedule_steps
+from adarank.harness.settings import accepts, is_low_rank, locate, schedule_steps
+from adarank.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -34,37 +35,54 @@ def configured(node: Mapping[str, Any] | None, **supplied: Any) -> Any:
 
 
 def initial_rank(settings: Mapping[str, Any]) -> int:
-    """Triplets per module at creation: rank, or for adaptive methods init_rank, by default ceil(1.5·rank)."""
+    """Triplets per module at the start: rank, or for adaptive methods init_rank, by default ceil(1.5·rank)."""
     if settings["allocator"] is None:
         return int(settings["rank"])
     return int(settings["init_rank"] or math.ceil(1.5 * settings["rank"]))
 
 
-def prepare(built: Built, targets: str | list[str], settings: Mapping[str, Any], device: torch.device) -> Prepared:
-    """Adapt `built.model` as the settings say. Raises SettingError before anything is trained or written."""
+def held_rank(settings: Mapping[str, Any]) -> int:
+    """Triplets per module in memory: the initial rank, or `capacity` times as many where a method grows."""
+    if settings["allocator"] is None or settings["pruned"] == "learning":
+        return initial_rank(settings)
+    return math.ceil(settings["capacity"] * max(initial_rank(settings), settings["rank"]))
+
+
+def prepare(
+    built: Built,
+    targets: str | list[str],
+    settings: Mapping[str, Any],
+    device: torch.device,
+    batches: Iterable[Mapping[str, Tensor]] | None = None,
+) -> Prepared:
+    """Adapt `built.model` as the settings say. batches: for inits that look at data, model inputs with labels, on
+    `device`. Raises SettingError before anything is trained or written."""
     model = built.model
     if settings["adapter"] is None:
         return Prepared(model.to(device), {}, None)
-    rank = initial_rank(settings)
-    _check_rank(model, targets, rank, "rank" if settings["allocator"] is None else "init_rank")
-    init = configured(settings["init"]) or "default"
-    adapters = configured(settings["adapter"], model=model, rank=rank, targets=targets, init=init, train=built.head)
+    offered = {"rank": settings["rank"], "targets": targets, "train": built.head}
+    if is_low_rank(settings):
+        init = configured(settings["init"])
+        if init is not None and init.measure is not None:
+            model.to(device)  # what is learned from data is learned where training will be
+        offered |= {"rank": _ranks(model, targets, settings), "init": init or "default", "batches": batches}
+    taken = {name: value for name, value in offered.items() if accepts(settings["adapter"], name)}
+    made = configured(settings["adapter"], model=model, **taken)
+    adapters = {name: module for name, module in made.items() if isinstance(module, LowRank)}
     model.to(device)
-    if settings["allocator"] is None:
+    if settings["allocator"] is None and settings["penalty"] is None:
         return Prepared(model, adapters, None)
-    schedule = configured(
-        {**settings["schedule"], **schedule_steps(settings)},
-        initial=rank * len(adapters),
-        final=settings["rank"] * len(adapters),
-        total=settings["train"]["steps"],
-    )
+    _keep_scale(adapters, settings)
     controller = adarank.RankController(
         adapters,
         score=configured(settings["score"]),
         allocator=configured(settings["allocator"]),
-        schedule=schedule,
+        schedule=_schedule(adapters, settings),
         penalty=configured(settings["penalty"]),
         mode=settings["mode"],
+        unit=settings["budget"]["unit"],
+        pruned=settings["pruned"],
+        basis=settings["basis"],
         compaction=settings["compaction"],
         patience=settings["patience"],
         seed=settings["seed"],
@@ -72,12 +90,41 @@ def prepare(built: Built, targets: str | list[str], settings: Mapping[str, Any],
     return Prepared(model, adapters, controller)
 
 
-def _check_rank(model: nn.Module, targets: str | list[str], rank: int, name: str) -> None:
-    modules: dict[str, Any] = {n: model.get_submodule(n) for n in find_targets(model, targets)}
-    smallest = min(modules, key=lambda n: min(modules[n].weight.shape))
-    limit = min(modules[smallest].weight.shape)
-    if rank > limit:
-        raise SettingError(f"{name}={rank} is larger than the smaller side of {smallest}; valid: from 1 to {limit}")
+def _schedule(adapters: Mapping[str, LowRank], settings: Mapping[str, Any]) -> Schedule | None:
+    """The configured schedule between the initial and the final budget, in budget.unit."""
+    if settings["allocator"] is None:
+        return None
+    in_parameters = settings["budget"]["unit"] == "parameters"
+    costs = [a.in_features + a.out_features + 1 if in_parameters else 1 for a in adapters.values()]
+    initial = sum(min(initial_rank(settings), a.rank) * c for a, c in zip(adapters.values(), costs, strict=True))
+    return configured(  # type: ignore[no-any-return]
+        {**settings["schedule"], **schedule_steps(settings)},
+        initial=initial,
+        final=settings["rank"] * sum(costs),
+        total=settings["train"]["steps"],
+    )
+
+
+def _ranks(model: nn.Module, targets: str | list[str], settings: Mapping[str, Any]) -> int | dict[str, int]:
+    """The rank of every module at creation; a module holds no more than its smaller side."""
+    initial, held = initial_rank(settings), held_rank(settings)
+    limits = {name: min(sides(model, name)) for name in find_targets(model, targets)}
+    smallest = min(limits, key=lambda name: limits[name])
+    name, least = ("rank", initial) if settings["allocator"] is None else ("init_rank", initial)
+    if least > limits[smallest]:
+        raise SettingError(
+            f"{name}={least} is larger than the smaller side of {smallest}; valid: from 1 to {limits[smallest]}"
+        )
+    return held if held <= limits[smallest] else {n: min(held, limit) for n, limit in limits.items()}
+
+
+def _keep_scale(adapters: Mapping[str, LowRank], settings: Mapping[str, Any]) -> None:
+    """s = α / r with the larger of the initial and final rank, not with what a growing method holds in memory."""
+    alpha, reference = settings["adapter"].get("alpha"), max(initial_rank(settings), settings["rank"])
+    if alpha is None or held_rank(settings) == initial_rank(settings):
+        return
+    for adapter in adapters.values():
+        adapter.scale = alpha / (math.sqrt(reference) if settings["adapter"].get("rslora") else reference)
 
 
 def describe_schedule(controller: RankController) -> str:
@@ -87,19 +134,30 @@ def describe_schedule(controller: RankController) -> str:
     steps = sorted({round(last * part / 4) for part in range(5)})
     budgets = ", ".join(f"{schedule.budget(t)} at step {t}" for t in steps)
     count = len(schedule.allocations())
-    return f"budget in triplets over {modules} modules: {budgets}; {count} allocation{'s' * (count != 1)}"
+    return f"budget in {controller.unit} over {modules} modules: {budgets}; {count} allocation{'s' * (count != 1)}"
 
 
 def make_optimizer(
-    model: nn.Module, adapters: Mapping[str, LowRank], lr: float, weight_decay: float
+    model: nn.Module, adapters: Mapping[str, LowRank], lr: float, weight_decay: float, lr_ratio: float = 1.0
 ) -> torch.optim.AdamW:
-    """AdamW over everything that trains. Weights decay; biases and norms (vectors outside the adapters) do not."""
-    factors = {id(p) for a in adapters.values() for p in a.parameters()}
+    """AdamW over everything that trains. Weights decay; biases and norms (vectors outside the adapters) do not.
+
+    lr_ratio: LoRA+ (arXiv 2402.12354), the learning rate of every P (B) ÷ lr.
+    """
+    factors = {id(p) for a in adapters.values() for p in (a.Q, a.lam, a.P)}
+    faster = {id(a.P) for a in adapters.values()} if lr_ratio != 1.0 else set()
     trained = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1 or id(p) in factors]
-    rest = [p for p in trained if not (p.ndim > 1 or id(p) in factors)]
-    assert len(decayed) + len(rest) == len(trained), "every trained parameter belongs to exactly one group"
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    decays = {id(p): p.ndim > 1 or id(p) in factors for p in trained}
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [p for p in trained if decays[id(p)] == decay and (id(p) in faster) == fast],
+            "weight_decay": weight_decay if decay else 0.0,
+            "lr": lr * lr_ratio if fast else lr,
+        }
+        for decay in (True, False)
+        for fast in (False, True)
+    ]
+    assert sum(len(g["params"]) for g in groups) == len(trained), "every trained parameter belongs to exactly one group"
     device = trained[0].device.type
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=device in ("cpu", "cuda"))
 

@@ -15,6 +15,18 @@ class Retry(StrEnum):
 
 class Unit(StrEnum):
     triplets = "triplets"
+    parameters = "parameters"
+
+
+class Pruned(StrEnum):
+    learning = "learning"
+    frozen = "frozen"
+    masked = "masked"
+
+
+class Basis(StrEnum):
+    learned = "learned"
+    singular = "singular"
 
 
 class Compaction(StrEnum):
@@ -46,6 +58,7 @@ class Train:
     """Fields of type int | float are steps where whole, fractions of train.steps where between 0 and 1."""
 
     lr: float = MISSING
+    lr_ratio: float = MISSING
     steps: int = MISSING
     batch_size: int = MISSING
     accumulation: int = MISSING
@@ -80,6 +93,9 @@ class Settings:
     compaction: Compaction = MISSING
     patience: int | None = None
     mode: Mode = MISSING
+    pruned: Pruned = MISSING
+    basis: Basis = MISSING
+    capacity: float = MISSING
     budget: Budget = field(default_factory=Budget)
     train: Train = field(default_factory=Train)
     adapter: Any = None

@@ -91,6 +91,16 @@ def locate(target: str) -> Callable[..., Any]:
     return function
 
 
+def accepts(node: Mapping[str, Any] | None, name: str) -> bool:
+    """Whether the function that `node["_target_"]` names takes the argument `name`."""
+    return node is not None and name in inspect.signature(locate(node["_target_"])).parameters
+
+
+def is_low_rank(settings: Mapping[str, Any]) -> bool:
+    """Whether the method's adapter is made of triplets: it takes an init for its factors."""
+    return accepts(settings["adapter"], "init")
+
+
 def _check_group(group: str, node: Any) -> dict[str, Any] | None:
     """The node as {"_target_": …, settings…}, None where the option is none; types from the function's signature."""
     if node is None or node.get("_target_") is None:
@@ -156,27 +166,37 @@ def _check_effects(settings: Mapping[str, Any], typed: set[str]) -> None:
     method = settings["method"]
 
     def refuse(name: str, why: str) -> None:
-        raise SettingError(f"{name}={settings.get(name)} has no effect with method={method}: {why}; leave it out")
+        value = settings["train"].get(name.partition(".")[2]) if name.startswith("train.") else settings.get(name)
+        raise SettingError(f"{name}={value} has no effect with method={method}: {why}; leave it out")
 
-    if settings["adapter"] is None:
+    if not is_low_rank(settings):
+        why = "it has no adapter" if settings["adapter"] is None else "its adapter has no triplets"
         for group in ("init", "score", "allocator", "schedule", "penalty"):
             if settings[group] is not None:
-                refuse_group(group, typed, method, "it has no adapter")
+                refuse_group(group, typed, method, why)
     if settings["allocator"] is None:
-        for group in ("score", "schedule", "penalty"):
+        for group in ("score", "schedule"):
             if settings[group] is not None:
                 refuse_group(group, typed, method, "it allocates no budget")
         for name, why in (
             ("init_rank", "its rank is fixed"),
-            ("mode", "it has no controller"),
             ("compaction", "it prunes nothing"),
+            ("pruned", "it prunes nothing"),
+            ("basis", "it allocates no budget"),
+            ("capacity", "its rank is fixed"),
         ):
             if name in typed:
                 refuse(name, why)
+        if "mode" in typed and settings["penalty"] is None:
+            refuse("mode", "it has no controller")
     else:
         for group in ("score", "schedule"):
             if settings[group] is None:
                 raise SettingError(f"{group}=none does not go with method={method}, which allocates; choose a {group}")
+        if "capacity" in typed and settings["pruned"] == "learning":
+            refuse("capacity", "pruned=learning holds what it starts with")
+    if settings["train"]["lr_ratio"] != 1.0 and not is_low_rank(settings):
+        refuse("train.lr_ratio", "it has no B")
     if "patience" in typed and settings["compaction"] != "progressive":
         raise SettingError(
             f"patience={settings['patience']} has no effect with compaction={settings['compaction']}; leave it out"
@@ -189,8 +209,8 @@ def _check_effects(settings: Mapping[str, Any], typed: set[str]) -> None:
         raise SettingError(
             "targets=modules needs target_modules, the endings of module names: target_modules=[query,value]"
         )
-    if settings["adapter"] is None and settings["target_modules"] is not None:
-        refuse("target_modules", "it has no adapter")
+    if settings["target_modules"] is not None and not accepts(settings["adapter"], "targets"):
+        refuse("target_modules", "it has no adapter" if settings["adapter"] is None else "its adapter has no targets")
 
 
 def refuse_group(group: str, typed: set[str], method: str, why: str) -> None:
@@ -208,13 +228,15 @@ def _check_ranges(settings: Mapping[str, Any]) -> None:
     least("rank", settings["rank"], 1)
     if settings["init_rank"] is not None:
         least("init_rank", settings["init_rank"], 1)
-        if settings["init_rank"] < settings["rank"]:
+        if settings["init_rank"] < settings["rank"] and settings["pruned"] == "learning":
             raise SettingError(
                 f"init_rank={settings['init_rank']} lies below rank={settings['rank']}, the mean rank at the end; "
                 f"valid: at least {settings['rank']}"
             )
     least("seed", settings["seed"], 0)
+    least("capacity", settings["capacity"], 1)
     least("train.lr", train["lr"], 0, above=True)
+    least("train.lr_ratio", train["lr_ratio"], 0, above=True)
     for name in ("steps", "batch_size", "accumulation", "log_every"):
         least(f"train.{name}", train[name], 1)
     for name in ("weight_decay", "clip"):

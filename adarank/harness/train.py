@@ -28,11 +28,12 @@ class Diverged(RunFailed):
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of the loop. lr: peak; steps, warmup, eval_every, log_every: optimiser steps; batch_size: rows of one
+    """Numbers of the loop. lr: peak; lr_ratio: that of every P ÷ lr (LoRA+); steps, warmup, eval_every, log_every: optimiser steps; batch_size: rows of one
     forward pass; accumulation: forward passes of one step; clip: largest gradient norm, 0 for none; precision:
     "fp32" or "bf16" (autocast); metrics: names, the first chooses the best checkpoint."""
 
     lr: float
+    lr_ratio: float
     steps: int
     batch_size: int
     accumulation: int
@@ -105,7 +106,7 @@ def train(
     """
     model, controller = prepared.model, prepared.controller
     device = next(model.parameters()).device
-    optimizer = make_optimizer(model, prepared.adapters, plan.lr, plan.weight_decay)
+    optimizer = make_optimizer(model, prepared.adapters, plan.lr, plan.weight_decay, plan.lr_ratio)
     if controller is not None:
         controller.attach(optimizer)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(plan.decay, plan.warmup, plan.steps))
@@ -198,20 +199,20 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def is_settled(controller: RankController | None) -> bool:
-    """Whether the rank is what it will be at the end."""
-    if controller is None or controller.schedule.initial == controller.schedule.final:
+    """Whether the ranks are what they will be at the end."""
+    if controller is None or controller.schedule.initial == controller.schedule.final == int(controller.cost.sum()):
         return True
     last = controller.last_allocation
     return last is not None and last.step >= controller.schedule.settled
 
 
 def budget_now(controller: RankController | None) -> dict[str, float]:
-    """Triplets allowed and the mean rank kept; nothing for methods whose rank is fixed."""
-    if controller is None:
+    """The budget and the mean rank kept; nothing for methods whose rank is fixed."""
+    if controller is None or controller.score is None:
         return {}
     last, modules = controller.last_allocation, len(controller.bank.names)
     if last is None:
-        return {"budget": controller.schedule.initial, "mean_rank": controller.bank.triplets / modules}
+        return {"budget": controller.schedule.initial, "mean_rank": int(controller.bank.mask.sum()) / modules}
     return {"budget": last.budget, "mean_rank": last.kept.item() / modules}
 
 
@@ -226,6 +227,7 @@ def allocation_record(allocation: Allocation) -> dict[str, Any]:
     return {
         "step": allocation.step,
         "budget": allocation.budget,
+        "unit": allocation.unit,
         "kept": int(allocation.kept),
         "parameters": int(allocation.parameters),
         "ranks": allocation.ranks,
@@ -237,6 +239,6 @@ def progress(loss: float, name: str, metric: float | None, controller: RankContr
     shown = [f"loss {loss:.3f}"]
     if metric is not None:
         shown.append(f"dev {name} {metric:.3f}")
-    if controller is not None:
+    if controller is not None and controller.score is not None:
         shown.append(f"mean rank {budget_now(controller)['mean_rank']:.1f}")
     return "  ".join(shown)

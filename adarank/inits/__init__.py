@@ -1,4 +1,4 @@
-"""How the factors start. An init is a call that returns `(adapters: {name: LowRank}) -> None`, filling them in place."""
+"""How the factors start: see `init.Init`; one file each."""
 
 from adarank.inits.default import default
 

@@ -6,12 +6,15 @@
 Every round runs one step of each contender; a ratio is the median of the rounds' ratios, with its 95 % interval. On the
 CPU the time is the process's own (one thread unless --threads), on CUDA it is measured with events. AdaLoRA stands in
 its allocation phase and masks in every step. `controller` is the share of its step that penalty and allocator take,
-measured inside it.
+measured inside it. `bound` is what no low-rank adapter of this kind can beat on the machine: the frozen floor plus the
+adapter's six thin products alone (no autograd, no Python around them, no optimiser), timed in the same rounds.
 """
 
 import argparse
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ import torch
 
 from adarank.harness.files import write_json
 from experiments.bench.pairs import interleave, machine, ratio
-from experiments.bench.workload import CONTENDERS, MODELS, Contender, batch, build, contender
+from experiments.bench.workload import CONTENDERS, FINAL, MODELS, RANK, Contender, batch, build, contender, products
 
 RATIOS = (
     ("adalora", "lora"),
@@ -33,20 +36,22 @@ RATIOS = (
     ("peft_adalora", "peft_lora"),
     ("full", "peft_lora"),
     ("floor", "peft_lora"),
+    ("floor", "peft_adalora"),
 )
+BOUNDS = (("peft_lora", RANK), ("peft_lora", FINAL), ("peft_adalora", RANK))
 
 
-def timed(work: Contender, device: str) -> float:
-    """Seconds of one step: process time on the CPU, CUDA events on a GPU."""
+def timed(work: Callable[[], None], device: str) -> float:
+    """Seconds of one call: process time on the CPU, CUDA events on a GPU."""
     if device == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
-        work.step()
+        work()
         end.record()
         torch.cuda.synchronize()
         return begin.elapsed_time(end) / 1000
     started = time.process_time()
-    work.step()
+    work()
     return time.process_time() - started
 
 
@@ -68,13 +73,22 @@ def bench(name: str, options: argparse.Namespace) -> dict[str, Any]:
     for w in work.values():
         w.step()
         w.shares.update(dict.fromkeys(w.shares, 0.0))
-    seconds = interleave({k: lambda w=w: timed(w, options.device) for k, w in work.items()}, options.pairs, 2)  # type: ignore[misc]
+    calls = {k: w.step for k, w in work.items()}
+    calls |= {f"products_{r}": products(base, linears, options.rows * options.tokens, r) for r in (RANK, FINAL)}
+    seconds = interleave({k: partial(timed, call, options.device) for k, call in calls.items()}, options.pairs, 2)
     rounds = options.pairs + 2
     found: dict[str, Any] = {
         "pairs": options.pairs,
         "batch": [options.rows, options.tokens],
         "median_ms": {k: 1000 * sorted(v)[len(v) // 2] for k, v in seconds.items()},
         "ratios": {f"{a} / {b}": ratio(seconds[a], seconds[b]) for a, b in RATIOS if a in seconds and b in seconds},
+        "bound": {
+            f"floor + products at r = {r} / {b}": ratio(
+                [f + p for f, p in zip(seconds["floor"], seconds[f"products_{r}"], strict=True)], seconds[b]
+            )
+            for b, r in BOUNDS
+            if "floor" in seconds and b in seconds
+        },
         "controller": {
             k: {part: s / rounds / (sum(seconds[k]) / len(seconds[k])) for part, s in w.shares.items()}
             for k, w in work.items()
@@ -104,8 +118,8 @@ def main() -> int:
     for name in options.models:
         found[name] = bench(name, options)
         print(name)
-        for pair, value in found[name]["ratios"].items():
-            print(f"  {pair:32s} {value['median']:.3f}  [{value['low']:.3f}, {value['high']:.3f}]")
+        for pair, value in (found[name]["ratios"] | found[name]["bound"]).items():
+            print(f"  {pair:42s} {value['median']:.3f}  [{value['low']:.3f}, {value['high']:.3f}]")
         for which, parts in found[name]["controller"].items():
             print(f"  {which}: " + ", ".join(f"{part} {share:.2%} of the step" for part, share in parts.items()))
     if options.json:

@@ -1,5 +1,6 @@
 """What the benchmarks run: models with random weights, and one training step of every contender."""
 
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -127,6 +128,29 @@ def contender(
         optimizer.zero_grad()
 
     return Contender(model, optimizer, step, shares)
+
+
+def products(base: nn.Module, linears: str, n: int, rank: int) -> Callable[[], None]:
+    """The six thin products of every wrapped linear over n tokens, forward and backward, and nothing else: the least
+    that a low-rank adapter with the gradients of Q, λ and P adds to the frozen model, in the layout that is fastest."""
+    sizes = [m.weight for name, m in base.named_modules() if re.fullmatch(linears, name) and isinstance(m, nn.Linear)]
+    work = []
+    for weight in sizes:
+        d_out, d_in = weight.shape
+        shapes = [(n, d_in), (n, d_out), (rank, d_in), (rank, d_out)]
+        work.append([torch.randn(s, device=weight.device, dtype=weight.dtype) for s in shapes])
+
+    @torch.no_grad()
+    def run() -> None:
+        for x, g, Q, P in work:
+            h = Q @ x.t()
+            g.addmm_(h.t(), P, alpha=1e-8)  # into what is there: the base's output, in the forward pass
+            u = P @ g.t()
+            x.addmm_(u.t(), Q, alpha=1e-8)
+            u @ x
+            h @ g
+
+    return run
 
 
 class _Timed(RankController):

@@ -86,9 +86,10 @@ def check(spec: dict[str, Any], case: dict[str, Any], arrays: Any, accumulation:
     adapters = adarank.adapt(model, "svd", case["r"], names, alpha=spec["lora_alpha"], train=["head"])
     load_factors(list(adapters.values()), arrays)
     n = len(names)
+    score = adarank.scores.adalora(case["b1"], case["b2"])
     controller = adarank.RankController(
         adapters,
-        score=adarank.scores.adalora(case["b1"], case["b2"]),
+        score=score,
         schedule=adarank.schedules.cubic(
             case["r"] * n, case["target"] * n, case["ti"], case["tf"], case["T"], case["dt"]
         ),
@@ -124,7 +125,7 @@ def check(spec: dict[str, Any], case: dict[str, Any], arrays: Any, accumulation:
         def worst(key: str, found: Any, expected: Any) -> None:
             error[key] = max(error[key], float(np.abs(np.asarray(found) - np.asarray(expected)).max()))
 
-        scores, expected = controller.score.score(controller.buffers, controller.bank).numpy(), arrays["step/scores"][t]
+        scores, expected = score.score(controller.buffers, controller.bank).numpy(), arrays["step/scores"][t]
         size = max(float(np.abs(expected).max()), np.finfo(expected.dtype).tiny)
         worst("loss", loss, arrays["step/loss_task"][t])
         worst("lambda", controller.bank.lam.numpy(), arrays["step/lam_after"][t])

@@ -86,7 +86,10 @@ def test_parameter_counts_are_exact(net):
     [
         ({"targets": ["uo"]}, "targets='uo' matches no module; near names: up"),
         ({"targets": "layers[.*"}, "neither a module's name nor a regular expression"),
-        ({"targets": ["layers"]}, "matches only ModuleList modules; valid: nn.Linear ones"),
+        (
+            {"targets": ["layers"]},
+            "matches only ModuleList modules; valid: Linear, Conv1D, Conv2d, Embedding, Linear4bit",
+        ),
         ({"targets": []}, "targets=[] selects nothing"),
         ({"rank": 0}, "rank=0 does not fit layers.0.up (12 → 20); valid: a whole number from 1 to 12"),
         ({"rank": 13}, "rank=13 does not fit"),

@@ -7,7 +7,7 @@ from adarank.adapters.lowrank import LowRank
 
 def make(kind="svd", rank=4, dropout=0.0, dtype=torch.float32):
     torch.manual_seed(0)
-    adapter = LowRank(nn.Linear(6, 5, dtype=dtype), kind, rank, alpha=2.0 * rank, dropout=dropout)
+    adapter = LowRank(nn.Linear(6, 5, dtype=dtype), kind, rank, scale=2.0, dropout=dropout)
     with torch.no_grad():
         for factor in (adapter.Q, adapter.lam, adapter.P):
             factor.copy_(torch.randn(factor.shape))

@@ -52,7 +52,7 @@ def setup(method, steps=40, seed=0, compaction="off", **changes):
     lr = {"full": 1e-3, "lora": 5e-3, "adalora": 2e-2}[method]
     plan = Plan(
         **{
-            "lr": lr, "steps": steps, "batch_size": 16, "accumulation": 1, "warmup": 2, "decay": "linear",
+            "lr": lr, "lr_ratio": 1.0, "steps": steps, "batch_size": 16, "accumulation": 1, "warmup": 2, "decay": "linear",
             "weight_decay": 0.0, "clip": 1.0, "eval_every": 10, "log_every": 5, "precision": "fp32", "seed": seed,
             "metrics": ("accuracy",), **changes,
         }

@@ -33,7 +33,10 @@ def test_step_measures_every_contender_on_every_model(tmp_path):
     found = json.loads(target.read_text())
     assert found["machine"]["threads"] == 1
     for model in found["models"].values():
-        assert set(model["median_ms"]) == set(workload.CONTENDERS)
+        assert set(model["median_ms"]) == {*workload.CONTENDERS, "products_8", "products_12"}
+        for which, value in model["bound"].items():
+            other = which.partition(" / ")[2]
+            assert value["median"] > 0.8 * model["ratios"][f"floor / {other}"]["median"]
         assert len(model["ratios"]) == len(step.RATIOS)
         for value in model["ratios"].values():
             assert 0 < value["low"] <= value["median"] <= value["high"]
