@@ -35,6 +35,9 @@ def table(found: dict[str, Any]) -> str:
         return f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
 
     lines += [f"| {NAMES[w]} | " + " | ".join(cell(to_peft_lora(m, w)) for m in models.values()) + " |" for w in NAMES]
+    for rank in (12, 8):
+        bounds = [m["bound"][f"floor + products at r = {rank} / peft_lora"] for m in models.values()]
+        lines.append(f"| bound: frozen base + bare products, r = {rank} | " + " | ".join(map(cell, bounds)) + " |")
     lines += ["| **AdaLoRA 12 → 8 ÷ …** |" + " |" * len(models)]
     for other, name in (("lora", "our own LoRA, r = 12"), ("peft_adalora", "PEFT's AdaLoRA")):
         lines.append(
