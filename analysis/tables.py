@@ -12,7 +12,18 @@ from analysis.load import Run, identity, number, read_config, text
 
 REFERENCE = "lora"  # times and verdicts are relative to this method
 HIDDEN = {"seed", "method", "targets", "rank", "init_rank"}  # shown by other columns
-HIDDEN |= {"out", "force", "retry", "tracker", "experiment", "hydra", "device", "workers", "launcher"}  # no effect
+HIDDEN |= {
+    "out",
+    "force",
+    "retry",
+    "checkpoint_seconds",
+    "tracker",
+    "experiment",
+    "hydra",
+    "device",
+    "workers",
+    "launcher",
+}  # no effect
 TERMS = ("train.", "budget.")  # the terms of a comparison: shown even when they differ only between methods
 FEW = 8  # rows that a figure of lines can hold
 

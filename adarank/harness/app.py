@@ -12,12 +12,14 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from adarank.errors import RunFailed, SettingError
 from adarank.harness import schema
 from adarank.harness.complaints import sentence
+from adarank.harness.lock import Held
 from adarank.harness.settings import conf_folder
 
 
@@ -26,7 +28,14 @@ def job(config: DictConfig) -> None:
     from adarank.harness.execute import execute
 
     hydra_config = HydraConfig.get()
-    execute(config, list(hydra_config.overrides.task), dict(hydra_config.runtime.choices))
+    try:
+        execute(config, list(hydra_config.overrides.task), dict(hydra_config.runtime.choices))
+    except Held as held:
+        if hydra_config.mode != RunMode.MULTIRUN:
+            raise
+        print(
+            f"{held}; skipped here", flush=True
+        )  # a duplicate in a parallel sweep, or another sweep over the same runs
 
 
 def guarded(work: Callable[[], Any]) -> int:

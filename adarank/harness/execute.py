@@ -15,8 +15,9 @@ from torch import nn
 import adarank
 from adarank.adapters.inject import reach
 from adarank.errors import RunFailed
-from adarank.harness import runs
-from adarank.harness.data import encode, looks
+from adarank.harness import lock, runs
+from adarank.harness.checkpoint import Saver
+from adarank.harness.data import Encoded, encode, looks
 from adarank.harness.files import write_json, write_text
 from adarank.harness.measure import choose_device, choose_precision, device_name
 from adarank.harness.models import Base, resolve_targets
@@ -55,6 +56,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
         runs.warn_if_other_code(folder, provenance["commit"])
         print(f"{title}: finished already, {folder} (force=true runs it again)", flush=True)
         return
+    lock.refuse_held(folder)  # early; what counts is the lock below
 
     torch.manual_seed(settings["seed"])  # the head: the same for every method
     built = base.build(max(len(task.labels), 1))
@@ -64,27 +66,54 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     batches = looks(encoded["train"], settings["train"]["batch_size"], settings["seed"], device)
     prepared = prepare(built, targets or [], settings, device, batches)
     plan = Plan(**{**settings["train"], **steps}, seed=settings["seed"], metrics=task.metrics)
+    head = describe(settings, task, base, prepared, plan, provenance, device)
 
     print(f"{title}: {base.name} on {task.name}, {device_name(device)}, {plan.precision} -> {folder}", flush=True)
     if prepared.adapters:
         print(f"  adapters on {reach(prepared.model).share:.0%} of the base's matrix parameters", flush=True)
     if settings["allocator"] is not None and prepared.controller is not None:
         print(f"  {describe_schedule(prepared.controller)}", flush=True)
-    runs.begin(folder)
+    runs.make_folder(folder)
+    with lock.locked(folder) as held:
+        if runs.is_finished(folder, settings["force"], "failed"):
+            print(f"{title}: finished meanwhile by another process, {folder}", flush=True)
+            return
+        run(settings, prepared, encoded, plan, head, title, folder, held)
+
+
+def run(
+    settings: Mapping[str, Any],
+    prepared: Prepared,
+    encoded: Mapping[str, Encoded],
+    plan: Plan,
+    head: Mapping[str, Any],
+    title: str,
+    folder: Path,
+    held: Path,
+) -> None:
+    """Train in `folder`, whose lock is held by the file `held`; from the last checkpoint where a run was interrupted."""
     record = {k: v for k, v in settings.items() if k not in ("force", "retry")}
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record)))
-    head = describe(settings, task, base, prepared, plan, provenance, device)
-    heart = runs.Heartbeat(folder)
-    adapted = settings["adapter"] is not None
+    saver = Saver(
+        folder / "checkpoint", settings["checkpoint_seconds"], runs.is_interrupted(folder) and not settings["force"]
+    )
+    if saver.step is None:
+        runs.begin(folder)
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record)))
+    else:
+        print(f"  goes on from its checkpoint after step {saver.step}", flush=True)
     group = Path(settings["out"]).absolute().name
-    with open_log(tracker_of(settings["tracker"]), folder=folder, config=record, name=title, group=group) as log:
+    tracker, adapted = tracker_of(settings["tracker"]), settings["adapter"] is not None
+    with (
+        runs.Heartbeat(folder, held) as heart,
+        open_log(tracker, folder=folder, config=record, name=title, group=group, resume_step=saver.step) as log,
+    ):
         try:
-            outcome = train(prepared, encoded, plan, log, heart.beat, lambda model: keep(model, adapted, folder))
+            outcome = train(prepared, encoded, plan, log, heart.beat, lambda model: keep(model, adapted, folder), saver)
         except Exception as error:
             state = "diverged" if isinstance(error, Diverged) else "failed"
             message = str(error).strip().partition("\n")[0] or type(error).__name__
             log.finish({"status": state, "error": message, **head})
-            runs.write_status(folder, state, heart.step, message)
+            heart.end(state, message)
             if isinstance(error, RunFailed):
                 raise RunFailed(f"{title} {state}: {error} ({folder})") from None
             traceback.print_exc()
@@ -92,7 +121,8 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
         found = results(outcome, prepared, settings, plan)
         counts = {**head["parameters"], "kept": parameters(prepared.model)["kept"]}  # the others as they were trained
         log.finish({"status": "finished", "error": None, **head, **found, "parameters": counts})
-    runs.write_status(folder, "finished", plan.steps)
+        heart.end("finished")
+    saver.remove()
     shown = outcome.last if outcome.test is None else outcome.test
     split = "dev" if outcome.test is None else "test"
     print(f"  {split} {plan.metrics[0]} {shown:.4f} in {outcome.train_s:.0f} s of training", flush=True)

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
 import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,8 @@ from typing import Any
 
 from adarank.errors import RunFailed, SettingError
 from adarank.harness.files import write_json
+
+logger = logging.getLogger(__name__)
 
 RECIPE = 1  # bump by hand when the same settings give other results
 FILES = ("config.yaml", "metrics.jsonl", "allocations.jsonl", "summary.json", "status.json")
@@ -43,33 +46,11 @@ def read_status(folder: Path) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
-def is_alive(status: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote a "running" status may still be at it."""
-    if status.get("host") == socket.gethostname():
-        pid = status.get("pid")
-        if pid == os.getpid() or not isinstance(pid, int):
-            return False
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
-    try:
-        beat = datetime.fromisoformat(str(status.get("heartbeat")))
-    except ValueError:
-        return False
-    return (datetime.now(UTC) - beat).total_seconds() < 60 * BEAT
-
-
 def is_finished(folder: Path, force: bool, retry: str) -> bool:
-    """Whether `folder` holds the finished run. Raises RunFailed where it may not be run: somebody is at it, or it
-    failed before and neither `force` nor retry="failed" asks for another try."""
+    """Whether `folder` holds the finished run. Raises RunFailed where it failed before and neither `force` nor
+    retry="failed" asks for another try."""
     status = read_status(folder)
     state = status.get("state")
-    if state == "running" and is_alive(status):
-        raise RunFailed(f"{folder} is being trained by process {status['pid']} on {status['host']}; wait for it")
     if force:
         return False
     if state in ("failed", "diverged") and retry != "failed":
@@ -77,10 +58,21 @@ def is_finished(folder: Path, force: bool, retry: str) -> bool:
     return state == "finished" and (folder / "summary.json").is_file()
 
 
-def begin(folder: Path) -> None:
-    """Make the folder, or empty it of an earlier attempt's files; nothing else in it is touched."""
+def is_interrupted(folder: Path) -> bool:
+    """Whether a run was going on here when its process ended (with the lock held, it is not going on now)."""
+    return read_status(folder).get("state") == "running"
+
+
+def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder.parent, error) from None
+
+
+def begin(folder: Path) -> None:
+    """Empty the run's folder of an earlier attempt's files; nothing else in it is touched."""
+    try:
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
         for name in FOLDERS:
@@ -125,18 +117,41 @@ def write_status(folder: Path, state: str, step: int, error: str | None = None) 
 
 
 class Heartbeat:
-    """Calls to `beat` refresh status.json, at most once in BEAT seconds."""
+    """While open, a thread refreshes status.json and touches the lock's file every BEAT seconds, however long a step or
+    an evaluation takes. `beat(step)` says where the run stands, `end(state, error)` writes the last word."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.last = time.monotonic()
+    def __init__(self, folder: Path, lock: Path) -> None:
+        self.folder, self.lock = folder, lock
         self.step = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        write_status(self.folder, "running", self.step)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
 
     def beat(self, step: int) -> None:
         self.step = step
-        if time.monotonic() - self.last >= BEAT:
-            write_status(self.folder, "running", step)
-            self.last = time.monotonic()
+
+    def end(self, state: str, error: str | None = None) -> None:
+        self._stop()
+        write_status(self.folder, state, self.step, error)
+
+    def _stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(BEAT):
+            try:
+                self.lock.touch()
+                write_status(self.folder, "running", self.step)
+            except OSError as error:
+                logger.warning("%s: no heartbeat (%s); the run goes on", self.folder, error.strerror)
 
 
 def provenance() -> dict[str, Any]:

@@ -90,6 +90,7 @@ class Settings:
     tiny: bool = MISSING
     force: bool = MISSING
     retry: Retry = MISSING
+    checkpoint_seconds: float | None = None
     compaction: Compaction = MISSING
     patience: int | None = None
     mode: Mode = MISSING

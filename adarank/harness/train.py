@@ -1,5 +1,7 @@
 """The training loop: one for every method."""
 
+import itertools
+import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +17,7 @@ from tqdm import tqdm
 
 from adarank.controller import Allocation, RankController
 from adarank.errors import RunFailed
+from adarank.harness.checkpoint import Progress, Saver, trained_state
 from adarank.harness.data import Encoded, collate, evaluation_order, training_order
 from adarank.harness.measure import clock, peak_mib, reset_peak
 from adarank.harness.prepare import Prepared, lr_factor, make_optimizer
@@ -97,12 +100,14 @@ def train(
     log: Log,
     beat: Callable[[int], None],
     keep: Callable[[nn.Module], None],
+    saver: Saver | None = None,
 ) -> Outcome:
     """Train, evaluating on dev as planned, and end with test at the best dev checkpoint.
 
     splits: "train", "dev" and, where there is one, "test". beat(step) is called often; keep(model) once, with the
     best checkpoint's weights in the model. For an adaptive method only checkpoints at the final budget may be best.
-    Raises Diverged where the loss stops being a number.
+    saver: goes on from its checkpoint, where it has one, and saves at the records. Raises Diverged where the loss stops
+    being a number.
     """
     model, controller = prepared.model, prepared.controller
     device = next(model.parameters()).device
@@ -113,20 +118,20 @@ def train(
     name, higher = plan.metrics[0], metrics.higher_is_better(plan.metrics[0])
 
     torch.manual_seed(plan.seed)  # dropout: the same stream whatever was drawn for the factors
+    saved = saver.load(model, optimizer, scheduler) if saver is not None else None
+    at = saved or Progress(best=-math.inf if higher else math.inf)
     batches = training_order(len(splits["train"]), plan.batch_size * plan.accumulation, plan.seed)
-    best, best_step = -np.inf if higher else np.inf, 0
-    best_state: dict[str, Tensor] = {}
-    last: dict[str, float] = {}
+    batches = itertools.islice(batches, at.step, None)
     losses: list[Tensor] = []
-    seconds: list[float] = []  # per step, one entry a record
-    train_s = eval_s = 0.0
     pending: list[Allocation] = []  # made since the last record, still on the device
     reset_peak(device)
-    bar = tqdm(total=plan.steps, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False)
+    bar = tqdm(
+        total=plan.steps, initial=at.step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False
+    )
     model.train()
     started = clock(device)
 
-    for step in range(1, plan.steps + 1):
+    for step in range(at.step + 1, plan.steps + 1):
         rows = next(batches)
         for part in np.split(rows, plan.accumulation):
             inputs, labels = collate(splits["train"], part, device)
@@ -150,8 +155,8 @@ def train(
             continue
         # A record is due: only here is anything read back from the device.
         mean_loss = torch.stack(losses).mean().item()
-        seconds.append((clock(device) - started) / (len(losses) / plan.accumulation))
-        train_s += seconds[-1] * len(losses) / plan.accumulation
+        at.seconds.append((clock(device) - started) / (len(losses) / plan.accumulation))
+        at.train_s += at.seconds[-1] * len(losses) / plan.accumulation
         losses.clear()
         if not np.isfinite(mean_loss):
             bar.close()
@@ -163,39 +168,36 @@ def train(
             step, "train", {"loss": mean_loss, "lr": float(scheduler.get_last_lr()[0]), **budget_now(controller)}
         )
         bar.update(step - bar.n)
-        bar.set_postfix_str(progress(mean_loss, name, last.get(name), controller))
+        bar.set_postfix_str(progress(mean_loss, name, at.last.get(name), controller))
         beat(step)
         if evaluates:
             before = clock(device)
-            last = evaluate(model, splits["dev"], plan, device)
-            eval_s += clock(device) - before
+            at.last = last = evaluate(model, splits["dev"], plan, device)
+            at.eval_s += clock(device) - before
             log.metrics(step, "dev", last)
-            if is_settled(controller) and (not best_state or (last[name] > best if higher else last[name] < best)):
-                best, best_step, best_state = last[name], step, trained_state(model)
-            beat(step)
+            better = last[name] > at.best if higher else last[name] < at.best
+            if is_settled(controller) and (not at.best_state or better):
+                at.best, at.best_step, at.best_state = last[name], step, trained_state(model)
             if not sys.stderr.isatty():
                 print(f"  step {step}/{plan.steps}  {progress(mean_loss, name, last[name], controller)}", flush=True)
+        at.step = step
+        if saver is not None:
+            saver.save_if_due(model, optimizer, scheduler, at)
         started = clock(device)
 
     bar.close()
     memory = peak_mib(device)
-    model.load_state_dict(best_state, strict=False)
+    model.load_state_dict(at.best_state, strict=False)
     test = None
     if "test" in splits:
         before = clock(device)
         found = evaluate(model, splits["test"], plan, device)
-        eval_s += clock(device) - before
-        log.metrics(best_step, "test", found)
+        at.eval_s += clock(device) - before
+        log.metrics(at.best_step, "test", found)
         test = found[name]
     keep(model)
-    step_ms = 1000 * statistics.median(seconds)
-    return Outcome(best, best_step, last[name], test, train_s, eval_s, step_ms, memory)
-
-
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of everything that training changes: trained parameters, the adapters' λ and masks, buffers."""
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in frozen}
+    step_ms = 1000 * statistics.median(at.seconds)
+    return Outcome(at.best, at.best_step, at.last[name], test, at.train_s, at.eval_s, step_ms, memory)
 
 
 def is_settled(controller: RankController | None) -> bool:

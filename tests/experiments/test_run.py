@@ -314,3 +314,19 @@ def test_every_experiment_file_runs_at_tiny_size(tmp_path, experiment):
     assert summary["status"] == "finished"
     assert summary["steps"] == 12
     assert summary["model"] == "tiny_bert"
+
+
+def test_a_run_that_another_process_is_at_is_skipped_in_a_sweep_and_refused_alone(tmp_path):
+    from adarank.harness import lock
+
+    words = ["method=lora", "tiny=true", "train.steps=2", f"out={tmp_path}"]
+    inside(*words)
+    (folder,) = [p for p in tmp_path.iterdir() if p.is_dir()]
+    before = (folder / "summary.json").read_bytes()
+    with lock.locked(folder):
+        alone = inside(*words, "force=true", status=1)
+        assert "is being trained by process" in alone.stderr
+        sweep = inside("-m", *words, "force=true", "seed=0,1")
+        assert "skipped here" in sweep.stdout
+    assert (folder / "summary.json").read_bytes() == before
+    assert len(summaries(tmp_path)) == 2

@@ -1,9 +1,6 @@
 import json
 import os
-import socket
-import subprocess
-import sys
-from datetime import UTC, datetime, timedelta
+import time
 
 import pytest
 
@@ -37,12 +34,6 @@ def status(folder, state, **changes):
     (folder / "status.json").write_text(json.dumps(found))
 
 
-def dead_pid():
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
 def test_states(tmp_path):
     folder = tmp_path / "run"
     assert not runs.is_finished(folder, False, "none")
@@ -58,25 +49,21 @@ def test_states(tmp_path):
         assert not runs.is_finished(folder, False, "failed")
 
 
-def test_a_live_run_is_left_alone_and_a_dead_one_is_started_again(tmp_path):
+def test_an_interrupted_run_is_told_by_its_status(tmp_path):
     folder = tmp_path / "run"
-    status(folder, "running", pid=dead_pid())
+    assert not runs.is_interrupted(folder)
+    status(folder, "running")
+    assert runs.is_interrupted(folder)
     assert not runs.is_finished(folder, False, "none")
-    status(folder, "running", pid=os.getppid())
-    with pytest.raises(RunFailed, match="is being trained by process"):
-        runs.is_finished(folder, True, "none")
-    status(folder, "running", host=socket.gethostname() + "-other")
-    with pytest.raises(RunFailed, match="is being trained by process"):
-        runs.is_finished(folder, False, "none")
-    old = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
-    status(folder, "running", host=socket.gethostname() + "-other", heartbeat=old)
-    assert not runs.is_finished(folder, False, "none")
+    status(folder, "failed")
+    assert not runs.is_interrupted(folder)
 
 
 def test_begin_clears_an_earlier_attempt_and_nothing_else(tmp_path):
     folder = tmp_path / "out" / "run"
     status(tmp_path / "out", "failed")
-    (folder / "adapter").mkdir(parents=True)
+    runs.make_folder(folder)
+    (folder / "adapter").mkdir()
     (folder / "metrics.jsonl").write_text("{}")
     (folder / "notes.txt").write_text("mine")
     runs.begin(folder)
@@ -100,14 +87,22 @@ def test_checking_leaves_nothing_behind(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_heartbeat_is_rare_and_knows_the_step(tmp_path, monkeypatch):
-    runs.begin(tmp_path / "run")
-    heart = runs.Heartbeat(tmp_path / "run")
-    heart.beat(7)
-    assert runs.read_status(tmp_path / "run")["step"] == 0
-    monkeypatch.setattr(runs, "BEAT", 0.0)
-    heart.beat(8)
-    assert runs.read_status(tmp_path / "run")["step"] == heart.step == 8
+def test_the_heart_beats_by_itself_and_knows_the_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "BEAT", 0.02)
+    lock = tmp_path / "lock"
+    lock.touch()
+    os.utime(lock, (0, 0))
+    with runs.Heartbeat(tmp_path, lock) as heart:
+        assert runs.read_status(tmp_path)["step"] == 0
+        heart.beat(7)
+        deadline = time.monotonic() + 10
+        while runs.read_status(tmp_path)["step"] != 7 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert runs.read_status(tmp_path)["step"] == 7
+        assert lock.stat().st_mtime > 0
+        heart.end("failed", "no luck")
+    found = runs.read_status(tmp_path)
+    assert (found["state"], found["error"], found["step"]) == ("failed", "no luck", 7)
 
 
 def test_other_code_is_warned_of(tmp_path, capsys):

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import adarank
+from adarank.harness.checkpoint import trained_state
 from adarank.harness.data import encode
 from adarank.harness.models import tiny
 from adarank.harness.prepare import Prepared
 from adarank.harness.tasks.base import Split
-from adarank.harness.train import Diverged, Plan, evaluate, is_settled, task_loss, train, trained_state
+from adarank.harness.train import Diverged, Plan, evaluate, is_settled, task_loss, train
 
 
 class Recorder:

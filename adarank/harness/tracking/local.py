@@ -51,15 +51,15 @@ class LocalLog:
 
 
 def cut_back(folder: Path, step: int) -> None:
-    """Drop every line after `step` from both JSONL files of `folder`, atomically.
+    """Drop what came after `step` optimiser steps from both JSONL files of `folder`, atomically.
 
-    A last line without its newline was torn by a crash and is dropped too; a missing file stays missing.
+    metrics.jsonl counts steps done, allocations.jsonl the steps from 0, so that its step is one less. A last line without its newline was torn by a crash and is dropped too; a missing file stays missing.
     Raises json.JSONDecodeError for a broken line elsewhere.
     """
-    for path in (folder / METRICS, folder / ALLOCATIONS):
+    for path, last in ((folder / METRICS, step), (folder / ALLOCATIONS, step - 1)):
         if path.exists():
             lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-            write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+            write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= last))
 
 
 def replay(folder: Path, log: "Log") -> None:

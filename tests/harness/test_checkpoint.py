@@ -1,0 +1,150 @@
+"""Stopped at a record and started again, a run ends as if it had never stopped."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from adarank.errors import RunFailed
+from adarank.harness.checkpoint import STATE, Saver, _put_back, _take_out, trained_state
+from adarank.harness.train import train
+from tests.harness.test_train import Recorder, setup
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Stop(BaseException):
+    """What nothing catches."""
+
+
+@pytest.mark.parametrize("stop", [5, 20, 35])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("full", {}), ("lora", {"accumulation": 2}), ("adalora", {}), ("adalora", {"compaction": "final"}),
+     ("adalora", {"compaction": "progressive"})],
+)  # fmt: skip
+def test_stopped_and_resumed_is_bit_identical(method, options, stop, tmp_path):
+    def go(saver, until=None):
+        prepared, splits, plan = setup(method, steps=40, **options)
+        log = Recorder()
+
+        def beat(step):
+            if until is not None and step > until:
+                raise Stop
+
+        try:
+            outcome = train(prepared, splits, plan, log, beat, lambda _: None, saver)
+        except Stop:
+            return None
+        timeless = (outcome.best, outcome.best_step, outcome.last, outcome.test)
+        return timeless, log, trained_state(prepared.model)
+
+    whole, whole_log, whole_state = go(None)
+    assert go(Saver(tmp_path, 0.0, resume=False), until=stop) is None
+    saver = Saver(tmp_path, 0.0, resume=True)
+    assert saver.step == stop
+    found, log, state = go(saver)
+    assert found == whole
+    assert [line for line in whole_log.lines if line[0] > stop or line[1] == "test"] == log.lines
+    assert [r for r in whole_log.allocations if r["step"] >= stop] == log.allocations
+    assert state.keys() == whole_state.keys()
+    assert all(torch.equal(state[name], whole_state[name]) for name in state)
+
+
+def test_without_resume_what_lies_there_is_left_alone(tmp_path):
+    prepared, splits, plan = setup("lora", steps=10)
+    train(prepared, splits, plan, Recorder(), lambda _: None, lambda _: None, Saver(tmp_path, 0.0, resume=False))
+    assert Saver(tmp_path, 0.0, resume=False).step is None
+    saver = Saver(tmp_path, 0.0, resume=True)
+    assert saver.step == 10
+    saver.remove()
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize("seconds", [None, 3600.0])
+def test_it_saves_no_more_often_than_asked(seconds, tmp_path):
+    prepared, splits, plan = setup("lora", steps=10)
+    train(prepared, splits, plan, Recorder(), lambda _: None, lambda _: None, Saver(tmp_path / "c", seconds, False))
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_damaged_file_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / STATE).write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
+    with pytest.raises(RunFailed, match=r"is damaged .*force=true starts the run again"):
+        Saver(tmp_path, 0.0, resume=True)
+
+
+def test_any_nesting_of_tensors_numbers_and_names_survives():
+    value = {"a": [1, 2.5, None, True, "x"], 3: {"t": torch.arange(3), "e": torch.empty(0, 4)}, "inf": float("-inf")}
+    tensors = {}
+    found = _put_back(json.loads(json.dumps(_take_out(value, tensors))), tensors)
+    assert found["a"] == value["a"]
+    assert found["inf"] == value["inf"]
+    assert torch.equal(found[3]["t"], value[3]["t"])
+    assert found[3]["e"].shape == (0, 4)
+
+
+def command(out, *arguments):
+    words = ["tiny=true", "train.steps=60", "train.log_every=2", "checkpoint_seconds=0", f"out={out}", *arguments]
+    return [sys.executable, str(ROOT / "experiments" / "run.py"), *words]
+
+
+def result(out):
+    """What a run leaves, without times and places."""
+    (folder,) = [p for p in out.iterdir() if p.is_dir()]
+    summary = json.loads((folder / "summary.json").read_text())
+    weights = sorted(p for p in folder.rglob("*.safetensors"))
+    return {
+        "metrics": (folder / "metrics.jsonl").read_text(),
+        "allocations": (folder / "allocations.jsonl").read_text(),
+        "rank": summary["rank"],
+        "metric": summary["metric"],
+        "weights": {p.name: p.read_bytes() for p in weights},
+    }
+
+
+def killed_until_finished(out, arguments, kills, draw):
+    """Run, kill -9 after a random while, run again, `kills` times; then let it finish. Returns the resumes seen."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    resumes = 0
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command(out, *arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
+        for line in process.stdout:
+            resumes += "goes on from its checkpoint" in line
+            if "adapters on" in line or "->" in line:  # about to train
+                time.sleep(draw.uniform(0.0, 1.2))
+                break
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    done = subprocess.run(command(out, *arguments), capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return resumes + ("goes on from its checkpoint" in done.stdout)
+
+
+def test_killed_and_started_again_it_ends_alike(tmp_path):
+    arguments = ["method=adalora", "compaction=final"]
+    assert killed_until_finished(tmp_path / "whole", arguments, 0, random.Random(0)) == 0
+    killed_until_finished(tmp_path / "killed", arguments, 1, random.Random(1))
+    assert result(tmp_path / "killed") == result(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [["method=full"], ["method=lora"], ["method=adalora"], ["method=adalora", "compaction=final"]],
+    ids=lambda a: "-".join(a),
+)
+def test_five_random_kills_each(arguments, tmp_path):
+    killed_until_finished(tmp_path / "whole", arguments, 0, random.Random(0))
+    resumes = killed_until_finished(tmp_path / "killed", arguments, 5, random.Random(len(arguments[0])))
+    print(f"{arguments}: resumed {resumes} times")
+    assert result(tmp_path / "killed") == result(tmp_path / "whole")

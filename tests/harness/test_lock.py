@@ -1,0 +1,89 @@
+"""One process a run: the lock, its corpses, and who wins when several find one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adarank.harness import lock
+
+ROOT = Path(__file__).resolve().parents[2]
+HOLD = """
+import sys, time
+from pathlib import Path
+from adarank.harness import lock
+with lock.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def hold(folder, seconds):
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+
+
+def write(folder, number, **holder):
+    (folder / f".lock.{number}").write_text(json.dumps({"host": socket.gethostname(), "started": None, **holder}))
+
+
+def test_it_is_held_once_and_given_back(tmp_path):
+    with lock.locked(tmp_path):
+        with (
+            pytest.raises(lock.Held, match=f"trained by process {os.getpid()} on .*; wait for it"),
+            lock.locked(tmp_path),
+        ):
+            pass
+        assert lock.holder(tmp_path)["pid"] == os.getpid()
+    assert lock.holder(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_holder_s_lock_is_taken_over(tmp_path):
+    process = hold(tmp_path, 60)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(lock.Held):
+        lock.refuse_held(tmp_path)
+    process.kill()
+    process.wait()
+    with lock.locked(tmp_path) as path:
+        assert path.name == ".lock.2"
+    lock.refuse_held(tmp_path)
+
+
+def test_a_process_number_that_somebody_else_has_now_is_no_holder(tmp_path):
+    write(tmp_path, 1, pid=os.getpid(), started="1")
+    assert lock.holder(tmp_path) is None
+
+
+def test_another_host_s_lock_counts_by_its_age(tmp_path):
+    write(tmp_path, 1, host="elsewhere", pid=1)
+    with pytest.raises(lock.Held, match="process 1 on elsewhere"):
+        lock.refuse_held(tmp_path)
+    path = tmp_path / ".lock.1"
+    then = path.stat().st_mtime - lock.OLD - 5
+    os.utime(path, (then, then))
+    with lock.locked(tmp_path):
+        pass
+
+
+def test_a_lock_that_is_just_being_written_counts(tmp_path):
+    path = tmp_path / ".lock.3"
+    path.touch()
+    with pytest.raises(lock.Held):
+        lock.refuse_held(tmp_path)
+    os.utime(path, (1, 1))
+    assert lock.holder(tmp_path) is None
+
+
+def test_of_many_that_find_a_corpse_one_wins(tmp_path):
+    write(tmp_path, 1, pid=2**22 + 1)
+    processes = [hold(tmp_path, 4) for _ in range(4)]
+    said = [p.communicate(timeout=60)[0] for p in processes]
+    assert said.count("held\n") == 1
+    assert sorted(p.returncode for p in processes) == [0, 1, 1, 1]
