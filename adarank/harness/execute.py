@@ -104,7 +104,7 @@ def run(
     group = Path(settings["out"]).absolute().name
     tracker, adapted = tracker_of(settings["tracker"]), settings["adapter"] is not None
     with (
-        runs.Heartbeat(folder, held) as heart,
+        runs.Heartbeat(folder, held, saver.step or 0, plan.steps) as heart,
         open_log(tracker, folder=folder, config=record, name=title, group=group, resume_step=saver.step) as log,
     ):
         try:

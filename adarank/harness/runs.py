@@ -103,31 +103,34 @@ def check_writable(out: str) -> None:
         raise unwritable(out, error) from None
 
 
-def write_status(folder: Path, state: str, step: int, error: str | None = None) -> None:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+def write_status(folder: Path, state: str, step: int, error: str | None = None, **more: Any) -> None:
+    """status.json, replaced whole; heartbeat is now, in UTC."""
     status = {
         "state": state,
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "heartbeat": now,
+        "heartbeat": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
         "error": error,
     }
-    write_json(folder / "status.json", status)
+    write_json(folder / "status.json", {**status, **more})
 
 
 class Heartbeat:
     """While open, a thread refreshes status.json and touches the lock's file every BEAT seconds, however long a step or
     an evaluation takes. `beat(step)` says where the run stands, `end(state, error)` writes the last word."""
 
-    def __init__(self, folder: Path, lock: Path) -> None:
+    def __init__(self, folder: Path, lock: Path, step: int = 0, steps: int = 0) -> None:
+        """step, steps: where the run starts and will end; status.json holds them, so that others can tell when."""
         self.folder, self.lock = folder, lock
-        self.step = 0
+        self.step = step
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._more: dict[str, Any] = {"steps": steps, "started": now, "started_step": step}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "Heartbeat":
-        write_status(self.folder, "running", self.step)
+        write_status(self.folder, "running", self.step, **self._more)
         self._thread.start()
         return self
 
@@ -139,7 +142,7 @@ class Heartbeat:
 
     def end(self, state: str, error: str | None = None) -> None:
         self._stop()
-        write_status(self.folder, state, self.step, error)
+        write_status(self.folder, state, self.step, error, **self._more)
 
     def _stop(self) -> None:
         self._over.set()
@@ -149,7 +152,7 @@ class Heartbeat:
         while not self._over.wait(BEAT):
             try:
                 self.lock.touch()
-                write_status(self.folder, "running", self.step)
+                write_status(self.folder, "running", self.step, **self._more)
             except OSError as error:
                 logger.warning("%s: no heartbeat (%s); the run goes on", self.folder, error.strerror)
 
