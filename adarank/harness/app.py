@@ -17,59 +17,75 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from adarank.errors import RunFailed, SettingError
-from adarank.harness import schema
+from adarank.harness import schema, sweep
 from adarank.harness.complaints import sentence
 from adarank.harness.lock import Held
 from adarank.harness.settings import conf_folder
 
 
-def job(config: DictConfig) -> None:
-    """One run of what may be a sweep."""
-    from adarank.harness.execute import execute
-
+def job(config: DictConfig) -> int:
+    """One run, alone or in a sweep, in whatever process a launcher chose; returns its exit status."""
     hydra_config = HydraConfig.get()
-    try:
-        execute(config, list(hydra_config.overrides.task), dict(hydra_config.runtime.choices))
-    except Held as held:
-        if hydra_config.mode != RunMode.MULTIRUN:
-            raise
-        print(
-            f"{held}; skipped here", flush=True
-        )  # a duplicate in a parallel sweep, or another sweep over the same runs
+    words = list(hydra_config.overrides.task)
+    in_sweep = hydra_config.mode == RunMode.MULTIRUN
+
+    def work() -> None:
+        from adarank.harness.execute import execute
+
+        try:
+            execute(config, words, dict(hydra_config.runtime.choices))
+        except Held as held:
+            if not in_sweep:
+                raise
+            print(f"{held}; skipped here", flush=True)  # a duplicate in a parallel sweep, or another sweep's
+
+    status, error = guarded(work)
+    if in_sweep:
+        sweep.tell(hydra_config.job.num, words, status, error)
+    _statuses.append(status)
+    return status
 
 
-def guarded(work: Callable[[], Any]) -> int:
-    """Do `work`; an error that a user can mend becomes one sentence and a status."""
+_statuses: list[int] = []  # of the jobs that ran in this process
+
+
+def guarded(work: Callable[[], Any]) -> tuple[int, str | None]:
+    """Do `work`; an error that a user can mend becomes one sentence on stderr, and a status. Returns (status, error)."""
     try:
         work()
     except (SettingError, HydraException, OmegaConfBaseException, OSError) as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        return 2
+        return complain(2, sentence(error))
     except RunFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return complain(1, str(error))
+    except SystemExit as error:  # would end a whole sweep
+        return (0, None) if not error.code else complain(1, f"the run called sys.exit({error.code})")
+    return 0, None
+
+
+def complain(status: int, message: str) -> tuple[int, str]:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return status, message
 
 
 def main() -> int:
     """Run what sys.argv asks for; returns the exit status. In a sweep a failed job is reported and the rest goes on."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to the sentences
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other beside a busy core
+    os.environ.pop(sweep.FOLDER, None)
     schema.register()
-    statuses = [0]
-
-    def task(config: DictConfig) -> None:
-        statuses.append(guarded(lambda: job(config)))
+    _statuses.clear()
 
     def compose() -> None:
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(task)()
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
 
     try:
-        statuses.append(guarded(compose))
+        composed, _ = guarded(compose)
     except KeyboardInterrupt:
-        print("interrupted; the same command starts the unfinished run again", file=sys.stderr)
+        print("interrupted; the same command goes on with the unfinished runs", file=sys.stderr)
         return 130
-    failed = sum(status != 0 for status in statuses)
-    if failed > 1:
-        print(f"{failed} of {len(statuses) - 2} runs failed, see above", file=sys.stderr)
-    return max(statuses)
+    finally:
+        found, total = sweep.conclude()
+        for line in sweep.summary(found, total):
+            print(line, file=sys.stderr)
+    unheard = total is not None and len(found) < total
+    return max([composed, *_statuses, *(r.status for r in found), int(unheard)])

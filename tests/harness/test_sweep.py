@@ -1,0 +1,85 @@
+"""What becomes of a sweep's jobs, in this process and in others."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from adarank.harness import app, sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "jobs"),
+    [
+        (["method=lora"], 1),
+        (["method=lora,adalora", "seed=0,1,2", "rank=8"], 6),
+        (["seed=range(0,5)", "train.lr=choice(1e-3,2e-3)"], 10),
+        (["targets=modules", "target_modules=[query,value]"], 1),
+        (["method=glob(*)"], None),
+    ],
+)
+def test_the_number_of_jobs(words, jobs):
+    assert sweep.count_jobs(words) == jobs
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    config = OmegaConf.create(
+        {"out": str(tmp_path), "hydra": {"sweeper": {"params": {"rank": "4,8"}}, "overrides": {"task": ["seed=0,1"]}}}
+    )
+    monkeypatch.setenv(sweep.FOLDER, "to be restored")
+    sweep.Begin().on_multirun_start(config)
+    return Path(os.environ[sweep.FOLDER])
+
+
+def test_failures_and_silent_jobs_are_told_of_at_the_end(begun, capsys):
+    sweep.tell(1, ["seed=0", "rank=8"], 2, "rank=8 is too large")
+    sweep.tell(0, ["seed=0", "rank=4"], 0, None)
+    sweep.tell(2, ["seed=1", "rank=4"], 1, None)
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "sweep: 1 of 4 jobs done, 1 failed",
+        "sweep: 2 of 4 jobs done, 1 failed",
+        "sweep: 3 of 4 jobs done, 2 failed",
+    ]
+    found, total = sweep.conclude()
+    assert sweep.summary(found, total) == [
+        "2 of 4 jobs failed:",
+        "job 1 (seed=0 rank=8): rank=8 is too large",
+        "job 2 (seed=1 rank=4): exit status 1",
+        "1 of 4 jobs did not end (a worker died, or the launcher gave up); the same command goes on with them",
+    ]
+    assert not begun.parent.exists()
+    assert sweep.conclude() == ([], None)
+
+
+def test_outside_a_sweep_nothing_is_told(monkeypatch, capsys):
+    monkeypatch.delenv(sweep.FOLDER, raising=False)
+    sweep.tell(0, [], 0, None)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("code", "status"), [(0, 0), (None, 0), (3, 1), ("no", 1)])
+def test_a_job_that_calls_sys_exit_ends_alone(code, status):
+    assert app.guarded(lambda: sys.exit(code))[0] == status
+
+
+def test_joblib_s_workers_tell_the_parent(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["method=lora", "rank=4,999", "tiny=true", "train.steps=2", f"out={tmp_path}"]
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / "run.py"), "-m", *words, *launcher],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "sweep: 2 of 2 jobs done, 1 failed" in done.stdout
+    assert "1 of 2 jobs failed:\njob 1 (method=lora rank=999" in done.stderr
+    (summary,) = tmp_path.glob("*/summary.json")
+    assert json.loads(summary.read_text())["status"] == "finished"
