@@ -74,9 +74,10 @@ def _hear(listener: "weakref.ref[RankController]", i: int, adapter: LowRank, x: 
     assert controller.score.activation is not None
     x = x.detach()
     if x.is_floating_point():  # an embedding's indices are not
-        x = x.to(controller._heard[i].dtype)
+        x = x.to(torch.promote_types(adapter.Q.dtype, torch.float32))
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        controller._heard[i] += controller.score.activation(adapter, x)
+        found = controller.score.activation(adapter, x)
+    controller._heard[i] = controller._heard[i] + found if controller._passes[i] else found
     controller._passes[i] += 1
 
 
@@ -275,7 +276,8 @@ class RankController:
         if self.score is None or self.step >= self.schedule.settled:
             return
         if self.score.activation is not None:
-            means = [s / n if n else s for s, n in zip(self._heard, self._passes, strict=True)]
+            like = self.bank.triplet_buffer()  # the model may have moved since it was last heard
+            means = [(s / max(n, 1)).to(like) for s, n in zip(self._heard, self._passes, strict=True)]
             self.bank.activation = torch.cat(means)
             self._silence()
         overflow: Any = getattr(optimizer, "found_inf", None)
