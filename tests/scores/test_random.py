@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -58,7 +60,7 @@ def test_neighbouring_seeds_have_nothing_in_common():
 
 def test_what_was_pruned_stays_pruned():
     _, masks = trained(0)
-    for before, after in zip(masks, masks[1:], strict=False):
+    for before, after in itertools.pairwise(masks):
         assert not (after & ~before).any()
 
 

@@ -99,10 +99,10 @@ def test_entropy_s_laws(values, factor):
     bank.lam.copy_(-lam * factor)
     torch.testing.assert_close(asked(spectral_entropy(), bank), found, rtol=1e-9, atol=1e-12)
     for scores, lams in zip(found.split(3), lam.split(3), strict=True):
-        H = scores.sum().item()
-        assert 0 <= H <= 1 + 1e-12
+        total = scores.sum().item()
+        assert 0 <= total <= 1 + 1e-12
         alive = [x for x in lams.tolist() if x]
-        assert H == pytest.approx(entropy(alive)[0] if len(alive) > 1 else 0.0, rel=1e-9, abs=1e-9)
+        assert total == pytest.approx(entropy(alive)[0] if len(alive) > 1 else 0.0, rel=1e-9, abs=1e-9)
         order = torch.argsort(lams)
         assert (scores[order].diff() >= -1e-15).all()
 
