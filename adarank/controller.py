@@ -81,6 +81,14 @@ def _hear(listener: "weakref.ref[RankController]", i: int, adapter: LowRank, x: 
     controller._passes[i] += 1
 
 
+def _mean_over_processes(activation: Tensor) -> Tensor:
+    """Gradients are averaged over the processes of a data-parallel run already; what they heard is not."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(activation)
+        activation /= torch.distributed.get_world_size()
+    return activation
+
+
 class RankController:
     """Scores the triplets of `adapters`, prunes to the schedule's budget and holds the final mask.
 
@@ -278,7 +286,7 @@ class RankController:
         if self.score.activation is not None:
             like = self.bank.triplet_buffer()  # the model may have moved since it was last heard
             means = [(s / max(n, 1)).to(like) for s, n in zip(self._heard, self._passes, strict=True)]
-            self.bank.activation = torch.cat(means)
+            self.bank.activation = _mean_over_processes(torch.cat(means))
             self._silence()
         overflow: Any = getattr(optimizer, "found_inf", None)
         before = None if overflow is None else {name: buffer.clone() for name, buffer in self.buffers.items()}

@@ -21,7 +21,7 @@ class Score(NamedTuple):
 
     activation(adapter, x) -> [r], for scores that look at activations: something of every triplet, averaged over the
     rows of the layer's input x (at least fp32, an embedding's x int64; outside autocast). Its mean over the forward
-    passes since the last step is then `bank.activation`, [triplets].
+    passes since the last step, and over the processes of torch.distributed, is then `bank.activation`, [triplets].
     """
 
     init: Callable[[Bank], Buffers]

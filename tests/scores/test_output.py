@@ -1,6 +1,10 @@
 """The output score, which listens to forward passes: held against inputs recorded by hooks and outputs taken apart."""
 
+import json
+import subprocess
+import sys
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,6 +187,43 @@ def test_activations_that_overflow_leave_the_average_alone():
     run(net, controller, optimizer, [5])
     assert not torch.equal(controller.buffers["square"], before)
     assert scores_of(controller).isfinite().all()
+
+
+WORKER = """
+import json, os, torch, torch.distributed as dist
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel as DDP
+from tests.scores.test_output import data, scores_of, start
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+net, _, controller, optimizer = start(dtype=torch.float64)
+wrapped = DDP(net)
+for t in range(10):
+    x, y = (part.chunk(world)[rank] for part in data(t))
+    F.cross_entropy(wrapped(x.double()), y).backward()
+    controller.after_backward()
+    optimizer.step()
+    optimizer.zero_grad()
+found = [None] * world
+dist.all_gather_object(found, scores_of(controller).tolist())
+if rank == 0:
+    print(json.dumps(found), flush=True)
+dist.barrier()
+os._exit(0)  # gloo's threads may abort an interpreter that winds down; what is tested is behind us
+"""
+
+
+def test_two_ddp_processes_hear_what_one_does_with_the_whole_batch():
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--no-python", sys.executable, "-c", WORKER]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[[")))
+    assert first == second
+    net, _, controller, optimizer = start(dtype=torch.float64)
+    run(net, controller, optimizer, range(10))
+    torch.testing.assert_close(scores_of(controller), torch.tensor(first, dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.usefixtures("safe_bf16")
