@@ -72,9 +72,21 @@ def _hear(listener: "weakref.ref[RankController]", i: int, adapter: LowRank, x: 
         return
     assert controller.score is not None
     assert controller.score.activation is not None
-    with torch.no_grad():
-        controller._heard[i] += controller.score.activation(adapter, x.detach().to(adapter.Q.dtype))
+    x = x.detach()
+    if x.is_floating_point():  # an embedding's indices are not
+        x = x.to(torch.promote_types(adapter.Q.dtype, torch.float32))
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        found = controller.score.activation(adapter, x)
+    controller._heard[i] = controller._heard[i] + found if controller._passes[i] else found
     controller._passes[i] += 1
+
+
+def _mean_over_processes(activation: Tensor) -> Tensor:
+    """Gradients are averaged over the processes of a data-parallel run already; what they heard is not."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(activation)
+        activation /= torch.distributed.get_world_size()
+    return activation
 
 
 class RankController:
@@ -241,7 +253,7 @@ class RankController:
         """Adopt, and let the averages follow a model that was moved."""
         self.bank.adopt()
         weight = self.bank.weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
+        dtype = self.bank.dtype
         if any((b.device, b.dtype) != (weight.device, dtype) for b in self.buffers.values()):
             self.buffers = {name: b.to(weight.device, dtype) for name, b in self.buffers.items()}
             self.missed, self.held = self.missed.to(weight.device), self.held.to(weight.device)
@@ -272,8 +284,9 @@ class RankController:
         if self.score is None or self.step >= self.schedule.settled:
             return
         if self.score.activation is not None:
-            means = [s / n if n else s for s, n in zip(self._heard, self._passes, strict=True)]
-            self.bank.activation = torch.cat(means)
+            like = self.bank.triplet_buffer()  # the model may have moved since it was last heard
+            means = [(s / max(n, 1)).to(like) for s, n in zip(self._heard, self._passes, strict=True)]
+            self.bank.activation = _mean_over_processes(torch.cat(means))
             self._silence()
         overflow: Any = getattr(optimizer, "found_inf", None)
         before = None if overflow is None else {name: buffer.clone() for name, buffer in self.buffers.items()}
@@ -284,8 +297,7 @@ class RankController:
 
     def _silence(self) -> None:
         """Forget the activations heard."""
-        dtype = torch.promote_types(self.bank.weight.dtype, torch.float32)
-        self._heard = [torch.zeros(a.rank, dtype=dtype, device=a.Q.device) for a in self.bank.adapters]
+        self._heard = [torch.zeros(a.rank, dtype=self.bank.dtype, device=a.Q.device) for a in self.bank.adapters]
         self._passes = [0] * len(self._heard)
 
     def _proximal(self, optimizer: Optimizer) -> None:

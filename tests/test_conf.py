@@ -25,6 +25,8 @@ NEEDS = {  # what an option cannot do without
     ("score", "none"): ["method=lora"],
     ("allocator", "none"): ["method=lora"],
     ("schedule", "none"): ["method=lora"],
+    ("schedule", "constant"): ["init_rank=8"],
+    ("schedule", "growing"): ["init_rank=2", "pruned=frozen"],
 }
 
 

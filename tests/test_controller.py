@@ -15,14 +15,24 @@ def data(step):
     return torch.randn(16, 8, generator=draw), torch.randint(0, 3, (16,), generator=draw)
 
 
-def setup(rank=4, final=2, gamma=0.1, optimizer=torch.optim.AdamW, lr=1e-2, adapter="svd", dtype=None, **options):
+def setup(
+    rank=4,
+    final=2,
+    gamma=0.1,
+    optimizer=torch.optim.AdamW,
+    lr=1e-2,
+    adapter="svd",
+    dtype=None,
+    score=None,
+    **options,
+):
     torch.manual_seed(0)
     net = Net().to(dtype)
     adapters = adarank.adapt(net, adapter, rank=rank, train=["head"])
     n = len(adapters)
     controller = adarank.RankController(
         adapters,
-        score=adarank.scores.adalora(),
+        score=score or adarank.scores.adalora(),
         schedule=adarank.schedules.cubic(rank * n, final * n, t_i=5, t_f=10, total=STEPS, interval=3),
         penalty=adarank.penalties.orthogonality(gamma),
         **options,

@@ -137,18 +137,20 @@ def test_a_copied_model_with_its_own_controller_trains_alike():
     assert controller.last_allocation.ranks == second.last_allocation.ranks
 
 
+class NoSync(torch.overrides.TorchFunctionMode):
+    """Every synchronising call on a tensor raises."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        assert name not in ("item", "tolist", "__bool__", "__int__", "__float__", "nonzero", "cpu", "numpy"), name
+        if name in ("__getitem__", "__setitem__"):  # a mask as an index hides a nonzero()
+            assert getattr(args[1], "dtype", None) != torch.bool, name
+        return function(*args, **(kwargs or {}))
+
+
 def test_a_step_reads_nothing_back_from_the_device():
-    """Every synchronising call on a tensor raises while the controller works."""
     net, _, controller, optimizer = setup()
     run(net, controller, optimizer, range(8))
-
-    class NoSync(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            name = getattr(function, "__name__", "")
-            assert name not in ("item", "tolist", "__bool__", "__int__", "__float__", "nonzero", "cpu", "numpy"), name
-            if name in ("__getitem__", "__setitem__"):  # a mask as an index hides a nonzero()
-                assert getattr(args[1], "dtype", None) != torch.bool, name
-            return function(*args, **(kwargs or {}))
 
     for t in range(8, STEPS):
         x, y = data(t)

@@ -73,9 +73,10 @@ def prepare(
     if settings["allocator"] is None and settings["penalty"] is None:
         return Prepared(model, adapters, None)
     _keep_scale(adapters, settings)
+    seeded = {"seed": settings["seed"]} if accepts(settings["score"], "seed") else {}
     controller = adarank.RankController(
         adapters,
-        score=configured(settings["score"]),
+        score=configured(settings["score"], **seeded),
         allocator=configured(settings["allocator"]),
         schedule=_schedule(adapters, settings),
         penalty=configured(settings["penalty"]),

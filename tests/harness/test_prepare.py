@@ -1,10 +1,12 @@
 import math
 
 import pytest
+import torch
 
 import adarank
 from adarank.harness.models import tiny
-from adarank.harness.prepare import describe_schedule, initial_rank, lr_factor, make_optimizer
+from adarank.harness.prepare import describe_schedule, initial_rank, lr_factor, make_optimizer, prepare
+from tests.harness.test_settings import settled
 
 
 def test_the_learning_rate_warms_up_and_decays():
@@ -35,12 +37,47 @@ def test_where_an_adaptive_method_starts():
     assert initial_rank({**adalora, "init_rank": 9}) == 9
 
 
-def test_the_schedule_in_one_line():
+@pytest.mark.parametrize(
+    ("schedule", "says"),
+    [
+        (
+            adarank.schedules.cubic(18, 12, 10, 30, 101, 10),
+            "18 at step 0, 14 at step 25, 12 at step 50, 12 at step 75, 12 at step 100; 7 allocations",
+        ),
+        (
+            adarank.schedules.linear(18, 12, 10, 30, 101, 10),
+            "18 at step 0, 16 at step 25, 14 at step 50, 12 at step 75, 12 at step 100; 7 allocations",
+        ),
+        (
+            adarank.schedules.cosine(18, 12, 10, 30, 101, 10),
+            "18 at step 0, 17 at step 25, 13 at step 50, 12 at step 75, 12 at step 100; 7 allocations",
+        ),
+        (
+            adarank.schedules.one_shot(18, 12, 50, 101),
+            "18 at step 0, 18 at step 25, 12 at step 50, 12 at step 75, 12 at step 100; 1 allocation",
+        ),
+        (
+            adarank.schedules.constant(12, 12, 10, 30, 101, 10),
+            "12 at step 0, 12 at step 25, 12 at step 50, 12 at step 75, 12 at step 100; 7 allocations",
+        ),
+        (
+            adarank.schedules.growing(6, 18, 10, 30, 101, 10),
+            "6 at step 0, 8 at step 25, 13 at step 50, 18 at step 75, 18 at step 100; 7 allocations",
+        ),
+    ],
+    ids=["cubic", "linear", "cosine", "one_shot", "constant", "growing"],
+)
+def test_the_schedule_in_one_line(schedule, says):
     built = tiny("bert", width=32, layers=1).build(2)
     adapters = adarank.adapt(built.model, rank=3)
-    schedule = adarank.schedules.cubic(18, 12, 10, 30, 101, 10)
-    controller = adarank.RankController(adapters, score=adarank.scores.adalora(), schedule=schedule)
-    assert describe_schedule(controller) == (
-        "budget in triplets over 6 modules: 18 at step 0, 14 at step 25, 12 at step 50, 12 at step 75, 12 at step 100; "
-        "7 allocations"
-    )
+    controller = adarank.RankController(adapters, score=adarank.scores.adalora(), schedule=schedule, pruned="frozen")
+    assert describe_schedule(controller) == f"budget in triplets over 6 modules: {says}"
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_the_random_score_draws_from_the_run_s_seed(seed):
+    settings = settled("score=random", f"seed={seed}", "rank=2", "train.steps=20")
+    built = tiny("bert", width=32, layers=1).build(2)
+    prepared = prepare(built, "all-linear", settings, torch.device("cpu"))
+    expected = adarank.scores.random(seed).init(prepared.controller.bank)["number"]
+    assert torch.equal(prepared.controller.buffers["number"], expected)

@@ -31,6 +31,11 @@ def test_adalora_s_defaults():
     assert train_steps(settings) == {"warmup": 60, "eval_every": 100}
 
 
+@pytest.mark.parametrize(("t", "steps"), [("0.25", 250), ("250", 250), ("0.0", 1)])
+def test_one_shot_s_step_may_be_a_fraction(t, steps):
+    assert schedule_steps(settled("schedule=one_shot", f"schedule.t={t}")) == {"t": steps}
+
+
 def test_methods_without_a_group_have_none():
     lora, full = settled("method=lora"), settled("method=full", "rank=4", "targets=qv")
     assert [lora[g] for g in ("score", "allocator", "schedule", "penalty")] == [None] * 4
@@ -79,6 +84,8 @@ def test_tiny_makes_small_what_is_not_given():
         (["task.limit=few"], "task.limit=few is not of the right type; valid: a whole number"),
         (["tracker=wandb", "tracker.mode=onlin"], "tracker.mode=onlin is not known; valid: online, offline, disabled"),
         (["+rnak=8"], "+rnak: there is no setting rnak; near names: rank"),
+        (["score=random", "+score.seed=1"], "score.seed=1: score has no setting seed"),
+        (["schedule=growing", "schedule.curve=odd"], "schedule.curve=odd is not known; valid: linear, cubic"),
         (["+score.beta3=1"], "score.beta3=1: score has no setting beta3; near names: beta2, beta1"),
         (["model=local"], "model.path is not set; valid: model.path=VALUE"),
         (["score._target_=adarank.scores.adalra"], "score._target_=adarank.scores.adalra is no function"),

@@ -1,0 +1,157 @@
+"""A contract over every schedule in conf/schedule, and each formula in exact arithmetic."""
+
+import inspect
+import itertools
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from adarank import SettingError, schedules
+from adarank.harness.settings import conf_folder
+from adarank.schedules import constant, cosine, cubic, growing, linear, one_shot
+
+NAMES = sorted(p.stem for p in (conf_folder() / "schedule").glob("*.yaml") if p.stem != "none")
+RISES, STAYS = {"growing"}, {"constant"}
+NUMBERS = {
+    "low": st.integers(1, 300),
+    "extra": st.integers(0, 300),
+    "t_i": st.integers(0, 200),
+    "middle": st.integers(1, 300),
+    "t_f": st.integers(2, 200),
+    "interval": st.integers(1, 40),
+}
+
+
+def built(name, low, extra, t_i, middle, t_f, interval):
+    """The schedule, with T, and the steps up to which and from which its budget is said not to move."""
+    high, total = low + (extra if name not in STAYS else 0), t_i + middle + t_f
+    initial, final = (low, high) if name in RISES else (high, low)
+    settings = {"t_i": t_i, "t_f": t_f, "interval": interval, "t": t_i + middle}
+    function = getattr(schedules, name)
+    taken = {key: value for key, value in settings.items() if key in inspect.signature(function).parameters}
+    schedule = function(initial=initial, final=final, total=total, **taken)
+    return schedule, total, (t_i + middle - 1 if "t" in taken else t_i), t_i + middle
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(**NUMBERS)
+def test_every_schedule_starts_and_ends_exactly_and_moves_one_way(name, **numbers):
+    schedule, total, begin, settled = built(name, **numbers)
+    budgets = [schedule.budget(t) for t in range(total)]
+    assert all(type(b) is int for b in budgets)
+    assert (schedule.total, schedule.settled) == (total, settled)
+    assert set(budgets[: begin + 1]) == {schedule.initial}
+    assert set(budgets[settled:]) == {schedule.final}
+    forth = budgets if name not in RISES else budgets[::-1]
+    assert all(a >= b for a, b in itertools.pairwise(forth))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(**NUMBERS)
+def test_every_schedule_allocates_as_it_says_and_ends_with_the_final_budget(name, **numbers):
+    schedule, total, begin, settled = built(name, **numbers)
+    due = [t for t in range(total) if schedule.due(t)]
+    assert set(range(settled + 1, total)) <= set(due)
+    assert all(t > begin and (t % schedule.interval == 0 or t > settled) for t in due)
+    allocations = schedule.allocations()
+    assert allocations == [t for t in due if t <= allocations[-1]]
+    assert schedule.budget(allocations[-1]) == schedule.final
+    assert all(t < settled for t in allocations[:-1])  # the mask of the first allocation from `settled` on is held
+
+
+SHAPES = {  # how much of the way is left after the part u of the time
+    "cubic": (cubic, {}, lambda u: (1 - u) ** 3),
+    "linear": (linear, {}, lambda u: 1 - u),
+    "cosine": (cosine, {}, lambda u: Fraction((1 + math.cos(math.pi * u)) / 2)),
+    "growing": (growing, {}, lambda u: 1 - u),
+    "growing cubic": (growing, {"curve": "cubic"}, lambda u: (1 - u) ** 3),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@given(**NUMBERS)
+def test_the_budget_follows_its_formula_rounded_down(name, low, extra, t_i, middle, t_f, interval):
+    function, more, left = SHAPES[name]
+    initial, final = (low, low + extra) if function is growing else (low + extra, low)
+    schedule = function(initial, final, t_i, t_f, t_i + middle + t_f, interval, **more)
+    for step in range(t_i + 1, t_i + middle):
+        exact = final + (initial - final) * left(Fraction(step - t_i, middle))
+        slack = Fraction(1, 10**9) if function in (cubic, cosine) else 0  # those two are computed in floats
+        assert math.floor(exact - slack) <= schedule.budget(step) <= math.floor(exact + slack)
+
+
+@pytest.mark.parametrize(
+    ("function", "initial", "step", "budget"),
+    [(cubic, 432, 400, 306), (linear, 432, 400, 360), (cosine, 432, 300, 396), (growing, 72, 400, 180)],
+)
+def test_the_docstrings_examples(function, initial, step, budget):
+    assert function(initial, 288, t_i=100, t_f=300, total=1000, interval=10).budget(step) == budget
+    text = f"{function.__name__}({initial}, 288, t_i=100, t_f=300, total=1000, interval=10).budget({step}) == {budget}"
+    assert text in function.__doc__
+
+
+@pytest.mark.parametrize(("function", "initial"), [(cubic, 8), (linear, 8), (cosine, 8), (growing, 2)])
+@given(total=st.integers(2, 400), interval=st.integers(1, 40), t_f=st.integers(0, 3))
+def test_a_budget_that_would_never_become_final_is_refused(function, initial, total, interval, t_f):
+    assume(t_f < total)
+    reached = t_f >= 2 or (t_f == 1 and (total - 1) % interval == 0)
+    if reached:
+        function(initial, 4, 0, t_f, total, interval)
+    else:
+        with pytest.raises(SettingError, match="would never apply the final budget of 4 triplets"):
+            function(initial, 4, 0, t_f, total, interval)
+
+
+@pytest.mark.parametrize("function", [cubic, linear, cosine, growing, constant])
+def test_a_constant_budget_is_allowed(function):
+    schedule = function(8, 8, t_i=0, t_f=0, total=10, interval=100)
+    assert {schedule.budget(t) for t in range(10)} == {8}
+
+
+def test_constant_allocates_every_interval_and_then_once_more():
+    assert constant(8, 8, t_i=2, t_f=5, total=20, interval=4).allocations() == [4, 8, 12, 16]
+    assert constant(8, 8, t_i=0, t_f=0, total=10, interval=3).allocations() == [3, 6, 9]
+
+
+def test_one_shot_allocates_once():
+    schedule = one_shot(8, 4, t=6, total=20)
+    assert [schedule.budget(t) for t in (0, 5, 6, 19)] == [8, 8, 4, 4]
+    assert schedule.allocations() == [6]
+    assert one_shot(8, 4, t=19, total=20).allocations() == [19]
+
+
+@pytest.mark.parametrize("function", [cubic, linear, cosine])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"initial": 3}, "initial budget of 3 triplets lies below the final one of 4"),
+        ({"final": 0}, "final budget of 0 triplets is too small"),
+        ({"t_i": -1}, "schedule.t_i=-1 is too small; valid: at least 0"),
+        ({"interval": 0}, "schedule.interval=0 is too small; valid: at least 1"),
+        ({"t_i": 5, "t_f": 5}, "schedule.t_i=5 plus schedule.t_f=5 leave none of the 10 steps"),
+    ],
+)
+def test_what_cannot_be_is_refused(function, change, says):
+    with pytest.raises(SettingError, match=says):
+        function(**{"initial": 8, "final": 4, "t_i": 2, "t_f": 3, "total": 10, "interval": 1, **change})
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: one_shot(8, 4, t=0, total=10), "schedule.t=0 is none of the 10 steps after the first; valid: from 1"),
+        (lambda: one_shot(8, 4, t=10, total=10), "schedule.t=10 is none of .* valid: from 1 to 9"),
+        (lambda: one_shot(4, 8, t=5, total=10), "initial budget of 4 triplets lies below .* or schedule=growing"),
+        (lambda: one_shot(8, 0, t=5, total=10), "final budget of 0 triplets is too small"),
+        (lambda: constant(8, 4, 0, 2, 10), "schedule=constant keeps the initial budget of 8 .* final one of 4; valid"),
+        (lambda: growing(8, 4, 0, 2, 10), "initial budget of 8 triplets lies above the final one of 4"),
+        (lambda: growing(0, 4, 0, 2, 10), "initial budget of 0 triplets is too small"),
+        (lambda: growing(2, 4, 0, 2, 10, curve="odd"), "schedule.curve=odd is not known; valid: linear, cubic"),
+    ],
+)
+def test_what_else_cannot_be_is_refused(make, says):
+    with pytest.raises(SettingError, match=says):
+        make()
