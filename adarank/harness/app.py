@@ -78,14 +78,15 @@ def main() -> int:
     def compose() -> None:
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
 
+    composed = 130
     try:
         composed, _ = guarded(compose)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on with the unfinished runs", file=sys.stderr)
-        return 130
     finally:
         found, total = sweep.conclude()
-        for line in sweep.summary(found, total):
-            print(line, file=sys.stderr)
+        if found or composed == 0:  # else it never began, and why has been said
+            for line in sweep.summary(found, total):
+                print(line, file=sys.stderr)
     unheard = total is not None and len(found) < total
     return max([composed, *_statuses, *(r.status for r in found), int(unheard)])

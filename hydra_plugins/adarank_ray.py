@@ -1,0 +1,123 @@
+"""hydra/launcher=ray: the jobs of a sweep as Ray tasks on an existing cluster, each in a process of its own.
+
+Scheduling, resources and recovery are Ray's. A task starts the same command for its one job and waits for it, so that a
+crash (out of memory, a segmentation fault) takes nothing else along; a task whose worker dies is reported, not tried
+again, and the rest goes on. The nodes see the same checkout, environment and folders as the driver.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+KEPT_LINES = 20  # of a job's output, to find its last error line in
+OWN = ("RAY_", "CUDA_VISIBLE_DEVICES")  # variables that Ray sets on each node itself
+
+
+class RayTasks(Launcher):  # type: ignore[misc]
+    """address: the cluster's, "auto" for the one this machine belongs to; cpus, gpus: of one job (fractions of a GPU
+    share it), cpus being its OMP_NUM_THREADS, too; nproc: more than one runs each job under torchrun with so many
+    processes."""
+
+    def __init__(self, address: str = "auto", cpus: float = 1, gpus: float = 0, nproc: int = 1) -> None:
+        self.address, self.cpus, self.gpus, self.nproc = address, cpus, gpus, nproc
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run every job; the returned statuses are the processes' exit statuses."""
+        import ray
+
+        from adarank.harness import sweep
+
+        setup_globals()
+        try:
+            ray.init(address=self.address, ignore_reinit_error=True, configure_logging=False, log_to_driver=True)
+        except ConnectionError as refusal:
+            reason = str(refusal).partition("\n")[0].rstrip(".")
+            raise HydraException(
+                f"hydra.launcher.address={self.address} is no running Ray cluster ({reason}); valid: the address that "
+                "'ray start --head' printed, or auto on one of its machines"
+            ) from None
+        self._check_resources(ray.nodes())
+        task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(run_job)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(OWN) and k != sweep.FOLDER}
+        environment["OMP_NUM_THREADS"] = str(max(1, int(self.cpus)))
+        waiting = {}
+        for i, overrides in enumerate(job_overrides):
+            command = self._command(overrides)
+            waiting[task.options(name=f"job {initial_job_idx + i}").remote(command, environment, os.getcwd())] = i
+        statuses = [1] * len(job_overrides)
+        while waiting:
+            for done in ray.wait(list(waiting), num_returns=1)[0]:
+                i = waiting.pop(done)
+                try:
+                    statuses[i], error = ray.get(done)
+                except ray.exceptions.RayError as failure:
+                    error = f"its worker died ({str(failure).strip().partition(chr(10))[0]})"
+                sweep.tell(initial_job_idx + i, job_overrides[i], statuses[i], error)
+        return [_finished(list(o), status) for o, status in zip(job_overrides, statuses, strict=True)]
+
+    def _command(self, overrides: Sequence[str]) -> list[str]:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.nproc}"]
+        return [sys.executable, *(torchrun if self.nproc > 1 else []), str(Path(sys.argv[0]).absolute()), *overrides]
+
+    def _check_resources(self, nodes: Sequence[dict[str, Any]]) -> None:
+        """Raise HydraException for a job that no node of the cluster can ever run: Ray would wait for one for ever."""
+        held = [node["Resources"] for node in nodes if node["Alive"]]
+        for name, key, wanted in (("cpus", "CPU", self.cpus), ("gpus", "GPU", self.gpus)):
+            most = max((node.get(key, 0) for node in held), default=0)
+            if wanted > most:
+                raise HydraException(
+                    f"hydra.launcher.{name}={wanted:g} is more than any node of the cluster has; valid: at most {most:g}"
+                )
+        if not any(n.get("CPU", 0) >= self.cpus and n.get("GPU", 0) >= self.gpus for n in held):
+            raise HydraException(
+                f"hydra.launcher.cpus={self.cpus:g} with hydra.launcher.gpus={self.gpus:g} is more than any one node of "
+                "the cluster has; valid: less of either"
+            )
+
+
+def run_job(command: list[str], environment: dict[str, str], folder: str) -> tuple[int, str | None]:
+    """(exit status, last error line or None) of one job's process, on the node that Ray chose. Its output goes on to the
+    driver."""
+    gpus = {"CUDA_VISIBLE_DEVICES": os.environ["CUDA_VISIBLE_DEVICES"]} if "CUDA_VISIBLE_DEVICES" in os.environ else {}
+    process = subprocess.Popen(
+        command, cwd=folder, env={**environment, **gpus}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=_die_with_parent,
+    )  # fmt: skip
+    assert process.stdout is not None
+    last: list[str] = []
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        last = [*last, line.strip()][-KEPT_LINES:]
+    status = process.wait()
+    if status < 0:
+        return 1, f"killed by signal {signal.Signals(-status).name}"
+    errors = [line.removeprefix("error: ") for line in last if line.startswith("error: ")]
+    return status, None if status == 0 else (errors or last or ["no output"])[-1]
+
+
+def _die_with_parent() -> None:
+    """A job must not outlive the worker that started it (Linux)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _finished(overrides: list[str], status: int) -> JobReturn:
+    result = JobReturn(overrides=overrides)
+    result.status = JobStatus.COMPLETED
+    result.return_value = status
+    return result
