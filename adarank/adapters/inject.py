@@ -199,7 +199,7 @@ def adapt(
     if init.measure is not None:
         if batches is None:
             raise SettingError(f"init={init.name} looks at data: batches is not given; pass an iterable of batches")
-        found = init.measure(model, names, batches)
+        found = init.measure(model, ranks, batches)
     if init.ranks is not None:
         ranks = init.ranks(found, ranks)
 
