@@ -131,11 +131,11 @@ class LowRank(nn.Module):
         if saved[0] is not None and saved[1] is not None:
             Q, P = (tensor.to(self.Q) for tensor in saved if tensor is not None)
             own = self.start()
-            same = self.start_Q is not None and torch.equal(P.t() @ Q, own)
-            if prefix + "base.weight" not in state_dict and not same:
+            new = P.t() @ Q
+            if prefix + "base.weight" not in state_dict and (own is None or not torch.equal(own, new)):
                 if own is not None:
                     self.base = self.layer.merged(self.base, own, 1)
-                self.base = self.layer.merged(self.base, P.t() @ Q, -1)
+                self.base = self.layer.merged(self.base, new, -1)
             self.start_Q, self.start_P = Q.clone(), P.clone()
         super()._load_from_state_dict(state_dict, prefix, *rest)
 

@@ -61,7 +61,8 @@ def gora(steps: int = 32, step: float = 0.05, least: float = 0.5, most: float = 
             d_in, r = adapter.in_features, adapter.rank
             A = torch.empty_like(adapter.Q).uniform_(-1 / math.sqrt(d_in), 1 / math.sqrt(d_in))
             if r:
-                Bt = torch.linalg.lstsq(A.t(), found[name].G.to(A).t()).solution  # (G A⁺)ᵀ
+                basis, R = torch.linalg.qr(A.t())
+                Bt = torch.linalg.solve_triangular(R, (found[name].G.to(A) @ basis).t(), upper=True)  # (G A⁺)ᵀ
                 write(adapter, A, -step * math.sqrt(d_in / r) / adapter.scale * Bt)
 
     return Init("gora", fill, measure, ranks)
@@ -71,16 +72,15 @@ def share(weights: Sequence[float], low: Sequence[int], high: Sequence[int], tot
     """Whole numbers in proportion to `weights`, within [low, high], that sum to `total` (Σ low ≤ total ≤ Σ high).
 
     x_i = t·w_i, clipped, with the t at which they sum to `total`; rounded down, and the rest to the largest remainders,
-    the first of equals first. Weights that are all 0 count as equal.
+    the first of equals first. A weight below 1e-9 of the largest counts as that; weights that are all 0 count as equal.
     """
     top = max(weights)
-    w = [x / top for x in weights] if top > 0 else [1.0] * len(weights)
+    w = [max(x / top, 1e-9) if top > 0 else 1.0 for x in weights]
 
     def clipped(t: float) -> list[float]:
         return [min(max(t * x, lo), hi) for x, lo, hi in zip(w, low, high, strict=True)]
 
-    smallest = min((x for x in w if x > 0), default=1.0)
-    below, above = 0.0, max(high) / smallest + 1.0
+    below, above = 0.0, 1e9 * max(high) + 1.0  # at the one every share is at its low, at the other at its high
     for _ in range(200):
         t = (below + above) / 2
         below, above = (t, above) if sum(clipped(t)) < total else (below, t)

@@ -47,7 +47,8 @@ def weight_gradients(
             weight.requires_grad_(True)
             handles.append(weight.register_post_accumulate_grad_hook(partial(take, name)))
         with torch.enable_grad():
-            for count, batch in enumerate(taken(init, batches, steps), start=1):
+            for batch in taken(init, batches, steps):
+                count += 1
                 _loss(call(model, batch), init).backward()
     finally:
         for handle in handles:

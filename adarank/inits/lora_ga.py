@@ -13,9 +13,7 @@ from adarank.inits.gradients import weight_gradients
 from adarank.inits.init import Init, take_out, write
 
 
-def lora_ga(
-    steps: int = 64, gamma: float = 16.0, direction: Literal["ArB2r", "A2rBr", "ArBr"] = "ArB2r"
-) -> Init:
+def lora_ga(steps: int = 64, gamma: float = 16.0, direction: Literal["ArB2r", "A2rBr", "ArBr"] = "ArB2r") -> Init:
     """G = U Σ Vᵀ, the mean gradient of `steps` batches: A = c·(r rows of Vᵀ), B = c·(r other columns of U).
 
     c = d_out^¼ / √gamma (the stable output of Theorem 3.2), and s·BA leaves the base (Algorithm 1). direction, named as

@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class PCA(NamedTuple):
-    """Of the rows seen so far: their count, mean [d] and scatter Σ‖x − mean‖²; the first k principal directions
+    """Of the rows seen so far: their number, mean [d] and scatter Σ‖x − mean‖²; the first k principal directions
     V [k, d] (orthonormal rows) with their singular values sigma [k], largest first. Without truncation the three are the
     singular value decomposition of the centred rows."""
 
-    count: int
+    rows: int
     mean: Tensor
     scatter: Tensor
     V: Tensor
@@ -33,7 +33,7 @@ def update(before: PCA | None, x: Tensor, k: int) -> PCA:
     centred = x - mean
     scatter = centred.square().sum()
     if before is not None:
-        m = before.count
+        m = before.rows
         shift = (n * m / (n + m)) ** 0.5 * (before.mean - mean)
         centred = torch.cat([before.sigma.unsqueeze(1) * before.V, centred, shift.unsqueeze(0)])
         scatter = scatter + before.scatter + shift.square().sum()

@@ -19,7 +19,9 @@ def pissa(niter: int | None = None) -> Init:
     SVD, drawn from torch's global generator).
     """
     if niter is not None and niter < 0:
-        raise SettingError(f"init.niter={niter} is no number of iterations; valid: at least 0, or null for the full SVD")
+        raise SettingError(
+            f"init.niter={niter} is no number of iterations; valid: at least 0, or null for the full SVD"
+        )
 
     @torch.no_grad()
     def fill(adapters: Mapping[str, LowRank], found: Any = None) -> None:
