@@ -12,7 +12,7 @@ from adarank.adapters.layers import EMBEDDING, layer_of
 from adarank.adapters.lowrank import LowRank
 from adarank.errors import SettingError
 from adarank.inits.default import default
-from adarank.inits.init import Init, call, taken
+from adarank.inits.init import Init, call, evaluating, taken
 from adarank.inits.inputs import Inputs
 from adarank.inits.pca import PCA
 
@@ -43,18 +43,17 @@ def eva(steps: int = 32, rho: float = 2.0, tau: float = 0.99) -> Init:
     def measure(model: nn.Module, asked: Mapping[str, int], batches: Iterable[Any]) -> dict[str, Found]:
         limits = {name: _limit(model, name, round(rho * rank)) for name, rank in asked.items()}
         inputs = Inputs(max(limits.values()))
-        training = [(module, module.training) for module in model.modules()]
         handles = [
             model.get_submodule(name).register_forward_pre_hook(partial(inputs.hear, name), with_kwargs=True)
             for name in asked
         ]
-        model.eval()
         turning = list(asked)
         try:
             for batch in taken("eva", batches, steps):
                 before = dict(inputs.seen)
                 inputs.begin(batch)
-                call(model, batch)
+                with evaluating(model):
+                    call(model, batch)
                 found = {name: _of(inputs, name, limit) for name, limit in limits.items()}
                 if sum(len(f.V) for f in found.values()) < sum(asked.values()):
                     continue
@@ -65,8 +64,6 @@ def eva(steps: int = 32, rho: float = 2.0, tau: float = 0.99) -> Init:
         finally:
             for handle in handles:
                 handle.remove()
-            for module, mode in training:
-                module.training = mode
         held = sum(len(f.V) for f in found.values())
         if held < sum(asked.values()):
             raise SettingError(

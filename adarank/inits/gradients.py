@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adarank.adapters.layers import layer_of
 from adarank.errors import SettingError
-from adarank.inits.init import call, taken
+from adarank.inits.init import call, evaluating, taken
 
 
 def weight_gradients(
@@ -36,9 +36,8 @@ def weight_gradients(
         sums[name] += weight.grad.cpu()
         weight.grad = None
 
-    training = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     handles = []
     count = 0
     try:
@@ -46,15 +45,13 @@ def weight_gradients(
             weight.grad = None
             weight.requires_grad_(True)
             handles.append(weight.register_post_accumulate_grad_hook(partial(take, name)))
-        with torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             for batch in taken(init, batches, steps):
                 count += 1
                 _loss(call(model, batch), init).backward()
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training:
-            module.training = mode
         for parameter, required, gradient in parameters:
             parameter.requires_grad_(required)
             parameter.grad = gradient

@@ -1,12 +1,14 @@
 """What an init is, and how it writes its factors."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from adarank.adapters.layers import LINEAR_4BIT, layer_of
 from adarank.adapters.lowrank import LowRank
 from adarank.errors import SettingError
 
@@ -19,14 +21,15 @@ class Init(NamedTuple):
     name: as in `adarank.inits`. measure(model, {target name: rank asked for}, batches) -> found: what it learns from
     data, on the model before it is wrapped, which it leaves as it was. ranks(found, {name: rank asked for}) ->
     {name: rank}: where it moves rank between modules; 0 is a rank. fill(adapters, found): write every factor; found is
-    None without `measure`. An init whose ΔW is not 0 takes it out of the base with `take_out`, or says which paper
-    wants otherwise.
+    None without `measure`. An init whose ΔW is not 0 takes it out of the base with `take_out` and sets changes_base (a
+    4-bit base is then refused), or says which paper wants otherwise.
     """
 
     name: str
     fill: Callable[[Mapping[str, LowRank], Any], None]
     measure: Callable[[nn.Module, Mapping[str, int], Iterable[Any]], Any] | None = None
     ranks: Callable[[Any, Mapping[str, int]], dict[str, int]] | None = None
+    changes_base: bool = False
 
 
 def matrix(adapter: LowRank) -> Tensor:
@@ -73,3 +76,19 @@ def taken(name: str, batches: Iterable[Any], steps: int) -> Iterator[Any]:
 def call(model: nn.Module, batch: Any) -> Any:
     """model(**batch), or model(*batch) where the batch is no mapping."""
     return model(**batch) if isinstance(batch, Mapping) else model(*batch)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside the `with`, the model is in evaluation mode, so that dropout adds no noise; then every module is as it was.
+
+    4-bit layers stay as they are: on some CPUs bitsandbytes packs their weights when they evaluate, and for good.
+    """
+    before = [(module, module.training) for module in model.modules()]
+    for module, _ in before:
+        module.training = module.training and layer_of(module) is LINEAR_4BIT
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

@@ -49,7 +49,7 @@ def lora_ga(steps: int = 64, gamma: float = 16.0, direction: Literal["ArB2r", "A
             write(adapter, c * Vt[rows], c * U.t()[columns])
             take_out(adapter)
 
-    return Init("lora_ga", fill, measure)
+    return Init("lora_ga", fill, measure, changes_base=True)
 
 
 _PLACES = {  # r -> (rows of Vᵀ in A, columns of U in B)

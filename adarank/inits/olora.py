@@ -22,4 +22,4 @@ def olora() -> Init:
             write(adapter, R[: adapter.rank], basis.t()[: adapter.rank])
             take_out(adapter)
 
-    return Init("olora", fill)
+    return Init("olora", fill, changes_base=True)

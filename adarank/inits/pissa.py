@@ -36,4 +36,4 @@ def pissa(niter: int | None = None) -> Init:
             write(adapter, root * Vt[:r], root * U.t()[:r])
             take_out(adapter)
 
-    return Init("pissa", fill)
+    return Init("pissa", fill, changes_base=True)
