@@ -1,5 +1,7 @@
 """EVA against NumPy's SVD of all inputs stacked, scikit-learn's incremental PCA and PEFT."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from adarank import SettingError
 from adarank.inits import eva
 from adarank.inits.eva import Found
 from adarank.inits.pca import update
+from tests.experiments.test_run import inside
 from tests.inits.conftest import Classifier, some_batches
 
 NAMES = [f"net.layers.{i}.{part}" for i in range(3) for part in ("up", "down")]
@@ -239,6 +242,16 @@ def uneven():
     return eva()._replace(
         measure=None, ranks=lambda _, asked: eva().ranks(found, asked), fill=lambda a, _: eva().fill(a, found)
     )
+
+
+@quiet
+def test_a_budget_in_parameters_holds_what_the_moved_ranks_cost(tmp_path):
+    """A constant budget asked for (init_rank = rank): the moved ranks may cost less than it, never more."""
+    small = ["tiny=true", "train.steps=6", "train.eval_every=6", "task.limit=16", "init.steps=3", "targets=all"]
+    inside("method=adalora", "init=eva", "budget.unit=parameters", "init_rank=4", "rank=4", *small, f"out={tmp_path}")
+    summary = json.loads(next(tmp_path.glob("*/summary.json")).read_text())
+    assert summary["status"] == "finished"
+    assert sum(summary["rank"]["final"].values()) <= 4 * len(summary["rank"]["final"])
 
 
 class Pictures(nn.Module):
