@@ -56,7 +56,7 @@ def test_the_start_is_a_step_of_descent_in_the_row_space_of_A(kind, step):
 
 
 def test_the_first_step_lowers_the_loss_and_has_about_the_norm_asked_for():
-    """The sign is the paper's; a step up, as in the authors' code of 2026, would raise it."""
+    """The sign is the paper's; a step up, as in the authors' code since August 2025, would raise it."""
     batches = some_batches(6, rows=200, dtype=torch.float64)
     model = build()
     plain = sum(build().eval()(**b).loss.item() for b in batches)
