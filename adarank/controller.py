@@ -160,6 +160,12 @@ class RankController:
             raise SettingError(
                 "pruned='learning' has no meaning for adapter='lora', whose λ is constant; valid: frozen, masked"
             )
+        if self.schedule.initial < held and any(a.start_Q is not None for a in self.bank.adapters):
+            raise SettingError(
+                f"the schedule starts at {self.schedule.initial} of the {held} {unit} held, but the init took all of them "
+                "out of the base's weight; valid: an init that leaves the base alone, or a schedule that starts at "
+                f"{held}"
+            )
         self.score, self.penalty = score, penalty
         self.mode, self.pruned, self.basis = mode, pruned, basis
         self.compaction, self.patience = compaction, patience

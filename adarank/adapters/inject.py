@@ -195,11 +195,18 @@ def adapt(
     _check_ranks(model, ranks)
     trained = _trained_modules(model, train)
     scales = {n: 2.0 if alpha is None else alpha / (math.sqrt(r) if rslora else r) for n, r in ranks.items()}
+    if init.changes_base:
+        for name in names:
+            if layer_of(model.get_submodule(name)) is layers.LINEAR_4BIT:
+                raise SettingError(
+                    f"init={init.name} takes its ΔW out of the base's weight, which is 4-bit in {name} and would be "
+                    "quantised once more; valid: a base that is not quantised, or init=default, eva"
+                )
     found = None
     if init.measure is not None:
         if batches is None:
             raise SettingError(f"init={init.name} looks at data: batches is not given; pass an iterable of batches")
-        found = init.measure(model, names, batches)
+        found = init.measure(model, ranks, batches)
     if init.ranks is not None:
         ranks = init.ranks(found, ranks)
 

@@ -124,6 +124,21 @@ class LowRank(nn.Module):
         """ΔW₀ [d_out, d_in], which an init took out of the base's weight; None where it took nothing."""
         return None if self.start_Q is None or self.start_P is None else self.start_P.t() @ self.start_Q
 
+    @torch.no_grad()
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Take over ΔW₀ as well. A state dict without the base's weight leaves it to the base here to part with it."""
+        saved = [state_dict.get(prefix + part) for part in ("start_Q", "start_P")]
+        if saved[0] is not None and saved[1] is not None:
+            Q, P = (tensor.to(self.Q) for tensor in saved if tensor is not None)
+            own = self.start()
+            new = P.t() @ Q
+            if prefix + "base.weight" not in state_dict and (own is None or not torch.equal(own, new)):
+                if own is not None:
+                    self.base = self.layer.merged(self.base, own, 1)
+                self.base = self.layer.merged(self.base, new, -1)
+            self.start_Q, self.start_P = Q.clone(), P.clone()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def forward(self, x: Tensor) -> Tensor:
         """x -> base(x) + low-rank path. Training uses λ as it is (pruned triplets may learn), evaluation λ ⊙ mask."""
         base, Q, P = self.base, self.Q, self.P

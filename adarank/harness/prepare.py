@@ -97,11 +97,12 @@ def _schedule(adapters: Mapping[str, LowRank], settings: Mapping[str, Any]) -> S
         return None
     in_parameters = settings["budget"]["unit"] == "parameters"
     costs = [a.in_features + a.out_features + 1 if in_parameters else 1 for a in adapters.values()]
-    initial = sum(min(initial_rank(settings), a.rank) * c for a, c in zip(adapters.values(), costs, strict=True))
+    held = sum(a.rank * c for a, c in zip(adapters.values(), costs, strict=True))
+    starts = initial_rank(settings) * sum(costs)
     return configured(  # type: ignore[no-any-return]
         {**settings["schedule"], **schedule_steps(settings)},
-        initial=initial,
-        final=settings["rank"] * sum(costs),
+        initial=held if settings["pruned"] == "learning" else min(starts, held),
+        final=min(settings["rank"] * sum(costs), held),
         total=settings["train"]["steps"],
     )
 

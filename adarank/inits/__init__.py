@@ -1,5 +1,10 @@
 """How the factors start: see `init.Init`; one file each."""
 
 from adarank.inits.default import default
+from adarank.inits.eva import eva
+from adarank.inits.gora import gora
+from adarank.inits.lora_ga import lora_ga
+from adarank.inits.olora import olora
+from adarank.inits.pissa import pissa
 
-__all__ = ["default"]
+__all__ = ["default", "eva", "gora", "lora_ga", "olora", "pissa"]

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from adarank.adapters.lowrank import LowRank
-from adarank.inits.init import Init
-
-STD = 0.02  # of P and Q in AdaLoRA's code
+from adarank.inits.init import STD, Init
 
 
 def default() -> Init:
