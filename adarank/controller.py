@@ -148,6 +148,10 @@ class RankController:
             raise SettingError(
                 "pruned='learning' has no meaning for adapter='lora', whose λ is constant; valid: frozen, masked"
             )
+        if penalty is not None and penalty.proximal is not None and any(a.kind == "lora" for a in self.bank.adapters):
+            raise SettingError(
+                "the penalty's proximal step changes λ, which adapter='lora' holds constant; valid: adapter='svd'"
+            )
         self.score, self.penalty = score, penalty
         self.mode, self.pruned, self.basis = mode, pruned, basis
         self.compaction, self.patience = compaction, patience
