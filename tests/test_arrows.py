@@ -12,7 +12,7 @@ FILES = sorted(p for room in ("adarank", "analysis", "experiments") for p in (RO
 ORDER = [
     ("cli", "harness"),
     ("controller",),
-    ("compaction",),
+    ("compaction", "compression"),
     ("scores", "allocators", "schedules", "penalties"),
     ("bank",),
     ("inits", "adapters"),
