@@ -161,7 +161,7 @@ def test_para_is_plain_training_and_then_the_same_approximation(kind):
                 adapters,
                 score=adarank.scores.contribution(),
                 allocator=adarank.allocators.global_top(),
-                schedule=adarank.schedules.one_shot(TOTAL, budget, total=steps, t_f=1),
+                schedule=adarank.schedules.late(TOTAL, budget, total=steps, t_f=1),
                 pruned="masked",
                 basis="singular",
             ).attach(optimizer)
@@ -192,5 +192,5 @@ def test_learning_has_no_meaning_where_lam_is_constant():
         adarank.RankController(
             adapters,
             score=adarank.scores.contribution(),
-            schedule=adarank.schedules.one_shot(TOTAL, 8, total=6, t_f=1),
+            schedule=adarank.schedules.late(TOTAL, 8, total=6, t_f=1),
         )

@@ -10,7 +10,8 @@ otherwise: `allocate.keeps_budget = False`.
 
 from adarank.allocators.global_top import global_top
 from adarank.allocators.nonzero import nonzero
+from adarank.allocators.prefix import prefix
 from adarank.allocators.threshold import threshold
 from adarank.allocators.uniform import uniform
 
-__all__ = ["global_top", "nonzero", "threshold", "uniform"]
+__all__ = ["global_top", "nonzero", "prefix", "threshold", "uniform"]

@@ -2,6 +2,7 @@
 
 from adarank.schedules.constant import constant
 from adarank.schedules.cubic import cubic
+from adarank.schedules.late import late
 from adarank.schedules.schedule import Schedule, check_steps, never
 
-__all__ = ["Schedule", "check_steps", "constant", "cubic", "never"]
+__all__ = ["Schedule", "check_steps", "constant", "cubic", "late", "never"]
