@@ -49,13 +49,14 @@ def orthogonality(gamma: float = 0.1) -> Penalty:
     return Penalty(add)
 
 
-def l1_proximal(xi: float = 1.0, times_lr: bool = True) -> Penalty:
+def l1_proximal(xi: float = 0.5, times_lr: bool = True) -> Penalty:
     """SoRA's sparse gates (arXiv 2311.11696): the proximal step of ξ·Σ|λ| after every step of the optimiser.
 
         λ ← sign(λ)·max(|λ| − η·ξ, 0)          η: λ's learning rate at that step; 1 where times_lr is false
 
     The threshold η·ξ is the proximal gradient method's, as the paper derives it; a constant one (times_lr=False) is what
-    the authors' scripts run with. xi: ξ >= 0. Needs λ that learns ("svd"). Raises SettingError for a negative ξ.
+    the authors' scripts run with. xi: ξ >= 0; with Adam, whose steps are η at most or little more, and times_lr, below 1,
+    or no gate withstands it. Needs λ that learns ("svd"). Raises SettingError for a negative ξ.
     """
     if not xi >= 0:
         raise SettingError(f"penalty.xi={xi} is negative; valid: a number of at least 0")

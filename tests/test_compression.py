@@ -33,7 +33,9 @@ def adapted(kind="svd", dtype=torch.float64, init="default", alpha=None):
 
 def dense(adapters):
     """ΔW of every module, relative to the original weight."""
-    return {n: (a.delta() if a.start() is None else a.delta() - a.start()).detach().numpy() for n, a in adapters.items()}
+    return {
+        n: (a.delta() if a.start() is None else a.delta() - a.start()).detach().numpy() for n, a in adapters.items()
+    }
 
 
 def best(matrices, budget):
@@ -60,7 +62,9 @@ def test_it_is_the_best_approximation_of_all_modules_together(kind, alpha, budge
         error = np.linalg.norm(before[name] - expected[name]) / np.linalg.norm(before[name])
         assert found.lost[name] == pytest.approx(error, abs=1e-7)
     gone = sum(np.linalg.norm(before[n] - expected[n]) ** 2 for n in NAMES)
-    assert found.overall == pytest.approx((gone / sum(np.linalg.norm(m) ** 2 for m in before.values())) ** 0.5, abs=1e-7)
+    assert found.overall == pytest.approx(
+        (gone / sum(np.linalg.norm(m) ** 2 for m in before.values())) ** 0.5, abs=1e-7
+    )
 
 
 @pytest.mark.parametrize("kind", ["svd", "lora"])

@@ -21,7 +21,9 @@ def gate() -> Init:
     def fill(adapters: Mapping[str, LowRank], found: Any = None) -> None:
         for adapter in adapters.values():
             if adapter.kind != "svd":
-                raise SettingError(f"init=gate draws λ, which adapter={adapter.kind} holds constant; valid: adapter=svd")
+                raise SettingError(
+                    f"init=gate draws λ, which adapter={adapter.kind} holds constant; valid: adapter=svd"
+                )
             bound = 1 / math.sqrt(adapter.in_features)
             adapter.Q.uniform_(-bound, bound)
             adapter.lam.normal_()

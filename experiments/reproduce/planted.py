@@ -63,6 +63,7 @@ class Network(nn.Module):
             nn.init.normal_(parameter, 0.0, WIDTH**-0.5 if parameter.ndim > 1 else 0.1)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        block: Any
         for block in self.blocks:
             x = x + block["down"](torch.tanh(block["up"](x)))
         return SimpleNamespace(logits=x, loss=None if labels is None else F.mse_loss(x, labels))

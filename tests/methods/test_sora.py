@@ -7,6 +7,8 @@ from torch import nn
 
 import adarank
 from adarank.bank import Bank
+from adarank.harness.execute import final_rank
+from adarank.harness.prepare import Prepared
 
 STEPS, RANK, N = 60, 5, 24
 
@@ -125,6 +127,18 @@ def test_what_the_strength_leaves_is_no_budget_and_is_compacted_without_changing
     trained = net(x)
     assert adarank.compact(net, optimizer) == {"linear": left}
     torch.testing.assert_close(net(x), trained)
+
+
+def test_the_summary_has_no_budget_and_the_ranks_left():
+    net = Regression()
+    adapter, controller = sora(net, 1.0, True)
+    with torch.no_grad():
+        adapter.mask[:2] = False
+    settings = {"rank": RANK, "init_rank": RANK, "allocator": {}, "budget": {"unit": "triplets"}}
+    found = final_rank(Prepared(net, {"linear": adapter}, controller), settings)
+    assert found == {"initial": RANK, "budget": None, "budget_triplets": None, "final": {"linear": RANK - 2}}
+    controller.allocator = adarank.allocators.global_top()
+    assert final_rank(Prepared(net, {"linear": adapter}, controller), settings)["budget_triplets"] == RANK
 
 
 def test_the_soft_threshold_alone():
