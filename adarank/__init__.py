@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from adarank.adapters.merge import disabled, merge, unmerge
     from adarank.adapters.saving import load_adapter, save_adapter
     from adarank.compaction import compact
+    from adarank.compression import compress
     from adarank.controller import RankController
     from adarank.errors import SettingError
 
@@ -27,6 +28,7 @@ _HOME = {
     "save_adapter": "adapters.saving",
     "load_adapter": "adapters.saving",
     "compact": "compaction",
+    "compress": "compression",
     "RankController": "controller",
     "SettingError": "errors",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "adapt",
     "allocators",
     "compact",
+    "compress",
     "disabled",
     "inits",
     "load_adapter",

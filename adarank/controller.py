@@ -166,6 +166,10 @@ class RankController:
                 "out of the base's weight; valid: an init that leaves the base alone, or a schedule that starts at "
                 f"{held}"
             )
+        if penalty is not None and penalty.proximal is not None and any(a.kind == "lora" for a in self.bank.adapters):
+            raise SettingError(
+                "the penalty's proximal step changes λ, which adapter='lora' holds constant; valid: adapter='svd'"
+            )
         self.score, self.penalty = score, penalty
         self.mode, self.pruned, self.basis = mode, pruned, basis
         self.compaction, self.patience = compaction, patience

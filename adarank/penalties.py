@@ -49,6 +49,25 @@ def orthogonality(gamma: float = 0.1) -> Penalty:
     return Penalty(add)
 
 
+def l1_proximal(xi: float = 0.5, times_lr: bool = True) -> Penalty:
+    """SoRA's sparse gates (arXiv 2311.11696): the proximal step of ξ·Σ|λ| after every step of the optimiser.
+
+        λ ← sign(λ)·max(|λ| − η·ξ, 0)          η: λ's learning rate at that step; 1 where times_lr is false
+
+    The threshold η·ξ is the proximal gradient method's, as the paper derives it; a constant one (times_lr=False) is what
+    the authors' scripts run with. xi: ξ >= 0; with Adam, whose steps are η at most or little more, and times_lr, below 1,
+    or no gate withstands it. Needs λ that learns ("svd"). Raises SettingError for a negative ξ.
+    """
+    if not xi >= 0:
+        raise SettingError(f"penalty.xi={xi} is negative; valid: a number of at least 0")
+
+    def proximal(bank: Bank, lr: float) -> None:
+        shrunk = (bank.lam.abs() - (lr * xi if times_lr else xi)).clamp_min_(0.0)
+        bank.lam.copy_(torch.sign(bank.lam) * shrunk)
+
+    return Penalty(proximal=proximal)
+
+
 @torch.no_grad()
 def orthogonality_value(bank: Bank, gamma: float = 0.1, squared: bool = False) -> Tensor:
     """R itself, a scalar on the bank's device: what `orthogonality(gamma)` adds the gradient of."""

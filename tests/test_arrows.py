@@ -13,7 +13,7 @@ ORDER = [
     ("cli",),
     ("harness",),
     ("controller",),
-    ("compaction",),
+    ("compaction", "compression"),
     ("scores", "allocators", "schedules", "penalties"),
     ("bank",),
     ("inits", "adapters"),

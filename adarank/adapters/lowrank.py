@@ -192,13 +192,27 @@ def to_singular(adapter: LowRank) -> None:
     By QR of both factors and the SVD of an r × r matrix. svd: rows of Q and P orthonormal, λ = σ / s; lora: √(σ / s)
     in both. The mask is applied first and then belongs to nothing: set a new one.
     """
-    Q, R = torch.linalg.qr(adapter.Q.t())
-    P, S = torch.linalg.qr(adapter.P.t())
-    U, sigma, Vt = torch.linalg.svd(S @ torch.diag(adapter.effective_lam()) @ R.t())
-    root = torch.ones_like(sigma) if adapter.kind == "svd" else sigma.sqrt()
-    adapter.Q.copy_((Q @ (Vt.t() * root)).t())
-    adapter.P.copy_((P @ (U * root)).t())
-    adapter.lam.copy_(sigma if adapter.kind == "svd" else torch.ones_like(sigma))
+    Q, sigma, P = singular_triplets(adapter.Q, adapter.effective_lam(), adapter.P)
+    for tensor, value in zip((adapter.Q, adapter.lam, adapter.P), split(Q, sigma, P, adapter.kind), strict=True):
+        tensor.copy_(value)
+
+
+@torch.no_grad()
+def singular_triplets(Q: Tensor, lam: Tensor, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The singular value decomposition of Pᵀ diag(λ) Q, from factors alone: (V [k, d_in], σ [k] falling, U [k, d_out]), the
+    rows of V and U orthonormal; k is r, or a side that is smaller."""
+    basis_in, R = torch.linalg.qr(Q.t())
+    basis_out, S = torch.linalg.qr(P.t())
+    U, sigma, Vt = torch.linalg.svd((S * lam) @ R.t(), full_matrices=False)
+    return Vt @ basis_in.t(), sigma, U.t() @ basis_out.t()
+
+
+def split(V: Tensor, sigma: Tensor, U: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    """(Q, λ, P) of an adapter of this kind whose Pᵀ diag(λ) Q is Uᵀ diag(σ) V."""
+    if kind == "svd":
+        return V, sigma, U
+    root = sigma.sqrt().unsqueeze(1)
+    return V * root, torch.ones_like(sigma), U * root
 
 
 def adapters_of(model: nn.Module) -> dict[str, LowRank]:

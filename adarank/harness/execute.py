@@ -230,14 +230,16 @@ def results(outcome: Outcome, prepared: Prepared, settings: Mapping[str, Any], p
 
 def final_rank(prepared: Prepared, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """Ranks of every target module, rank 0 included; None for methods without a rank. budget_triplets is None where the
-    budget is counted in parameters."""
+    budget is counted in parameters; it and budget are where the allocator keeps no budget."""
     if not prepared.adapters:
         return None
     in_triplets = settings["budget"]["unit"] == "triplets"
+    controller = prepared.controller
+    budgeted = controller is None or getattr(controller.allocator, "keeps_budget", True)
     return {
         "initial": initial_rank(settings),
-        "budget": settings["rank"],
-        "budget_triplets": settings["rank"] * len(prepared.adapters) if in_triplets else None,
+        "budget": settings["rank"] if budgeted else None,
+        "budget_triplets": settings["rank"] * len(prepared.adapters) if in_triplets and budgeted else None,
         "final": adarank.ranks(prepared.model),
     }
 
