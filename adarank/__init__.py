@@ -10,7 +10,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from adarank import allocators, inits, penalties, schedules, scores
+    from adarank.adapters.bitfit import bitfit, head
     from adarank.adapters.inject import adapt, ranks, trainable_parameters
+    from adarank.adapters.insert import bottlenecks
     from adarank.adapters.merge import disabled, merge, unmerge
     from adarank.adapters.saving import load_adapter, save_adapter
     from adarank.compaction import compact
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "adapt": "adapters.inject",
+    "bitfit": "adapters.bitfit",
+    "head": "adapters.bitfit",
+    "bottlenecks": "adapters.insert",
     "ranks": "adapters.inject",
     "trainable_parameters": "adapters.inject",
     "merge": "adapters.merge",
@@ -37,8 +42,11 @@ __all__ = [
     "SettingError",
     "adapt",
     "allocators",
+    "bitfit",
+    "bottlenecks",
     "compact",
     "disabled",
+    "head",
     "inits",
     "load_adapter",
     "merge",

@@ -19,7 +19,7 @@ from adarank.harness import runs
 from adarank.harness.data import encode, looks
 from adarank.harness.files import write_json, write_text
 from adarank.harness.measure import choose_device, choose_precision, device_name
-from adarank.harness.models import Base, resolve_targets
+from adarank.harness.models import Base, resolve_places, resolve_targets
 from adarank.harness.prepare import Prepared, configured, describe_schedule, held_rank, initial_rank, prepare
 from adarank.harness.settings import accepts, locate, schedule_steps, settle, train_steps
 from adarank.harness.tasks.base import Task
@@ -45,6 +45,8 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     targets = None
     if accepts(settings["adapter"], "targets"):
         targets = resolve_targets(base, settings["targets"], settings["target_modules"])
+    if accepts(settings["adapter"], "places"):
+        settings["adapter"]["places"] = resolve_places(base, settings["adapter"]["places"])
     steps = train_steps(settings)
 
     consumers = identity(settings, steps, task, base, targets)
