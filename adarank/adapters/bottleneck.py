@@ -16,6 +16,7 @@ The first is Houlsby's. The second is Pfeiffer's in a post-norm model as Adapter
 LayerNorm made of h + t (h from the FFN, t the residual) and is added to h before h + t is normalised again.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 
 from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, layer_of
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 PARTS = ("down", "down_bias", "up", "up_bias")
 STD = 0.02  # of down, as AdapterHub's init_weights="bert" draws it
 

@@ -275,8 +275,9 @@ def ranks(model: nn.Module) -> dict[str, int]:
 def trainable_parameters(model: nn.Module) -> dict[str, int]:
     """Exact numbers of parameters: every parameter of the model is in exactly one of adapter, other and frozen.
 
-    adapter: in the low-rank factors or bottlenecks; kept: of those, in triplets that are not pruned (a bottleneck is kept
-    whole); other: trainable outside the adapters (the head, BitFit's biases, everything in full fine-tuning); trainable = adapter + other; frozen; total = trainable + frozen.
+    adapter: in the low-rank factors and bottlenecks; kept: of those, what is not in a pruned triplet; other: trainable
+    outside the adapters (the head, BitFit's biases, everything in full fine-tuning); trainable = adapter + other;
+    frozen; total = trainable + frozen.
     Parameters shared by several modules count once.
     """
     adapters = adapters_of(model).values()

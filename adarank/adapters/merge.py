@@ -67,7 +67,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
     What trains outside the adapters stays as trained: the head, and all that BitFit changes. Raises SettingError where
     the model has no adapter to pass over, since it would not be the base: merged, or trained by BitFit, say.
     """
-    adapters = [*adapters_of(model).values(), *bottlenecks_of(model).values()]
+    adapters: list[Any] = [*adapters_of(model).values(), *bottlenecks_of(model).values()]
     if not adapters:
         raise SettingError(
             "the model has no adapters to pass over; if they are merged, call adarank.unmerge first, and keep a copy of "

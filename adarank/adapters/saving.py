@@ -46,7 +46,7 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not adapters and not bottlenecks and not in_part:
         raise SettingError("the model has no adapters to save; if they are merged, call adarank.unmerge first")
     tensors: dict[str, Tensor] = {}
-    modules = {}
+    modules: dict[str, dict[str, Any]] = {}
     inside = set()
     for name, adapter in adapters.items():
         inside |= {id(adapter.Q), id(adapter.lam), id(adapter.P)}
@@ -173,9 +173,7 @@ def _bottleneck_plan(
     for name, info in description["modules"].items():
         d, m = _known(known, name, path), info["width"]
         if d != info["features"]:
-            raise SettingError(
-                f"{path} was made for another base: {name} puts out {info['features']} there, {d} here"
-            )
+            raise SettingError(f"{path} was made for another base: {name} puts out {info['features']} there, {d} here")
         sizes = {"down": (m, d), "down_bias": (m,), "up": (d, m), "up_bias": (d,)}
         for part in bottleneck.PARTS:
             _check_shape(path, f"{name}.{part}", tuple(tensors[f"{name}.{part}"].shape), sizes[part])
@@ -196,7 +194,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise SettingError(f"{path} is damaged: {error}") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise SettingError(f"{path}/adapter.json is not of format {FORMAT}, the one this version of adarank reads")
-    if description.get("kind") not in (*KINDS, BOTTLENECK, NONE) or {"dropout", "modules", "trained"} - description.keys():
+    if (
+        description.get("kind") not in (*KINDS, BOTTLENECK, NONE)
+        or {"dropout", "modules", "trained"} - description.keys()
+    ):
         raise SettingError(f"{path}/adapter.json is damaged: kind, dropout, modules or trained is missing or unknown")
     wanted = {f"{n}.{part}" for n, info in description["modules"].items() for part in _parts(info)}
     wanted |= set(description["trained"])
