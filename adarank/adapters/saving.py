@@ -199,6 +199,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         or {"dropout", "modules", "trained"} - description.keys()
     ):
         raise SettingError(f"{path}/adapter.json is damaged: kind, dropout, modules or trained is missing or unknown")
+    needed = {"width", "features", "activation"}
+    if description["kind"] != BOTTLENECK:
+        needed = {"rank", "scale", "in_features", "out_features"}
+    for name, info in description["modules"].items():
+        if lacking := sorted(needed - info.keys()):
+            raise SettingError(f"{path}/adapter.json is damaged: {name} lacks its {lacking[0]}")
     wanted = {f"{n}.{part}" for n, info in description["modules"].items() for part in _parts(info)}
     wanted |= set(description["trained"])
     if wanted != tensors.keys():

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import nn
 
 import adarank
+from adarank.adapters.bottleneck import bottlenecks_of
 from adarank.adapters.inject import reach
 from adarank.errors import RunFailed
 from adarank.harness import runs
@@ -70,6 +71,8 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     print(f"{title}: {base.name} on {task.name}, {device_name(device)}, {plan.precision} -> {folder}", flush=True)
     if prepared.adapters:
         print(f"  adapters on {reach(prepared.model).share:.0%} of the base's matrix parameters", flush=True)
+    if added := list(bottlenecks_of(prepared.model).values()):
+        print(f"  {len(added)} bottlenecks of width {added[0].width}", flush=True)
     if settings["allocator"] is not None and prepared.controller is not None:
         print(f"  {describe_schedule(prepared.controller)}", flush=True)
     runs.begin(folder)

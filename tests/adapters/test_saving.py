@@ -204,6 +204,8 @@ def test_a_damaged_bottleneck_is_refused(normed, tmp_path):
     width = whole["modules"]["layers.0.down"]["width"]
     assert f"layers.0.down.down is ({width}, 12) there, ({width + 1}, 12) here" in written(width=width + 1)
     assert "layers.0.down has the activation 'sin'" in written(activation="sin")
+    (tmp_path / "adapter.json").write_text(json.dumps({**whole, "kind": "svd"}))
+    assert "layers.0.down lacks its in_features" in refused(normed, tmp_path)
     (tmp_path / "adapter.json").write_text(json.dumps({**whole, "kind": "prefix"}))
     assert "kind, dropout, modules or trained is missing or unknown" in refused(normed, tmp_path)
     (tmp_path / "adapter.json").write_text(json.dumps(whole))

@@ -88,7 +88,7 @@ def test_a_saved_run_reloads_into_a_freshly_loaded_base(sweep, method):
 
 @pytest.mark.parametrize("model", ["tiny_distilbert", "tiny_llama"])
 def test_bottlenecks_in_other_architectures(tmp_path, model):
-    inside(
+    done = inside(
         "-m",
         "method=houlsby,pfeiffer",
         f"model={model}",
@@ -98,6 +98,7 @@ def test_bottlenecks_in_other_architectures(tmp_path, model):
         "train.steps=2",
         f"out={tmp_path}",
     )
+    assert all(f"  {n} bottlenecks of width " in done.stdout for n in (2 * LAYERS, LAYERS))
     found = {summary["method"]: summary["parameters"] for summary in summaries(tmp_path).values()}
     assert found["houlsby"]["adapter"] == bottleneck(4, 2 * LAYERS, QV)
     assert found["pfeiffer"]["adapter"] == bottleneck(4, LAYERS, QV)
