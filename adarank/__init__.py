@@ -10,7 +10,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from adarank import allocators, inits, penalties, schedules, scores
+    from adarank.adapters.bitfit import bitfit, head
     from adarank.adapters.inject import adapt, ranks, trainable_parameters
+    from adarank.adapters.insert import bottlenecks
     from adarank.adapters.merge import disabled, merge, unmerge
     from adarank.adapters.saving import load_adapter, save_adapter
     from adarank.compaction import compact
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "adapt": "adapters.inject",
+    "bitfit": "adapters.bitfit",
+    "head": "adapters.bitfit",
+    "bottlenecks": "adapters.insert",
     "ranks": "adapters.inject",
     "trainable_parameters": "adapters.inject",
     "merge": "adapters.merge",
@@ -39,9 +44,12 @@ __all__ = [
     "SettingError",
     "adapt",
     "allocators",
+    "bitfit",
+    "bottlenecks",
     "compact",
     "compress",
     "disabled",
+    "head",
     "inits",
     "load_adapter",
     "merge",

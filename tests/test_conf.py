@@ -21,6 +21,7 @@ NEEDS = {  # what an option cannot do without
     ("task", "hub"): ["task.name=d"],
     ("targets", "modules"): ["target_modules=[query]"],
     ("adapter", "none"): ["method=full"],
+    **{("adapter", name): [f"method={name}"] for name in ("houlsby", "pfeiffer", "bitfit", "head")},
     ("init", "none"): ["method=full"],
     ("score", "none"): ["method=lora"],
     ("allocator", "none"): ["method=lora"],

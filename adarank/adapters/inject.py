@@ -11,6 +11,7 @@ from torch import nn
 
 from adarank import inits
 from adarank.adapters import layers
+from adarank.adapters.bottleneck import bottlenecks_of
 from adarank.adapters.layers import layer_of
 from adarank.adapters.lowrank import KINDS, LowRank, adapters_of
 from adarank.errors import SettingError
@@ -32,7 +33,7 @@ def _ends_with(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith("." + suffix)
 
 
-def _matches(name: str, target: str, regex: bool) -> bool:
+def matches(name: str, target: str, regex: bool) -> bool:
     return _ends_with(name, target) or (regex and re.fullmatch(target, name) is not None)
 
 
@@ -80,15 +81,15 @@ def find_targets(model: nn.Module, targets: Targets) -> list[str]:
     modules = {name: module for name, module in model.named_modules() if name}
     known = [name for name, module in modules.items() if layer_of(module) is not None]
     for target in wanted:
-        if not any(_matches(name, target, regex) for name in known):
-            other = {type(m).__name__ for n, m in modules.items() if _matches(n, target, regex)}
+        if not any(matches(name, target, regex) for name in known):
+            other = {type(m).__name__ for n, m in modules.items() if matches(n, target, regex)}
             if other:
                 raise SettingError(
                     f"targets={target!r} matches only {', '.join(sorted(other))} modules; "
                     f"valid: {', '.join(kind.name for kind in layers.KINDS)}"
                 )
             raise SettingError(f"targets={target!r} matches no module; near names: {near(target, known)}")
-    found = [name for name in known if any(_matches(name, target, regex) for target in wanted)]
+    found = [name for name in known if any(matches(name, target, regex) for target in wanted)]
     _check_layers(model, found)
     return found
 
@@ -108,7 +109,7 @@ def _check_layers(model: nn.Module, names: Sequence[str]) -> None:
             raise SettingError(f"targets: {name} cannot be adapted: {why}; leave it out")
 
 
-def _trained_modules(model: nn.Module, train: Sequence[str]) -> list[str]:
+def trained_modules(model: nn.Module, train: Sequence[str]) -> list[str]:
     names = [name for name, _ in model.named_modules() if name]
     found = []
     for wanted in [train] if isinstance(train, str) else train:
@@ -177,7 +178,7 @@ def adapt(
     """
     if adapter not in KINDS:
         raise SettingError(f"adapter={adapter!r} is not an adapter; valid: {', '.join(KINDS)}")
-    if adapters_of(model):
+    if adapters_of(model) or bottlenecks_of(model):
         raise SettingError("the model already has adapters; merge them first, or start from a freshly loaded base")
     if layer_of(model) is not None:
         raise SettingError(
@@ -193,7 +194,7 @@ def adapt(
     names = find_targets(model, targets)
     ranks = _ranks_for(names, rank)
     _check_ranks(model, ranks)
-    trained = _trained_modules(model, train)
+    trained = trained_modules(model, train)
     scales = {n: 2.0 if alpha is None else alpha / (math.sqrt(r) if rslora else r) for n, r in ranks.items()}
     if init.changes_base:
         for name in names:
@@ -281,12 +282,15 @@ def ranks(model: nn.Module) -> dict[str, int]:
 def trainable_parameters(model: nn.Module) -> dict[str, int]:
     """Exact numbers of parameters: every parameter of the model is in exactly one of adapter, other and frozen.
 
-    adapter: in the low-rank factors; kept: of those, in triplets that are not pruned; other: trainable outside the
-    adapters (the head, or everything in full fine-tuning); trainable = adapter + other; frozen; total = trainable + frozen.
+    adapter: in the low-rank factors and bottlenecks; kept: of those, what is not in a pruned triplet; other: trainable
+    outside the adapters (the head, BitFit's biases, everything in full fine-tuning); trainable = adapter + other;
+    frozen; total = trainable + frozen.
     Parameters shared by several modules count once.
     """
     adapters = adapters_of(model).values()
     inside = {id(p): p.numel() for a in adapters for p in (a.Q, a.lam, a.P) if isinstance(p, nn.Parameter)}
+    whole = {id(p): p.numel() for b in bottlenecks_of(model).values() for p in b.own()}
+    inside |= whole
     every = {id(p): p for p in model.parameters()}
     adapter = sum(inside.values())
     other = sum(p.numel() for key, p in every.items() if p.requires_grad and key not in inside)
@@ -295,7 +299,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, int]:
         "total": total,
         "trainable": adapter + other,
         "adapter": adapter,
-        "kept": sum(int(a.mask.sum()) * a.triplet_cost for a in adapters),
+        "kept": sum(int(a.mask.sum()) * a.triplet_cost for a in adapters) + sum(whole.values()),
         "other": other,
         "frozen": total - adapter - other,
     }

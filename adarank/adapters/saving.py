@@ -6,23 +6,29 @@ trained (the head).
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from adarank.adapters import bottleneck
+from adarank.adapters.bottleneck import bottlenecks_of, features_of
 from adarank.adapters.inject import near, wrap
+from adarank.adapters.insert import insert
 from adarank.adapters.layers import layer_of
 from adarank.adapters.lowrank import KINDS, adapters_of
+from adarank.adapters.merge import is_merged
 from adarank.errors import SettingError
 
+T = TypeVar("T")
 FORMAT = 1
 FACTORS = ("Q", "lam", "P")
 START = ("start_Q", "start_P")
+BOTTLENECK, NONE = "bottleneck", "none"  # kinds beside the low-rank ones; none: the base's own parameters alone
 
 
 def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -30,13 +36,17 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Tensors: "<module>.Q" [r, d_in], "<module>.lam" [r], "<module>.P" [r, d_out] of the r kept triplets;
     "<module>.start_Q", "<module>.start_P" where an init took ΔW₀ out of the base, which a freshly loaded base lacks;
-    and "<parameter>" for each other trainable parameter.
+    "<module>.down" [m, d], "<module>.down_bias" [m], "<module>.up" [d, m] and "<module>.up_bias" [d] of a bottleneck;
+    and "<parameter>" for each other trainable parameter, by its name in the base. BitFit and a trained head are those
+    alone. Raises SettingError where nothing was adapted: no adapter, and all or none of the model trains.
     """
-    adapters = adapters_of(model)
-    if not adapters:
+    adapters, bottlenecks = adapters_of(model), bottlenecks_of(model)
+    trains = [p.requires_grad for p in model.parameters()]
+    in_part = any(trains) and not all(trains) and not is_merged(model)
+    if not adapters and not bottlenecks and not in_part:
         raise SettingError("the model has no adapters to save; if they are merged, call adarank.unmerge first")
     tensors: dict[str, Tensor] = {}
-    modules = {}
+    modules: dict[str, dict[str, Any]] = {}
     inside = set()
     for name, adapter in adapters.items():
         inside |= {id(adapter.Q), id(adapter.lam), id(adapter.P)}
@@ -52,17 +62,30 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "in_features": adapter.in_features,
             "out_features": adapter.out_features,
         }
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in inside}
+    for name, added in bottlenecks.items():
+        inside |= {id(p) for p in added.own()}
+        tensors |= {f"{name}.{part}": getattr(added, part).detach().cpu().contiguous() for part in bottleneck.PARTS}
+        modules[name] = {"width": added.width, "features": added.features, "activation": added.activation}
+    wrapped = adapters.keys() | bottlenecks.keys()
+    named = [(_name_in_base(n, wrapped), p) for n, p in model.named_parameters()]
+    trained = {n: p for n, p in named if p.requires_grad and id(p) not in inside}
     tensors |= {n: p.detach().cpu().contiguous() for n, p in trained.items()}
-    first = next(iter(adapters.values()))
+    first = next(iter(adapters.values()), None)
+    without = BOTTLENECK if bottlenecks else NONE
     description = {
         "format": FORMAT,
-        "kind": first.kind,
-        "dropout": first.dropout,
+        "kind": without if first is None else first.kind,
+        "dropout": 0.0 if first is None else first.dropout,
         "modules": modules,
         "trained": {n: list(p.shape) for n, p in trained.items()},
     }
     return tensors, description
+
+
+def _name_in_base(name: str, wrapped: Collection[str]) -> str:
+    """A parameter's name before its layer was wrapped."""
+    module, _, part = name.rpartition(".base.")
+    return f"{module}.{part}" if module in wrapped else name
 
 
 def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -88,15 +111,43 @@ def write_adapter(
 
 
 def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Wrap a freshly loaded base with the adapters in `folder` and load the trained head; returns {module name: adapter}.
+    """Wrap a freshly loaded base with the adapters in `folder` and load the trained head; returns {module name: adapter}
+    (none for BitFit and a trained head).
 
     Everything is checked before anything changes: SettingError where a file is missing or damaged, the model already
     has adapters, or it is not the base they were made for (the differing shapes are named).
     """
     path = Path(folder)
     description, tensors = _read(path)
-    if adapters_of(model):
+    if adapters_of(model) or bottlenecks_of(model):
         raise SettingError("the model already has adapters; load into a freshly loaded base")
+    into_bottlenecks = description["kind"] == BOTTLENECK
+    plan: Any = (_bottleneck_plan if into_bottlenecks else _lowrank_plan)(model, description, tensors, path)
+    parameters = dict(model.named_parameters())
+    for name in description["trained"]:
+        if name not in parameters:
+            raise SettingError(
+                f"{path} holds a trained {name}, which the model lacks; near names: {near(name, parameters)}"
+            )
+        _check_shape(path, name, tuple(tensors[name].shape), tuple(parameters[name].shape))
+
+    made: Any = insert(model, plan) if into_bottlenecks else wrap(model, plan, description["dropout"])
+    with torch.no_grad():
+        for name, adapter in made.items():
+            if f"{name}.start_Q" in tensors:
+                start = (tensors[f"{name}.{part}"].to(adapter.Q) for part in START)
+                adapter.start_from(*start)
+            for part in bottleneck.PARTS if into_bottlenecks else FACTORS:
+                getattr(adapter, part).copy_(tensors[f"{name}.{part}"])
+        for name in description["trained"]:
+            parameters[name].copy_(tensors[name]).requires_grad_(True)
+    return dict(made)
+
+
+def _lowrank_plan(
+    model: nn.Module, description: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path
+) -> dict[str, tuple[str, int, float]]:
+    """What `wrap` makes of the description, checked against the model."""
     plan = {}
     for name, info in description["modules"].items():
         found, expected = _sides(model, name, path), (info["in_features"], info["out_features"])
@@ -110,25 +161,26 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, 
         for part in _parts(info):
             _check_shape(path, f"{name}.{part}", tuple(tensors[f"{name}.{part}"].shape), sizes[part])
         plan[name] = (description["kind"], info["rank"], info["scale"])
-    parameters = dict(model.named_parameters())
-    for name in description["trained"]:
-        if name not in parameters:
-            raise SettingError(
-                f"{path} holds a trained {name}, which the model lacks; near names: {near(name, parameters)}"
-            )
-        _check_shape(path, name, tuple(tensors[name].shape), tuple(parameters[name].shape))
+    return plan
 
-    adapters = wrap(model, plan, description["dropout"])
-    with torch.no_grad():
-        for name, adapter in adapters.items():
-            if f"{name}.start_Q" in tensors:
-                start = (tensors[f"{name}.{part}"].to(adapter.Q) for part in START)
-                adapter.start_from(*start)
-            for part in FACTORS:
-                getattr(adapter, part).copy_(tensors[f"{name}.{part}"])
-        for name in description["trained"]:
-            parameters[name].copy_(tensors[name]).requires_grad_(True)
-    return dict(adapters)
+
+def _bottleneck_plan(
+    model: nn.Module, description: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path
+) -> dict[str, tuple[int, str]]:
+    """What `insert` makes of the description, checked against the model."""
+    known = {n: d for n, m in model.named_modules() if (d := features_of(m)) is not None}
+    plan = {}
+    for name, info in description["modules"].items():
+        d, m = _known(known, name, path), info["width"]
+        if d != info["features"]:
+            raise SettingError(f"{path} was made for another base: {name} puts out {info['features']} there, {d} here")
+        sizes = {"down": (m, d), "down_bias": (m,), "up": (d, m), "up_bias": (d,)}
+        for part in bottleneck.PARTS:
+            _check_shape(path, f"{name}.{part}", tuple(tensors[f"{name}.{part}"].shape), sizes[part])
+        if info["activation"] not in bottleneck.ACTIVATIONS:
+            raise SettingError(f"{path}/adapter.json is damaged: {name} has the activation {info['activation']!r}")
+        plan[name] = (m, info["activation"])
+    return plan
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -142,8 +194,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise SettingError(f"{path} is damaged: {error}") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise SettingError(f"{path}/adapter.json is not of format {FORMAT}, the one this version of adarank reads")
-    if description.get("kind") not in KINDS or {"dropout", "modules", "trained"} - description.keys():
+    if (
+        description.get("kind") not in (*KINDS, BOTTLENECK, NONE)
+        or {"dropout", "modules", "trained"} - description.keys()
+    ):
         raise SettingError(f"{path}/adapter.json is damaged: kind, dropout, modules or trained is missing or unknown")
+    needed = {"width", "features", "activation"}
+    if description["kind"] != BOTTLENECK:
+        needed = {"rank", "scale", "in_features", "out_features"}
+    for name, info in description["modules"].items():
+        if lacking := sorted(needed - info.keys()):
+            raise SettingError(f"{path}/adapter.json is damaged: {name} lacks its {lacking[0]}")
     wanted = {f"{n}.{part}" for n, info in description["modules"].items() for part in _parts(info)}
     wanted |= set(description["trained"])
     if wanted != tensors.keys():
@@ -154,14 +215,20 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _parts(info: Mapping[str, Any]) -> tuple[str, ...]:
     """The tensors that a module of the description has."""
+    if "width" in info:
+        return bottleneck.PARTS
     return FACTORS if info.get("start_rank") is None else FACTORS + START
 
 
 def _sides(model: nn.Module, name: str, path: Path) -> tuple[int, int]:
     known = {n: layer for n, m in model.named_modules() if (layer := layer_of(m)) is not None}
+    return _known(known, name, path).size(model.get_submodule(name))
+
+
+def _known(known: Mapping[str, T], name: str, path: Path) -> T:
     if name not in known:
         raise SettingError(f"{path} was made for another base: it adapts {name}, near names here: {near(name, known)}")
-    return known[name].size(model.get_submodule(name))
+    return known[name]
 
 
 def _check_shape(path: Path, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import nn
 
 import adarank
+from adarank.adapters.bottleneck import bottlenecks_of
 from adarank.adapters.inject import reach
 from adarank.errors import RunFailed
 from adarank.harness import lock, runs
@@ -20,7 +21,7 @@ from adarank.harness.checkpoint import Saver
 from adarank.harness.data import Encoded, encode, looks
 from adarank.harness.files import write_json, write_text
 from adarank.harness.measure import choose_device, choose_precision, device_name
-from adarank.harness.models import Base, resolve_targets
+from adarank.harness.models import Base, resolve_places, resolve_targets
 from adarank.harness.prepare import Prepared, configured, describe_schedule, held_rank, initial_rank, prepare
 from adarank.harness.settings import accepts, locate, schedule_steps, settle, train_steps
 from adarank.harness.tasks.base import Task
@@ -46,6 +47,8 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     targets = None
     if accepts(settings["adapter"], "targets"):
         targets = resolve_targets(base, settings["targets"], settings["target_modules"])
+    if accepts(settings["adapter"], "places"):
+        settings["adapter"]["places"] = resolve_places(base, settings["adapter"]["places"])
     steps = train_steps(settings)
 
     consumers = identity(settings, steps, task, base, targets)
@@ -71,6 +74,8 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     print(f"{title}: {base.name} on {task.name}, {device_name(device)}, {plan.precision} -> {folder}", flush=True)
     if prepared.adapters:
         print(f"  adapters on {reach(prepared.model).share:.0%} of the base's matrix parameters", flush=True)
+    if added := list(bottlenecks_of(prepared.model).values()):
+        print(f"  {len(added)} bottlenecks of width {added[0].width}", flush=True)
     if settings["allocator"] is not None and prepared.controller is not None:
         print(f"  {describe_schedule(prepared.controller)}", flush=True)
     runs.make_folder(folder)

@@ -39,6 +39,23 @@ _PARTS: dict[str, dict[str, str]] = {
 }
 for _like_llama in ("mistral", "qwen2", "qwen3", "gemma", "gemma2"):
     _PARTS[_like_llama] = _PARTS["llama"]
+# Where bottlenecks go (`adarank.bottlenecks`). houlsby: behind the output projections of attention and FFN; pfeiffer:
+# around the LayerNorm after the FFN, in pre-norm models, which have none, behind the FFN's output projection.
+_PLACES: dict[str, dict[str, str]] = {
+    "bert": {
+        "houlsby": r".*\.layer\.\d+\.(attention\.)?output\.dense",
+        "pfeiffer": r".*\.layer\.\d+\.output\.LayerNorm",
+    },
+    "distilbert": {"houlsby": r".*\.(attention\.out_lin|ffn\.lin2)", "pfeiffer": r".*\.output_layer_norm"},
+    "llama": {"houlsby": r".*\.(self_attn\.o_proj|mlp\.down_proj)", "pfeiffer": r".*\.mlp\.down_proj"},
+    "gpt2": {"houlsby": r".*\.(attn|mlp)\.c_proj", "pfeiffer": r".*\.mlp\.c_proj"},
+    "t5": {"houlsby": r".*\.(SelfAttention\.o|DenseReluDense\.wo)", "pfeiffer": r".*\.DenseReluDense\.wo"},
+    "vit": {"houlsby": r".*\.(attention\.o_proj|mlp\.fc2)", "pfeiffer": r".*\.mlp\.fc2"},
+}
+for _like in ("roberta", "xlm-roberta", "electra", "deberta-v2"):
+    _PLACES[_like] = _PLACES["bert"]
+for _like in ("mistral", "qwen2", "qwen3", "gemma", "gemma2"):
+    _PLACES[_like] = _PLACES["llama"]
 TARGETS = {"qv": "qv", "qkv": "qkv", "attention": "qkvo", "mlp": ("mlp",), "all": (*"qkvo", "mlp")}
 
 
@@ -84,6 +101,18 @@ def resolve_targets(base: Base, targets: str, modules: list[str] | None) -> str 
             "targets=modules target_modules=[…], or model.targets in the model's YAML"
         )
     return "|".join(parts[p] for p in TARGETS[targets])
+
+
+def resolve_places(base: Base, places: str | list[str]) -> str | list[str]:
+    """What `adarank.bottlenecks` gets for adapter.places=houlsby|pfeiffer; module names pass. SettingError where unknown."""
+    if places not in ("houlsby", "pfeiffer"):
+        return places
+    if base.architecture not in _PLACES:
+        raise SettingError(
+            f"adapter.places={places} has no meaning yet for the architecture {base.architecture}; valid: the endings of "
+            "module names, adapter.places=[mlp.down_proj]"
+        )
+    return _PLACES[base.architecture][str(places)]
 
 
 def minilm_l6(targets: dict[str, list[str]] | None = None) -> Base:

@@ -103,3 +103,120 @@ def test_an_adapted_or_merged_model_is_told_what_to_do(base, saved):
     adarank.merge(model)
     with pytest.raises(SettingError, match=r"adarank\.unmerge first"):
         adarank.save_adapter(model, folder)
+
+
+def houlsby(model):
+    return adarank.bottlenecks(model, ["down"], rank=2, activation="relu", norms=True, train=["head"])
+
+
+def pfeiffer(model):
+    """Around LayerNorms that train, too: their parameters are saved by their names in the base."""
+    return adarank.bottlenecks(model, ["norm"], rank=2, norms=True)
+
+
+def bitfit(model):
+    return adarank.bitfit(model, ["head"])
+
+
+def head(model):
+    return adarank.head(model, ["head"])
+
+
+BASELINES = (houlsby, pfeiffer, bitfit, head)
+
+
+class Normed(torch.nn.Module):
+    """A post-norm block, 12 -> 20 -> 12."""
+
+    def __init__(self, up, down):
+        super().__init__()
+        self.up, self.down, self.norm = up, down, torch.nn.LayerNorm(12)
+
+    def forward(self, x):
+        return self.norm(x + self.down(torch.tanh(self.up(x))))
+
+
+@pytest.fixture
+def normed(net):
+    net.layers = torch.nn.ModuleList(Normed(layer.up, layer.down) for layer in net.layers)
+    return net.eval()
+
+
+def trained_baseline(base, method):
+    """A copy of `base` made ready, everything that trains changed; and what to train is known by name."""
+    model = deepcopy(base)
+    method(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape))
+    return model.eval()
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_a_baseline_reloads_into_a_fresh_base_to_the_same_logits(normed, tmp_path, method):
+    base, x = normed, torch.randn(5, 8)
+    model = trained_baseline(base, method)
+    adarank.save_adapter(model, tmp_path)
+    again = deepcopy(base)
+    state = torch.get_rng_state()
+    loaded = adarank.load_adapter(again, tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(again(x), model(x))
+    assert not torch.allclose(again(x), base(x))
+    assert {n for n, p in again.named_parameters() if p.requires_grad} == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
+    assert len(loaded) == (3 if method in (houlsby, pfeiffer) else 0)
+    assert adarank.trainable_parameters(again) == adarank.trainable_parameters(model)
+    whole = {p.data_ptr(): p.numel() for p in model.parameters() if p.requires_grad}
+    description = json.loads((tmp_path / "adapter.json").read_text())
+    assert not any(".base." in name for name in description["trained"])
+    assert sum(whole.values()) * 4 < (tmp_path / "adapter.safetensors").stat().st_size < sum(whole.values()) * 4 + 4096
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_a_baseline_of_another_base_is_refused(normed, tmp_path, method):
+    adarank.save_adapter(trained_baseline(normed, method), tmp_path)
+    other = deepcopy(normed)
+    if method not in (houlsby, pfeiffer):
+        other.head = torch.nn.Linear(12, 4)
+        assert "was made for another base: head." in refused(other, tmp_path)
+        return
+    place = "down" if method is houlsby else "norm"
+    del other.layers[2]
+    assert f"it adapts layers.2.{place}, near names here" in refused(other, tmp_path)
+    wider = deepcopy(normed)
+    wider.layers[1].down, wider.layers[1].norm = torch.nn.Linear(20, 13), torch.nn.LayerNorm(13)
+    assert f"layers.1.{place} puts out 12 there, 13 here" in refused(wider, tmp_path)
+
+
+def test_a_damaged_bottleneck_is_refused(normed, tmp_path):
+    adarank.save_adapter(trained_baseline(normed, houlsby), tmp_path)
+    whole = json.loads((tmp_path / "adapter.json").read_text())
+
+    def written(**changes):
+        module = {**whole["modules"]["layers.0.down"], **changes}
+        changed = {**whole, "modules": {**whole["modules"], "layers.0.down": module}}
+        (tmp_path / "adapter.json").write_text(json.dumps(changed))
+        return refused(normed, tmp_path)
+
+    width = whole["modules"]["layers.0.down"]["width"]
+    assert f"layers.0.down.down is ({width}, 12) there, ({width + 1}, 12) here" in written(width=width + 1)
+    assert "layers.0.down has the activation 'sin'" in written(activation="sin")
+    (tmp_path / "adapter.json").write_text(json.dumps({**whole, "kind": "svd"}))
+    assert "layers.0.down lacks its in_features" in refused(normed, tmp_path)
+    (tmp_path / "adapter.json").write_text(json.dumps({**whole, "kind": "prefix"}))
+    assert "kind, dropout, modules or trained is missing or unknown" in refused(normed, tmp_path)
+    (tmp_path / "adapter.json").write_text(json.dumps(whole))
+    adarank.load_adapter(normed, tmp_path)
+    assert "already has adapters" in refused(normed, tmp_path)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_model_with_nothing_adapted_is_not_saved(base, tmp_path, frozen):
+    """All of it trains, or none: full fine-tuning is a state dict, not an adapter."""
+    base.requires_grad_(not frozen)
+    with pytest.raises(SettingError, match="the model has no adapters to save"):
+        adarank.save_adapter(base, tmp_path)
+    assert not list(tmp_path.iterdir())

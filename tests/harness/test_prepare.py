@@ -81,3 +81,47 @@ def test_the_random_score_draws_from_the_run_s_seed(seed):
     prepared = prepare(built, "all-linear", settings, torch.device("cpu"))
     expected = adarank.scores.random(seed).init(prepared.controller.bank)["number"]
     assert torch.equal(prepared.controller.buffers["number"], expected)
+
+
+@pytest.mark.parametrize("ratio", [16.0, 0.5])
+@pytest.mark.parametrize("adapter", ["lora", "svd"])
+def test_lora_plus_gives_every_p_its_own_rate_and_the_curve_keeps_the_ratio(adapter, ratio):
+    built = tiny("bert", width=32, layers=1).build(2)
+    adapters = adarank.adapt(built.model, adapter, rank=2, train=built.head)
+    optimizer = make_optimizer(built.model, adapters, 1e-3, 0.1, ratio)
+    ids = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    trained = {id(p): name for name, p in built.model.named_parameters() if p.requires_grad}
+    assert sorted(ids) == sorted(trained)
+    fast = {name for name in trained.values() if name.endswith(".P")}
+    assert len(fast) == len(adapters)
+    decays = {trained[id(p)]: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert all(decays[name] == 0.1 for name in fast)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor("linear", 3, 10))
+    for step in range(8):
+        factor = (step + 1) / 4 if step < 3 else (10 - step) / 7
+        rates = {trained[id(p)]: g["lr"] for g in optimizer.param_groups for p in g["params"]}
+        for name, rate in rates.items():
+            assert rate == pytest.approx(1e-3 * factor * (ratio if name in fast else 1.0)), (step, name)
+        for p in built.model.parameters():
+            p.grad = torch.ones_like(p) if p.requires_grad else None
+        before = {name: p.detach().clone() for name, p in built.model.named_parameters()}
+        optimizer.step()
+        moved = {n: (p - before[n]).abs().max().item() for n, p in built.model.named_parameters() if p.requires_grad}
+        if step == 0:  # AdamW's first step is lr in every entry, but for the decay
+            slow = next(name for name in moved if name.endswith(".Q"))
+            assert moved[next(iter(fast))] / moved[slow] == pytest.approx(ratio, rel=0.1)
+        scheduler.step()
+
+
+@pytest.mark.parametrize("method", ["houlsby", "bitfit"])
+def test_without_triplets_biases_do_not_decay(method):
+    built = tiny("bert", width=32, layers=1).build(2)
+    if method == "bitfit":
+        adarank.bitfit(built.model, built.head)
+    else:
+        adarank.bottlenecks(built.model, ["output.dense"], train=built.head)
+    optimizer = make_optimizer(built.model, {}, 1e-3, 0.1)
+    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    names = {name: decays[id(p)] for name, p in built.model.named_parameters() if p.requires_grad}
+    assert len(names) == len(decays)
+    assert all(decay == (0.0 if name.endswith("bias") else 0.1) for name, decay in names.items())

@@ -1,0 +1,106 @@
+"""Every baseline, prepared as its YAML says, learns the letters of tests/harness/test_train.py."""
+
+import pytest
+import torch
+
+import adarank
+from adarank.adapters.bottleneck import bottlenecks_of
+from adarank.harness.data import encode
+from adarank.harness.models import Built, resolve_places, resolve_targets, tiny
+from adarank.harness.prepare import prepare
+from adarank.harness.settings import schedule_steps
+from adarank.harness.train import Plan, train
+from tests.harness.test_settings import settled
+from tests.harness.test_train import Recorder, letters
+
+STEPS = 60
+# Methods that lean on the base: BERT's N(0, 0.02²) hands [CLS] next to nothing of the text, 0.16 makes random features.
+RANDOM_FEATURES = ("houlsby", "pfeiffer", "bitfit", "head")
+WITHOUT_HEAD = ("houlsby", "pfeiffer", "bitfit")  # the fresh head stays frozen: they must learn by themselves
+RATES = {"bitfit": 2e-2, "head": 5e-2, "lora_plus": 1e-3, "svd_lora": 2e-2}  # for 60 steps of a model of width 32
+
+
+def learn(method, *overrides):
+    """(prepared, outcome, what stayed frozen before and after, the log) of 60 steps."""
+    settings = settled(f"method={method}", "rank=4", f"train.steps={STEPS}", "train.warmup=2", *overrides)
+    base = tiny("bert", width=32, layers=2)
+    torch.manual_seed(0)
+    built = base.build(2)
+    if method in RANDOM_FEATURES:
+        with torch.no_grad():
+            for p in (p for p in built.model.bert.parameters() if p.ndim > 1):
+                p.mul_(8)
+    if method in WITHOUT_HEAD:
+        built = Built(built.model, built.tokenizer, head=[])
+    if method in ("houlsby", "pfeiffer"):
+        settings["adapter"]["places"] = resolve_places(base, settings["adapter"]["places"])
+    if settings["schedule"] is not None:
+        settings["schedule"].update(schedule_steps(settings))
+    prepared = prepare(built, resolve_targets(base, "all", None), settings, torch.device("cpu"))
+    frozen = {n: p.clone() for n, p in prepared.model.named_parameters() if not p.requires_grad}
+    plan = Plan(
+        **{**settings["train"], "lr": RATES.get(method, 5e-3), "batch_size": 16, "eval_every": 20, "precision": "fp32"},
+        seed=0,
+        metrics=("accuracy",),
+    )
+    splits = {
+        name: encode(letters(rows, i), built.tokenizer, 16)
+        for i, (name, rows) in enumerate([("train", 256), ("dev", 64), ("test", 64)])
+    }
+    log = Recorder()
+    outcome = train(prepared, splits, plan, log, lambda _: None, lambda _: None)
+    return prepared, outcome, frozen, log
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["houlsby", "pfeiffer", "bitfit", "head", "rslora", "lora_plus", "svd_lora", "lora_orth", "lora_pruned"],
+)
+def test_it_learns_and_leaves_the_rest_alone(method):
+    prepared, outcome, frozen, log = learn(method)
+    assert ("classifier.weight" in frozen) == (method in WITHOUT_HEAD)
+    assert outcome.test > 0.9
+    after = dict(prepared.model.named_parameters())
+    assert all(torch.equal(p, after[name]) for name, p in frozen.items())
+    low_rank = method in ("rslora", "lora_plus", "svd_lora", "lora_orth", "lora_pruned")
+    assert len(prepared.adapters) == (12 if low_rank else 0)
+    assert len(bottlenecks_of(prepared.model)) == {"houlsby": 4, "pfeiffer": 2}.get(method, 0)
+    assert (prepared.controller is not None) == (method in ("svd_lora", "lora_orth", "lora_pruned"))
+    assert bool(log.allocations) == (method == "lora_pruned")
+
+
+def test_rslora_s_scale():
+    prepared, *_ = learn("rslora", "train.steps=3", "train.warmup=0")
+    assert [a.scale for a in prepared.adapters.values()] == pytest.approx([2 * 8**0.5 / 4**0.5] * 12)
+
+
+def test_pruned_lora_keeps_its_budget_and_what_is_pruned_stays_off():
+    """Doublets score as written out in the YAML; a mask never grows; an off doublet's λ is 0 after every step."""
+    prepared, _, _, log = learn("lora_pruned")
+    assert sum(adarank.ranks(prepared.model).values()) == 4 * 12
+    budgets = [record["budget"] for record in log.allocations]
+    assert budgets == sorted(budgets, reverse=True)
+    for earlier, later in zip(log.allocations, log.allocations[1:], strict=False):
+        assert all(later["ranks"][name] <= rank for name, rank in earlier["ranks"].items())
+    for adapter in prepared.adapters.values():
+        assert torch.equal(adapter.lam, adapter.mask.to(adapter.lam.dtype))
+
+    controller = prepared.controller
+    scores = controller.score.score(controller.buffers, controller.bank)
+    importance = controller.bank.cut(controller.buffers["importance"] * controller.buffers["uncertainty"])
+    expected = [
+        sum(importance["Q", i][j].tolist()) / a.in_features + sum(importance["P", i][j].tolist()) / a.out_features
+        for i, a in enumerate(prepared.adapters.values())
+        for j in range(a.rank)
+    ]
+    torch.testing.assert_close(scores, torch.tensor(expected))
+
+
+def test_svd_lora_s_penalty_pulls_the_factors_towards_orthonormal_rows():
+    """Against the same run without it (γ = 0)."""
+    gaps = []
+    for gamma in ("5.0", "0.0"):
+        prepared, *_ = learn("svd_lora", f"penalty.gamma={gamma}", "train.steps=40")
+        factors = [f for a in prepared.adapters.values() for f in (a.Q, a.P)]
+        gaps.append(sum(torch.linalg.norm(f @ f.T - torch.eye(len(f))).item() for f in factors))
+    assert gaps[0] < 0.5 * gaps[1]
