@@ -50,7 +50,12 @@ def block_linears(model: nn.Module) -> list[str]:
     get_output: Any = getattr(model, "get_output_embeddings", None)
     output = get_output() if get_output else None
     kinds = (layers.LINEAR, layers.CONV1D, layers.LINEAR_4BIT)
-    linears = [name for name, m in model.named_modules() if layer_of(m) in kinds and m is not output]
+    attention = {id(c) for m in model.modules() if isinstance(m, nn.MultiheadAttention) for c in m.children()}
+    linears = [
+        name
+        for name, m in model.named_modules()
+        if layer_of(m) in kinds and m is not output and id(m) not in attention  # which reads its weight, never calls it
+    ]
     return [n for n in linears if any(n.startswith(s + ".") for s in stacks)] if stacks else linears
 
 
@@ -65,6 +70,7 @@ def find_targets(model: nn.Module, targets: Targets) -> list[str]:
         found = block_linears(model)
         if not found:
             raise SettingError("targets='all-linear' found no nn.Linear in the model; name the modules to adapt")
+        _check_layers(model, found)
         return found
     regex = isinstance(targets, str)
     wanted = [targets] if isinstance(targets, str) else list(targets)
@@ -94,18 +100,25 @@ def find_targets(model: nn.Module, targets: Targets) -> list[str]:
 
 
 def _check_layers(model: nn.Module, names: Sequence[str]) -> None:
-    """Raise SettingError for a layer that cannot be wrapped: grouped, or with its weight tied to another module's."""
-    owners: dict[int, list[str]] = {}
+    """Raise SettingError for a layer that cannot be wrapped as it is, or whose weight is another module's, too."""
+    owners: dict[int, dict[tuple[int, str], str]] = {}  # by the parent itself: one module may have several names
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+        owner = name.rpartition(".")[0]
+        owners.setdefault(id(parameter), {}).setdefault(_place(model, owner), owner)
     for name in names:
         module: Any = model.get_submodule(name)
-        why = layers.refusal(module)
-        others = [other for other in owners.get(id(module.weight), []) if other != name]
+        why = layers.refusal(module, model.get_submodule(name.rpartition(".")[0]))
+        here = _place(model, name)
+        others = [other for place, other in owners.get(id(module.weight), {}).items() if place != here]
         if others:
-            why = f"its weight is tied to {others[0]}'s, which an adapter on one of them would part"
+            why = f"its weight is tied to {others[0]}'s, and an adapter on one of them would part the two"
         if why:
             raise SettingError(f"targets: {name} cannot be adapted: {why}; leave it out")
+
+
+def _place(model: nn.Module, name: str) -> tuple[int, str]:
+    parent, _, child = name.rpartition(".")
+    return id(model.get_submodule(parent)), child
 
 
 def _trained_modules(model: nn.Module, train: Sequence[str]) -> list[str]:
@@ -195,6 +208,7 @@ def adapt(
     _check_ranks(model, ranks)
     trained = _trained_modules(model, train)
     scales = {n: 2.0 if alpha is None else alpha / (math.sqrt(r) if rslora else r) for n, r in ranks.items()}
+    layers.keep_gradients(model)
     found = None
     if init.measure is not None:
         if batches is None:
@@ -226,6 +240,7 @@ def _configured(init: Any) -> Init:
 
 def wrap(model: nn.Module, plan: Mapping[str, tuple[str, int, float]], dropout: float) -> dict[str, LowRank]:
     """Freeze `model` and wrap its layers by `plan`: {module name: (kind, rank, scale)}, without filling the factors."""
+    layers.keep_gradients(model)
     model.requires_grad_(False)
     adapters = {}
     for name, (kind, rank, scale) in plan.items():
@@ -276,14 +291,14 @@ def trainable_parameters(model: nn.Module) -> dict[str, int]:
 
     adapter: in the low-rank factors; kept: of those, in triplets that are not pruned; other: trainable outside the
     adapters (the head, or everything in full fine-tuning); trainable = adapter + other; frozen; total = trainable + frozen.
-    Parameters shared by several modules count once.
+    Parameters shared by several modules count once; those of a 4-bit layer count as the weights they stand for.
     """
     adapters = adapters_of(model).values()
     inside = {id(p): p.numel() for a in adapters for p in (a.Q, a.lam, a.P) if isinstance(p, nn.Parameter)}
     every = {id(p): p for p in model.parameters()}
     adapter = sum(inside.values())
     other = sum(p.numel() for key, p in every.items() if p.requires_grad and key not in inside)
-    total = sum(p.numel() for p in every.values())
+    total = sum(layers.numel(p) for p in every.values())
     return {
         "total": total,
         "trainable": adapter + other,

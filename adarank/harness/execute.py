@@ -18,9 +18,17 @@ from adarank.errors import RunFailed
 from adarank.harness import runs
 from adarank.harness.data import encode, looks
 from adarank.harness.files import write_json, write_text
-from adarank.harness.measure import choose_device, choose_precision, device_name
+from adarank.harness.measure import base_mib, choose_device, choose_precision, device_name
 from adarank.harness.models import Base, resolve_targets
-from adarank.harness.prepare import Prepared, configured, describe_schedule, held_rank, initial_rank, prepare
+from adarank.harness.prepare import (
+    Prepared,
+    check_optimizer,
+    configured,
+    describe_schedule,
+    held_rank,
+    initial_rank,
+    prepare,
+)
 from adarank.harness.settings import accepts, locate, schedule_steps, settle, train_steps
 from adarank.harness.tasks.base import Task
 from adarank.harness.tracking import no_copy, open_log
@@ -40,6 +48,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
         settings["schedule"].update(schedule_steps(settings))
     device = choose_device()
     settings["train"]["precision"] = choose_precision(settings["train"]["precision"], device)
+    check_optimizer(settings["train"]["optimizer"], device)
     task: Task = configured(settings["task"])
     base: Base = configured(settings["model"])
     targets = None
@@ -58,6 +67,9 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
 
     torch.manual_seed(settings["seed"])  # the head: the same for every method
     built = base.build(max(len(task.labels), 1))
+    configured(
+        settings["quantization"], model=built.model, device=device, precision=settings["train"]["precision"]
+    )
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
     encoded = {name: encode(s, built.tokenizer, task.max_length) for name, s in splits.items() if s is not None}
     torch.manual_seed(settings["seed"])  # the factors
@@ -116,7 +128,7 @@ def identity(
     }
     adaptive = settings["allocator"] is not None
     return {
-        **{group: settings[group] for group in ("init", "score", "allocator", "penalty")},
+        **{group: settings[group] for group in ("init", "score", "allocator", "penalty", "quantization")},
         "adapter": adapter,
         "schedule": schedule,
         "mode": settings["mode"] if adaptive or settings["penalty"] else None,
@@ -194,7 +206,7 @@ def results(outcome: Outcome, prepared: Prepared, settings: Mapping[str, Any], p
         "metric": metric,
         "rank": final_rank(prepared, settings),
         "time": {k: found[k] for k in ("train_s", "step_ms", "eval_s")},
-        "memory": {"peak_mib": outcome.peak_mib},
+        "memory": {"peak_mib": outcome.peak_mib, "base_mib": base_mib(prepared.model)},
     }
 
 

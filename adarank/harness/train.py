@@ -28,7 +28,7 @@ class Diverged(RunFailed):
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of the loop. lr: peak; lr_ratio: that of every P ÷ lr (LoRA+); steps, warmup, eval_every, log_every: optimiser steps; batch_size: rows of one
+    """Numbers of the loop. lr: peak; optimizer: see `make_optimizer`; lr_ratio: that of every P ÷ lr (LoRA+); steps, warmup, eval_every, log_every: optimiser steps; batch_size: rows of one
     forward pass; accumulation: forward passes of one step; clip: largest gradient norm, 0 for none; precision:
     "fp32" or "bf16" (autocast); metrics: names, the first chooses the best checkpoint."""
 
@@ -46,6 +46,7 @@ class Plan:
     precision: str
     seed: int
     metrics: tuple[str, ...]
+    optimizer: str = "adamw"
 
 
 @dataclass
@@ -106,7 +107,7 @@ def train(
     """
     model, controller = prepared.model, prepared.controller
     device = next(model.parameters()).device
-    optimizer = make_optimizer(model, prepared.adapters, plan.lr, plan.weight_decay, plan.lr_ratio)
+    optimizer = make_optimizer(model, prepared.adapters, plan.lr, plan.weight_decay, plan.lr_ratio, plan.optimizer)
     if controller is not None:
         controller.attach(optimizer)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(plan.decay, plan.warmup, plan.steps))
@@ -194,8 +195,9 @@ def train(
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """A copy of everything that training changes: trained parameters, the adapters' λ and masks, buffers."""
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in frozen}
+    kept = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    kept |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name in kept}
 
 
 def is_settled(controller: RankController | None) -> bool:
