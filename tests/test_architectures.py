@@ -53,7 +53,7 @@ def test_a_transformer_end_to_end(arch, tmp_path):
         schedule=adarank.schedules.cubic(initial=3 * n, final=2 * n - 1, t_i=3, t_f=6, total=STEPS, interval=2),
         penalty=adarank.penalties.orthogonality(),
     )
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-2)
     controller.attach(optimizer)
     model.train()
     for _ in range(STEPS):

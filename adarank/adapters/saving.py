@@ -106,7 +106,9 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, 
                 f"{found[0]} → {found[1]} here"
             )
         if info.get("start_rank") is not None and layer_of(model.get_submodule(name)) is LINEAR_4BIT:
-            raise SettingError(f"{path} starts from a changed base, and {name} is a 4-bit layer; load it into a plain one")
+            raise SettingError(
+                f"{path} starts from a changed base, and {name} is a 4-bit layer; load it into a plain one"
+            )
         sizes = {"Q": (info["rank"], found[0]), "lam": (info["rank"],), "P": (info["rank"], found[1])}
         sizes |= {"start_Q": (info.get("start_rank"), found[0]), "start_P": (info.get("start_rank"), found[1])}
         for part in _parts(info):

@@ -67,9 +67,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
 
     torch.manual_seed(settings["seed"])  # the head: the same for every method
     built = base.build(max(len(task.labels), 1))
-    configured(
-        settings["quantization"], model=built.model, device=device, precision=settings["train"]["precision"]
-    )
+    configured(settings["quantization"], model=built.model, device=device, precision=settings["train"]["precision"])
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
     encoded = {name: encode(s, built.tokenizer, task.max_length) for name, s in splits.items() if s is not None}
     torch.manual_seed(settings["seed"])  # the factors
@@ -149,8 +147,10 @@ def tracker_of(node: Mapping[str, Any] | None) -> Any:
 
 
 def run_title(settings: Mapping[str, Any]) -> str:
-    """A name to read: adalora-r8-qkv-s0."""
+    """A name to read: adalora-r8-qkv-s0, adalora-nf4-r8-qkv-s0."""
     parts = [settings["method"]]
+    if settings["quantization"] is not None:
+        parts.append(settings["quantization"]["_target_"].rpartition(".")[2])
     if accepts(settings["adapter"], "rank"):
         parts += [f"r{settings['rank']}", settings["targets"]]
     return "-".join([*parts, f"s{settings['seed']}"])

@@ -240,9 +240,17 @@ def _built(model: Any, tokenizer: Any, missing: Iterable[str] = ()) -> Built:
 TINY = ("bert", "roberta", "distilbert", "deberta_v2", "llama", "gpt2", "gpt_neox", "t5", "bart", "modernbert")
 # What architectures call one and the same size.
 _WIDTH = ("hidden_size", "dim", "n_embd", "d_model")
-_LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
-_HEADS = ("num_attention_heads", "n_heads", "n_head", "num_heads", "num_key_value_heads", "encoder_attention_heads")
-_HEADS += ("decoder_attention_heads",)
+_LAYERS = (
+    "num_hidden_layers",
+    "n_layers",
+    "n_layer",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+)
+_HEADS = ("num_attention_heads", "n_heads", "n_head", "num_heads", "num_key_value_heads")
+_HEADS_TOO = ("encoder_attention_heads", "decoder_attention_heads")
 _INNER = ("intermediate_size", "hidden_dim", "n_inner", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim")
 _START, _END = ("bos_token_id",), ("eos_token_id", "sep_token_id")
 
@@ -264,7 +272,7 @@ def tiny(arch: str, width: int = 128, layers: int = 2) -> Base:
             tokenizer.model_input_names = ["input_ids", "attention_mask"]
         heads, cls, sep, pad = width // 32, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
         values = (width, layers, heads, 2 * width, cls, sep)
-        names = (_WIDTH, _LAYERS, _HEADS, _INNER, _START, _END)
+        names = (_WIDTH, _LAYERS, (*_HEADS, *_HEADS_TOO), _INNER, _START, _END)
         sizes = {"vocab_size": len(tokenizer), "d_kv": 32, "pad_token_id": pad}
         for group, value in zip(names, values, strict=True):
             sizes |= dict.fromkeys(group, value)

@@ -139,11 +139,15 @@ def describe_schedule(controller: RankController) -> str:
 
 
 def check_optimizer(name: str, device: torch.device) -> None:
-    """Raise SettingError for one of bitsandbytes' optimisers where it is not installed or there is no CUDA device."""
+    """Raise SettingError for one of bitsandbytes' optimisers where it is not installed or does not run on `device`."""
     if name == "adamw":
         return
-    if device.type != "cuda":
-        raise SettingError(f"train.optimizer={name} needs a CUDA device, this is {device.type}; valid here: adamw")
+    runs_on = ("cuda",) if name == "paged_adamw_8bit" else ("cuda", "cpu")
+    if device.type not in runs_on:
+        others = "adamw, adamw_8bit" if device.type == "cpu" else "adamw"
+        raise SettingError(
+            f"train.optimizer={name} runs on {' or '.join(runs_on)} only, this is {device.type}; valid here: {others}"
+        )
     if find_spec("bitsandbytes") is None:
         raise SettingError(f"train.optimizer={name}: bitsandbytes is not installed; pip install 'adarank[quant]'")
 

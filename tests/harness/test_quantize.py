@@ -1,6 +1,3 @@
-import json
-from importlib.util import find_spec
-
 import pytest
 import torch
 from torch import nn
@@ -9,11 +6,11 @@ from torch.nn import functional as F
 import adarank
 from adarank import SettingError
 from adarank.harness import prepare, quantize
-from adarank.harness.app import run
 from adarank.harness.measure import base_mib
 from adarank.harness.models import tiny
 from adarank.harness.quantize import nf4
 from adarank.harness.train import trained_state
+from tests.experiments.test_run import inside, summaries
 
 CPU = torch.device("cpu")
 # Appendix E of QLoRA: the quantiles of a normal distribution, scaled to [−1, 1], with an exact zero.
@@ -97,7 +94,8 @@ def test_without_bitsandbytes_it_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("arch", ["bert", "gpt2", "t5", "llama"])
 def test_adalora_over_nf4_end_to_end(arch, compaction, tmp_path):
     model, labels = quantized(arch), torch.arange(6) % 2
-    adapters = adarank.adapt(model, rank=3)
+    head = {"bert": "classifier", "t5": "classification_head"}.get(arch, "score")
+    adapters = adarank.adapt(model, rank=3, train=[head])
     n = len(adapters)
     controller = adarank.RankController(
         adapters,
@@ -106,25 +104,26 @@ def test_adalora_over_nf4_end_to_end(arch, compaction, tmp_path):
         penalty=adarank.penalties.orthogonality(),
         compaction=compaction,
     )
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
     controller.attach(optimizer)
-    losses = []
+
+    @torch.no_grad()
+    def loss_now():
+        return F.cross_entropy(model.eval()(**inputs()).logits, labels).item()
+
+    before = loss_now()
     for step in range(16):
         if step == 1:  # an evaluation in the middle, after which gradients must pass as before
-            with torch.no_grad():
-                model.eval()(**inputs())
-        loss = F.cross_entropy(model.train()(**inputs()).logits, labels)
-        losses.append(loss.item())
-        loss.backward()
+            loss_now()
+        F.cross_entropy(model.train()(**inputs()).logits, labels).backward()
         if step == 1:
             assert all(a.P.grad.isfinite().all() and a.lam.grad.any() for a in adapters.values())
         controller.after_backward()
         optimizer.step()
         optimizer.zero_grad()
     assert sum(adarank.ranks(model).values()) == 2 * n - 1
-    assert min(losses[-4:]) < losses[0]
+    assert loss_now() < before
 
-    model.eval()
     with torch.no_grad():
         expected = model(**inputs()).logits
         adarank.save_adapter(model, tmp_path)
@@ -170,20 +169,46 @@ def test_the_base_s_memory_is_counted_to_the_byte(double):
     assert found["fp32"] == 4 * weights / 2**20
     assert found["bf16"] == 2 * weights / 2**20
     tables = found["held"] * 2**20 - held  # the quantisation tables: 16 and 256 values, a copy a layer or one for all
-    assert tables in {4 * 16 * k + 4 * 256 * j for k in (1, len(inside)) for j in ((1, len(inside)) if double else (0,))}
+    assert tables in {
+        4 * 16 * k + 4 * 256 * j for k in (1, len(inside)) for j in ((1, len(inside)) if double else (0,))
+    }
     adarank.adapt(model, rank=2)
     assert base_mib(model) == found
     counts = adarank.trainable_parameters(model)
     assert counts["total"] - counts["adapter"] == weights
 
 
-def test_8_bit_optimisers_need_cuda(monkeypatch):
-    with pytest.raises(SettingError, match=r"train\.optimizer=paged_adamw_8bit needs a CUDA device, this is cpu"):
+def test_8_bit_optimisers_where_they_do_not_run(monkeypatch):
+    with pytest.raises(SettingError, match=r"paged_adamw_8bit runs on cuda only, this is cpu; .*: adamw, adamw_8bit$"):
         prepare.check_optimizer("paged_adamw_8bit", CPU)
-    prepare.check_optimizer("adamw", CPU)
+    with pytest.raises(SettingError, match=r"adamw_8bit runs on cuda or cpu only, this is mps; valid here: adamw$"):
+        prepare.check_optimizer("adamw_8bit", torch.device("mps"))
+    prepare.check_optimizer("adamw_8bit", CPU)
+    prepare.check_optimizer("adamw", torch.device("mps"))
     monkeypatch.setattr(prepare, "find_spec", lambda name: None)
     with pytest.raises(SettingError, match="bitsandbytes is not installed"):
         prepare.check_optimizer("adamw_8bit", torch.device("cuda"))
+
+
+def test_8_bit_adamw_goes_adamw_s_way_within_its_8_bits():
+    """Factors of 4096 and more entries; bitsandbytes keeps smaller ones' averages in fp32."""
+    ends, states = [], []
+    for name in ("adamw", "adamw_8bit"):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"inner": nn.Linear(1024, 64)})
+        adapters = adarank.adapt(model, adapter="lora", rank=8, targets="inner")
+        optimizer = prepare.make_optimizer(model, adapters, 1e-2, 0.0, name=name)
+        Q, before, target = adapters["inner"].Q, adapters["inner"].Q.detach().clone(), torch.randn(8, 1024)
+        for _ in range(30):
+            (Q - target).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append(Q.detach() - before)
+        states.append(
+            {t.dtype for t in optimizer.state[Q].values() if isinstance(t, torch.Tensor) and t.numel() > 4096}
+        )
+    assert (ends[0] - ends[1]).norm() < 0.1 * ends[0].norm()
+    assert states == [{torch.float32}, {torch.uint8}]
 
 
 @pytest.mark.parametrize(("name", "paged"), [("adamw_8bit", False), ("paged_adamw_8bit", True)])
@@ -199,5 +224,34 @@ def test_8_bit_optimisers_are_bitsandbytes_own_with_our_groups(name, paged):
     assert {(g["lr"], g["weight_decay"]) for g in optimizer.param_groups} == {(2e-3, 0.1), (1e-3, 0.1), (1e-3, 0.0)}
 
 
-def test_bitsandbytes_is_here_to_be_tested():
-    assert find_spec("bitsandbytes")
+def test_runs_over_nf4_from_the_command_line(tmp_path):
+    inside("method=qlora", "tiny=true", f"out={tmp_path}")
+    inside("method=qlora", "train.optimizer=adamw_8bit", "tiny=true", f"out={tmp_path / 'bits'}")
+    inside("method=lora", "quantization=nf4", "tiny=true", f"out={tmp_path}")
+    done = inside("method=adalora", "quantization=nf4", "compaction=final", "tiny=true", f"out={tmp_path}")
+    assert "adalora-nf4-r8-all-s0" in done.stdout
+    found = summaries(tmp_path)
+    assert sorted(name.partition("-")[0] for name in found) == ["adalora", "lora", "qlora"]
+    assert {s["status"] for s in found.values()} == {"finished"}
+    by = {name.partition("-")[0]: (name.split("-")[1], s) for name, s in found.items()}
+    assert by["qlora"][0] == by["lora"][0]  # the same settings, by whatever name
+    assert by["qlora"][1]["metric"] == by["lora"][1]["metric"]
+    assert by["qlora"][1]["parameters"] == by["lora"][1]["parameters"]
+    (eight,) = summaries(tmp_path / "bits").values()
+    assert eight["status"] == "finished"
+    memory = by["adalora"][1]["memory"]["base_mib"]
+    assert memory["fp32"] == 2 * memory["bf16"]
+    assert memory["held"] < 0.75 * memory["fp32"]  # much of the tiny model lies outside its blocks
+
+
+@pytest.mark.parametrize("method", ["full"])
+def test_methods_that_train_the_base_refuse_4_bits(method, tmp_path):
+    says = inside(f"method={method}", "quantization=nf4", "tiny=true", f"out={tmp_path}", status=2).stderr
+    assert f"quantization does not go with method={method}: 4-bit weights cannot train" in says
+    assert not list(tmp_path.iterdir())
+
+
+def test_8_bit_states_are_not_compacted(tmp_path):
+    settings = ["method=adalora", "compaction=final", "train.optimizer=adamw_8bit", "tiny=true", f"out={tmp_path}"]
+    says = inside(*settings, status=2).stderr
+    assert "compaction=final does not go with train.optimizer=adamw_8bit" in says
