@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adarank import allocators, schedules
+from adarank.adapters import layers
 from adarank.adapters.lowrank import LowRank, to_singular
 from adarank.bank import Bank
-from adarank.compaction import CONTROLLER, drop, unwrap
+from adarank.compaction import CONTROLLER, check_state, drop, unwrap
 from adarank.errors import SettingError
 from adarank.inits.default import draw
 from adarank.penalties import Penalty
@@ -75,6 +76,15 @@ def _hear(listener: "weakref.ref[RankController]", i: int, adapter: LowRank, x: 
     with torch.no_grad():
         controller._heard[i] += controller.score.activation(adapter, x.detach().to(adapter.Q.dtype))
     controller._passes[i] += 1
+
+
+def _check_linear(adapters: Mapping[str, LowRank]) -> None:
+    for name, adapter in adapters.items():
+        if adapter.layer in (layers.CONV2D, layers.EMBEDDING):
+            raise SettingError(
+                f"score: one that looks at activations needs linear layers, {name} is of the kind {adapter.layer.name}; "
+                "valid: another score, or targets without it"
+            )
 
 
 class RankController:
@@ -134,6 +144,8 @@ class RankController:
         self.schedule = schedules.never(held) if schedule is None else schedule
         if score is None and schedule is not None:
             raise SettingError("score is not given; a schedule allocates by a score of adarank.scores")
+        if score is not None and score.activation is not None:
+            _check_linear(adapters)
         if pruned == "learning" and self.schedule.initial != held:
             raise SettingError(
                 f"the schedule starts at {self.schedule.initial} {unit}, the adapters hold {held}; "
@@ -349,6 +361,10 @@ class RankController:
             if buffer.ndim:
                 buffer.masked_fill_(fresh if len(buffer) == bank.triplets else where, 0.0)
         state = {} if self._optimizer is None else self._optimizer.state
+        if self._optimizer is not None:
+            check_state(
+                self._optimizer, [getattr(a, part) for a in bank.adapters for part in ("Q", "lam", "P")], "grown"
+            )
         for (part, i), rows in bank.cut(where).items():
             for value in state.get(getattr(bank.adapters[i], part), {}).values():
                 if isinstance(value, Tensor) and value.shape == rows.shape:

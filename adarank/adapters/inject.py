@@ -217,8 +217,15 @@ def adapt(
     if init.ranks is not None:
         ranks = init.ranks(found, ranks)
 
+    trained_before = [p for p in model.parameters() if p.requires_grad]
     adapters = wrap(model, {name: (adapter, ranks[name], scales[name]) for name in names}, dropout)
-    init.fill(adapters, found)
+    try:
+        init.fill(adapters, found)
+    except SettingError:
+        _unwrap(model, adapters)
+        for parameter in trained_before:
+            parameter.requires_grad_(True)
+        raise
     for name in trained:
         model.get_submodule(name).requires_grad_(True)
     if missed := reach(model).missed:
@@ -251,6 +258,15 @@ def wrap(model: nn.Module, plan: Mapping[str, tuple[str, int, float]], dropout: 
         setattr(model.get_submodule(parent), child, wrapped)
         adapters[name] = wrapped
     return adapters
+
+
+def _unwrap(model: nn.Module, adapters: Mapping[str, LowRank]) -> None:
+    """Put the layers back as they were (within rounding, where an init had begun to change the base)."""
+    for name, adapter in adapters.items():
+        parent, _, child = name.rpartition(".")
+        start = adapter.start()
+        base = adapter.base if start is None else adapter.layer.merged(adapter.base, start, 1)
+        setattr(model.get_submodule(parent), child, base)
 
 
 class Reach(NamedTuple):

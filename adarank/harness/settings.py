@@ -180,11 +180,13 @@ def _check_effects(settings: Mapping[str, Any], typed: set[str]) -> None:
                 f"quantization does not go with method={method}: 4-bit weights cannot train, and only low-rank "
                 "adapters leave them as they are; valid: quantization=none, or a low-rank method"
             )
-    if settings["train"]["optimizer"] != "adamw" and settings["compaction"] != "off":
-        raise SettingError(
-            f"compaction={settings['compaction']} does not go with train.optimizer={settings['train']['optimizer']}, "
-            "whose 8-bit state cannot be gathered; valid: compaction=off, or train.optimizer=adamw"
-        )
+    if settings["train"]["optimizer"] != "adamw":
+        for name, value in (("compaction", "off"), ("pruned", settings["pruned"].replace("frozen", "learning"))):
+            if settings[name] != value:
+                raise SettingError(
+                    f"{name}={settings[name]} does not go with train.optimizer={settings['train']['optimizer']}, whose "
+                    f"8-bit state can neither be gathered nor started anew; valid: {name}={value}, or train.optimizer=adamw"
+                )
     if settings["allocator"] is None:
         for group in ("score", "schedule"):
             if settings[group] is not None:

@@ -15,6 +15,7 @@ from adarank import SettingError
 from adarank.adapters import layers
 from adarank.adapters.layers import layer_of
 from adarank.adapters.lowrank import LowRank
+from adarank.inits.init import Init
 
 
 def four_bit(d_in=64, d_out=96, bias=True, double=True):
@@ -354,6 +355,35 @@ def test_a_4_bit_base_is_not_changed_by_an_init():
     adapter, _ = make("4-bit")
     with pytest.raises(SettingError, match="cannot do so from a 4-bit weight"):
         adapter.start_from(adapter.Q, adapter.P)
+
+
+def from_identity(adapters, found=None):
+    """An init as PiSSA's: ΔW₀ = s·Pᵀ Q out of the base, then the factors that make it up."""
+    for adapter in adapters.values():
+        torch.nn.init.normal_(adapter.Q)
+        torch.nn.init.normal_(adapter.P)
+        adapter.start_from(adapter.Q.detach() * adapter.scale, adapter.P.detach())
+
+
+def test_an_init_that_changes_the_base_is_refused_over_4_bits_and_leaves_the_model_as_it_was():
+    torch.manual_seed(0)
+    model, x = Mixed(), torch.randint(0, 9, (6, 7))
+    before, trains = model(x), [n for n, p in model.named_parameters() if p.requires_grad]
+    modules = {n: type(m) for n, m in model.named_modules()}
+    with pytest.raises(SettingError, match="cannot do so from a 4-bit weight"):
+        adarank.adapt(model, adapter="lora", rank=3, targets=TARGETS, init=Init("identity", from_identity))
+    assert {n: type(m) for n, m in model.named_modules()} == modules
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == trains
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_that_starts_from_a_changed_base_is_not_loaded_over_4_bits(tmp_path):
+    plain, quantised = nn.ModuleDict({"inner": nn.Linear(64, 96)}), nn.ModuleDict({"inner": four_bit()})
+    adarank.adapt(plain, adapter="lora", rank=3, targets="inner", init=Init("identity", from_identity))
+    adarank.save_adapter(plain, tmp_path)
+    with pytest.raises(SettingError, match="starts from a changed base, and inner is a 4-bit layer"):
+        adarank.load_adapter(quantised, tmp_path)
+    assert isinstance(quantised["inner"], bnb.nn.Linear4bit)
 
 
 def test_4_bit_factors_are_fp32_and_its_evaluation_does_not_stop_gradients():

@@ -251,7 +251,42 @@ def test_methods_that_train_the_base_refuse_4_bits(method, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_8_bit_states_are_not_compacted(tmp_path):
-    settings = ["method=adalora", "compaction=final", "train.optimizer=adamw_8bit", "tiny=true", f"out={tmp_path}"]
+@pytest.mark.parametrize("setting", ["compaction=final", "pruned=frozen"])
+def test_8_bit_states_are_neither_compacted_nor_grown(setting, tmp_path):
+    settings = ["method=adalora", setting, "train.optimizer=adamw_8bit", "tiny=true", f"out={tmp_path}"]
     says = inside(*settings, status=2).stderr
-    assert "compaction=final does not go with train.optimizer=adamw_8bit" in says
+    assert f"{setting} does not go with train.optimizer=adamw_8bit" in says
+
+
+def test_the_controller_refuses_to_grow_over_8_bit_states():
+    """Code 0 of an 8-bit state stands for its lowest value, so that zeroing it would be wrong."""
+    model = nn.ModuleDict({"inner": nn.Linear(1024, 64)})
+    adapters = adarank.adapt(model, rank=8, targets="inner")
+    controller = adarank.RankController(
+        adapters,
+        score=adarank.scores.adalora(),
+        schedule=adarank.schedules.cubic(initial=8, final=4, t_i=1, t_f=1, total=8, interval=1),
+        pruned="frozen",
+    )
+    optimizer = prepare.make_optimizer(model, adapters, 1e-2, 0.0, name="adamw_8bit")
+    controller.attach(optimizer)
+    x = torch.randn(4, 1024)
+
+    def steps():
+        for _ in range(8):
+            model["inner"](x).square().sum().backward()
+            controller.after_backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    with pytest.raises(SettingError, match="AdamW8bit cannot be grown: its state 'qmap1'"):
+        steps()
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(2, 4, 3), nn.Embedding(9, 4)])
+def test_a_score_of_activations_needs_linear_layers(layer):
+    adapters = adarank.adapt(nn.ModuleDict({"inner": layer}), rank=2, targets="inner")
+    score = adarank.scores.adalora()._replace(activation=lambda adapter, x: x)
+    schedule = adarank.schedules.cubic(initial=2, final=1, t_i=1, t_f=1, total=4, interval=1)
+    with pytest.raises(SettingError, match="looks at activations needs linear layers, inner is of the kind"):
+        adarank.RankController(adapters, score=score, schedule=schedule)
