@@ -70,7 +70,7 @@ def find_targets(model: nn.Module, targets: Targets) -> list[str]:
         found = block_linears(model)
         if not found:
             raise SettingError("targets='all-linear' found no nn.Linear in the model; name the modules to adapt")
-        _check_layers(model, found)
+        check_layers(model, found)
         return found
     regex = isinstance(targets, str)
     wanted = [targets] if isinstance(targets, str) else list(targets)
@@ -95,11 +95,11 @@ def find_targets(model: nn.Module, targets: Targets) -> list[str]:
                 )
             raise SettingError(f"targets={target!r} matches no module; near names: {near(target, known)}")
     found = [name for name in known if any(_matches(name, target, regex) for target in wanted)]
-    _check_layers(model, found)
+    check_layers(model, found)
     return found
 
 
-def _check_layers(model: nn.Module, names: Sequence[str]) -> None:
+def check_layers(model: nn.Module, names: Sequence[str]) -> None:
     """Raise SettingError for a layer that cannot be wrapped as it is, or whose weight is another module's, too."""
     owners: dict[int, dict[tuple[int, str], str]] = {}  # by the parent itself: one module may have several names
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from adarank.adapters.inject import near, wrap
+from adarank.adapters.inject import check_layers, near, wrap
 from adarank.adapters.layers import LINEAR_4BIT, layer_of
 from adarank.adapters.lowrank import KINDS, adapters_of
 from adarank.errors import SettingError
@@ -114,6 +114,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, 
         for part in _parts(info):
             _check_shape(path, f"{name}.{part}", tuple(tensors[f"{name}.{part}"].shape), sizes[part])
         plan[name] = (description["kind"], info["rank"], info["scale"])
+    check_layers(model, list(plan))
     parameters = dict(model.named_parameters())
     for name in description["trained"]:
         if name not in parameters:

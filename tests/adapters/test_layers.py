@@ -440,7 +440,7 @@ def test_attention_that_reads_the_weight_without_calling_it_is_refused():
         adarank.adapt(nn.ModuleDict({"self_attn": nn.MultiheadAttention(8, 2)}), targets="out_proj")
 
 
-def test_an_encoder_layer_with_a_fast_path_is_refused_until_it_is_switched_off():
+def test_an_encoder_layer_with_a_fast_path_is_refused_until_it_is_switched_off(tmp_path):
     def build():
         layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
         return nn.ModuleDict({"encoder": nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)})
@@ -458,5 +458,8 @@ def test_an_encoder_layer_with_a_fast_path_is_refused_until_it_is_switched_off()
         for adapter in adapters.values():
             nn.init.ones_(adapter.lam)
         assert not torch.allclose(model["encoder"](x), before)
+        adarank.save_adapter(model, tmp_path)
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
+    with pytest.raises(SettingError, match="fast path"):
+        adarank.load_adapter(build(), tmp_path)
