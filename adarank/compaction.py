@@ -78,14 +78,15 @@ def drop(adapters: Sequence[LowRank], keep: Sequence[Tensor], optimizer: Optimiz
     return indices
 
 
-def check_state(optimizer: Optimizer, tensors: Sequence[Tensor]) -> None:
-    """Raise SettingError, naming the optimiser, where its state of one of `tensors` cannot be gathered by row."""
+def check_state(optimizer: Optimizer, tensors: Sequence[Tensor], done: str = "compacted") -> None:
+    """Raise SettingError, naming the optimiser, where its state of one of `tensors` cannot be gathered or zeroed by row.
+    done: what could not be, for the message."""
     for tensor in tensors:
         for key, value in optimizer.state.get(tensor, {}).items():
             plain = value is None or isinstance(value, bool | int | float)
             if not plain and not (isinstance(value, Tensor) and (value.numel() == 1 or value.shape == tensor.shape)):
                 shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise SettingError(
-                    f"{type(optimizer).__name__} cannot be compacted: its state {key!r} is {shape} for a parameter of "
+                    f"{type(optimizer).__name__} cannot be {done}: its state {key!r} is {shape} for a parameter of "
                     f"{tuple(tensor.shape)}; valid: optimisers whose state is scalars and parameter-shaped tensors"
                 )

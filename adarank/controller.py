@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from adarank import allocators, schedules
 from adarank.adapters.lowrank import LowRank, to_singular
 from adarank.bank import Bank
-from adarank.compaction import CONTROLLER, drop, unwrap
+from adarank.compaction import CONTROLLER, check_state, drop, unwrap
 from adarank.errors import SettingError
 from adarank.inits.default import draw
 from adarank.penalties import Penalty
@@ -371,6 +371,10 @@ class RankController:
             if buffer.ndim:
                 buffer.masked_fill_(fresh if len(buffer) == bank.triplets else where, 0.0)
         state = {} if self._optimizer is None else self._optimizer.state
+        if self._optimizer is not None:
+            check_state(
+                self._optimizer, [getattr(a, part) for a in bank.adapters for part in ("Q", "lam", "P")], "grown"
+            )
         for (part, i), rows in bank.cut(where).items():
             for value in state.get(getattr(bank.adapters[i], part), {}).values():
                 if isinstance(value, Tensor) and value.shape == rows.shape:

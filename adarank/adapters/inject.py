@@ -51,7 +51,12 @@ def block_linears(model: nn.Module) -> list[str]:
     get_output: Any = getattr(model, "get_output_embeddings", None)
     output = get_output() if get_output else None
     kinds = (layers.LINEAR, layers.CONV1D, layers.LINEAR_4BIT)
-    linears = [name for name, m in model.named_modules() if layer_of(m) in kinds and m is not output]
+    attention = {id(c) for m in model.modules() if isinstance(m, nn.MultiheadAttention) for c in m.children()}
+    linears = [
+        name
+        for name, m in model.named_modules()
+        if layer_of(m) in kinds and m is not output and id(m) not in attention  # which reads its weight, never calls it
+    ]
     return [n for n in linears if any(n.startswith(s + ".") for s in stacks)] if stacks else linears
 
 
@@ -66,6 +71,7 @@ def find_targets(model: nn.Module, targets: Targets) -> list[str]:
         found = block_linears(model)
         if not found:
             raise SettingError("targets='all-linear' found no nn.Linear in the model; name the modules to adapt")
+        check_layers(model, found)
         return found
     regex = isinstance(targets, str)
     wanted = [targets] if isinstance(targets, str) else list(targets)
@@ -90,23 +96,30 @@ def find_targets(model: nn.Module, targets: Targets) -> list[str]:
                 )
             raise SettingError(f"targets={target!r} matches no module; near names: {near(target, known)}")
     found = [name for name in known if any(matches(name, target, regex) for target in wanted)]
-    _check_layers(model, found)
+    check_layers(model, found)
     return found
 
 
-def _check_layers(model: nn.Module, names: Sequence[str]) -> None:
-    """Raise SettingError for a layer that cannot be wrapped: grouped, or with its weight tied to another module's."""
-    owners: dict[int, list[str]] = {}
+def check_layers(model: nn.Module, names: Sequence[str]) -> None:
+    """Raise SettingError for a layer that cannot be wrapped as it is, or whose weight is another module's, too."""
+    owners: dict[int, dict[tuple[int, str], str]] = {}  # by the parent itself: one module may have several names
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+        owner = name.rpartition(".")[0]
+        owners.setdefault(id(parameter), {}).setdefault(_place(model, owner), owner)
     for name in names:
         module: Any = model.get_submodule(name)
-        why = layers.refusal(module)
-        others = [other for other in owners.get(id(module.weight), []) if other != name]
+        why = layers.refusal(module, model.get_submodule(name.rpartition(".")[0]))
+        here = _place(model, name)
+        others = [other for place, other in owners.get(id(module.weight), {}).items() if place != here]
         if others:
-            why = f"its weight is tied to {others[0]}'s, which an adapter on one of them would part"
+            why = f"its weight is tied to {others[0]}'s, and an adapter on one of them would part the two"
         if why:
             raise SettingError(f"targets: {name} cannot be adapted: {why}; leave it out")
+
+
+def _place(model: nn.Module, name: str) -> tuple[int, str]:
+    parent, _, child = name.rpartition(".")
+    return id(model.get_submodule(parent)), child
 
 
 def trained_modules(model: nn.Module, train: Sequence[str]) -> list[str]:
@@ -203,6 +216,7 @@ def adapt(
                     f"init={init.name} takes its ΔW out of the base's weight, which is 4-bit in {name} and would be "
                     "quantised once more; valid: a base that is not quantised, or init=default, eva"
                 )
+    layers.keep_gradients(model)
     found = None
     if init.measure is not None:
         if batches is None:
@@ -211,8 +225,15 @@ def adapt(
     if init.ranks is not None:
         ranks = init.ranks(found, ranks)
 
+    trained_before = [p for p in model.parameters() if p.requires_grad]
     adapters = wrap(model, {name: (adapter, ranks[name], scales[name]) for name in names}, dropout)
-    init.fill(adapters, found)
+    try:
+        init.fill(adapters, found)
+    except SettingError:
+        _unwrap(model, adapters)
+        for parameter in trained_before:
+            parameter.requires_grad_(True)
+        raise
     for name in trained:
         model.get_submodule(name).requires_grad_(True)
     if missed := reach(model).missed:
@@ -234,6 +255,7 @@ def _configured(init: Any) -> Init:
 
 def wrap(model: nn.Module, plan: Mapping[str, tuple[str, int, float]], dropout: float) -> dict[str, LowRank]:
     """Freeze `model` and wrap its layers by `plan`: {module name: (kind, rank, scale)}, without filling the factors."""
+    layers.keep_gradients(model)
     model.requires_grad_(False)
     adapters = {}
     for name, (kind, rank, scale) in plan.items():
@@ -244,6 +266,15 @@ def wrap(model: nn.Module, plan: Mapping[str, tuple[str, int, float]], dropout: 
         setattr(model.get_submodule(parent), child, wrapped)
         adapters[name] = wrapped
     return adapters
+
+
+def _unwrap(model: nn.Module, adapters: Mapping[str, LowRank]) -> None:
+    """Put the layers back as they were (within rounding, where an init had begun to change the base)."""
+    for name, adapter in adapters.items():
+        parent, _, child = name.rpartition(".")
+        start = adapter.start()
+        base = adapter.base if start is None else adapter.layer.merged(adapter.base, start, 1)
+        setattr(model.get_submodule(parent), child, base)
 
 
 class Reach(NamedTuple):
@@ -285,7 +316,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, int]:
     adapter: in the low-rank factors and bottlenecks; kept: of those, what is not in a pruned triplet; other: trainable
     outside the adapters (the head, BitFit's biases, everything in full fine-tuning); trainable = adapter + other;
     frozen; total = trainable + frozen.
-    Parameters shared by several modules count once.
+    Parameters shared by several modules count once; those of a 4-bit layer count as the weights they stand for.
     """
     adapters = adapters_of(model).values()
     inside = {id(p): p.numel() for a in adapters for p in (a.Q, a.lam, a.P) if isinstance(p, nn.Parameter)}
@@ -294,7 +325,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, int]:
     every = {id(p): p for p in model.parameters()}
     adapter = sum(inside.values())
     other = sum(p.numel() for key, p in every.items() if p.requires_grad and key not in inside)
-    total = sum(p.numel() for p in every.values())
+    total = sum(layers.numel(p) for p in every.values())
     return {
         "total": total,
         "trainable": adapter + other,

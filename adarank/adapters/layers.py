@@ -12,6 +12,7 @@ A layer's weight is thought of as one matrix W [d_out, d_in] and its low-rank ch
 Conv1D and Linear4bit are known by their names, so that neither Transformers nor bitsandbytes is imported here.
 """
 
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from adarank.errors import SettingError
 
 # (base, x, Q [r, d_in], gain [r], P [r, d_out]) -> the low-rank path's output, in x's dtype (an embedding: Q's)
 Delta = Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -47,8 +50,10 @@ def _convolve(base: Any, x: Tensor, Q: Tensor, gain: Tensor, P: Tensor) -> Tenso
 
 
 def _look_up(base: Any, ids: Tensor, Q: Tensor, gain: Tensor, P: Tensor) -> Tensor:
-    columns = F.embedding(ids, Q.t(), base.padding_idx)
-    return ((columns * gain) @ P).to(base.weight.dtype)
+    out = (F.embedding(ids, Q.t()) * gain) @ P
+    if base.padding_idx is not None:  # the padding entry learns nothing, here as in the base
+        out = torch.where((ids == base.padding_idx).unsqueeze(-1), out.detach(), out)
+    return out.to(base.weight.dtype)
 
 
 def _shift(shaped: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor, int], nn.Module]:
@@ -74,12 +79,11 @@ def _merged_4bit(base: Any, delta: Tensor, sign: int) -> nn.Module:
     """A plain nn.Linear: a sum cannot be kept in 4 bits."""
     if sign < 0:
         return base  # unmerging: the quantised layer never changed
+    weight = _dequantised(base)
     warnings.warn(
-        "merging into a 4-bit base dequantises it: the merged layers are plain nn.Linear in "
-        f"{base.compute_dtype or base.weight.quant_state.dtype}",
+        f"merging into a 4-bit base dequantises it: the merged layers are plain nn.Linear in {weight.dtype}",
         stacklevel=4,
     )
-    weight = _dequantised(base)
     plain = nn.Linear(base.in_features, base.out_features, base.bias is not None, weight.device, weight.dtype)
     plain.weight.copy_(weight.to(delta.dtype) + delta)
     if base.bias is not None:
@@ -124,7 +128,7 @@ KINDS = (LINEAR, CONV1D, CONV2D, EMBEDDING, LINEAR_4BIT)
 
 
 def layer_of(base: nn.Module) -> Layer | None:
-    """The kind of `base`, None where it cannot be wrapped."""
+    """The kind of `base`, None where it cannot be wrapped: subclasses that look up or convolve in their own way, say."""
     name = type(base).__name__
     if name == "Linear4bit":
         return LINEAR_4BIT
@@ -132,17 +136,54 @@ def layer_of(base: nn.Module) -> Layer | None:
         return CONV1D
     if isinstance(base, nn.Linear):
         return LINEAR
-    if isinstance(base, nn.Conv2d):
+    if isinstance(base, nn.Conv2d) and _convolves(type(base)):
         return CONV2D
-    if isinstance(base, nn.Embedding):
+    if isinstance(base, nn.Embedding) and type(base).forward is nn.Embedding.forward:
         return EMBEDDING
     return None
 
 
-def refusal(base: nn.Module) -> str | None:
-    """Why a layer of a known kind cannot be wrapped as it is, None where it can."""
+def _convolves(kind: type[nn.Conv2d]) -> bool:
+    return kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
+
+
+def refusal(base: nn.Module, parent: nn.Module) -> str | None:
+    """Why a layer of a known kind, a child of `parent`, cannot be wrapped as it is, else None."""
+    if isinstance(parent, nn.MultiheadAttention):
+        return "nn.MultiheadAttention reads its weight without calling it"
+    if isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
+        return (
+            "nn.TransformerEncoderLayer's fast path reads its weight without calling it "
+            "(torch.backends.mha.set_fastpath_enabled(False) switches it off)"
+        )
     if isinstance(base, nn.Conv2d) and base.groups != 1:
         return f"it is a convolution in {base.groups} groups, which has no one matrix"
-    if isinstance(base, nn.Embedding) and (base.max_norm is not None or base.sparse):
-        return "it is an embedding with max_norm or sparse gradients"
+    if isinstance(base, nn.Embedding) and (base.max_norm is not None or base.sparse or base.scale_grad_by_freq):
+        return "it is an embedding with max_norm, or with sparse gradients or such scaled by frequency"
+    weight: Any = base.weight
+    if layer_of(base) is not LINEAR_4BIT and not weight.dtype.is_floating_point:
+        return f"its weight is stored as {weight.dtype}, which takes no sum"
     return None
+
+
+def numel(parameter: Tensor) -> int:
+    """The weights that a parameter stands for; a 4-bit one stores two in a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Keep 4-bit layers in the format that gradients pass.
+
+    On CPUs with AVX512-BF16, bitsandbytes repacks a layer at its first evaluation for inference alone: no gradient
+    passes it any more, and its scales are rounded to bf16. Raises SettingError for a layer that it has repacked.
+    """
+    for name, module in model.named_modules():
+        if layer_of(module) is not LINEAR_4BIT:
+            continue
+        if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+            raise SettingError(
+                f"the 4-bit layer {name} was repacked for inference when it was evaluated, and gradients do not pass "
+                "it; adapt a freshly loaded model before its first evaluation"
+            )
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adarank.adapters.fused import lowrank_linear
-from adarank.adapters.layers import CONV1D, LINEAR, Layer, layer_of
+from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, Layer, layer_of
+from adarank.errors import SettingError
 
 KINDS = ("svd", "lora")
 
@@ -34,7 +35,7 @@ class LowRank(nn.Module):
     """A frozen layer with r trainable triplets.
 
     base: a layer of a kind in `layers.KINDS`; kind: "svd" (λ learns) or "lora" (λ is the constant 1); scale: s, fixed
-    from here on; dropout: probability of dropping an input of the low-rank path while training. The factors are
+    from here on; dropout: probability of dropping an input of the low-rank path while training (an embedding has none). The factors are
     created uninitialised but for λ (an init fills them), on the base's device, in fp32 or, where the base is wider, in
     the base's dtype. in_features, out_features: the sides d_in, d_out of the layer's one matrix.
 
@@ -114,8 +115,14 @@ class LowRank(nn.Module):
     def start_from(self, Q: Tensor, P: Tensor) -> None:
         """Remember ΔW₀ = Pᵀ Q (Q [r, d_in], P [r, d_out]; scale and λ absorbed) and take it out of the base's weight.
 
-        Once for an adapter; the factors must make ΔW = ΔW₀ for the model's function to be kept.
+        Once for an adapter; the factors must make ΔW = ΔW₀ for the model's function to be kept. Raises SettingError on a
+        4-bit base, where W − ΔW₀ would have to be quantised again.
         """
+        if self.layer is LINEAR_4BIT:
+            raise SettingError(
+                "init: one that takes ΔW out of the base cannot do so from a 4-bit weight, which would have to be "
+                "quantised again; valid: an init that keeps the base (default), or a base that is not quantised"
+            )
         assert self.start_Q is None, "the base already starts elsewhere"
         self.start_Q, self.start_P = Q.clone(), P.clone()
         self.base = self.layer.merged(self.base, P.t() @ Q, -1)
@@ -147,7 +154,8 @@ class LowRank(nn.Module):
         if not len(Q):
             return base(x)  # type: ignore[no-any-return]
         lam = self.lam if self.training and not self.masked else self.effective_lam()
-        dropped = F.dropout(x, self.dropout) if self.dropout and self.training else None
+        drops = self.dropout and self.training and x.is_floating_point()  # ids have nothing to drop
+        dropped = F.dropout(x, self.dropout) if drops else None
         if self.watch is not None and self.training:
             self.watch(self, x if dropped is None else dropped)
         layer = self.layer

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from adarank.adapters import bottleneck
 from adarank.adapters.bottleneck import bottlenecks_of, features_of
-from adarank.adapters.inject import near, wrap
+from adarank.adapters.inject import check_layers, near, wrap
 from adarank.adapters.insert import insert
-from adarank.adapters.layers import layer_of
+from adarank.adapters.layers import LINEAR_4BIT, layer_of
 from adarank.adapters.lowrank import KINDS, adapters_of
 from adarank.adapters.merge import is_merged
 from adarank.errors import SettingError
@@ -156,11 +156,16 @@ def _lowrank_plan(
                 f"{path} was made for another base: {name} is {expected[0]} → {expected[1]} there, "
                 f"{found[0]} → {found[1]} here"
             )
+        if info.get("start_rank") is not None and layer_of(model.get_submodule(name)) is LINEAR_4BIT:
+            raise SettingError(
+                f"{path} starts from a changed base, and {name} is a 4-bit layer; load it into a plain one"
+            )
         sizes = {"Q": (info["rank"], found[0]), "lam": (info["rank"],), "P": (info["rank"], found[1])}
         sizes |= {"start_Q": (info.get("start_rank"), found[0]), "start_P": (info.get("start_rank"), found[1])}
         for part in _parts(info):
             _check_shape(path, f"{name}.{part}", tuple(tensors[f"{name}.{part}"].shape), sizes[part])
         plan[name] = (description["kind"], info["rank"], info["scale"])
+    check_layers(model, list(plan))
     return plan
 
 

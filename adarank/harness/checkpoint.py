@@ -42,8 +42,9 @@ class Progress:
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """A copy of everything that training changes: trained parameters, the adapters' λ and masks, buffers."""
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in frozen}
+    kept = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    kept |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name in kept}
 
 
 class Saver:

@@ -20,9 +20,17 @@ from adarank.harness import lock, runs
 from adarank.harness.checkpoint import Saver
 from adarank.harness.data import Encoded, encode, looks
 from adarank.harness.files import write_json, write_text
-from adarank.harness.measure import choose_device, choose_precision, device_name
+from adarank.harness.measure import base_mib, choose_device, choose_precision, device_name
 from adarank.harness.models import Base, resolve_places, resolve_targets
-from adarank.harness.prepare import Prepared, configured, describe_schedule, held_rank, initial_rank, prepare
+from adarank.harness.prepare import (
+    Prepared,
+    check_optimizer,
+    configured,
+    describe_schedule,
+    held_rank,
+    initial_rank,
+    prepare,
+)
 from adarank.harness.settings import accepts, locate, schedule_steps, settle, train_steps
 from adarank.harness.tasks.base import Task
 from adarank.harness.tracking import no_copy, open_log
@@ -42,6 +50,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
         settings["schedule"].update(schedule_steps(settings))
     device = choose_device()
     settings["train"]["precision"] = choose_precision(settings["train"]["precision"], device)
+    check_optimizer(settings["train"]["optimizer"], device)
     task: Task = configured(settings["task"])
     base: Base = configured(settings["model"])
     targets = None
@@ -63,6 +72,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
 
     torch.manual_seed(settings["seed"])  # the head: the same for every method
     built = base.build(max(len(task.labels), 1))
+    configured(settings["quantization"], model=built.model, device=device, precision=settings["train"]["precision"])
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
     encoded = {name: encode(s, built.tokenizer, task.max_length) for name, s in splits.items() if s is not None}
     torch.manual_seed(settings["seed"])  # the factors
@@ -151,7 +161,7 @@ def identity(
     }
     adaptive = settings["allocator"] is not None
     return {
-        **{group: settings[group] for group in ("init", "score", "allocator", "penalty")},
+        **{group: settings[group] for group in ("init", "score", "allocator", "penalty", "quantization")},
         "adapter": adapter,
         "schedule": schedule,
         "mode": settings["mode"] if adaptive or settings["penalty"] else None,
@@ -172,8 +182,10 @@ def tracker_of(node: Mapping[str, Any] | None) -> Any:
 
 
 def run_title(settings: Mapping[str, Any]) -> str:
-    """A name to read: adalora-r8-qkv-s0."""
+    """A name to read: adalora-r8-qkv-s0, adalora-nf4-r8-qkv-s0."""
     parts = [settings["method"]]
+    if settings["quantization"] is not None:
+        parts.append(settings["quantization"]["_target_"].rpartition(".")[2])
     if accepts(settings["adapter"], "rank"):
         parts += [f"r{settings['rank']}", settings["targets"]]
     return "-".join([*parts, f"s{settings['seed']}"])
@@ -229,7 +241,7 @@ def results(outcome: Outcome, prepared: Prepared, settings: Mapping[str, Any], p
         "metric": metric,
         "rank": final_rank(prepared, settings),
         "time": {k: found[k] for k in ("train_s", "step_ms", "eval_s")},
-        "memory": {"peak_mib": outcome.peak_mib},
+        "memory": {"peak_mib": outcome.peak_mib, "base_mib": base_mib(prepared.model)},
     }
 
 

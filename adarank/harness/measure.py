@@ -3,9 +3,13 @@
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from adarank.adapters import layers
+from adarank.adapters.lowrank import adapters_of
 from adarank.errors import SettingError
 
 
@@ -51,6 +55,24 @@ def peak_mib(device: torch.device) -> float | None:
         return None
     line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
     return int(line.split()[1]) / 1024 if line else None
+
+
+def base_mib(model: nn.Module) -> dict[str, float]:
+    """MiB of the parameters that are not the adapters' factors: as held (a 4-bit layer's scales and tables included), and
+    what they would take in fp32 and in bf16."""
+    inside = {id(p) for a in adapters_of(model).values() for p in (a.Q, a.lam, a.P)}
+    base = [p for p in model.parameters() if id(p) not in inside]
+    tensors = [t for p in base for t in (p, *_quantisation(getattr(p, "quant_state", None)))]
+    held = {t.data_ptr(): t.numel() * t.element_size() for t in tensors}
+    weights = sum(layers.numel(p) for p in base)
+    return {"held": sum(held.values()) / 2**20, "fp32": 4 * weights / 2**20, "bf16": 2 * weights / 2**20}
+
+
+def _quantisation(state: Any) -> list[Tensor]:
+    """The tensors of bitsandbytes' quantisation state, those of the scales' own state included."""
+    if state is None:
+        return []
+    return [v for v in vars(state).values() if isinstance(v, Tensor)] + _quantisation(state.state2)
 
 
 def clock(device: torch.device) -> float:

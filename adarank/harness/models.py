@@ -36,9 +36,42 @@ _PARTS: dict[str, dict[str, str]] = {
         **{p: rf".*\.self_attn\.{p}_proj" for p in "qkvo"},
         "mlp": r".*\.mlp\.(gate|up|down)_proj",
     },
+    "phi": {
+        **{p: rf".*\.self_attn\.{p}_proj" for p in "qkv"},
+        "o": r".*\.self_attn\.dense",
+        "mlp": r".*\.mlp\.fc[12]",
+    },
+    "opt": {
+        **{p: rf".*\.self_attn\.{p}_proj" for p in "qkv"},
+        "o": r".*\.self_attn\.out_proj",
+        "mlp": r".*\.layers\.\d+\.fc[12]",
+    },
+    "bart": {
+        **{p: rf".*\.(self|encoder)_attn\.{p}_proj" for p in "qkv"},
+        "o": r".*\.(self|encoder)_attn\.out_proj",
+        "mlp": r".*\.layers\.\d+\.fc[12]",
+    },
+    "t5": {
+        **{p: rf".*\.(Self|EncDec)Attention\.{p}" for p in "qkvo"},
+        "mlp": r".*\.DenseReluDense\.w(i|i_0|i_1|o)",
+    },
+    "vit": {**{p: rf".*\.attention\.{p}_proj" for p in "qkvo"}, "mlp": r".*\.mlp\.fc[12]"},
+    # q, k and v in one matrix
+    "gpt2": {"qkv": r".*\.attn\.c_attn", "o": r".*\.attn\.c_proj", "mlp": r".*\.mlp\.c_(fc|proj)"},
+    "gpt_neox": {
+        "qkv": r".*\.attention\.query_key_value",
+        "o": r".*\.attention\.dense",
+        "mlp": r".*\.mlp\.dense_(h_to_4h|4h_to_h)",
+    },
+    "modernbert": {"qkv": r".*\.attn\.Wqkv", "o": r".*\.attn\.Wo", "mlp": r".*\.mlp\.W[io]"},
+    "phi3": {
+        "qkv": r".*\.self_attn\.qkv_proj",
+        "o": r".*\.self_attn\.o_proj",
+        "mlp": r".*\.mlp\.(gate_up|down)_proj",
+    },
 }
-for _like_llama in ("mistral", "qwen2", "qwen3", "gemma", "gemma2"):
-    _PARTS[_like_llama] = _PARTS["llama"]
+_PARTS |= dict.fromkeys(("mistral", "qwen2", "qwen3", "gemma", "gemma2"), _PARTS["llama"])
+_PARTS |= {"mbart": _PARTS["bart"], "mt5": _PARTS["t5"]}
 # Where bottlenecks go (`adarank.bottlenecks`). houlsby: behind the output projections of attention and FFN; pfeiffer:
 # around the LayerNorm after the FFN, in pre-norm models, which have none, behind the FFN's output projection.
 _PLACES: dict[str, dict[str, str]] = {
@@ -100,7 +133,16 @@ def resolve_targets(base: Base, targets: str, modules: list[str] | None) -> str 
             f"targets={targets} has no meaning yet for the architecture {base.architecture}; valid: targets=all, "
             "targets=modules target_modules=[…], or model.targets in the model's YAML"
         )
-    return "|".join(parts[p] for p in TARGETS[targets])
+    wanted = list(TARGETS[targets])
+    if "qkv" in parts:  # one matrix for all three
+        if targets == "qv":
+            matrix = parts["qkv"].rpartition(".")[2]
+            raise SettingError(
+                f"targets=qv: in the architecture {base.architecture} q and v lie in one matrix, {matrix}, together "
+                "with k; valid: targets=qkv, which adapts that matrix"
+            )
+        wanted = [p for p in ("qkv", "o", "mlp") if p in wanted or (p == "qkv" and "q" in wanted)]
+    return "|".join(parts[p] for p in wanted)
 
 
 def resolve_places(base: Base, places: str | list[str]) -> str | list[str]:
@@ -224,11 +266,29 @@ def _built(model: Any, tokenizer: Any, missing: Iterable[str] = ()) -> Built:
     return Built(model, tokenizer, [name for name in head if name])
 
 
+TINY = ("bert", "roberta", "distilbert", "deberta_v2", "llama", "gpt2", "gpt_neox", "t5", "bart", "modernbert")
+# What architectures call one and the same size.
+_WIDTH = ("hidden_size", "dim", "n_embd", "d_model")
+_LAYERS = (
+    "num_hidden_layers",
+    "n_layers",
+    "n_layer",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+)
+_HEADS = ("num_attention_heads", "n_heads", "n_head", "num_heads", "num_key_value_heads")
+_HEADS_TOO = ("encoder_attention_heads", "decoder_attention_heads")
+_INNER = ("intermediate_size", "hidden_dim", "n_inner", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim")
+_START, _END = ("bos_token_id",), ("eos_token_id", "sep_token_id")
+
+
 def tiny(arch: str, width: int = 128, layers: int = 2) -> Base:
-    """A random model over bytes: arch bert, roberta, distilbert, deberta_v2 or llama; heads of 32, twice the width inside the MLP."""
-    kind = arch.replace("_", "-")
-    if kind not in ("bert", "roberta", "distilbert", "deberta-v2", "llama"):
-        raise SettingError(f"model.arch={arch} is not known; valid: bert, roberta, distilbert, deberta_v2, llama")
+    """A random model over bytes: arch is one of TINY; heads of 32, twice the width inside the MLP."""
+    kind = arch.replace("_", "-") if arch == "deberta_v2" else arch
+    if arch not in TINY:
+        raise SettingError(f"model.arch={arch} is not known; valid: {', '.join(TINY)}")
     if width < 32 or width % 32 or layers < 1:
         raise SettingError(f"model.width={width}, model.layers={layers}: valid: a multiple of 32, and at least 1 layer")
 
@@ -236,18 +296,19 @@ def tiny(arch: str, width: int = 128, layers: int = 2) -> Base:
         import transformers
 
         tokenizer = byte_tokenizer()
-        sizes = {
-            **dict.fromkeys(("hidden_size", "dim"), width),
-            **dict.fromkeys(("num_hidden_layers", "n_layers"), layers),
-            **dict.fromkeys(("num_attention_heads", "n_heads", "num_key_value_heads"), width // 32),
-            **dict.fromkeys(("intermediate_size", "hidden_dim"), 2 * width),
-            "vocab_size": len(tokenizer),
-            "pad_token_id": tokenizer.pad_token_id,
-        }
         known = transformers.AutoConfig.for_model(kind)
-        config = transformers.AutoConfig.for_model(
-            kind, **{k: v for k, v in sizes.items() if hasattr(known, k)}, num_labels=classes
-        )
+        if not hasattr(known, "type_vocab_size"):
+            tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        heads, cls, sep, pad = width // 32, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+        values = (width, layers, heads, 2 * width, cls, sep)
+        names = (_WIDTH, _LAYERS, (*_HEADS, *_HEADS_TOO), _INNER, _START, _END)
+        sizes = {"vocab_size": len(tokenizer), "d_kv": 32, "pad_token_id": pad}
+        for group, value in zip(names, values, strict=True):
+            sizes |= dict.fromkeys(group, value)
+        taken = {k: v for k, v in sizes.items() if hasattr(known, k)}
+        if known.is_encoder_decoder:
+            taken["decoder_start_token_id"] = pad  # as T5's own do
+        config = transformers.AutoConfig.for_model(kind, **taken, num_labels=classes)
         return _built(transformers.AutoModelForSequenceClassification.from_config(config), tokenizer)
 
     fingerprint = f"tiny-{kind}-{width}x{layers}-transformers{version('transformers')}"

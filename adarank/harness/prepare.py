@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -139,12 +140,32 @@ def describe_schedule(controller: RankController) -> str:
     return f"budget in {controller.unit} over {modules} modules: {budgets}; {count} allocation{'s' * (count != 1)}"
 
 
+def check_optimizer(name: str, device: torch.device) -> None:
+    """Raise SettingError for one of bitsandbytes' optimisers where it is not installed or does not run on `device`."""
+    if name == "adamw":
+        return
+    runs_on = ("cuda",) if name == "paged_adamw_8bit" else ("cuda", "cpu")
+    if device.type not in runs_on:
+        others = "adamw, adamw_8bit" if device.type == "cpu" else "adamw"
+        raise SettingError(
+            f"train.optimizer={name} runs on {' or '.join(runs_on)} only, this is {device.type}; valid here: {others}"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise SettingError(f"train.optimizer={name}: bitsandbytes is not installed; pip install 'adarank[quant]'")
+
+
 def make_optimizer(
-    model: nn.Module, adapters: Mapping[str, LowRank], lr: float, weight_decay: float, lr_ratio: float = 1.0
-) -> torch.optim.AdamW:
+    model: nn.Module,
+    adapters: Mapping[str, LowRank],
+    lr: float,
+    weight_decay: float,
+    lr_ratio: float = 1.0,
+    name: str = "adamw",
+) -> torch.optim.Optimizer:
     """AdamW over everything that trains. Weights decay; biases and norms (vectors outside the adapters) do not.
 
-    lr_ratio: LoRA+ (arXiv 2402.12354), the learning rate of every P (B) ÷ lr.
+    lr_ratio: LoRA+ (arXiv 2402.12354), the learning rate of every P (B) ÷ lr. name: "adamw", or bitsandbytes' "adamw_8bit" or
+    "paged_adamw_8bit", which keep their averages in 8 bits.
     """
     factors = {id(p) for a in adapters.values() for p in (a.Q, a.lam, a.P)}
     faster = {id(a.P) for a in adapters.values()} if lr_ratio != 1.0 else set()
@@ -160,8 +181,12 @@ def make_optimizer(
         for fast in (False, True)
     ]
     assert sum(len(g["params"]) for g in groups) == len(trained), "every trained parameter belongs to exactly one group"
-    device = trained[0].device.type
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=device in ("cpu", "cuda"))
+    groups = [g for g in groups if g["params"]]
+    if name != "adamw":
+        from bitsandbytes import optim
+
+        return {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}[name](groups, lr=lr)
+    return torch.optim.AdamW(groups, lr=lr, fused=trained[0].device.type in ("cpu", "cuda"))
 
 
 def lr_factor(decay: str, warmup: int, total: int) -> Callable[[int], float]:

@@ -47,6 +47,12 @@ class Decay(StrEnum):
     constant = "constant"
 
 
+class Optimizer(StrEnum):
+    adamw = "adamw"
+    adamw_8bit = "adamw_8bit"
+    paged_adamw_8bit = "paged_adamw_8bit"
+
+
 class Precision(StrEnum):
     auto = "auto"
     fp32 = "fp32"
@@ -58,6 +64,7 @@ class Train:
     """Fields of type int | float are steps where whole, fractions of train.steps where between 0 and 1."""
 
     lr: float = MISSING
+    optimizer: Optimizer = MISSING
     lr_ratio: float = MISSING
     steps: int = MISSING
     batch_size: int = MISSING
@@ -105,6 +112,7 @@ class Settings:
     allocator: Any = None
     schedule: Any = None
     penalty: Any = None
+    quantization: Any = None
     task: Any = None
     model: Any = None
     tracker: Any = None

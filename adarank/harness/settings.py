@@ -18,11 +18,12 @@ from adarank.errors import SettingError
 from adarank.harness.complaints import near, sentence
 from adarank.harness.schema import Settings
 
-GROUPS = ("adapter", "init", "score", "allocator", "schedule", "penalty", "task", "model", "tracker")
+GROUPS = ("adapter", "init", "score", "allocator", "schedule", "penalty", "quantization", "task", "model", "tracker")
 SUPPLIED = {  # what the harness adds to a group's own settings
     "adapter": {"model", "rank", "targets", "init", "batches", "train"},
     "score": {"seed"},
     "schedule": {"initial", "final", "total"},
+    "quantization": {"model", "device", "precision"},
     "tracker": {"folder", "config", "name", "default_group"},
 }
 
@@ -175,6 +176,18 @@ def _check_effects(settings: Mapping[str, Any], typed: set[str]) -> None:
         for group in ("init", "score", "allocator", "schedule", "penalty"):
             if settings[group] is not None:
                 refuse_group(group, typed, method, why)
+        if settings["quantization"] is not None:
+            raise SettingError(
+                f"quantization does not go with method={method}: 4-bit weights cannot train, and only low-rank "
+                "adapters leave them as they are; valid: quantization=none, or a low-rank method"
+            )
+    if settings["train"]["optimizer"] != "adamw":
+        for name, value in (("compaction", "off"), ("pruned", settings["pruned"].replace("frozen", "learning"))):
+            if settings[name] != value:
+                raise SettingError(
+                    f"{name}={settings[name]} does not go with train.optimizer={settings['train']['optimizer']}, whose "
+                    f"8-bit state can neither be gathered nor started anew; valid: {name}={value}, or train.optimizer=adamw"
+                )
     if settings["allocator"] is None:
         for group in ("score", "schedule"):
             if settings[group] is not None:

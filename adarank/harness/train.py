@@ -31,9 +31,10 @@ class Diverged(RunFailed):
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of the loop. lr: peak; lr_ratio: that of every P ÷ lr (LoRA+); steps, warmup, eval_every, log_every: optimiser steps; batch_size: rows of one
-    forward pass; accumulation: forward passes of one step; clip: largest gradient norm, 0 for none; precision:
-    "fp32" or "bf16" (autocast); metrics: names, the first chooses the best checkpoint."""
+    """Numbers of the loop. lr: peak; optimizer: see `make_optimizer`; lr_ratio: that of every P ÷ lr (LoRA+); steps,
+    warmup, eval_every, log_every: optimiser steps; batch_size: rows of one forward pass; accumulation: forward passes of
+    one step; clip: largest gradient norm, 0 for none; precision: "fp32" or "bf16" (autocast); metrics: names, the first
+    chooses the best checkpoint."""
 
     lr: float
     lr_ratio: float
@@ -49,6 +50,7 @@ class Plan:
     precision: str
     seed: int
     metrics: tuple[str, ...]
+    optimizer: str = "adamw"
 
 
 @dataclass
@@ -111,7 +113,7 @@ def train(
     """
     model, controller = prepared.model, prepared.controller
     device = next(model.parameters()).device
-    optimizer = make_optimizer(model, prepared.adapters, plan.lr, plan.weight_decay, plan.lr_ratio)
+    optimizer = make_optimizer(model, prepared.adapters, plan.lr, plan.weight_decay, plan.lr_ratio, plan.optimizer)
     if controller is not None:
         controller.attach(optimizer)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(plan.decay, plan.warmup, plan.steps))

@@ -18,14 +18,57 @@ SHORT = ("qv", "qkv", "attention", "mlp", "all")
         ("distilbert", (2, 3, 4, 2, 6)),
         ("deberta_v2", (2, 3, 4, 2, 6)),
         ("llama", (2, 3, 4, 3, 7)),
+        ("t5", (6, 9, 12, 4, 16)),
+        ("bart", (6, 9, 12, 4, 16)),
+        ("gpt2", (None, 1, 2, 2, 4)),
+        ("gpt_neox", (None, 1, 2, 2, 4)),
+        ("modernbert", (None, 1, 2, 2, 4)),
     ],
 )
 def test_shorthands_reach_the_right_modules(architecture, counts):
     base = tiny(architecture, width=32, layers=1)
     for shorthand, count in zip(SHORT, counts, strict=True):
+        if count is None:
+            with pytest.raises(SettingError, match=r"targets=qv: .* q and v lie in one matrix, \w+, .* targets=qkv"):
+                resolve_targets(base, shorthand, None)
+            continue
         built = base.build(2)
         found = adarank.adapt(built.model, rank=1, targets=resolve_targets(base, shorthand, None))
         assert len(found) == count, (shorthand, list(found))
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts"),
+    [("vit", (2, 3, 4, 2, 6)), ("opt", (2, 3, 4, 2, 6)), ("phi", (2, 3, 4, 2, 6)), ("phi3", (None, 1, 2, 2, 4))],
+)
+def test_shorthands_of_architectures_without_a_tiny_model(kind, counts):
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes |= {"num_key_value_heads": 2, "ffn_dim": 64, "word_embed_proj_dim": 32, "vocab_size": 50, "pad_token_id": 0}
+    known = transformers.AutoConfig.for_model(kind)
+    config = transformers.AutoConfig.for_model(kind, **{k: v for k, v in sizes.items() if hasattr(known, k)})
+    base = Base(kind, "f", kind, lambda _: None)
+    for shorthand, count in zip(SHORT, counts, strict=True):
+        if count is not None:
+            model = transformers.AutoModel.from_config(config)
+            found = adarank.adapt(model, rank=1, targets=resolve_targets(base, shorthand, None))
+            assert len(found) == count, (shorthand, list(found))
+        if shorthand == "all":
+            assert list(found) == adarank.adapters.inject.find_targets(
+                transformers.AutoModel.from_config(config), "all-linear"
+            )
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_encoder_decoders_pool_by_the_end_token_of_rows_of_any_length(architecture):
+    built = tiny(architecture, width=32, layers=1).build(3)
+    built.model.eval()
+    rows = ["good", "a much longer film", ""]
+    together = built.model(**built.tokenizer(rows, ["pair"] * 3, padding=True, return_tensors="pt")).logits
+    alone = [built.model(**built.tokenizer([row], ["pair"], return_tensors="pt")).logits for row in rows]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together[0], together[1], atol=1e-4)
 
 
 def test_a_map_in_the_yaml_overrules_and_unknown_architectures_say_what_to_do():
