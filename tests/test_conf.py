@@ -24,6 +24,7 @@ NEEDS = {  # what an option cannot do without
     ("init", "none"): ["method=full"],
     ("score", "none"): ["method=lora"],
     ("allocator", "none"): ["method=lora"],
+    ("allocator", "map"): ["allocator.source=/r"],
     ("schedule", "none"): ["method=lora"],
 }
 

@@ -15,13 +15,22 @@ from torch import nn
 import adarank
 from adarank.adapters.inject import reach
 from adarank.errors import RunFailed
-from adarank.harness import runs
+from adarank.harness import rank_map, runs
 from adarank.harness.data import encode, looks
 from adarank.harness.files import write_json, write_text
 from adarank.harness.measure import choose_device, choose_precision, device_name
 from adarank.harness.models import Base, resolve_targets
 from adarank.harness.prepare import Prepared, configured, describe_schedule, held_rank, initial_rank, prepare
-from adarank.harness.settings import accepts, locate, schedule_steps, settle, train_steps
+from adarank.harness.settings import (
+    accepts,
+    adapts,
+    fixes_ranks,
+    locate,
+    schedule_steps,
+    settle,
+    train_steps,
+    typed_keys,
+)
 from adarank.harness.tasks.base import Task
 from adarank.harness.tracking import no_copy, open_log
 from adarank.harness.train import Diverged, Outcome, Plan, train
@@ -35,7 +44,10 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     """
     settings = settle(config, overrides, choices)
     runs.check_writable(settings["out"])
-    if settings["allocator"] is not None:
+    if fixes_ranks(settings):
+        asked = settings["rank"] if "rank" in typed_keys(overrides) else None
+        settings |= rank_map.terms(settings["allocator"]["source"], asked)
+    if adapts(settings):
         settings["init_rank"] = initial_rank(settings)
         settings["schedule"].update(schedule_steps(settings))
     device = choose_device()
@@ -68,7 +80,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     print(f"{title}: {base.name} on {task.name}, {device_name(device)}, {plan.precision} -> {folder}", flush=True)
     if prepared.adapters:
         print(f"  adapters on {reach(prepared.model).share:.0%} of the base's matrix parameters", flush=True)
-    if settings["allocator"] is not None and prepared.controller is not None:
+    if adapts(settings) and prepared.controller is not None:
         print(f"  {describe_schedule(prepared.controller)}", flush=True)
     runs.begin(folder)
     record = {k: v for k, v in settings.items() if k not in ("force", "retry")}
@@ -103,7 +115,7 @@ def identity(
 ) -> dict[str, Any]:
     """Everything that decides a run's result, but the seed: the resolved consumers, never the shorthands.
 
-    Local data and models enter by their content, not by their path.
+    Local data, models and rank maps enter by their content, not by their path.
     """
     adapter = settings["adapter"] and {**settings["adapter"], "targets": targets}
     if accepts(settings["adapter"], "rank"):
@@ -114,9 +126,14 @@ def identity(
         "rank": settings["rank"],
         "unit": settings["budget"]["unit"],
     }
-    adaptive = settings["allocator"] is not None
+    adaptive = adapts(settings)
+    allocator = settings["allocator"]
+    if fixes_ranks(settings):
+        found, shuffle = rank_map.read(allocator["source"]), allocator["shuffle"]
+        allocator = {"map": found._asdict(), "shuffle": shuffle, "seed": None if shuffle == "none" else allocator["seed"]}
     return {
-        **{group: settings[group] for group in ("init", "score", "allocator", "penalty")},
+        **{group: settings[group] for group in ("init", "score", "penalty")},
+        "allocator": allocator,
         "adapter": adapter,
         "schedule": schedule,
         "mode": settings["mode"] if adaptive or settings["penalty"] else None,
@@ -203,12 +220,14 @@ def final_rank(prepared: Prepared, settings: Mapping[str, Any]) -> dict[str, Any
     budget is counted in parameters."""
     if not prepared.adapters:
         return None
+    final = {**dict.fromkeys(prepared.bare, 0), **adarank.ranks(prepared.model)}
     in_triplets = settings["budget"]["unit"] == "triplets"
+    triplets = sum(final.values()) if fixes_ranks(settings) else settings["rank"] * len(final)
     return {
         "initial": initial_rank(settings),
         "budget": settings["rank"],
-        "budget_triplets": settings["rank"] * len(prepared.adapters) if in_triplets else None,
-        "final": adarank.ranks(prepared.model),
+        "budget_triplets": triplets if in_triplets else None,
+        "final": final,
     }
 
 
