@@ -179,9 +179,30 @@ class Bank:
         if sources:
             torch._foreach_copy_(targets, sources)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What averages and scores are kept in: the training dtype, or fp32 where that is wider."""
+        return torch.promote_types(self.weight.dtype, torch.float32)
+
     def buffer(self) -> Tensor:
         """Zeros for a running average over every parameter, [numel], at least fp32 whatever the training dtype."""
-        return torch.zeros_like(self.weight, dtype=torch.promote_types(self.weight.dtype, torch.float32))
+        return torch.zeros_like(self.weight, dtype=self.dtype)
+
+    def triplet_buffer(self) -> Tensor:
+        """Zeros for a running average over every triplet, [triplets], of that dtype."""
+        return torch.zeros_like(self.lam, dtype=self.dtype)
+
+    @property
+    def scale(self) -> Tensor:
+        """s of every triplet's adapter, [triplets], of that dtype."""
+        like = self.triplet_buffer()
+        return torch.cat([like.new_full((a.rank,), a.scale) for a in self.adapters])
+
+    def row_norms(self) -> tuple[Tensor, Tensor]:
+        """‖row i of Q‖ and ‖row i of P‖ of every triplet, [triplets] each, of that dtype."""
+        rows = [self.weight[first:end].view(-1, d) for first, end, d in self._means]
+        norms = torch.cat([torch.linalg.vector_norm(row, dim=1, dtype=self.dtype) for row in rows])
+        return norms[self._rows["Q"]], norms[self._rows["P"]]
 
     def triplet_sums(self, values: Tensor) -> Tensor:
         """Per triplet: the value of λ_i, plus the mean over row i of Q, plus the mean over row i of P.

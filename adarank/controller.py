@@ -73,8 +73,11 @@ def _hear(listener: "weakref.ref[RankController]", i: int, adapter: LowRank, x: 
         return
     assert controller.score is not None
     assert controller.score.activation is not None
-    with torch.no_grad():
-        controller._heard[i] += controller.score.activation(adapter, x.detach().to(adapter.Q.dtype))
+    x = x.detach()
+    if x.is_floating_point():  # an embedding's indices are not
+        x = x.to(controller._heard[i].dtype)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        controller._heard[i] += controller.score.activation(adapter, x)
     controller._passes[i] += 1
 
 
@@ -246,7 +249,7 @@ class RankController:
         """Adopt, and let the averages follow a model that was moved."""
         self.bank.adopt()
         weight = self.bank.weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
+        dtype = self.bank.dtype
         if any((b.device, b.dtype) != (weight.device, dtype) for b in self.buffers.values()):
             self.buffers = {name: b.to(weight.device, dtype) for name, b in self.buffers.items()}
             self.missed, self.held = self.missed.to(weight.device), self.held.to(weight.device)
@@ -289,8 +292,7 @@ class RankController:
 
     def _silence(self) -> None:
         """Forget the activations heard."""
-        dtype = torch.promote_types(self.bank.weight.dtype, torch.float32)
-        self._heard = [torch.zeros(a.rank, dtype=dtype, device=a.Q.device) for a in self.bank.adapters]
+        self._heard = [torch.zeros(a.rank, dtype=self.bank.dtype, device=a.Q.device) for a in self.bank.adapters]
         self._passes = [0] * len(self._heard)
 
     def _proximal(self, optimizer: Optimizer) -> None:

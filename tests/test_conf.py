@@ -26,6 +26,8 @@ NEEDS = {  # what an option cannot do without
     ("allocator", "none"): ["method=lora"],
     ("allocator", "map"): ["allocator.source=/r"],
     ("schedule", "none"): ["method=lora"],
+    ("schedule", "constant"): ["init_rank=8"],
+    ("schedule", "growing"): ["init_rank=2", "pruned=frozen"],
 }
 
 

@@ -80,9 +80,10 @@ def prepare(
         _keep_scale(adapters, settings)
     if not adapts(settings) and settings["penalty"] is None:
         return Prepared(model, adapters, None, bare)
+    seeded = {"seed": settings["seed"]} if accepts(settings["score"], "seed") else {}
     controller = adarank.RankController(
         adapters,
-        score=configured(settings["score"]),
+        score=configured(settings["score"], **seeded),
         allocator=_allocator(adapters, settings),
         schedule=_schedule(adapters, settings),
         penalty=configured(settings["penalty"]),

@@ -21,6 +21,7 @@ from adarank.harness.schema import Settings
 GROUPS = ("adapter", "init", "score", "allocator", "schedule", "penalty", "task", "model", "tracker")
 SUPPLIED = {  # what the harness adds to a group's own settings
     "adapter": {"model", "rank", "targets", "init", "batches", "train"},
+    "score": {"seed"},
     "allocator": {"names", "limits"},
     "schedule": {"initial", "final", "total"},
     "tracker": {"folder", "config", "name", "default_group"},
@@ -287,12 +288,11 @@ def train_steps(settings: Mapping[str, Any]) -> dict[str, int]:
 
 
 def schedule_steps(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The schedule's settings, every number of steps whole: t_i, t_f and interval may be fractions of train.steps."""
+    """The schedule's settings, every number of steps whole: t_i, t_f, t and interval may be fractions of train.steps."""
     total = settings["train"]["steps"]
+    least = {"t_i": 0, "t_f": 0, "t": 1, "interval": 1}  # of a fraction
     return {
-        key: as_steps(f"schedule.{key}", value, total, minimum=int(key == "interval"))
-        if key in ("t_i", "t_f", "interval")
-        else value
+        key: as_steps(f"schedule.{key}", value, total, minimum=least[key]) if key in least else value
         for key, value in settings["schedule"].items()
         if key != "_target_"
     }

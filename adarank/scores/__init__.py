@@ -1,5 +1,23 @@
 """Which triplets matter. A score is three functions over the bank (see `score.Score`); each lives in a file of its own."""
 
 from adarank.scores.adalora import adalora
+from adarank.scores.contribution import contribution
+from adarank.scores.fisher import fisher
+from adarank.scores.magnitude import magnitude
+from adarank.scores.output import output
+from adarank.scores.random import random
+from adarank.scores.sensitivity import sensitivity
+from adarank.scores.smoothed_sensitivity import smoothed_sensitivity
+from adarank.scores.spectral_entropy import spectral_entropy
 
-__all__ = ["adalora"]
+__all__ = [
+    "adalora",
+    "contribution",
+    "fisher",
+    "magnitude",
+    "output",
+    "random",
+    "sensitivity",
+    "smoothed_sensitivity",
+    "spectral_entropy",
+]

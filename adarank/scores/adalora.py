@@ -3,8 +3,7 @@
 from torch import Tensor
 
 from adarank.bank import Bank
-from adarank.errors import SettingError
-from adarank.scores.score import Buffers, Score
+from adarank.scores.score import Buffers, Score, check_beta
 
 
 def adalora(beta1: float = 0.85, beta2: float = 0.85) -> Score:
@@ -13,9 +12,8 @@ def adalora(beta1: float = 0.85, beta2: float = 0.85) -> Score:
     I = |w·g|;  Ī ← β1 Ī + (1−β1) I;  Ū ← β2 Ū + (1−β2) |I − Ī|, with the new Ī; both start at zero, uncorrected.
     beta1, beta2: in [0, 1). Raises SettingError outside.
     """
-    for name, beta in (("beta1", beta1), ("beta2", beta2)):
-        if not 0 <= beta < 1:
-            raise SettingError(f"score.{name}={beta} is no smoothing factor; valid: 0 <= {name} < 1")
+    check_beta("beta1", beta1)
+    check_beta("beta2", beta2)
 
     def init(bank: Bank) -> Buffers:
         return {"importance": bank.buffer(), "uncertainty": bank.buffer()}

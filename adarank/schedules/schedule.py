@@ -1,4 +1,4 @@
-"""Schedules: step -> budget, in triplets of all modules together. Steps count optimiser steps from 0."""
+"""What a schedule is, and what schedules share. Steps count optimiser steps from 0."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ from adarank.errors import SettingError
 class Schedule:
     """When to allocate how much.
 
-    initial, final: budgets in triplets; total: steps T; begin: allocations happen after this step; settled: the step
-    from which the budget is final, scores are no longer observed and the mask, once made, is held; interval: steps
-    between allocations before that; curve: step -> budget for begin < step < settled.
+    initial, final: budgets, in triplets (or parameters) of all modules together; total: steps T; begin: allocations
+    happen after this step; settled: the step from which the budget is final, scores are no longer observed and the
+    mask, once made, is held; interval: steps between allocations before that; curve: step -> budget for
+    begin < step < settled.
     """
 
     initial: int
@@ -43,28 +44,27 @@ class Schedule:
         return steps
 
 
-def cubic(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int = 1) -> Schedule:
-    """b(t) = b_T + (b_0 − b_T)(1 − (t − t_i)/(T − t_i − t_f))³ for t_i < t < T − t_f, rounded down.
+def phased(
+    initial: int, final: int, t_i: int, t_f: int, total: int, interval: int, curve: Callable[[int, int], int]
+) -> Schedule:
+    """`initial` up to step t_i, `final` from step T − t_f, and between them curve(k, n), k of n steps after t_i.
 
-    AdaLoRA's schedule as its code computes it (arXiv 2303.10512, eq. 12, prints t − t_i − t_f in the numerator, which
-    would start above b_0). initial, final: triplets, initial >= final >= 1; t_i: steps before the first allocation;
-    t_f: last steps, at the final budget; interval: ΔT. Raises SettingError for what cannot be, and for a budget that
-    should fall but would never be applied.
-    Example: cubic(432, 288, t_i=100, t_f=300, total=1000, interval=10).budget(400) == 306.
+    Raises SettingError for phases that leave no step, and for a final budget that differs and would never be applied.
     """
     check_steps(initial, final, t_i, t_f, total, interval)
-
-    def curve(step: int) -> int:
-        left = 1 - (step - t_i) / (total - t_f - t_i)
-        return int(final + (initial - final) * left**3)
-
-    schedule = Schedule(initial, final, total, t_i, total - t_f, interval, curve)
-    if final < initial and (not schedule.allocations() or schedule.allocations()[-1] < schedule.settled):
+    n = total - t_f - t_i
+    schedule = Schedule(initial, final, total, t_i, total - t_f, interval, lambda step: curve(step - t_i, n))
+    if final != initial and (not schedule.allocations() or schedule.allocations()[-1] < schedule.settled):
         raise SettingError(
             f"schedule.t_f={t_f} with schedule.interval={interval} and {total} steps would never apply the final "
             f"budget of {final} triplets; valid: t_f of at least 2"
         )
     return schedule
+
+
+def power(initial: int, final: int, k: int, n: int, exponent: int) -> int:
+    """b_T + (b_0 − b_T)(1 − k/n)^exponent, exactly, rounded down."""
+    return final + (initial - final) * (n - k) ** exponent // n**exponent
 
 
 def never(budget: int) -> Schedule:
@@ -75,12 +75,9 @@ def never(budget: int) -> Schedule:
 
 def check_steps(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int) -> None:
     """Raise SettingError, naming the setting, for a budget or phase that cannot be."""
-    if not final >= 1:
-        raise SettingError(f"the final budget of {final} triplets is too small; valid: at least 1")
-    if initial < final:
-        raise SettingError(
-            f"the initial budget of {initial} triplets lies below the final one of {final}; valid: at least {final}"
-        )
+    for name, budget in (("final", final), ("initial", initial)):
+        if not budget >= 1:
+            raise SettingError(f"the {name} budget of {budget} triplets is too small; valid: at least 1")
     if total < 1:
         raise SettingError(f"train.steps={total} is no number of steps; valid: at least 1")
     for name, value, least in (("t_i", t_i, 0), ("t_f", t_f, 0), ("interval", interval, 1)):
@@ -90,4 +87,13 @@ def check_steps(initial: int, final: int, t_i: int, t_f: int, total: int, interv
         raise SettingError(
             f"schedule.t_i={t_i} plus schedule.t_f={t_f} leave none of the {total} steps to reallocate in; "
             f"valid: t_i + t_f < {total}"
+        )
+
+
+def check_falls(initial: int, final: int) -> None:
+    """Raise SettingError for a budget that would have to rise."""
+    if initial < final:
+        raise SettingError(
+            f"the initial budget of {initial} triplets lies below the final one of {final}; valid: at least {final}, "
+            "or schedule=growing"
         )
