@@ -133,6 +133,7 @@ class RankController:
         if patience is not None and patience < 1:
             raise SettingError(f"patience={patience} is no number of allocations; valid: at least 1, or none for never")
         self.bank = Bank(adapters)
+        self.bank.frozen = pruned == "frozen"
         self.unit = unit
         held = int(self.cost.sum())
         self.schedule = schedules.never(held) if schedule is None else schedule

@@ -32,7 +32,7 @@ def check_clamps(min_rank: int, max_rank: int | None) -> None:
         raise SettingError(f"allocator.min_rank={min_rank} is no rank; valid: at least 0")
     least = max(min_rank, 1)
     if max_rank is not None and max_rank < least:
-        raise SettingError(f"allocator.max_rank={max_rank} is too small; valid: at least {least}, or none")
+        raise SettingError(f"allocator.max_rank={max_rank} is too small; valid: at least {least}, or null")
 
 
 def check_run(

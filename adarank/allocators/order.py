@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def begins(module: Tensor) -> Tensor:
-    """For each triplet the index, int64 [n], of its module's first triplet."""
+    """For each triplet the index, int64 [n], of its module's first triplet; module by module."""
     at = torch.arange(len(module), device=module.device)
     first = torch.ones_like(module, dtype=torch.bool)
     first[1:] = module[1:] != module[:-1]
@@ -26,10 +26,15 @@ def places(order: Tensor) -> Tensor:
 
 
 def place_in_module(keys: Tensor, module: Tensor) -> Tensor:
-    """The place, int64 [n] from 0, of each triplet inside its module by falling key; of equal keys the first comes first."""
+    """The place, int64 [n] from 0, of each triplet inside its module by falling key; of equal keys the first comes first.
+
+    module: any numbers of groups, in any order.
+    """
     by_key = torch.argsort(keys, descending=True, stable=True)
     order = by_key[torch.argsort(module[by_key], stable=True)]  # module by module, falling keys in each
-    return places(order) - begins(module)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device) - begins(module[order])
+    return place
 
 
 def keep_first(order: Tensor, budget: int, cost: Tensor) -> Tensor:
