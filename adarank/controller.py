@@ -310,6 +310,8 @@ class RankController:
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._armed = False
+        if self.pruned == "frozen":
+            self.bank.zero_pruned()  # momentum moved λ; scores see it as the forward pass will
         if self.mode != "paper":
             self._observe(optimizer)
         self._proximal(optimizer)

@@ -156,7 +156,8 @@ def grown_by_hand(case, budget, h, limit):
     kept = {j for j, on in enumerate(case.mask.tolist()) if on}
     on = [[j for j in members(case, i) if j in kept] for i in range(len(case.ranks))]
     mean = [sum(case.scores[j].item() for j in js) / max(len(js), 1) for js in on]
-    best = sorted((i for i, r in enumerate(case.ranks) if r), key=lambda i: -mean[i])
+    grows = [i for i, r in enumerate(case.ranks) if len(on[i]) < min(r, limit)]
+    best = sorted(grows, key=lambda i: -mean[i])
     groups = [best[k : k + h] for k in range(0, len(best), h)]
     rank = [len(js) for js in on]
     for group in groups:
