@@ -41,7 +41,9 @@ def under_test(method):
         adapters,
         score=score(),
         allocator=allocator,
-        schedule=getattr(adarank.schedules, schedule)(rank * n, 3 * n, t_i=T_I, t_f=T_F, total=STEPS, interval=INTERVAL),
+        schedule=getattr(adarank.schedules, schedule)(
+            rank * n, 3 * n, t_i=T_I, t_f=T_F, total=STEPS, interval=INTERVAL
+        ),
         penalty=adarank.penalties.orthogonality(GAMMA),
         pruned="frozen",
     )
@@ -62,7 +64,9 @@ class Written:
             for m, a in adapters.items()
         }
         self.head = [net.head.weight.detach().clone(), net.head.bias.detach().clone()]
-        zeros = {(m, i): [torch.zeros_like(w) for w in ws] for m, slots in self.active.items() for i, ws in slots.items()}
+        zeros = {
+            (m, i): [torch.zeros_like(w) for w in ws] for m, slots in self.active.items() for i, ws in slots.items()
+        }
         self.past, self.mean, self.spread = ({k: [w.clone() for w in ws] for k, ws in zeros.items()} for _ in range(3))
         self.head_past = [torch.zeros_like(w) for w in self.head]
 
@@ -126,9 +130,9 @@ class Written:
             budget = len(names) + 2 * len(names) * (t - T_I) // (STEPS - T_F - T_I)
             room = budget - sum(map(len, self.active.values()))
             mean = {m: sum(self.importance(m).values()) / len(self.active[m]) for m in names}
-            best, new = sorted(names, key=lambda m: -mean[m]), []
+            best, new, group = sorted(names, key=lambda m: -mean[m]), [], []
             while len(new) < room:
-                if not new or not any(free[m] for m in group):
+                if not any(free[m] for m in group):
                     group = [m for m in best if free[m]][:H]
                 for m in group:
                     if free[m] and len(new) < room:

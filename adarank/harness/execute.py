@@ -130,7 +130,11 @@ def identity(
     allocator = settings["allocator"]
     if fixes_ranks(settings):
         found, shuffle = rank_map.read(allocator["source"]), allocator["shuffle"]
-        allocator = {"map": found._asdict(), "shuffle": shuffle, "seed": None if shuffle == "none" else allocator["seed"]}
+        allocator = {
+            "map": found._asdict(),
+            "shuffle": shuffle,
+            "seed": None if shuffle == "none" else allocator["seed"],
+        }
     return {
         **{group: settings[group] for group in ("init", "score", "penalty")},
         "allocator": allocator,

@@ -111,7 +111,9 @@ def _mapped(
 ) -> tuple[dict[str, int], tuple[str, ...]]:
     """By the map: the ranks of the modules that get an adapter, and the names of those that get none."""
     if init is not None and init.ranks is not None:
-        raise SettingError(f"init={init.name} moves ranks between modules, which allocator=map has fixed; choose another")
+        raise SettingError(
+            f"init={init.name} moves ranks between modules, which allocator=map has fixed; choose another"
+        )
     limits = {name: min(sides(model, name)) for name in find_targets(model, targets)}
     ranks: dict[str, int] = configured(settings["allocator"], limits=limits)
     return {n: r for n, r in ranks.items() if r}, tuple(n for n, r in ranks.items() if not r)

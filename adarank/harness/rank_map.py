@@ -81,7 +81,10 @@ def rank_map(
     groups: dict[str, list[str]] = {}
     for name in ranks:
         groups.setdefault(family(name) if shuffle == "within_family" else "", []).append(name)
-    return {name: rank for names in groups.values() for name, rank in _permuted(names, ranks, limits, draw).items()}
+    found: dict[str, int] = {}
+    for names in groups.values():
+        found |= _permuted(names, ranks, limits, draw)
+    return {name: found[name] for name in limits}
 
 
 def _permuted(

@@ -151,7 +151,12 @@ class NoReadBack(TorchDispatchMode):
         assert not any(word in str(function) for word in READS_BACK), f"{function} reads back from the device"
         assert not (
             "index" in str(function)
-            and any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for a in args if isinstance(a, list | tuple) for i in a)
+            and any(
+                isinstance(i, torch.Tensor) and i.dtype == torch.bool
+                for a in args
+                if isinstance(a, list | tuple)
+                for i in a
+            )
         ), f"{function} indexes with a mask"
         return function(*args, **(kwargs or {}))
 

@@ -12,7 +12,10 @@ from tests.allocators.cases import cases
 def test_place_in_module_counts_the_better_ones_of_the_same_module(case):
     keys, module = case.scores.tolist(), case.module.tolist()
     expected = [
-        sum(m == module[i] and (k > keys[i] or (k == keys[i] and j < i)) for j, (k, m) in enumerate(zip(keys, module, strict=True)))
+        sum(
+            m == module[i] and (k > keys[i] or (k == keys[i] and j < i))
+            for j, (k, m) in enumerate(zip(keys, module, strict=True))
+        )
         for i in range(len(keys))
     ]
     assert order.place_in_module(case.scores, case.module).tolist() == expected
