@@ -49,10 +49,12 @@ class Bank:
 
     weight, grad: flat [numel]; lam, lam_grad: [triplets] views of them; mask: bool [triplets]; module: int64
     [triplets], the index of each triplet's module in `names`; cost: int64 [triplets], d_in + d_out + 1; blocks: see
-    `Block`; activation: [triplets], where the score asks for it (see `scores.score`).
+    `Block`; block_triplets: for each block the triplet of every row, int64 [modules, r]; frozen: pruned triplets are
+    out of the game, penalties included; activation: [triplets], where the score asks for it (see `scores.score`).
     """
 
     activation: Tensor
+    frozen = False
 
     def __init__(self, adapters: Mapping[str, LowRank]) -> None:
         if not adapters:
@@ -96,6 +98,8 @@ class Bank:
         start = dict(zip(self._entries, accumulate(sizes, initial=0), strict=False))
         self._lam = slice(start["lam", 0], start["lam", 0] + sum(ranks))
         self.blocks, self._means, rows = self._group(by_shape, start)
+        numbers = torch.arange(sum(ranks), device=device).split(ranks)
+        self.block_triplets = [torch.stack([numbers[i] for i in group]) for group in self._block_modules]
         self._rows = {part: torch.cat([rows[part, i] for i in order]).to(device) for part in ("Q", "P")}
         self.module = torch.tensor(order, device=device).repeat_interleave(torch.tensor(ranks, device=device))
         costs = torch.tensor([a.in_features + a.out_features + 1 for a in self.adapters], device=device)
@@ -117,6 +121,7 @@ class Bank:
         blocks: list[Block] = []
         stretches: list[tuple[int, int, int]] = []
         rows: dict[Entry, Tensor] = {}
+        self._block_modules: list[list[int]] = []
         seen = 0
         for part, indices in by_shape.items():
             shapes: dict[torch.Size, list[int]] = {}
@@ -131,6 +136,7 @@ class Bank:
                 seen += len(group) * r
                 if r:
                     size = (len(group), r, d)
+                    self._block_modules.append(group)
                     blocks.append(Block(self.weight[first:end].view(size), self.grad[first:end].view(size)))
                     if stretches and stretches[-1][1:] == (first, d):
                         first = stretches.pop()[0]

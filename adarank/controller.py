@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from adarank import allocators, schedules
 from adarank.adapters.lowrank import LowRank, to_singular
+from adarank.allocators.allocator import Allocator, check_run
 from adarank.bank import Bank
 from adarank.compaction import CONTROLLER, check_state, drop, unwrap
 from adarank.errors import SettingError
@@ -141,6 +142,7 @@ class RankController:
         if patience is not None and patience < 1:
             raise SettingError(f"patience={patience} is no number of allocations; valid: at least 1, or none for never")
         self.bank = Bank(adapters)
+        self.bank.frozen = pruned == "frozen"
         self.unit = unit
         held = int(self.cost.sum())
         self.schedule = schedules.never(held) if schedule is None else schedule
@@ -174,6 +176,10 @@ class RankController:
         self.mode, self.pruned, self.basis = mode, pruned, basis
         self.compaction, self.patience = compaction, patience
         self.allocator = allocator or (allocators.threshold() if mode == "original" else allocators.global_top())
+        if schedule is not None and isinstance(self.allocator, Allocator):
+            cost = [a.in_features + a.out_features + 1 if unit == "parameters" else 1 for a in self.bank.adapters]
+            ranks = [a.rank for a in self.bank.adapters]
+            check_run(self.allocator, unit, ranks, cost, schedule.initial, schedule.final)
         self.generator = torch.Generator(device=self.bank.weight.device).manual_seed(seed)
         self.buffers = score.init(self.bank) if score is not None else {}
         self.missed = torch.zeros_like(self.bank.module)  # consecutive allocations that left a triplet out
@@ -324,6 +330,8 @@ class RankController:
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._armed = False
+        if self.pruned == "frozen":
+            self.bank.zero_pruned()  # momentum moved λ; scores see it as the forward pass will
         if self.mode != "paper":
             self._observe(optimizer)
         self._proximal(optimizer)
@@ -346,11 +354,17 @@ class RankController:
                 to_singular(adapter)
         scores = self.score.score(self.buffers, bank)
         ranked = scores.masked_fill(~bank.mask, -torch.inf) if self.pruned == "frozen" else scores
-        self._set_mask(self.allocator(ranked, bank.mask, budget, self.cost, bank.module, self.generator))
+        paced = {"progress": self._progress()} if getattr(self.allocator, "paced", False) else {}
+        self._set_mask(self.allocator(ranked, bank.mask, budget, self.cost, bank.module, self.generator, **paced))
         mask = bank.mask.clone()
         self.missed = torch.where(mask, 0, self.missed + 1)
         cost = torch.where(mask, bank.cost, 0).sum()  # not cost[mask]: its size would be read back from the device
         self.last_allocation = self._record(self.step, scores, mask, bank.module, cost)
+
+    def _progress(self) -> float:
+        """From 0 at the first possible allocation to 1 at the final budget."""
+        begin, settled = self.schedule.begin, self.schedule.settled
+        return min(max((self.step - begin) / max(settled - begin, 1), 0.0), 1.0)
 
     @torch.no_grad()
     def _set_mask(self, mask: Tensor) -> None:

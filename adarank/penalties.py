@@ -27,6 +27,7 @@ def orthogonality(gamma: float = 0.1) -> Penalty:
         R = γ/(2n) Σ_A ‖AAᵀ − I‖_F          ∂R/∂A = γ/(2n) · 2 (AAᵀ − I) A / ‖AAᵀ − I‖_F
     and as the paper writes it (arXiv 2303.10512, eq. 4), with `squared`:
         R = γ Σ_A ‖AAᵀ − I‖²_F              ∂R/∂A = γ · 4 (AAᵀ − I) A
+    Where pruned triplets are frozen, A is made of the others' rows.
     """
     if not gamma >= 0:
         raise SettingError(f"penalty.gamma={gamma} is negative; valid: a number of at least 0")
@@ -36,9 +37,11 @@ def orthogonality(gamma: float = 0.1) -> Penalty:
         if gamma == 0:
             return
         factor = 4 * gamma if squared else 2 * gamma / (2 * len(bank.adapters))
-        for weight, grad in bank.blocks:
+        for (weight, grad), triplets in zip(bank.blocks, bank.block_triplets, strict=True):
             eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
             gram = torch.baddbmm(eye, weight, weight.mT, beta=-1)
+            if bank.frozen:
+                gram.masked_fill_(_without(bank.mask[triplets]), 0.0)
             if not squared:
                 norm = torch.linalg.vector_norm(gram, dim=(1, 2), keepdim=True)
                 gram /= norm.clamp_min(torch.finfo(norm.dtype).tiny)  # 0/0 where the rows already are orthonormal
@@ -68,12 +71,19 @@ def l1_proximal(xi: float = 0.5, times_lr: bool = True) -> Penalty:
     return Penalty(proximal=proximal)
 
 
+def _without(on: Tensor) -> Tensor:
+    """Where a row or column belongs to a pruned triplet: on bool [modules, r] -> bool [modules, r, r]."""
+    return ~(on.unsqueeze(1) & on.unsqueeze(2))
+
+
 @torch.no_grad()
 def orthogonality_value(bank: Bank, gamma: float = 0.1, squared: bool = False) -> Tensor:
     """R itself, a scalar on the bank's device: what `orthogonality(gamma)` adds the gradient of."""
     norms = []
-    for weight, _ in bank.blocks:
-        eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-        norms.append(torch.linalg.vector_norm(weight @ weight.mT - eye, dim=(1, 2)))
+    for (weight, _), triplets in zip(bank.blocks, bank.block_triplets, strict=True):
+        gram = weight @ weight.mT - torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        if bank.frozen:
+            gram.masked_fill_(_without(bank.mask[triplets]), 0.0)
+        norms.append(torch.linalg.vector_norm(gram, dim=(1, 2)))
     flat = torch.cat(norms)
     return gamma * flat.square().sum() if squared else gamma * flat.sum() / (2 * len(bank.adapters))

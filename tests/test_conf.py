@@ -25,6 +25,7 @@ NEEDS = {  # what an option cannot do without
     ("init", "none"): ["method=full"],
     ("score", "none"): ["method=lora"],
     ("allocator", "none"): ["method=lora"],
+    ("allocator", "map"): ["allocator.source=/r"],
     ("schedule", "none"): ["method=lora"],
     ("schedule", "constant"): ["init_rank=8"],
     ("schedule", "growing"): ["init_rank=2", "pruned=frozen"],

@@ -1,15 +1,15 @@
 """Whatever the training left: no budget (SoRA, arXiv 2311.11696)."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from adarank.allocators.allocator import Allocator
 
-def nonzero() -> Callable[..., Tensor]:
+
+def nonzero() -> Allocator:
     """Keep the triplets whose score is above 0 (with the score |λ|: λ ≠ 0), however many; the budget is not looked at.
 
-    For methods that make λ exactly zero (a proximal step). The function says so by `keeps_budget`, which is False.
+    For methods that make λ exactly zero (a proximal step).
     """
 
     def allocate(
@@ -17,5 +17,4 @@ def nonzero() -> Callable[..., Tensor]:
     ) -> Tensor:
         return scores > 0
 
-    allocate.keeps_budget = False  # type: ignore[attr-defined]
-    return allocate
+    return Allocator(allocate, keeps_budget=False)

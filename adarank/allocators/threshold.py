@@ -1,12 +1,12 @@
 """The rule of AdaLoRA's original code, ties and all."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from adarank.allocators.allocator import Allocator
 
-def threshold() -> Callable[..., Tensor]:
+
+def threshold() -> Allocator:
     """Keep the triplets whose score exceeds the (n − budget)-th smallest one.
 
     Where scores tie at that value all of them are dropped, so that fewer than `budget` may be kept (none, if every
@@ -21,4 +21,4 @@ def threshold() -> Callable[..., Tensor]:
             return torch.ones_like(mask)
         return scores > scores.kthvalue(drop).values
 
-    return allocate
+    return Allocator(allocate, unit="triplets")

@@ -16,7 +16,7 @@ import adarank
 from adarank.adapters.bottleneck import bottlenecks_of
 from adarank.adapters.inject import reach
 from adarank.errors import RunFailed
-from adarank.harness import lock, runs
+from adarank.harness import lock, rank_map, runs
 from adarank.harness.checkpoint import Saver
 from adarank.harness.data import Encoded, encode, looks
 from adarank.harness.files import write_json, write_text
@@ -31,7 +31,16 @@ from adarank.harness.prepare import (
     initial_rank,
     prepare,
 )
-from adarank.harness.settings import accepts, locate, schedule_steps, settle, train_steps
+from adarank.harness.settings import (
+    accepts,
+    adapts,
+    fixes_ranks,
+    locate,
+    schedule_steps,
+    settle,
+    train_steps,
+    typed_keys,
+)
 from adarank.harness.tasks.base import Task
 from adarank.harness.tracking import no_copy, open_log
 from adarank.harness.train import Diverged, Outcome, Plan, train
@@ -45,7 +54,10 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     """
     settings = settle(config, overrides, choices)
     runs.check_writable(settings["out"])
-    if settings["allocator"] is not None:
+    if fixes_ranks(settings):
+        asked = settings["rank"] if "rank" in typed_keys(overrides) else None
+        settings |= rank_map.terms(settings["allocator"]["source"], asked)
+    if adapts(settings):
         settings["init_rank"] = initial_rank(settings)
         settings["schedule"].update(schedule_steps(settings))
     device = choose_device()
@@ -86,7 +98,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
         print(f"  adapters on {reach(prepared.model).share:.0%} of the base's matrix parameters", flush=True)
     if added := list(bottlenecks_of(prepared.model).values()):
         print(f"  {len(added)} bottlenecks of width {added[0].width}", flush=True)
-    if settings["allocator"] is not None and prepared.controller is not None:
+    if adapts(settings) and prepared.controller is not None:
         print(f"  {describe_schedule(prepared.controller)}", flush=True)
     runs.make_folder(folder)
     with lock.locked(folder) as held:
@@ -148,7 +160,7 @@ def identity(
 ) -> dict[str, Any]:
     """Everything that decides a run's result, but the seed: the resolved consumers, never the shorthands.
 
-    Local data and models enter by their content, not by their path.
+    Local data, models and rank maps enter by their content, not by their path.
     """
     adapter = settings["adapter"] and {**settings["adapter"], "targets": targets}
     if accepts(settings["adapter"], "rank"):
@@ -159,9 +171,18 @@ def identity(
         "rank": settings["rank"],
         "unit": settings["budget"]["unit"],
     }
-    adaptive = settings["allocator"] is not None
+    adaptive = adapts(settings)
+    allocator = settings["allocator"]
+    if fixes_ranks(settings):
+        found, shuffle = rank_map.read(allocator["source"]), allocator["shuffle"]
+        allocator = {
+            "map": found._asdict(),
+            "shuffle": shuffle,
+            "seed": None if shuffle == "none" else allocator["seed"],
+        }
     return {
-        **{group: settings[group] for group in ("init", "score", "allocator", "penalty", "quantization")},
+        **{group: settings[group] for group in ("init", "score", "penalty", "quantization")},
+        "allocator": allocator,
         "adapter": adapter,
         "schedule": schedule,
         "mode": settings["mode"] if adaptive or settings["penalty"] else None,
@@ -250,14 +271,16 @@ def final_rank(prepared: Prepared, settings: Mapping[str, Any]) -> dict[str, Any
     budget is counted in parameters; it and budget are where the allocator keeps no budget."""
     if not prepared.adapters:
         return None
+    final = {**dict.fromkeys(prepared.bare, 0), **adarank.ranks(prepared.model)}
     in_triplets = settings["budget"]["unit"] == "triplets"
     controller = prepared.controller
     budgeted = controller is None or getattr(controller.allocator, "keeps_budget", True)
+    triplets = sum(final.values()) if fixes_ranks(settings) else settings["rank"] * len(final)
     return {
         "initial": initial_rank(settings),
         "budget": settings["rank"] if budgeted else None,
-        "budget_triplets": settings["rank"] * len(prepared.adapters) if in_triplets and budgeted else None,
-        "final": adarank.ranks(prepared.model),
+        "budget_triplets": triplets if in_triplets and budgeted else None,
+        "final": final,
     }
 
 

@@ -15,17 +15,19 @@ from adarank.adapters.lowrank import LowRank
 from adarank.controller import RankController
 from adarank.errors import SettingError
 from adarank.harness.models import Built
-from adarank.harness.settings import accepts, is_low_rank, locate, schedule_steps
+from adarank.harness.settings import accepts, adapts, fixes_ranks, is_low_rank, locate, schedule_steps
 from adarank.schedules import Schedule
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """model on its device; adapters {name: module} (empty in full fine-tuning); controller where the rank adapts."""
+    """model on its device; adapters {name: module} (empty in full fine-tuning); controller where the rank adapts;
+    bare: target modules that a rank map leaves without an adapter."""
 
     model: nn.Module
     adapters: dict[str, LowRank]
     controller: RankController | None
+    bare: tuple[str, ...] = ()
 
 
 def configured(node: Mapping[str, Any] | None, **supplied: Any) -> Any:
@@ -37,14 +39,14 @@ def configured(node: Mapping[str, Any] | None, **supplied: Any) -> Any:
 
 def initial_rank(settings: Mapping[str, Any]) -> int:
     """Triplets per module at the start: rank, or for adaptive methods init_rank, by default ceil(1.5·rank)."""
-    if settings["allocator"] is None:
+    if not adapts(settings):
         return int(settings["rank"])
     return int(settings["init_rank"] or math.ceil(1.5 * settings["rank"]))
 
 
 def held_rank(settings: Mapping[str, Any]) -> int:
     """Triplets per module in memory: the initial rank, or `capacity` times as many where a method grows."""
-    if settings["allocator"] is None or settings["pruned"] == "learning":
+    if not adapts(settings) or settings["pruned"] == "learning":
         return initial_rank(settings)
     return math.ceil(settings["capacity"] * max(initial_rank(settings), settings["rank"]))
 
@@ -62,23 +64,28 @@ def prepare(
     if settings["adapter"] is None:
         return Prepared(model.to(device), {}, None)
     offered = {"rank": settings["rank"], "targets": targets, "train": built.head}
+    bare: tuple[str, ...] = ()
     if is_low_rank(settings):
         init = configured(settings["init"])
         if init is not None and init.measure is not None:
             model.to(device)  # what is learned from data is learned where training will be
         offered |= {"rank": _ranks(model, targets, settings), "init": init or "default", "batches": batches}
+        if fixes_ranks(settings):
+            ranks, bare = _mapped(model, targets, settings, init)
+            offered |= {"rank": ranks, "targets": list(ranks)}
     taken = {name: value for name, value in offered.items() if accepts(settings["adapter"], name)}
     made = configured(settings["adapter"], model=model, **taken)
     adapters = {name: module for name, module in made.items() if isinstance(module, LowRank)}
     model.to(device)
-    if settings["allocator"] is None and settings["penalty"] is None:
-        return Prepared(model, adapters, None)
-    _keep_scale(adapters, settings)
+    if is_low_rank(settings):
+        _keep_scale(adapters, settings)
+    if not adapts(settings) and settings["penalty"] is None:
+        return Prepared(model, adapters, None, bare)
     seeded = {"seed": settings["seed"]} if accepts(settings["score"], "seed") else {}
     controller = adarank.RankController(
         adapters,
         score=configured(settings["score"], **seeded),
-        allocator=configured(settings["allocator"]),
+        allocator=_allocator(adapters, settings),
         schedule=_schedule(adapters, settings),
         penalty=configured(settings["penalty"]),
         mode=settings["mode"],
@@ -89,12 +96,33 @@ def prepare(
         patience=settings["patience"],
         seed=settings["seed"],
     )
-    return Prepared(model, adapters, controller)
+    return Prepared(model, adapters, controller, bare)
+
+
+def _allocator(adapters: Mapping[str, LowRank], settings: Mapping[str, Any]) -> Any:
+    """The configured allocator, told the modules' names where it asks for them."""
+    if not adapts(settings):
+        return None
+    supplied = {"names": list(adapters)} if accepts(settings["allocator"], "names") else {}
+    return configured(settings["allocator"], **supplied)
+
+
+def _mapped(
+    model: nn.Module, targets: str | list[str], settings: Mapping[str, Any], init: Any
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """By the map: the ranks of the modules that get an adapter, and the names of those that get none."""
+    if init is not None and init.ranks is not None:
+        raise SettingError(
+            f"init={init.name} moves ranks between modules, which allocator=map has fixed; choose another"
+        )
+    limits = {name: min(sides(model, name)) for name in find_targets(model, targets)}
+    ranks: dict[str, int] = configured(settings["allocator"], limits=limits)
+    return {n: r for n, r in ranks.items() if r}, tuple(n for n, r in ranks.items() if not r)
 
 
 def _schedule(adapters: Mapping[str, LowRank], settings: Mapping[str, Any]) -> Schedule | None:
     """The configured schedule between the initial and the final budget, in budget.unit."""
-    if settings["allocator"] is None:
+    if not adapts(settings):
         return None
     in_parameters = settings["budget"]["unit"] == "parameters"
     costs = [a.in_features + a.out_features + 1 if in_parameters else 1 for a in adapters.values()]
@@ -113,7 +141,7 @@ def _ranks(model: nn.Module, targets: str | list[str], settings: Mapping[str, An
     initial, held = initial_rank(settings), held_rank(settings)
     limits = {name: min(sides(model, name)) for name in find_targets(model, targets)}
     smallest = min(limits, key=lambda name: limits[name])
-    name, least = ("rank", initial) if settings["allocator"] is None else ("init_rank", initial)
+    name, least = ("init_rank" if adapts(settings) else "rank", initial)
     if least > limits[smallest]:
         raise SettingError(
             f"{name}={least} is larger than the smaller side of {smallest}; valid: from 1 to {limits[smallest]}"
@@ -122,10 +150,13 @@ def _ranks(model: nn.Module, targets: str | list[str], settings: Mapping[str, An
 
 
 def _keep_scale(adapters: Mapping[str, LowRank], settings: Mapping[str, Any]) -> None:
-    """s = α / r with the larger of the initial and final rank, not with what a growing method holds in memory."""
-    alpha, reference = settings["adapter"].get("alpha"), max(initial_rank(settings), settings["rank"])
-    if alpha is None or held_rank(settings) == initial_rank(settings):
+    """s = α / r with the larger of the initial and final rank, not with what a growing method holds in memory, nor with
+    what a map gives each module (its run's ranks count)."""
+    alpha = settings["adapter"].get("alpha")
+    mapped = fixes_ranks(settings)
+    if alpha is None or (held_rank(settings) == initial_rank(settings) and not mapped):
         return
+    reference = max(settings["init_rank"] if mapped else initial_rank(settings), settings["rank"])
     for adapter in adapters.values():
         adapter.scale = alpha / (math.sqrt(reference) if settings["adapter"].get("rslora") else reference)
 

@@ -22,6 +22,7 @@ GROUPS = ("adapter", "init", "score", "allocator", "schedule", "penalty", "quant
 SUPPLIED = {  # what the harness adds to a group's own settings
     "adapter": {"model", "rank", "targets", "init", "batches", "train"},
     "score": {"seed"},
+    "allocator": {"names", "limits"},
     "schedule": {"initial", "final", "total"},
     "quantization": {"model", "device", "precision"},
     "tracker": {"folder", "config", "name", "default_group"},
@@ -44,7 +45,7 @@ def settle(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, A
 
     Raises SettingError, naming the setting, for what is unknown, of the wrong type, without effect or out of range.
     """
-    typed = {o.lstrip("+~").partition("=")[0] for o in overrides}
+    typed = typed_keys(overrides)
     if config.tiny:
         _make_tiny(config, typed)
     missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
@@ -62,9 +63,16 @@ def settle(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, A
         )
     for group in GROUPS:
         settings[group] = _check_group(group, settings[group])
+    if fixes_ranks(settings):  # a method's own score and schedule go; those that were asked for are refused
+        settings |= {group: None for group in ("score", "schedule") if group not in typed}
     _check_effects(settings, typed)
     _check_ranges(settings)
     return settings
+
+
+def typed_keys(overrides: Sequence[str]) -> set[str]:
+    """The settings that were typed: ["rank=4", "train.lr=1"] -> {"rank", "train.lr"}."""
+    return {o.lstrip("+~").partition("=")[0] for o in overrides}
 
 
 def _plain(value: Any) -> Any:
@@ -101,6 +109,16 @@ def accepts(node: Mapping[str, Any] | None, name: str) -> bool:
 def is_low_rank(settings: Mapping[str, Any]) -> bool:
     """Whether the method's adapter is made of triplets: it takes an init for its factors."""
     return accepts(settings["adapter"], "init")
+
+
+def fixes_ranks(settings: Mapping[str, Any]) -> bool:
+    """Whether the allocator is a map: it takes the largest rank of every module and says every rank, once."""
+    return accepts(settings["allocator"], "limits")
+
+
+def adapts(settings: Mapping[str, Any]) -> bool:
+    """Whether ranks change while training."""
+    return settings["allocator"] is not None and not fixes_ranks(settings)
 
 
 def _check_group(group: str, node: Any) -> dict[str, Any] | None:
@@ -188,7 +206,7 @@ def _check_effects(settings: Mapping[str, Any], typed: set[str]) -> None:
                     f"{name}={settings[name]} does not go with train.optimizer={settings['train']['optimizer']}, whose "
                     f"8-bit state can neither be gathered nor started anew; valid: {name}={value}, or train.optimizer=adamw"
                 )
-    if settings["allocator"] is None:
+    if not adapts(settings):
         for group in ("score", "schedule"):
             if settings[group] is not None:
                 refuse_group(group, typed, method, "it allocates no budget")

@@ -228,12 +228,14 @@ def allocation_record(allocation: Allocation) -> dict[str, Any]:
         name: torch.quantile(scores, levels).tolist()
         for name, scores in zip(allocation.names, allocation.scores.split(counts), strict=True)
     }
+    kept, parameters = int(allocation.kept), int(allocation.parameters)
     return {
         "step": allocation.step,
         "budget": allocation.budget,
         "unit": allocation.unit,
-        "kept": int(allocation.kept),
-        "parameters": int(allocation.parameters),
+        "kept": kept,
+        "parameters": parameters,
+        "slack": allocation.budget - (parameters if allocation.unit == "parameters" else kept),
         "ranks": allocation.ranks,
         "score_quantiles": quantiles,
     }

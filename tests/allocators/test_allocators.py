@@ -1,16 +1,38 @@
-"""Laws that every budget-keeping allocator obeys, and the original's threshold rule."""
+"""Every allocator against its rule written out in loops, and the laws it adds to the contract."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adarank.allocators import global_top, threshold
+from adarank.allocators import by_cost, by_family, global_top, grow, prune_expand, random, threshold, uniform
+from adarank.allocators.allocator import check_run
+from adarank.allocators.by_family import family
+from adarank.errors import SettingError
+from tests.allocators.cases import NAMES, cases, generator, ranks_of
 
 
 def allocate(allocator, scores, budget):
     scores = torch.tensor(scores, dtype=torch.float32)
     n = len(scores)
     return allocator(scores, torch.ones(n, dtype=torch.bool), budget, torch.ones(n), torch.zeros(n), None)
+
+
+def call(allocator, case, budget, **more):
+    return allocator(case.scores, case.mask, budget, case.cost, case.module, generator(), **more)
+
+
+def budget_of(case, data, least=0, most=None):
+    most = len(case.scores) if most is None else most
+    return data.draw(st.integers(min(least, most), most))
+
+
+def members(case, i):
+    return [j for j, m in enumerate(case.module.tolist()) if m == i]
+
+
+def falling(case, indices):
+    return sorted(indices, key=lambda j: -case.scores[j].item())  # sorted() is stable
 
 
 SCORES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.5]), min_size=1, max_size=40)
@@ -28,6 +50,184 @@ def test_global_top_keeps_exactly_the_budget_ties_included(scores, data):
         assert kept[tied].tolist() == sorted(kept[tied].tolist(), reverse=True)  # the first of equal ones
 
 
+def clamped_by_hand(case, keys, budget, low, high):
+    """First the best `low` of each module, then by falling key whatever is among the best `high` of its module."""
+    place, best = {}, sorted(range(len(keys)), key=lambda j: -keys[j])
+    for i in range(len(case.ranks)):
+        place |= {j: p for p, j in enumerate(j for j in best if case.module[j] == i)}
+    order = [j for j in range(len(keys)) if place[j] < low] + [j for j in best if low <= place[j] < high]
+    kept, left = set(), budget
+    for j in order:
+        left -= case.cost[j].item()
+        if left < 0:
+            break
+        kept.add(j)
+    return [j in kept for j in range(len(keys))]
+
+
+@given(cases(), st.integers(0, 2), st.integers(2, 5), st.data())
+def test_global_top_between_clamps(case, low, high, data):
+    least = sum(min(low, r) for r in case.ranks)
+    budget = budget_of(case, data, least, sum(min(high, r) for r in case.ranks))
+    kept = call(global_top(low, high), case, budget)
+    assert kept.tolist() == clamped_by_hand(case, case.scores.tolist(), budget, low, high)
+
+
+@given(cases(unit="parameters"), st.integers(0, 2), st.integers(2, 5), st.data())
+def test_by_cost_takes_the_most_importance_per_parameter(case, low, high, data):
+    least = sum(min(low, r) * case.cost[members(case, i)[0]].item() for i, r in enumerate(case.ranks) if r)
+    budget = budget_of(case, data, least, int(case.cost.sum()))
+    kept = call(by_cost(low, high), case, budget)
+    keys = (case.scores / case.cost).tolist()
+    assert kept.tolist() == clamped_by_hand(case, keys, budget, low, high)
+
+
+@given(cases(), st.data())
+def test_uniform_deals_one_triplet_to_each_module_in_turn(case, data):
+    budget = budget_of(case, data)
+    hands, kept = [falling(case, members(case, i)) for i in range(len(case.ranks))], []
+    while len(kept) < budget:
+        for hand in hands:
+            if hand and len(kept) < budget:
+                kept.append(hand.pop(0))
+    assert call(uniform(), case, budget).tolist() == [j in kept for j in range(len(case.scores))]
+
+
+@given(cases(), st.data())
+def test_by_family_lets_the_family_with_the_lowest_mean_rank_go_next(case, data):
+    budget, names = budget_of(case, data), NAMES[: len(case.ranks)]
+    families = list(dict.fromkeys(map(family, names)))
+    of = {f: [i for i, name in enumerate(names) if family(name) == f] for f in families}
+    hands = {f: falling(case, [j for i in of[f] for j in members(case, i)]) for f in families}
+    taken = dict.fromkeys(families, 0)
+    kept = set()
+    while len(kept) < budget:
+        open_ = [f for f in families if hands[f]]
+        # of equal ones the triplet that comes first
+        f = min(open_, key=lambda f: (taken[f] / len(of[f]), hands[f][0]))
+        kept.add(hands[f].pop(0))
+        taken[f] += 1
+    found = call(by_family(names), case, budget)
+    assert found.tolist() == [j in kept for j in range(len(case.scores))]
+
+
+def test_by_family_evens_the_mean_rank_of_families_whatever_the_scores():
+    module = torch.arange(6).repeat_interleave(5)
+    scores = torch.rand(30, generator=generator()) + 10.0 * (module % 2)  # every key beats every query
+    mask = by_family(NAMES)(scores, torch.ones(30, dtype=torch.bool), 18, torch.ones(30), module, None)
+    per_family = [int(mask[module % 2 == k].sum()) for k in (0, 1)]
+    assert per_family == [9, 9]
+    assert int(global_top()(scores, mask, 18, torch.ones(30), module, None)[module % 2 == 1].sum()) == 15
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("bert.encoder.layer.3.attention.self.query", "attention.self.query"),
+        ("bert.encoder.layer.3.output.dense", "output.dense"),
+        ("model.decoder.layers.0.blocks.1.fc", "fc"),
+        ("classifier.0", "0"),
+        ("embed.proj", "proj"),
+        ("head", "head"),
+    ],
+)
+def test_a_family_is_what_follows_the_last_number(name, expected):
+    assert family(name) == expected
+
+
+@given(cases(), st.data())
+def test_random_prunes_at_random_and_brings_nothing_back(case, data):
+    budget = budget_of(case, data, 0, int(case.mask.sum()))
+    assert not (call(random(), case, budget) & ~case.mask).any()
+
+
+def test_random_is_fair_and_seeded_and_does_not_look_at_scores():
+    case = (torch.ones(8, dtype=torch.bool), 3, torch.ones(8), torch.zeros(8, dtype=torch.long))
+    draw, counts = generator(1), torch.zeros(8)
+    for _ in range(4000):
+        counts += random()(torch.arange(8.0), *case, draw)
+    assert (counts / 4000 - 3 / 8).abs().max() < 0.04
+    masks = [random()(scores, *case, generator(5)) for scores in (torch.arange(8.0), torch.zeros(8))]
+    assert torch.equal(*masks)
+
+
+def grown_by_hand(case, budget, h, limit):
+    """Round by round one free slot to each of the h best modules that have one; a new group when those are full."""
+    kept = {j for j, on in enumerate(case.mask.tolist()) if on}
+    on = [[j for j in members(case, i) if j in kept] for i in range(len(case.ranks))]
+    mean = [sum(case.scores[j].item() for j in js) / max(len(js), 1) for js in on]
+    grows = [i for i, r in enumerate(case.ranks) if len(on[i]) < min(r, limit)]
+    best = sorted(grows, key=lambda i: -mean[i])
+    groups = [best[k : k + h] for k in range(0, len(best), h)]
+    rank = [len(js) for js in on]
+    for group in groups:
+        free = {i: [j for j in members(case, i) if j not in kept][: max(limit - rank[i], 0)] for i in group}
+        while any(free.values()):
+            for i in group:
+                if free[i] and len(kept) < budget:
+                    kept.add(free[i].pop(0))
+                elif free[i]:
+                    return kept
+    return kept
+
+
+@given(cases(), st.integers(1, 4), st.integers(1, 6), st.data())
+def test_grow_gives_slots_in_turn_to_the_best_modules(case, h, limit, data):
+    budget = budget_of(case, data, int(case.mask.sum()))
+    kept = grown_by_hand(case, budget, h, limit)
+    found = call(grow(h, max_rank=limit), case, budget)
+    assert found.tolist() == [j in kept for j in range(len(case.scores))]
+
+
+def test_grow_below_what_is_on_keeps_the_best_of_it():
+    scores, mask = torch.tensor([1.0, 4.0, 2.0, 9.0]), torch.tensor([True, True, True, False])
+    kept = grow()(scores, mask, 2, torch.ones(4), torch.tensor([0, 0, 1, 1]), None)
+    assert kept.tolist() == [False, True, True, False]
+
+
+def exchanged_by_hand(case, b, k, by_module):
+    """ElaLoRA's step: b candidates off, b slots on, while there are candidates and free slots; budget as it is."""
+    on = [[j for j in members(case, i) if case.mask[j]] for i in range(len(case.ranks))]
+    off = [[j for j in members(case, i) if not case.mask[j]] for i in range(len(case.ranks))]
+    rising = [sorted(js, key=lambda j: case.scores[j].item()) for js in on]
+    total = [sum(case.scores[j].item() for j in js) for js in on]
+
+    def value(j):
+        i = case.module[j].item()
+        return total[i] if by_module else case.scores[j].item()
+
+    down = [(value(j), up, j) for js in rising for up, j in enumerate(js[: min(k, len(js) - 1)])]
+    down = [j for _, _, j in sorted(down)][:b]
+    up = []
+    for i, js in enumerate(rising):
+        worth = [value(j) for j in reversed(js[:k])]  # the best candidate brings the first free slot
+        up += [(-v, j) for v, j in zip(worth, off[i], strict=False)]
+    up = [j for _, j in sorted(up)][: len(down)]
+    kept = {j for js in on for j in js}
+    return (kept - set(down[: len(up)])) | set(up) if len(up) == len(down) else None
+
+
+@pytest.mark.parametrize("worth", ["triplet", "module"])
+@given(cases(), st.integers(1, 4), st.integers(1, 3), st.data())
+def test_prune_expand_exchanges_the_lowest_candidates_for_slots_of_the_highest(worth, case, b, k, data):
+    kept = exchanged_by_hand(case, b, k, worth == "module")
+    found = call(prune_expand(b, k, worth), case, int(case.mask.sum()))
+    assert found.sum() == case.mask.sum()
+    if kept is not None and all(r == 0 or case.mask[members(case, i)].any() for i, r in enumerate(case.ranks)):
+        assert found.tolist() == [j in kept for j in range(len(case.scores))]
+
+
+@pytest.mark.parametrize(("progress", "expected"), [(0.0, 4), (0.5, 4), (0.8, 2), (0.95, 1), (1.0, 0)])
+def test_the_exchange_falls_with_the_cube_of_the_progress(progress, expected):
+    """ElaLoRA's code: round(b·(1 − p³)), here 4, 3.5 -> 4, 1.95 -> 2, 0.57 -> 1, 0."""
+    module = torch.arange(8).repeat_interleave(4)
+    mask = (torch.arange(32) % 4) < 2
+    scores = torch.rand(32, generator=generator())
+    step = (scores, mask, 16, torch.ones(32), module, None)
+    assert (prune_expand(4)(*step, progress=progress) & ~mask).sum() == expected
+    assert (prune_expand(4, decay=False)(*step, progress=progress) & ~mask).sum() == 4
+
+
 @given(SCORES, st.data())
 def test_threshold_is_the_k_th_value_rule(scores, data):
     budget = data.draw(st.integers(0, len(scores)))
@@ -40,3 +240,84 @@ def test_threshold_is_the_k_th_value_rule(scores, data):
 def test_the_original_s_rule_may_keep_none_where_ours_keeps_the_budget():
     assert allocate(threshold(), [1.0] * 20, 13).sum() == 0
     assert allocate(global_top(), [1.0] * 20, 13).sum() == 13
+
+
+@pytest.mark.parametrize("factory", [global_top, by_cost, random, prune_expand])
+@pytest.mark.parametrize(
+    ("clamps", "says"),
+    [
+        ({"min_rank": -1}, "allocator.min_rank=-1 is no rank; valid: at least 0"),
+        ({"min_rank": 3, "max_rank": 2}, "allocator.max_rank=2 is too small; valid: at least 3, or null"),
+        ({"min_rank": 0, "max_rank": 0}, "allocator.max_rank=0 is too small; valid: at least 1, or null"),
+    ],
+)
+def test_clamps_that_no_module_can_keep(factory, clamps, says):
+    with pytest.raises(SettingError) as error:
+        factory(**clamps)
+    assert str(error.value) == says
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: grow(0), "allocator.top_h=0 is no number of modules; valid: at least 1"),
+        (lambda: prune_expand(exchange=0), "allocator.exchange=0 is no number of triplets; valid: at least 1"),
+        (lambda: prune_expand(lowest=0), "allocator.lowest=0 is no number of triplets; valid: at least 1"),
+    ],
+)
+def test_numbers_that_cannot_be(make, says):
+    with pytest.raises(SettingError) as error:
+        make()
+    assert str(error.value) == says
+
+
+@pytest.mark.parametrize(
+    ("allocator", "unit", "budgets", "says"),
+    [
+        (
+            global_top(min_rank=3),
+            "triplets",
+            (16, 8),
+            "allocator.min_rank=3 takes 11 triplets in all modules together, the budget goes down to 8; "
+            "valid: at most 2",
+        ),
+        (
+            global_top(max_rank=1),
+            "triplets",
+            (14, 8),
+            "allocator.max_rank=1 leaves room for 4 triplets in all modules together, the final budget is 8; "
+            "valid: at least 2",
+        ),
+        (
+            threshold(),
+            "parameters",
+            (14, 8),
+            "budget.unit=parameters does not go with this allocator, which counts triplets; "
+            "valid: budget.unit=triplets",
+        ),
+        (
+            by_cost(),
+            "triplets",
+            (14, 8),
+            "budget.unit=triplets does not go with this allocator, which counts parameters; "
+            "valid: budget.unit=parameters",
+        ),
+    ],
+)
+def test_a_run_whose_budgets_cannot_be_kept(allocator, unit, budgets, says):
+    with pytest.raises(SettingError) as error:
+        check_run(allocator, unit, [4, 4, 4, 2], [1] * 4, *budgets)
+    assert str(error.value) == says
+
+
+def test_clamps_that_just_fit_pass():
+    check_run(global_top(2, 2), "triplets", [4, 4, 4, 2], [1] * 4, 14, 8)
+    check_run(by_cost(2, 2), "parameters", [4, 4, 4, 2], [5, 6, 7, 8], 104, 52)
+
+
+@given(cases(), st.data())
+def test_before_the_final_budget_max_rank_may_leave_some_unused(case, data):
+    budget = budget_of(case, data)
+    kept = call(global_top(max_rank=2), case, budget)
+    assert kept.sum() == min(budget, sum(min(2, r) for r in case.ranks))
+    assert max(ranks_of(kept, case)) <= 2

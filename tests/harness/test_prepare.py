@@ -31,7 +31,8 @@ def test_every_trained_parameter_is_in_exactly_one_group_and_vectors_do_not_deca
 
 
 def test_where_an_adaptive_method_starts():
-    lora, adalora = {"allocator": None, "rank": 5, "init_rank": None}, {"allocator": {}, "rank": 5, "init_rank": None}
+    lora = {"allocator": None, "rank": 5, "init_rank": None}
+    adalora = {**lora, "allocator": {"_target_": "adarank.allocators.global_top"}}
     assert initial_rank(lora) == 5
     assert initial_rank(adalora) == math.ceil(7.5)
     assert initial_rank({**adalora, "init_rank": 9}) == 9
