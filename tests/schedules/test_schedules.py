@@ -6,12 +6,16 @@ import math
 from fractions import Fraction
 
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import adarank
 from adarank import SettingError, schedules
 from adarank.harness.settings import conf_folder
 from adarank.schedules import constant, cosine, cubic, growing, linear, one_shot
+from tests.conftest import Net
+from tests.test_controller import run
 
 NAMES = sorted(p.stem for p in (conf_folder() / "schedule").glob("*.yaml") if p.stem != "none")
 RISES, STAYS = {"growing"}, {"constant"}
@@ -60,6 +64,29 @@ def test_every_schedule_allocates_as_it_says_and_ends_with_the_final_budget(name
     assert allocations == [t for t in due if t <= allocations[-1]]
     assert schedule.budget(allocations[-1]) == schedule.final
     assert all(t < settled for t in allocations[:-1])  # the mask of the first allocation from `settled` on is held
+
+
+@pytest.mark.parametrize("compaction", ["off", "final"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_controller_keeps_what_every_schedule_allows(name, compaction):
+    torch.manual_seed(0)
+    net = Net()
+    adapters = adarank.adapt(net, rank=4)
+    schedule, total, _, settled = built(name, low=12, extra=12, t_i=3, middle=10, t_f=5, interval=2)
+    controller = adarank.RankController(
+        adapters, score=adarank.scores.adalora(), schedule=schedule, pruned="frozen", compaction=compaction
+    )
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-2)
+    controller.attach(optimizer)
+    masks, made = [], []
+    for t in range(total):
+        run(net, controller, optimizer, [t], masks=masks)
+        if controller.last_allocation is not None and controller.last_allocation.step == t:
+            made.append(t)
+            assert controller.last_allocation.kept == schedule.budget(t)
+    assert made == schedule.allocations()
+    assert sum(adarank.ranks(net).values()) == schedule.final
+    assert all(torch.equal(mask, masks[-1]) for mask in masks[settled + 1 :])
 
 
 SHAPES = {  # how much of the way is left after the part u of the time

@@ -116,9 +116,9 @@ def test_asking_for_scores_changes_nothing(name, kind):
 
 @every_case
 @pytest.mark.parametrize("mode", ["exact", "paper"])
-def test_a_step_reads_nothing_back_and_the_budget_is_kept(name, kind, mode):
+def test_a_step_reads_nothing_back_from_the_device(name, kind, mode):
     net, _, controller, optimizer = start(name, kind, mode=mode)
-    for t in range(STEPS):
+    for t in range(10):  # the first allocations are after steps 6 and 9
         x, y = data(t)
         with NoSync():
             loss = F.cross_entropy(net(x), y)
@@ -132,7 +132,7 @@ def test_a_step_reads_nothing_back_and_the_budget_is_kept(name, kind, mode):
         controller._armed = True
         optimizer.step()
         optimizer.zero_grad()
-    assert controller.last_allocation.kept == 12
+    assert controller.last_allocation.step == 9
 
 
 @every_case
@@ -141,13 +141,13 @@ def test_stopped_and_resumed_is_bit_identical(name, kind, tmp_path):
     net, _, controller, optimizer = start(name, kind)
     run(net, controller, optimizer, range(stop))
     torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
-    run(net, controller, optimizer, range(stop, STEPS))
+    run(net, controller, optimizer, range(stop, 26))
     again, _, resumed, fresh = start(name, kind)
     run(again, resumed, fresh, range(2))
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     again.load_state_dict(state["model"])
     fresh.load_state_dict(state["optimizer"])
-    run(again, resumed, fresh, range(stop, STEPS))
+    run(again, resumed, fresh, range(stop, 26))
     assert torch.equal(resumed.bank.weight, controller.bank.weight)
     assert torch.equal(resumed.bank.mask, controller.bank.mask)
     assert resumed.buffers.keys() == controller.buffers.keys()
@@ -176,8 +176,8 @@ def test_it_goes_with_compaction_to_the_end(name, kind):
 
 
 @every_case
-def test_it_goes_with_frozen_triplets_and_moving_the_model(name, kind):
-    net, _, controller, optimizer = start(name, kind, pruned="frozen")
+def test_it_goes_with_frozen_triplets_the_paper_s_order_and_a_model_that_moves(name, kind):
+    net, _, controller, optimizer = start(name, kind, pruned="frozen", mode="paper")
     run(net, controller, optimizer, range(20))
     net.double()
     optimizer.load_state_dict(optimizer.state_dict())
