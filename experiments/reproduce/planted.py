@@ -6,11 +6,12 @@ A frozen random network of 12 linears is the base. The teacher is the same netwo
 (4, 4, 2, 2; 12 triplets, a mean rank of 1); the student adapts all twelve to it, a regression without noise. Every
 method of conf/method runs with its own YAML, through the harness's own `prepare`, at the same three learning rates, the best
 chosen on dev rows; the figures are over test rows. Adaptive methods may hold 4 triplets a module while they train and end
-at a mean of 1; a method without a budget starts at 4. --score adds method=adalora with that score (all: every one).
+at a mean of 1; a method without a budget starts at 4; one that keeps a triplet of every module (growth, prune and expand)
+ends at a mean of 2, which leaves it 12 to place. --score adds method=adalora with that score (all: every one).
 
 What is found, a row for each method and seed: loss (the test loss ÷ the untrained student's), kept and budget (triplets at
 the end), share (of them in the planted modules), spearman (ranks found against ranks planted; null where either is constant),
-ratio (loss ÷ that of LoRA at rank 1, same seed). Methods without triplets are listed as skipped, each with its reason.
+ratio (loss ÷ that of LoRA of the same budget and seed, where there is a budget, else of rank 1). Methods without triplets are listed as skipped, each with its reason.
 """
 
 import argparse
@@ -101,8 +102,8 @@ def with_ranks(overrides: Sequence[str]) -> list[str]:
         return [*overrides, "rank=1"]
     if not getattr(configured(own["allocator"]), "keeps_budget", True):
         return [*overrides, f"rank={LARGEST}"]
-    if own["capacity"] > 1 or own["init_rank"] is not None:  # it grows, or moves a constant budget
-        return [*overrides, "rank=1", f"capacity={LARGEST}"]
+    if own["capacity"] > 1:  # it grows, or moves a constant budget
+        return [*overrides, "rank=2", f"capacity={LARGEST}"]
     return [*overrides, "rank=1", f"init_rank={LARGEST}"]
 
 
@@ -155,33 +156,43 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def measure(overrides: Sequence[str], seed: int, steps: int = STEPS, rates: Sequence[float] = RATES) -> dict[str, Any]:
-    """The row of one method and seed. Raises SettingError where its settings cannot be used here."""
+def measure(
+    overrides: Sequence[str], seed: int, steps: int = STEPS, rates: Sequence[float] = RATES, rank: int | None = None
+) -> dict[str, Any]:
+    """The row of one method and seed; rank: another than the task asks for. Raises SettingError where its settings cannot
+    be used here."""
     began = time.process_time()
-    overrides = [*with_ranks(overrides), f"train.steps={steps}", f"seed={seed}"]
+    ranks = with_ranks(overrides) if rank is None else [*overrides, f"rank={rank}"]
+    overrides = [*ranks, f"train.steps={steps}", f"seed={seed}"]
     settings = settings_of(overrides)
     if settings["allocator"] is not None:
         settings["init_rank"] = initial_rank(settings)
         settings["schedule"].update(schedule_steps(settings))
     trials = [trial(settings, lr, seed, steps) for lr in rates]
     best = min(trials, key=lambda t: t["dev"] if math.isfinite(t["dev"]) else math.inf)
-    ranks = best["ranks"]
-    kept = sum(ranks.values())
+    found = best["ranks"]
+    kept = sum(found.values())
     budgeted = settings["allocator"] is None or getattr(configured(settings["allocator"]), "keeps_budget", True)
     return {
         "overrides": list(overrides),
         "seed": seed,
+        "rank": settings["rank"],
         "adaptive": settings["allocator"] is not None,
         "lr": best["lr"],
         "loss": best["test"],
         "dev_losses": {str(t["lr"]): t["dev"] for t in trials},
-        "budget": settings["rank"] * len(ranks) if budgeted else None,
+        "budget": settings["rank"] * len(found) if budgeted else None,
         "kept": kept,
-        "share": sum(ranks[name] for name in PLANTED) / kept if kept else None,
-        "spearman": spearman(list(ranks.values()), [PLANTED.get(name, 0) for name in ranks]),
-        "ranks": ranks,
+        "share": sum(found[name] for name in PLANTED) / kept if kept else None,
+        "spearman": spearman(list(found.values()), [PLANTED.get(name, 0) for name in found]),
+        "ranks": found,
         "seconds": time.process_time() - began,
     }
+
+
+def measure_lora(rank: int, seed: int, **how: Any) -> dict[str, Any]:
+    """The row of LoRA at this rank everywhere: what an adaptive method of that budget is measured against."""
+    return measure(["method=lora"], seed, rank=rank, **how)
 
 
 def why_not(overrides: Sequence[str]) -> str | None:
@@ -213,7 +224,7 @@ def main() -> int:
     rows, skipped = [], {}
     torch.set_num_threads(1)
     print(f"{'':34}{'loss':>9}{'÷ lora':>9}{'kept':>6}{'share':>7}{'spearman':>10}{'lr':>8}{'s':>6}")
-    lora: dict[int, float] = {}
+    lora: dict[tuple[int, int], float] = {}
     for name, overrides in cases.items():
         reason = why_not(overrides)
         for seed in range(arguments.seeds if reason is None else 0):
@@ -222,9 +233,10 @@ def main() -> int:
             except SettingError as error:
                 reason = sentence(error)
                 break
-            if name == "lora":
-                lora[seed] = row["loss"]
-            row["ratio"] = row["loss"] / lora[seed]
+            rank = row["rank"] if row["budget"] is not None else 1
+            if (rank, seed) not in lora:
+                lora[rank, seed] = row["loss"] if name == "lora" else measure_lora(rank, seed)["loss"]
+            row["ratio"] = row["loss"] / lora[rank, seed]
             rows.append(row)
             shown = [f"{row[key]:.2f}" if row[key] is not None else "-" for key in ("share", "spearman")]
             print(

@@ -134,7 +134,8 @@ def test_the_summary_has_no_budget_and_the_ranks_left():
     adapter, controller = sora(net, 1.0, True)
     with torch.no_grad():
         adapter.mask[:2] = False
-    settings = {"rank": RANK, "init_rank": RANK, "allocator": {}, "budget": {"unit": "triplets"}}
+    allocator = {"_target_": "adarank.allocators.nonzero"}
+    settings = {"rank": RANK, "init_rank": RANK, "allocator": allocator, "budget": {"unit": "triplets"}}
     found = final_rank(Prepared(net, {"linear": adapter}, controller), settings)
     assert found == {"initial": RANK, "budget": None, "budget_triplets": None, "final": {"linear": RANK - 2}}
     controller.allocator = adarank.allocators.global_top()

@@ -18,7 +18,7 @@ from tests.conftest import Net
 from tests.test_controller import run
 
 NAMES = sorted(p.stem for p in (conf_folder() / "schedule").glob("*.yaml") if p.stem != "none")
-RISES, STAYS = {"growing"}, {"constant"}
+RISES, STAYS, FALLS_LATE = {"growing"}, {"constant"}, {"late"}
 NUMBERS = {
     "low": st.integers(1, 300),
     "extra": st.integers(0, 300),
@@ -31,13 +31,14 @@ NUMBERS = {
 
 def built(name, low, extra, t_i, middle, t_f, interval):
     """The schedule, with T, and the steps up to which and from which its budget is said not to move."""
-    high, total = low + (extra if name not in STAYS else 0), t_i + middle + t_f
+    high, total = low + (extra if name not in STAYS else 0) + (name in FALLS_LATE), t_i + middle + t_f
     initial, final = (low, high) if name in RISES else (high, low)
     settings = {"t_i": t_i, "t_f": t_f, "interval": interval, "t": t_i + middle}
     function = getattr(schedules, name)
     taken = {key: value for key, value in settings.items() if key in inspect.signature(function).parameters}
     schedule = function(initial=initial, final=final, total=total, **taken)
-    return schedule, total, (t_i + middle - 1 if "t" in taken else t_i), t_i + middle
+    at_once = "t" in taken or name in FALLS_LATE
+    return schedule, total, (t_i + middle - 1 if at_once else t_i), t_i + middle
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -59,7 +60,8 @@ def test_every_schedule_allocates_as_it_says_and_ends_with_the_final_budget(name
     schedule, total, begin, settled = built(name, **numbers)
     due = [t for t in range(total) if schedule.due(t)]
     assert set(range(settled + 1, total)) <= set(due)
-    assert all(t > begin and (t % schedule.interval == 0 or t > settled) for t in due)
+    first = -1 if name in FALLS_LATE else begin  # late allocates the initial budget before
+    assert all(t > first and (t % schedule.interval == 0 or t > settled) for t in due)
     allocations = schedule.allocations()
     assert allocations == [t for t in due if t <= allocations[-1]]
     assert schedule.budget(allocations[-1]) == schedule.final
@@ -72,7 +74,9 @@ def test_a_controller_keeps_what_every_schedule_allows(name, compaction):
     torch.manual_seed(0)
     net = Net()
     adapters = adarank.adapt(net, rank=4)
-    schedule, total, _, settled = built(name, low=12, extra=12, t_i=3, middle=10, t_f=5, interval=2)
+    schedule, total, _, settled = built(
+        name, low=12, extra=12 - (name in FALLS_LATE), t_i=3, middle=10, t_f=5, interval=2
+    )
     controller = adarank.RankController(
         adapters, score=adarank.scores.adalora(), schedule=schedule, pruned="frozen", compaction=compaction
     )

@@ -64,7 +64,9 @@ sys.exit(3)
 
 @pytest.fixture(autouse=True)
 def fresh_wandb(monkeypatch, tmp_path):
-    """No key, settings or session but a test's own."""
+    """No key, settings or session but a test's own, whatever ran before in this process."""
+    if sys.modules.get("wandb"):
+        sys.modules["wandb"].teardown()
     for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
