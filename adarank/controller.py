@@ -231,7 +231,16 @@ class RankController:
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
         optimizer.register_state_dict_post_hook(self._save)
-        optimizer.register_load_state_dict_pre_hook(self._load)
+        if type(optimizer).load_state_dict is Optimizer.load_state_dict:
+            optimizer.register_load_state_dict_pre_hook(self._load)
+        else:  # bitsandbytes' own calls no hooks
+            own = optimizer.load_state_dict
+
+            def load(state: dict[str, Any]) -> None:
+                self._load(optimizer, state)
+                own(state)
+
+            optimizer.load_state_dict = load
         self._watch()
         return self
 

@@ -399,3 +399,13 @@ def test_clamps_that_cannot_be_kept_are_refused_at_the_start():
         setup(allocator=adarank.allocators.prune_expand(max_rank=1))
     with pytest.raises(SettingError, match="which counts parameters"):
         setup(allocator=adarank.allocators.by_cost())
+
+
+@pytest.mark.parametrize("allocator", [adarank.allocators.grow(), adarank.allocators.prune_expand()])
+def test_without_a_free_slot_there_is_nothing_to_grow(allocator):
+    adapters = adarank.adapt(Net(), rank=2)
+    schedule = adarank.schedules.constant(12, 12, 2, 4, 20)
+    with pytest.raises(adarank.SettingError, match=r"capacity: all 12 triplets .* are on from the start"):
+        adarank.RankController(
+            adapters, score=adarank.scores.adalora(), schedule=schedule, allocator=allocator, pruned="frozen"
+        )

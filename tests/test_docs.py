@@ -58,6 +58,13 @@ def test_the_methods_default_to_the_learning_rates_of_the_committed_search():
         assert not chosen["at_the_edge"]
 
 
+def test_the_methods_page_names_every_option():
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    for group in ("method", "adapter", "score", "allocator", "schedule", "init", "penalty", "quantization"):
+        for path in (ROOT / "conf" / group).glob("*.yaml"):
+            assert path.stem == "none" or re.search(rf"\b{path.stem}\b", page), f"{group}/{path.stem}"
+
+
 def test_every_link_leads_somewhere():
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):

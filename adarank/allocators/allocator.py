@@ -14,7 +14,7 @@ class Allocator(NamedTuple):
     min_rank, max_rank: triplets that each module keeps at least (where it holds as many) and at most (None: all it
     holds). unit: the only unit of budgets that it can count in, None for either. paced: `allocate` takes `progress`
     too, how far the run is from the first possible allocation (0) to the final budget (1). keeps_budget: False where
-    the number of triplets is not the budget's but what training makes it.
+    the number of triplets is not the budget's but what training makes it. grows: it turns triplets on that were off.
     """
 
     allocate: Callable[..., Tensor]
@@ -23,6 +23,7 @@ class Allocator(NamedTuple):
     unit: str | None = None
     paced: bool = False
     keeps_budget: bool = True
+    grows: bool = False
 
     def __call__(self, *given: object, **named: object) -> Tensor:
         return self.allocate(*given, **named)
@@ -49,6 +50,13 @@ def check_run(
         raise SettingError(
             f"budget.unit={unit} does not go with this allocator, which counts {allocator.unit}; "
             f"valid: budget.unit={allocator.unit}"
+        )
+
+    held = sum(rank * cost for rank, cost in zip(ranks, costs, strict=True))
+    if allocator.grows and max(initial, final) == held == initial:
+        raise SettingError(
+            f"capacity: all {held} {unit} that the adapters hold are on from the start, which leaves this allocator none "
+            "to turn on; valid: a capacity above 1 (adapters of a higher rank than the schedule starts with)"
         )
 
     def taken(clamp: int) -> int:

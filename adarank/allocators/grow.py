@@ -41,4 +41,4 @@ def grow(top_h: int = 4, max_rank: int | None = None) -> Allocator:
         key = torch.where(mask, best_on, places(turns) + torch.where(allowed, n, 2 * n))
         return keep_first(torch.argsort(key), budget, cost) & allowed
 
-    return Allocator(allocate, 0, max_rank)
+    return Allocator(allocate, 0, max_rank, grows=True)

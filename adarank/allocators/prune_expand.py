@@ -70,4 +70,4 @@ def prune_expand(
         falling = places(torch.argsort(key, descending=True, stable=True))
         return keep_first(torch.argsort(kind * n + falling), budget, cost) & allowed
 
-    return Allocator(allocate, min_rank, max_rank, paced=True)
+    return Allocator(allocate, min_rank, max_rank, paced=True, grows=True)

@@ -37,6 +37,8 @@ def read(source: str) -> Found:
         raise SettingError(f"allocator.source={source} is a run that {status}; {valid}")
     if rank is None:
         raise SettingError(f"allocator.source={source} is a run without ranks; {valid} of a low-rank method")
+    if rank["budget"] is None:
+        raise SettingError(f"allocator.source={source} is a run without a budget; {valid} that keeps one")
     return Found(rank["budget"], rank["initial"], rank["final"])
 
 

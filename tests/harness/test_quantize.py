@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -281,3 +283,38 @@ def test_the_controller_refuses_to_grow_over_8_bit_states():
 
     with pytest.raises(SettingError, match="AdamW8bit cannot be grown: its state 'qmap1'"):
         steps()
+
+
+def test_a_controller_s_state_is_restored_from_an_8_bit_optimiser_s():
+    """bitsandbytes' load_state_dict calls none of torch's hooks."""
+
+    def made():
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"inner": nn.Linear(1024, 64)})
+        adapters = adarank.adapt(model, rank=8, targets="inner")
+        controller = adarank.RankController(
+            adapters,
+            score=adarank.scores.adalora(),
+            schedule=adarank.schedules.cubic(initial=8, final=4, t_i=1, t_f=2, total=12, interval=1),
+        )
+        optimizer = prepare.make_optimizer(model, adapters, 1e-2, 0.0, name="adamw_8bit")
+        return model, controller.attach(optimizer), optimizer
+
+    def steps(model, controller, optimizer, which):
+        for t in which:
+            x = torch.randn(4, 1024, generator=torch.Generator().manual_seed(t))
+            model["inner"](x).square().sum().backward()
+            controller.after_backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    whole = made()
+    steps(*whole, range(12))
+    first, second = made(), made()
+    steps(*first, range(6))
+    second[2].load_state_dict(deepcopy(first[2].state_dict()))
+    second[0].load_state_dict(first[0].state_dict())
+    assert second[1].step == 6
+    steps(*second, range(6, 12))
+    assert torch.equal(second[1].bank.mask, whole[1].bank.mask)
+    assert torch.equal(second[1].bank.weight, whole[1].bank.weight)

@@ -108,6 +108,10 @@ def test_a_run_without_ranks_and_another_rank_are_refused(tmp_path):
     (folder / "summary.json").write_text(json.dumps({"status": "finished", "rank": None}))
     with pytest.raises(SettingError, match="is a run without ranks"):
         read(str(folder))
+    found = {"budget": None, "initial": 4, "final": {"a": 3}}
+    (folder / "summary.json").write_text(json.dumps({"status": "finished", "rank": found}))
+    with pytest.raises(SettingError, match="is a run without a budget"):
+        read(str(folder))
     with pytest.raises(
         SettingError, match=r"rank=5 does not go with allocator.source=.*, a run of rank=3; leave it out"
     ):
