@@ -1,7 +1,12 @@
 """Figures in the README are those of the committed result files, and its snippets run."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from statistics import mean
 
@@ -58,11 +63,41 @@ def test_the_methods_default_to_the_learning_rates_of_the_committed_search():
         assert not chosen["at_the_edge"]
 
 
-def test_the_methods_page_names_every_option():
+def test_the_methods_page_names_every_method():
     page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    for group in ("method", "adapter", "score", "allocator", "schedule", "init", "penalty", "quantization"):
-        for path in (ROOT / "conf" / group).glob("*.yaml"):
-            assert path.stem == "none" or re.search(rf"\b{path.stem}\b", page), f"{group}/{path.stem}"
+    for path in (ROOT / "conf" / "method").glob("*.yaml"):
+        assert re.search(rf"\b{path.stem}\b", page), path.stem
+
+
+def test_a_score_is_added_in_the_three_steps_that_contributing_names(tmp_path):
+    """In a copy: one file, one import line, one YAML; then the contract tests find it and a run uses it."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    python, yaml_text = (
+        textwrap.dedent(re.search(rf"   ```{kind}\n(.*?)   ```", page, re.DOTALL).group(1))
+        for kind in ("python", "yaml")
+    )
+    for part in ("adarank", "conf", "experiments", "tests", "hydra_plugins", "pyproject.toml"):
+        source = ROOT / part
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, tmp_path / part)
+    (tmp_path / "adarank" / "scores" / "lengths.py").write_text(python)
+    (tmp_path / "conf" / "score" / "lengths.yaml").write_text(yaml_text)
+    room = tmp_path / "adarank" / "scores" / "__init__.py"
+    text = room.read_text().replace("__all__ = [\n", '__all__ = [\n    "lengths",\n')
+    room.write_text(
+        text.replace(
+            "from adarank.scores.magnitude", "from adarank.scores.lengths import lengths\nfrom adarank.scores.magnitude"
+        )
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    tests = ["-m", "pytest", "-q", "-n", "0", "-k", "lengths", "tests/scores/test_contract.py", "tests/test_conf.py"]
+    run = ["experiments/run.py", "method=adalora", "score=lengths", "tiny=true", "train.steps=8", "out=out"]
+    for words in (tests, run):
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(tmp_path.glob("out/*/summary.json"))) == 1
 
 
 def test_every_link_leads_somewhere():
