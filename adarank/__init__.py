@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from adarank import allocators, inits, penalties, schedules, scores
     from adarank.adapters.bitfit import bitfit, head
-    from adarank.adapters.inject import adapt, ranks, trainable_parameters
+    from adarank.adapters.inject import adapt, ranks, reach, trainable_parameters
     from adarank.adapters.insert import bottlenecks
     from adarank.adapters.merge import disabled, merge, unmerge
     from adarank.adapters.saving import load_adapter, save_adapter
@@ -26,6 +26,7 @@ _HOME = {
     "head": "adapters.bitfit",
     "bottlenecks": "adapters.insert",
     "ranks": "adapters.inject",
+    "reach": "adapters.inject",
     "trainable_parameters": "adapters.inject",
     "merge": "adapters.merge",
     "unmerge": "adapters.merge",
@@ -55,6 +56,7 @@ __all__ = [
     "merge",
     "penalties",
     "ranks",
+    "reach",
     "save_adapter",
     "schedules",
     "scores",

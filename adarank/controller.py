@@ -14,10 +14,7 @@ What the three modes do differently:
     paper       before the step (w, g)      γ Σ‖·‖²_F       exactly the budget          α / r
 """
 
-import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,11 +23,13 @@ from torch.optim import Optimizer
 
 from adarank import allocators, schedules
 from adarank.adapters.lowrank import LowRank, to_singular
+from adarank.allocation import Allocation
 from adarank.allocators.allocator import Allocator, check_run
 from adarank.bank import Bank
 from adarank.compaction import CONTROLLER, check_state, drop, unwrap
 from adarank.errors import SettingError
 from adarank.inits.default import draw
+from adarank.listening import Ears
 from adarank.penalties import Penalty
 from adarank.schedules import Schedule
 from adarank.scores.score import Score
@@ -41,53 +40,6 @@ COMPACTIONS = ("off", "final", "progressive")
 UNITS = ("triplets", "parameters")
 BASES = ("learned", "singular")
 STATE = "adarank"  # the key in optimizer.state_dict()
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """One reallocation. step: the optimiser step it followed; budget: what was allowed, in `unit` ("triplets" or "parameters"); kept:
-    triplets kept, a scalar tensor; parameters: what they cost, Σ d_in + d_out + 1, a scalar tensor; scores [triplets] and mask bool [triplets]
-    as they were; module int64 [triplets]: index into names."""
-
-    step: int
-    budget: int
-    unit: str
-    kept: Tensor
-    parameters: Tensor
-    scores: Tensor
-    mask: Tensor
-    module: Tensor
-    names: tuple[str, ...]
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        """{module name: triplets kept}. Reading it synchronises with the device."""
-        counts = torch.bincount(self.module[self.mask], minlength=len(self.names))
-        return dict(zip(self.names, counts.tolist(), strict=True))
-
-
-def _hear(listener: "weakref.ref[RankController]", i: int, adapter: LowRank, x: Tensor) -> None:
-    """An adapter's forward pass, told to its controller; a copy of the adapter (in a copied model) is not its own."""
-    controller = listener()
-    if controller is None or controller.bank.adapters[i] is not adapter:
-        return
-    assert controller.score is not None
-    assert controller.score.activation is not None
-    x = x.detach()
-    if x.is_floating_point():  # an embedding's indices are not
-        x = x.to(torch.promote_types(adapter.Q.dtype, torch.float32))
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        found = controller.score.activation(adapter, x)
-    controller._heard[i] = controller._heard[i] + found if controller._passes[i] else found
-    controller._passes[i] += 1
-
-
-def _mean_over_processes(activation: Tensor) -> Tensor:
-    """Gradients are averaged over the processes of a data-parallel run already; what they heard is not."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(activation)
-        activation /= torch.distributed.get_world_size()
-    return activation
 
 
 class RankController:
@@ -193,12 +145,10 @@ class RankController:
             even = allocators.uniform()
             zeros = torch.zeros(self.bank.triplets, device=self.bank.mask.device)
             self._set_mask(even(zeros, self.bank.mask, self.schedule.initial, self.cost, self.bank.module, None))
-        for i, adapter in enumerate(self.bank.adapters):
+        for adapter in self.bank.adapters:
             adapter.masked = pruned == "masked"
             adapter.watch = None
-            if score is not None and score.activation is not None:
-                adapter.watch = partial(_hear, weakref.ref(self), i)
-        self._silence()
+        self._ears = Ears(self.bank, score.activation) if score is not None and score.activation is not None else None
         if mode == "original":
             for adapter in self.bank.adapters:
                 adapter.scale *= adapter.rank / (adapter.rank + 1e-5)
@@ -308,22 +258,14 @@ class RankController:
         """
         if self.score is None or self.step >= self.schedule.settled:
             return
-        if self.score.activation is not None:
-            like = self.bank.triplet_buffer()  # the model may have moved since it was last heard
-            means = [(s / max(n, 1)).to(like) for s, n in zip(self._heard, self._passes, strict=True)]
-            self.bank.activation = _mean_over_processes(torch.cat(means))
-            self._silence()
+        if self._ears is not None:
+            self.bank.activation = self._ears.mean()
         overflow: Any = getattr(optimizer, "found_inf", None)
         before = None if overflow is None else {name: buffer.clone() for name, buffer in self.buffers.items()}
         self.score.observe(self.buffers, self.bank)
         if before is not None:
             for name, buffer in self.buffers.items():
                 buffer.copy_(torch.where(overflow > 0, before[name], buffer))
-
-    def _silence(self) -> None:
-        """Forget the activations heard."""
-        self._heard = [torch.zeros(a.rank, dtype=self.bank.dtype, device=a.Q.device) for a in self.bank.adapters]
-        self._passes = [0] * len(self._heard)
 
     def _proximal(self, optimizer: Optimizer) -> None:
         if self.penalty is None or self.penalty.proximal is None:
@@ -431,7 +373,8 @@ class RankController:
         bank.lay_out()
         for name, pieces in per_parameter.items():
             self.buffers[name] = bank.join({(part, i): t[indices[i]] for (part, i), t in pieces.items()})
-        self._silence()
+        if self._ears is not None:
+            self._ears.forget()
         self.missed = self.missed[keep]
         self.held[self.held.clone()] = keep
         self._watch()

@@ -13,7 +13,7 @@ ORDER = [
     ("cli",),
     ("harness",),
     ("controller",),
-    ("compaction", "compression"),
+    ("compaction", "compression", "allocation", "listening"),
     ("scores", "allocators", "schedules", "penalties"),
     ("bank",),
     ("inits", "adapters"),

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from adarank.controller import Allocation, RankController
+from adarank.allocation import Allocation
+from adarank.controller import RankController
 from adarank.errors import RunFailed
 from adarank.harness.checkpoint import Progress, Saver, trained_state
 from adarank.harness.data import Encoded, collate, evaluation_order, training_order

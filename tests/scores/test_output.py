@@ -234,7 +234,7 @@ def test_under_autocast_it_is_computed_in_fp32():
         adapter.register_forward_pre_hook(lambda a, inputs: heard.append((a.Q.detach(), inputs[0].detach().float())))
     with torch.autocast("cpu", torch.bfloat16):
         F.cross_entropy(net(data(0)[0]), data(0)[1])
-    for ours, (Q, x) in zip(controller._heard, heard, strict=True):
+    for ours, (Q, x) in zip(controller._ears.heard, heard, strict=True):
         torch.testing.assert_close(ours, (x @ Q.t()).square().mean(0), rtol=1e-5, atol=0)
         assert not torch.allclose(ours, (x.bfloat16() @ Q.t().bfloat16()).float().square().mean(0), rtol=1e-5, atol=0)
 
