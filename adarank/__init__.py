@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from adarank import allocators, inits, penalties, schedules, scores
+    from adarank import allocators, inits, integrations, penalties, schedules, scores
     from adarank.adapters.bitfit import bitfit, head
     from adarank.adapters.inject import adapt, ranks, trainable_parameters
     from adarank.adapters.insert import bottlenecks
@@ -37,7 +37,7 @@ _HOME = {
     "RankController": "controller",
     "SettingError": "errors",
 }
-_ROOMS = ("allocators", "inits", "penalties", "schedules", "scores")
+_ROOMS = ("allocators", "inits", "integrations", "penalties", "schedules", "scores")
 
 __all__ = [
     "RankController",
@@ -51,6 +51,7 @@ __all__ = [
     "disabled",
     "head",
     "inits",
+    "integrations",
     "load_adapter",
     "merge",
     "penalties",
