@@ -1,4 +1,7 @@
-"""Inside transformers.Trainer: the same run as a plain loop, checkpoints, refusals, subclasses."""
+"""Inside transformers.Trainer: the same run as a plain loop, checkpoints, refusals."""
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +10,7 @@ from torch.nn import functional as F
 import adarank
 from adarank.adapters.lowrank import adapters_of
 from adarank.integrations import RankTrainerMixin
+from adarank.integrations.trainer import TRAINED
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -109,7 +113,9 @@ def plain(order, accumulation, loss, autocast=False, **options):
     """The loop a user would write, on rows in this order: micro-batches of BATCH, the epoch's last one shorter."""
     model = bert()
     controller = ranked(model, **options)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=0.0, fused=True
+    )
     controller.attach(optimizer)
     scheduler = transformers.get_scheduler("linear", optimizer, 0, STEPS)
     model.train()
@@ -207,12 +213,42 @@ def test_the_best_checkpoint_comes_back_with_its_mask(tmp_path):
 def test_final_compaction_is_a_plain_loop_s_too(tmp_path):
     model = bert()
     _, controller, trainer, rows = run(tmp_path, model=model, controller=ranked(model, compaction="final"))
-    other, expected = plain(rows.order, 1, cross_entropy, compaction="final")
+    other, _ = plain(rows.order, 1, cross_entropy, compaction="final")
     same(weights(model), weights(other), atol=1e-6)
     assert adarank.ranks(model) == adarank.ranks(other)
     assert {n: a.rank for n, a in adapters_of(model).items()} == controller.last_allocation.ranks
     held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_checkpoints_of_other_trainers_and_adapters_are_not_loaded(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 5}
+    run(tmp_path, **options)
+    other = bert()
+    with pytest.raises(RuntimeError, match=r"differ in what is trained, .*other adapters"):
+        run(tmp_path, model=other, controller=ranked(other, targets=["query"]), resume=tmp_path / "checkpoint-5")
+    (tmp_path / "checkpoint-5" / TRAINED).unlink()
+    with pytest.raises(FileNotFoundError, match="saved by a Trainer without RankTrainerMixin"):
+        run(tmp_path, resume=tmp_path / "checkpoint-5")
+
+
+def test_an_init_that_changed_the_base_comes_back_whole(tmp_path):
+    """PiSSA's base is W − ΔW₀; a resumed run starts from W, and from other draws."""
+
+    def pissa(seed):
+        model = bert()
+        torch.manual_seed(seed)
+        adapters = adarank.adapt(model, "lora", rank=START, targets=["query"], train=["classifier"], init="pissa")
+        return model, adarank.RankController(adapters)
+
+    options = {"save_strategy": "steps", "save_steps": 5}
+    (whole, a), (again, b) = pissa(1), pissa(2)
+    with torch.no_grad():
+        for adapter in adapters_of(again).values():
+            adapter.Q.add_(1)
+    run(tmp_path / "a", model=whole, controller=a, **options)
+    run(tmp_path / "b", model=again, controller=b, resume=tmp_path / "a" / "checkpoint-5", **options)
+    same(weights(whole), weights(again), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +302,7 @@ def test_deepspeed_and_fsdp_are_refused(tmp_path, name):
             pass
 
     model = bert()
-    with pytest.raises(adarank.SettingError, match="(DeepSpeed|FSDP) replaces the adapters' parameters"):
+    with pytest.raises(adarank.SettingError, match=r"(DeepSpeed|FSDP) replaces the adapters' parameters"):
         Sharded(model, arguments(tmp_path), controller=ranked(model))
 
 
@@ -313,13 +349,17 @@ def test_epochs_count_and_a_controller_without_a_schedule_fits_any_length(tmp_pa
 
 def test_a_second_run_asks_for_a_controller_of_its_own(tmp_path):
     *_, trainer, _ = run(tmp_path)
-    with pytest.raises(RuntimeError, match="Trainer is at step 0, its RankController at 12; .* a controller of its own"):
+    with pytest.raises(
+        RuntimeError, match=r"Trainer is at step 0, its RankController at 12; .* a controller of its own"
+    ):
         trainer.train()
 
 
 def test_a_model_made_anew_is_not_the_controller_s(tmp_path):
     controller = ranked(bert())
-    trainer = RankTrainer(args=arguments(tmp_path), model_init=lambda: bert(), train_dataset=Rows(), controller=controller)
+    trainer = RankTrainer(
+        args=arguments(tmp_path), model_init=lambda: bert(), train_dataset=Rows(), controller=controller
+    )
     with pytest.raises(RuntimeError, match=r"the optimiser lacks .*\.Q; build it after adarank\.adapt"):
         trainer.train()
 
@@ -356,77 +396,70 @@ def test_with_a_gradient_scaler_the_run_is_the_one_without(tmp_path, optim, rest
     same(weights(expected), weights(scaled), atol=1e-6)
 
 
-def test_an_overflow_does_not_end_the_run(tmp_path, restored):
+@pytest.mark.parametrize(("optim", "counted"), [("adamw_torch", STEPS - 1), ("adamw_torch_fused", STEPS)])
+def test_an_overflow_does_not_end_the_run(tmp_path, optim, counted, restored):
     class Overflows(Scaled):
         def compute_loss(self, *args, **kwargs):
             loss = super().compute_loss(*args, **kwargs)
             return loss * float("inf") if self.state.global_step == 3 else loss
 
-    options = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 6}
+    options = {"optim": optim, "save_strategy": "steps", "save_steps": 6}
     model, controller, trainer, _ = run(tmp_path, trainer=Overflows, **options)
-    assert (trainer.state.global_step, controller.step) == (STEPS, STEPS - 1)
+    assert (trainer.state.global_step, controller.step) == (STEPS, counted)
     assert sum(adarank.ranks(model).values()) == FINAL * 4
     assert all(torch.isfinite(v).all() for v in model.state_dict().values())
     again, resumed, *_ = run(tmp_path, trainer=Overflows, resume=tmp_path / "checkpoint-6", **options)
-    assert resumed.step == STEPS - 1
+    assert resumed.step == counted
     same(weights(model), weights(again))
 
 
-# Trainers derived from it, unchanged
+def test_peft_s_adalora_keeps_its_starting_rank_in_the_trainer(tmp_path):
+    """What the mixin is for: PEFT's allocation waits for a call that the Trainer never makes, and nothing says so."""
+    peft = pytest.importorskip("peft")
+    adalora = peft.AdaLoraConfig(
+        init_r=START, target_r=FINAL, tinit=2, tfinal=4, deltaT=1, total_step=STEPS, target_modules=["query", "value"]
+    )
+    model = peft.get_peft_model(bert(), adalora)
+    transformers.Trainer(model, arguments(tmp_path), train_dataset=Rows()).train()
+    singular = [p for name, p in model.named_parameters() if "lora_E" in name]
+    assert len(singular) == 4
+    assert all(len(p) == START and (p != 0).all() for p in singular)
+    assert model.peft_config["default"].rank_pattern is None
 
 
-SENTENCES = ["a good film", "dull", "what a play", "never again", "warm and wise", "flat", "a joy", "too long"]
+PROCESS = """
+import sys, torch
+from tests.integrations import test_trainer as t
+
+t.ROWS = 16
+model, controller, trainer, _ = t.run(sys.argv[1], call={"compute_loss_func": t.summed}, gradient_accumulation_steps=2,
+    per_device_train_batch_size=int(sys.argv[2]), **({"ddp_backend": "gloo"} if sys.argv[3] == "2" else {}))
+assert trainer.args.world_size == int(sys.argv[3])
+torch.save(t.weights(model), f"{sys.argv[1]}/{sys.argv[3]}-{trainer.args.process_index}.pt")
+"""
 
 
-def sentence_model(folder):
-    """A sentence-transformers model: a tiny random BERT over bytes, mean pooled."""
-    from sentence_transformers import SentenceTransformer
+@pytest.mark.slow
+def test_two_processes_give_the_run_of_one(tmp_path):
+    import subprocess
+    import sys
 
-    from adarank.harness.models import byte_tokenizer
-
-    torch.manual_seed(0)
-    drops = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    tokenizer = byte_tokenizer()
-    transformers.BertModel(transformers.BertConfig(**SIZES | {"vocab_size": len(tokenizer)}, **drops)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return SentenceTransformer(str(folder), device="cpu")
-
-
-def test_sentence_transformers_trainer(tmp_path):
-    st = pytest.importorskip("sentence_transformers")
-    datasets = pytest.importorskip("datasets")
-
-    class SentenceRankTrainer(RankTrainerMixin, st.SentenceTransformerTrainer):
-        pass
-
-    model = sentence_model(tmp_path / "model")
-    controller = ranked(model, train=())
-    pairs = datasets.Dataset.from_dict({"anchor": SENTENCES, "positive": SENTENCES[::-1]})
-    args = arguments(tmp_path / "run", kind=st.SentenceTransformerTrainingArguments, gradient_accumulation_steps=2)
-    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-
-    loss = MultipleNegativesRankingLoss(model)
-    SentenceRankTrainer(model, args, train_dataset=pairs, loss=loss, controller=controller).train()
-    assert controller.step == STEPS
-    assert sum(adarank.ranks(model).values()) == FINAL * 4
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([sys.executable, script, tmp_path, "8", "1"], check=True)
+    subprocess.run([*torchrun, script, tmp_path, "4", "2"], check=True)
+    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    same(first, second)
+    same(one, first, atol=1e-6)
 
 
-def test_trl_sft_trainer(tmp_path):
-    trl = pytest.importorskip("trl")
-    datasets = pytest.importorskip("datasets")
-    from adarank.harness.models import byte_tokenizer
-
-    class SFTRankTrainer(RankTrainerMixin, trl.SFTTrainer):
-        pass
-
-    tokenizer = byte_tokenizer()
-    tokenizer.eos_token = "[SEP]"
-    torch.manual_seed(0)
-    sizes = {**SIZES, "vocab_size": len(tokenizer), "num_key_value_heads": 2}
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, pad_token_id=0, eos_token_id=3))
-    controller = ranked(model, targets=("q_proj", "v_proj"), train=())
-    rows = datasets.Dataset.from_dict({"prompt": SENTENCES, "completion": SENTENCES[::-1]})
-    args = arguments(tmp_path, kind=trl.SFTConfig, gradient_accumulation_steps=2)
-    SFTRankTrainer(model, args, train_dataset=rows, processing_class=tokenizer, controller=controller).train()
-    assert controller.step == STEPS
-    assert sum(adarank.ranks(model).values()) == FINAL * 4
+def test_the_page_s_example_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "trainer.md").read_text(encoding="utf-8")
+    snippet = re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1)
+    names = {"model": bert(), "rows": Rows(), "transformers": transformers}
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "docs/trainer.md", "exec"), names)
+    assert names["controller"].step == names["steps"]
+    assert sum(adarank.ranks(names["model"]).values()) == 2 * 4
+    assert (tmp_path / "adapter" / "adapter.safetensors").is_file()
