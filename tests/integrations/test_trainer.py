@@ -465,7 +465,7 @@ def test_two_processes_give_the_run_of_one(tmp_path):
 def test_the_page_s_example_runs(tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "trainer.md").read_text(encoding="utf-8")
     snippet = re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1)
-    names = {"model": bert(), "rows": Rows(), "transformers": transformers}
+    names = {"model": bert(), "rows": Rows()}
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "docs/trainer.md", "exec"), names)
     assert names["controller"].step == names["steps"]
