@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from adarank import allocators, inits, penalties, schedules, scores
+    from adarank import allocators, inits, integrations, penalties, schedules, scores
     from adarank.adapters.bitfit import bitfit, head
     from adarank.adapters.inject import adapt, ranks, reach, trainable_parameters
     from adarank.adapters.insert import bottlenecks
@@ -38,7 +38,7 @@ _HOME = {
     "RankController": "controller",
     "SettingError": "errors",
 }
-_ROOMS = ("allocators", "inits", "penalties", "schedules", "scores")
+_ROOMS = ("allocators", "inits", "integrations", "penalties", "schedules", "scores")
 
 __all__ = [
     "RankController",
@@ -52,6 +52,7 @@ __all__ = [
     "disabled",
     "head",
     "inits",
+    "integrations",
     "load_adapter",
     "merge",
     "penalties",

@@ -11,7 +11,7 @@ FILES = sorted(p for room in ("adarank", "analysis", "experiments") for p in (RO
 # A file may import from its own room and from rooms further down this list.
 ORDER = [
     ("cli",),
-    ("harness",),
+    ("harness", "integrations"),
     ("controller",),
     ("compaction", "compression", "allocation", "listening"),
     ("scores", "allocators", "schedules", "penalties"),
