@@ -67,7 +67,10 @@ def guarded(work: Callable[[], Any]) -> tuple[int, str | None]:
     except RunFailed as error:
         return complain(1, str(error))
     except BrokenExecutor:
-        return complain(1, "a worker process died (out of memory, a signal), and the launcher gave up the jobs left")
+        return complain(
+            1,
+            "a worker process died (out of memory, a signal), and the launcher gave up the jobs left; the same command goes on with them",
+        )
     except SystemExit as error:  # would end a whole sweep
         return (0, None) if not error.code else complain(1, f"the run called sys.exit({error.code})")
     return 0, None
