@@ -63,11 +63,12 @@ class Study(Sweeper):  # type: ignore[misc]
 
 def interrupted(study: Any) -> list[float]:
     """Rates whose trials neither ended nor wait: their process was killed, and their runs will resume."""
-    running, others = set(), set()
+    running: set[float | None] = set()
+    others: set[float | None] = set()
     for trial in study.trials:
         rate = trial.params.get(LR, trial.system_attrs.get("fixed_params", {}).get(LR))
         (running if trial.state.name == "RUNNING" else others).add(rate)
-    return sorted(running - others - {None})
+    return sorted(rate for rate in running - others if rate is not None)
 
 
 def study_name(arguments: Sequence[str]) -> str:

@@ -8,12 +8,14 @@ again, and the rest goes on. The nodes see the same checkout, environment and fo
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.errors import HydraException
@@ -46,8 +48,9 @@ class RayTasks(Launcher):  # type: ignore[misc]
 
         setup_globals()
         try:
+            _knock(self.address)
             ray.init(address=self.address, ignore_reinit_error=True, configure_logging=False, log_to_driver=True)
-        except ConnectionError as refusal:
+        except OSError as refusal:
             reason = str(refusal).partition("\n")[0].rstrip(".")
             raise HydraException(
                 f"hydra.launcher.address={self.address} is no running Ray cluster ({reason}); valid: the address that "
@@ -92,6 +95,13 @@ class RayTasks(Launcher):  # type: ignore[misc]
                 f"hydra.launcher.cpus={self.cpus:g} with hydra.launcher.gpus={self.gpus:g} is more than any one node of "
                 "the cluster has; valid: less of either"
             )
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at host:port; Ray itself would wait for minutes."""
+    place = urlsplit(f"//{address}")
+    if place.port is not None:
+        socket.create_connection((place.hostname or "", place.port), timeout=10).close()
 
 
 def run_job(

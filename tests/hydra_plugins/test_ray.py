@@ -7,6 +7,7 @@ import pytest
 from hydra.errors import HydraException
 
 from hydra_plugins.adarank_ray import RayTasks
+from tests.experiments.test_run import inside
 from tests.hydra_plugins.sweeping import TINY, finished, kill_a_job, start, sweep
 
 LONG = ["method=lora", "seed=0,1,2", "tiny=true", "train.steps=300"]
@@ -124,6 +125,12 @@ def test_the_metric_comes_back_to_a_search(launcher, tmp_path):
 def test_what_cannot_be_ends_with_a_sentence(launcher, tmp_path):
     _, erred = sweep(tmp_path, *launcher, "hydra.launcher.gpus=8", "method=lora", "seed=0,1", *TINY, status=2)
     assert "error: hydra.launcher.gpus=8 is more than any node of the cluster has; valid: at most 1" in erred
-    nowhere = [launcher[0], "hydra.launcher.address=127.0.0.1:1"]
-    _, erred = sweep(tmp_path, *nowhere, "method=lora", "seed=0,1", *TINY, status=2)
-    assert "error: hydra.launcher.address=127.0.0.1:1 is no running Ray cluster" in erred
+
+
+def test_no_cluster_is_a_sentence(tmp_path):
+    pytest.importorskip("ray")
+    nowhere = ["hydra/launcher=ray", "hydra.launcher.address=127.0.0.1:1"]
+    said = inside("-m", *nowhere, "method=lora", "seed=0,1", *TINY, f"out={tmp_path}", status=2).stderr
+    assert said.startswith("error: hydra.launcher.address=127.0.0.1:1 is no running Ray cluster ([Errno")
+    assert "auto on one of its machines" in said
+    assert said.count("\n") == 1

@@ -65,9 +65,10 @@ def wandb_copy(
             raise SettingError(f"tracker.{setting}={seconds} must be at least 1 second.")
     if mode == "disabled":
         return None
-    settings = {"project": project, "entity": entity, "group": group or default_group, "tags": tags, "dir": dir}
-    settings |= {"job_type": job_type, "init_timeout": init_timeout, "finish_timeout": finish_timeout}
-    begin = partial(start, folder=folder, config=config, name=name, **settings)
+    begin = partial(
+        start, folder=folder, config=config, name=name, project=project, entity=entity, group=group or default_group,
+        tags=tags, job_type=job_type, dir=dir, init_timeout=init_timeout, finish_timeout=finish_timeout,
+    )  # fmt: skip
     try:
         return begin(mode)
     except Exception as error:
