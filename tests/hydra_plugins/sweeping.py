@@ -34,7 +34,7 @@ def finished(out: Path) -> dict[str, int]:
     return {p.parent.name: p.stat().st_mtime_ns for p in paths}
 
 
-def wait_for(what: Callable[[], object], seconds: float = 120) -> object:
+def wait_for(what: Callable[[], object], seconds: float = 300) -> object:
     """The first true value of `what`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
