@@ -14,6 +14,12 @@ def _status(options: argparse.Namespace) -> None:
     watch(options.out)
 
 
+def _sync(options: argparse.Namespace) -> None:
+    from adarank.harness.tracking.sync import sync
+
+    sync(options.out, options.project, options.entity)
+
+
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="python -m adarank", description="What is done with runs that exist.")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -25,6 +31,16 @@ def parser() -> argparse.ArgumentParser:
     )
     status.add_argument("out", type=Path, metavar="OUT", help="the folder that holds the runs (out=… of the sweep)")
     status.set_defaults(act=_status)
+    sync = commands.add_parser(
+        "sync",
+        help="send the finished runs of a sweep to W&B",
+        description="Sends what the files of every finished run hold to W&B, as one group; what is there already is not "
+        "sent again, a run that changed replaces its W&B run.",
+    )
+    sync.add_argument("out", type=Path, metavar="OUT", help="the folder that holds the runs (out=… of the sweep)")
+    sync.add_argument("--project", help="W&B's project; default: that of the run's tracker, else adarank")
+    sync.add_argument("--entity", help="W&B's user or team; default: that of the run's tracker, else your own")
+    sync.set_defaults(act=_sync)
     return whole
 
 

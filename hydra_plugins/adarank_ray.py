@@ -5,13 +5,17 @@ crash (out of memory, a segmentation fault) takes nothing else along; a task who
 again, and the rest goes on. The nodes see the same checkout, environment and folders as the driver.
 """
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.errors import HydraException
@@ -19,7 +23,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-KEPT_LINES = 20  # of a job's output, to find its last error line in
 OWN = ("RAY_", "CUDA_VISIBLE_DEVICES")  # variables that Ray sets on each node itself
 
 
@@ -35,38 +38,44 @@ class RayTasks(Launcher):  # type: ignore[misc]
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run every job; the returned statuses are the processes' exit statuses."""
-        import ray
+        """Run every job; the returned values are the best dev metrics, None of a job that failed."""
+        try:
+            import ray
+        except ImportError:
+            raise HydraException("hydra/launcher=ray needs Ray; valid: pip install 'adarank[ray]'") from None
 
         from adarank.harness import sweep
 
         setup_globals()
         try:
+            _knock(self.address)
             ray.init(address=self.address, ignore_reinit_error=True, configure_logging=False, log_to_driver=True)
-        except ConnectionError as refusal:
+        except OSError as refusal:
             reason = str(refusal).partition("\n")[0].rstrip(".")
             raise HydraException(
                 f"hydra.launcher.address={self.address} is no running Ray cluster ({reason}); valid: the address that "
                 "'ray start --head' printed, or auto on one of its machines"
             ) from None
         self._check_resources(ray.nodes())
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers need not know this checkout
         task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(run_job)
         environment = {k: v for k, v in os.environ.items() if not k.startswith(OWN) and k != sweep.FOLDER}
         environment["OMP_NUM_THREADS"] = str(max(1, int(self.cpus)))
         waiting = {}
         for i, overrides in enumerate(job_overrides):
             command = self._command(overrides)
-            waiting[task.options(name=f"job {initial_job_idx + i}").remote(command, environment, os.getcwd())] = i
-        statuses = [1] * len(job_overrides)
+            job = task.options(name=f"job {initial_job_idx + i}")
+            waiting[job.remote(command, environment, os.getcwd(), sweep.RESULT)] = i
+        found: list[float | None] = [None] * len(job_overrides)
         while waiting:
             for done in ray.wait(list(waiting), num_returns=1)[0]:
                 i = waiting.pop(done)
                 try:
-                    statuses[i], error = ray.get(done)
+                    status, error, found[i] = ray.get(done)
                 except ray.exceptions.RayError as failure:
-                    error = f"its worker died ({str(failure).strip().partition(chr(10))[0]})"
-                sweep.tell(initial_job_idx + i, job_overrides[i], statuses[i], error)
-        return [_finished(list(o), status) for o, status in zip(job_overrides, statuses, strict=True)]
+                    status, error = 1, f"its worker died ({str(failure).strip().partition(chr(10))[0]})"
+                sweep.tell(initial_job_idx + i, job_overrides[i], status, error)
+        return [_finished(list(o), best) for o, best in zip(job_overrides, found, strict=True)]
 
     def _command(self, overrides: Sequence[str]) -> list[str]:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.nproc}"]
@@ -88,24 +97,35 @@ class RayTasks(Launcher):  # type: ignore[misc]
             )
 
 
-def run_job(command: list[str], environment: dict[str, str], folder: str) -> tuple[int, str | None]:
-    """(exit status, last error line or None) of one job's process, on the node that Ray chose. Its output goes on to the
-    driver."""
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at host:port; Ray itself would wait for minutes."""
+    place = urlsplit(f"//{address}")
+    if place.port is not None:
+        socket.create_connection((place.hostname or "", place.port), timeout=10).close()
+
+
+def run_job(
+    command: list[str], environment: dict[str, str], folder: str, answer: str
+) -> tuple[int, str | None, float | None]:
+    """(exit status, error in a line, best dev metric) of one job's process, on the node that Ray chose. Its output goes
+    on to the driver; `answer` is the variable that names the file for its result."""
     gpus = {"CUDA_VISIBLE_DEVICES": os.environ["CUDA_VISIBLE_DEVICES"]} if "CUDA_VISIBLE_DEVICES" in os.environ else {}
-    process = subprocess.Popen(
-        command, cwd=folder, env={**environment, **gpus}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        preexec_fn=_die_with_parent,
-    )  # fmt: skip
-    assert process.stdout is not None
-    last: list[str] = []
-    for line in process.stdout:
-        print(line, end="", flush=True)
-        last = [*last, line.strip()][-KEPT_LINES:]
-    status = process.wait()
+    with tempfile.TemporaryDirectory() as place:
+        told = Path(place) / "result.json"
+        process = subprocess.Popen(
+            command, cwd=folder, env={**environment, **gpus, answer: str(told)}, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, preexec_fn=_die_with_parent,
+        )  # fmt: skip
+        assert process.stdout is not None
+        last = "no output"
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line.strip() or last
+        status = process.wait()
+        result = json.loads(told.read_text(encoding="utf-8")) if told.exists() else {}
     if status < 0:
-        return 1, f"killed by signal {signal.Signals(-status).name}"
-    errors = [line.removeprefix("error: ") for line in last if line.startswith("error: ")]
-    return status, None if status == 0 else (errors or last or ["no output"])[-1]
+        return 1, f"killed by signal {signal.Signals(-status).name}", None
+    return status, (result.get("error") or last) if status else None, result.get("best")
 
 
 def _die_with_parent() -> None:
@@ -116,8 +136,8 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _finished(overrides: list[str], status: int) -> JobReturn:
+def _finished(overrides: list[str], best: float | None) -> JobReturn:
     result = JobReturn(overrides=overrides)
     result.status = JobStatus.COMPLETED
-    result.return_value = status
+    result.return_value = best
     return result

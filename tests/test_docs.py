@@ -131,3 +131,29 @@ def test_nothing_is_left_to_fill_in(word):
         *ROOT.glob("conf/**/*.yaml"),
     ]:
         assert word not in path.read_text(encoding="utf-8"), path
+
+
+def test_the_sweeps_page_names_every_preset_and_its_commands_are_settings():
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from adarank.cli import parser
+    from tests.test_conf import composed
+
+    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    for path in (*ROOT.glob("conf/experiment/*.yaml"), *ROOT.glob("conf/hydra/*/*.yaml")):
+        assert path.stem == "quickstart" or re.search(rf"\b{path.stem}\b", page), path
+    commands = re.findall(r"^python (.*?)(?: +#.*)?$", page, re.MULTILINE)
+    assert len(commands) == 3
+    for words in (command.split() for command in commands):
+        if words[0] == "experiments/run.py":
+            overrides = OverridesParser.create().parse_overrides(words[2:])
+            composed(
+                [
+                    f"{o.key_or_group}={next(o.sweep_string_iterator())}" if o.is_sweep_override() else o.input_line
+                    for o in overrides
+                ]
+            )
+        else:
+            assert parser().parse_args(words[2:]).act
+    for launcher in re.findall(r"`(hydra/launcher=.*?)`", page):
+        composed(launcher.split())

@@ -7,6 +7,7 @@ Exit status: 0 done; 2 a setting cannot be used; 1 a run failed.
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 import hydra
@@ -23,17 +24,23 @@ from adarank.harness.lock import Held
 from adarank.harness.settings import conf_folder
 
 
-def job(config: DictConfig) -> int:
-    """One run, alone or in a sweep, in whatever process a launcher chose; returns its exit status."""
+def job(config: DictConfig) -> float | None:
+    """One run, alone or in a sweep, in whatever process a launcher chose.
+
+    Returns the best dev metric, of a run that was finished before, too: a sweeper's objective. None where there is none.
+    """
     hydra_config = HydraConfig.get()
     words = list(hydra_config.overrides.task)
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
+    best: float | None = None
 
     def work() -> None:
+        nonlocal best
+        sweep.refuse_unswept(hydra_config, in_sweep)
         from adarank.harness.execute import execute
 
         try:
-            execute(config, words, dict(hydra_config.runtime.choices))
+            best = execute(config, words, dict(hydra_config.runtime.choices))
         except Held as held:
             if not in_sweep:
                 raise
@@ -42,8 +49,10 @@ def job(config: DictConfig) -> int:
     status, error = guarded(work)
     if in_sweep:
         sweep.tell(hydra_config.job.num, words, status, error)
+    else:
+        sweep.answer(best, error)
     _statuses.append(status)
-    return status
+    return best
 
 
 _statuses: list[int] = []  # of the jobs that ran in this process
@@ -57,6 +66,11 @@ def guarded(work: Callable[[], Any]) -> tuple[int, str | None]:
         return complain(2, sentence(error))
     except RunFailed as error:
         return complain(1, str(error))
+    except BrokenExecutor:
+        return complain(
+            1,
+            "a worker process died (out of memory, a signal), and the launcher gave up the jobs left; the same command goes on with them",
+        )
     except SystemExit as error:  # would end a whole sweep
         return (0, None) if not error.code else complain(1, f"the run called sys.exit({error.code})")
     return 0, None

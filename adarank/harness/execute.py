@@ -1,5 +1,6 @@
 """One run from checked settings to a finished folder."""
 
+import json
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -46,8 +47,8 @@ from adarank.harness.tracking import no_copy, open_log
 from adarank.harness.train import Diverged, Outcome, Plan, train
 
 
-def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> None:
-    """Run what a composed configuration asks for, or skip it where it is finished.
+def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> float | None:
+    """Run what a composed configuration asks for, or skip it where it is finished; returns the run's best dev metric.
 
     Nothing is written before the settings, the data, the model and the adapters have been found good. Raises
     SettingError (exit status 2) or RunFailed (1).
@@ -79,7 +80,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     if runs.is_finished(folder, settings["force"], str(settings["retry"])):
         runs.warn_if_other_code(folder, provenance["commit"])
         print(f"{title}: finished already, {folder} (force=true runs it again)", flush=True)
-        return
+        return best_of(folder)
     lock.refuse_held(folder)  # early; what counts is the lock below
 
     torch.manual_seed(settings["seed"])  # the head: the same for every method
@@ -104,8 +105,15 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     with lock.locked(folder) as held:
         if runs.is_finished(folder, settings["force"], "failed"):
             print(f"{title}: finished meanwhile by another process, {folder}", flush=True)
-            return
-        run(settings, prepared, encoded, plan, head, title, folder, held)
+        else:
+            run(settings, prepared, encoded, plan, head, title, folder, held)
+    return best_of(folder)
+
+
+def best_of(folder: Path) -> float | None:
+    """metric.best of a finished run."""
+    best: float | None = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["metric"]["best"]
+    return best
 
 
 def run(

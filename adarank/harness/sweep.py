@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ from hydra.core.override_parser.types import Override, Sweep
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from adarank.errors import SettingError
 from adarank.harness.files import write_json
+from adarank.harness.settings import typed_keys
 
 FOLDER = "ADARANK_SWEEP"
+RESULT = "ADARANK_RESULT"  # the file that a job started as a command of its own writes its result to
 
 
 class Begin(Callback):  # type: ignore[misc]
@@ -34,19 +38,35 @@ class Begin(Callback):  # type: ignore[misc]
             folder.mkdir(parents=True)
         except OSError:
             return  # every job will say that out=… cannot be written
-        params = config.hydra.sweeper.get("params") or {}
-        words = [*config.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items())]
-        write_json(folder / "sweep.json", {"jobs": count_jobs(words)})
+        sweeper = config.hydra.sweeper
+        params = sweeper.get("params") or {}
+        words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+        jobs = None if "n_trials" in sweeper else count_jobs(words)  # Optuna decides as it goes
+        write_json(folder / "sweep.json", {"jobs": jobs})
         os.environ[FOLDER] = str(folder)
 
 
 def count_jobs(words: Sequence[str]) -> int | None:
     """The number of jobs that a sweep over `words` (key=a,b key=range(1,9) …) makes; None for a glob."""
     overrides: list[Override] = OverridesParser.create().parse_overrides(list(words))
-    sweeps = [o for o in overrides if o.is_sweep_override()]
+    sweeps = [
+        o for o in {o.key_or_group: o for o in overrides}.values() if o.is_sweep_override()
+    ]  # the last word counts
     if not all(isinstance(o.value(), Sweep) for o in sweeps):
         return None
     return math.prod(sum(1 for _ in o.sweep_string_iterator()) for o in sweeps)
+
+
+def refuse_unswept(hydra_config: DictConfig, in_sweep: bool) -> None:
+    """Raise SettingError for an experiment whose own sweep (hydra.sweeper.params) is not being made: Hydra reads it with
+    -m only, and of one experiment only."""
+    swept = hydra_config.sweeper.get("params") or {}
+    given = typed_keys(hydra_config.overrides.task)
+    left = [key for key in swept if key not in given]
+    if left and "experiment" in given:
+        name = hydra_config.runtime.choices.experiment
+        how = "one experiment at a time" if in_sweep else f"-m, or {left[0]}=VALUE"
+        raise SettingError(f"experiment={name} is a sweep over {', '.join(swept)}; valid: {how}")
 
 
 @dataclass(frozen=True)
@@ -60,13 +80,29 @@ class Result:
 
 
 def tell(job: int, overrides: Sequence[str], status: int, error: str | None) -> None:
-    """Write down how a job ended, and print how far the sweep has come; nothing outside a sweep."""
-    if FOLDER not in os.environ:
+    """Write down how a job ended, and print how far the sweep has come; nothing outside a sweep,
+    or when its parent has gone."""
+    folder = Path(os.environ.get(FOLDER, ""))
+    if FOLDER not in os.environ or not folder.is_dir():
         return
-    folder = Path(os.environ[FOLDER])
     write_json(folder / f"{job}.json", {"overrides": " ".join(overrides), "status": status, "error": error})
+    progress()
+
+
+def answer(best: float | None, error: str | None) -> None:
+    """Leave the result of this process where whoever started it asked for it (RESULT)."""
+    if RESULT in os.environ and os.environ.get("RANK", "0") == "0":
+        write_json(Path(os.environ[RESULT]), {"best": best, "error": error})
+
+
+def progress(job: int | None = None) -> None:
+    """Print how far the sweep has come, and the error of `job`, which was told in another process."""
+    folder = Path(os.environ[FOLDER])
     total = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["jobs"]
     found = results(folder)
+    for result in found:
+        if result.job == job and result.error:
+            print(f"error: {result.error}", file=sys.stderr, flush=True)
     failed = sum(r.status != 0 for r in found)
     of = f" of {total}" if total else ""
     print(f"sweep: {len(found)}{of} jobs done" + (f", {failed} failed" if failed else ""), flush=True)

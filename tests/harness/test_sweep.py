@@ -1,8 +1,6 @@
 """What becomes of a sweep's jobs, in this process and in others."""
 
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,8 +8,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from adarank.harness import app, sweep
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -68,18 +64,3 @@ def test_outside_a_sweep_nothing_is_told(monkeypatch, capsys):
 @pytest.mark.parametrize(("code", "status"), [(0, 0), (None, 0), (3, 1), ("no", 1)])
 def test_a_job_that_calls_sys_exit_ends_alone(code, status):
     assert app.guarded(lambda: sys.exit(code))[0] == status
-
-
-def test_joblib_s_workers_tell_the_parent(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    words = ["method=lora", "rank=4,999", "tiny=true", "train.steps=2", f"out={tmp_path}"]
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "experiments" / "run.py"), "-m", *words, *launcher],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert "sweep: 2 of 2 jobs done, 1 failed" in done.stdout
-    assert "1 of 2 jobs failed:\njob 1 (method=lora rank=999" in done.stderr
-    (summary,) = tmp_path.glob("*/summary.json")
-    assert json.loads(summary.read_text())["status"] == "finished"

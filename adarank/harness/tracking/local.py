@@ -67,6 +67,16 @@ def replay(folder: Path, log: "Log") -> None:
 
     Ends with `log.finish` if the run has a summary, else with `log.close`.
     """
+    replay_steps(folder, log)
+    summary = folder / SUMMARY
+    if summary.exists():
+        log.finish(json.loads(summary.read_text(encoding="utf-8")))
+    else:
+        log.close()
+
+
+def replay_steps(folder: Path, log: "Log") -> None:
+    """The part of `replay` that has steps: metrics and allocations."""
     rows = _rows(folder / METRICS) + _rows(folder / ALLOCATIONS)
     for row in sorted(rows, key=lambda row: row["step"]):  # stable: metrics come first within a step
         if "split" in row:
@@ -75,11 +85,6 @@ def replay(folder: Path, log: "Log") -> None:
             log.metrics(row["step"], row["split"], nan_for_null)
         else:
             log.allocation(row)
-    summary = folder / SUMMARY
-    if summary.exists():
-        log.finish(json.loads(summary.read_text(encoding="utf-8")))
-    else:
-        log.close()
 
 
 def _open(path: Path, *, fresh: bool) -> BinaryIO:

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from adarank.errors import SettingError
-from adarank.harness.tracking.local import LocalLog
+from adarank.harness.tracking.local import LocalLog, replay_steps
 from adarank.harness.tracking.protocol import Copy
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,10 @@ class RunLog:
         self.truth.finish(summary)
         self._copy(lambda copy: copy.finish(summary))
         self.copies = []
+
+    def catch_up(self) -> None:
+        """Send the copies what the files hold."""
+        self._copy(lambda copy: replay_steps(self.truth.folder, copy))
 
     def close(self) -> None:
         self.truth.close()
@@ -80,7 +84,7 @@ def open_log(
     folder: the run's folder, which exists; config: the resolved config as plain dicts, lists and values;
     name: the run's name for people (`adalora-r8-qkv-s0`); group: the sweep it belongs to, used unless the
     tracker's own setting names one; resume_step: None starts from empty files, a step keeps what was logged
-    up to it.
+    up to it, and the copy, which starts afresh, receives that first.
 
     A tracker that cannot start warns once and the run goes on without it. Raises SettingError for a wrong
     setting of the tracker, before any file is touched, and OSError if the folder cannot be written.
@@ -94,13 +98,16 @@ def open_log(
     except Exception as error:
         logger.warning(
             "The tracker could not be started (%s): run %s goes on with the files in %s, which are complete "
-            "and can be copied later by adarank.harness.tracking.replay.",
+            "and can be copied later by python -m adarank sync.",
             one_line(error),
             name,
             folder,
         )
     try:
-        return RunLog(LocalLog(folder, resume_step), copies)
+        log = RunLog(LocalLog(folder, resume_step), copies)
+        if resume_step is not None:
+            log.catch_up()
+        return log
     except BaseException:
         for copy in copies:
             copy.abandon()

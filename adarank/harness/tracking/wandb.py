@@ -13,12 +13,14 @@ come after later steps of training.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adarank.errors import SettingError
+from adarank.harness.tracking import sent
 from adarank.harness.tracking.heatmap import rank_heatmap
 from adarank.harness.tracking.log import one_line
 
@@ -63,41 +65,17 @@ def wandb_copy(
             raise SettingError(f"tracker.{setting}={seconds} must be at least 1 second.")
     if mode == "disabled":
         return None
-    import wandb
-
-    def start(mode: str | None) -> "wandb.Run":
-        # show_info=False silences W&B's chatter and, with it, the prompt for a key; its own warnings stay.
-        wandb.setup(wandb.Settings(show_info=False))
-        run = wandb.init(
-            mode=mode,  # type: ignore[arg-type]
-            project=project,
-            entity=entity,
-            group=group or default_group,
-            tags=tags,
-            job_type=job_type,
-            dir=Path(dir).expanduser() if dir else folder,
-            config=config,
-            name=name,
-            reinit="create_new",  # never the previous run of this process
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                symlink=False,
-                init_timeout=init_timeout,
-                finish_timeout=finish_timeout,
-                finish_timeout_raises=True,
-            ),
-        )
-        run.define_metric("*", step_metric="step")
-        return run
-
+    begin = partial(
+        start, folder=folder, config=config, name=name, project=project, entity=entity, group=group or default_group,
+        tags=tags, job_type=job_type, dir=dir, init_timeout=init_timeout, finish_timeout=finish_timeout,
+    )  # fmt: skip
     try:
-        return WandbCopy(start(mode))
+        return begin(mode)
     except Exception as error:
-        _stop_service()
+        stop_service()
         if mode == "offline":
             raise
-        copy = WandbCopy(start("offline"))
+        copy = begin("offline")
         logger.warning(
             "W&B is not available (%s): run %s is recorded offline, the files in %s are complete, and %s.",
             one_line(error),
@@ -108,11 +86,59 @@ def wandb_copy(
         return copy
 
 
+def start(
+    mode: str | None,
+    *,
+    folder: Path,
+    config: dict[str, Any],
+    name: str,
+    project: str,
+    entity: str | None,
+    group: str,
+    tags: list[str] | None = None,
+    job_type: str = "train",
+    dir: str | None = None,
+    init_timeout: float = 20.0,
+    finish_timeout: float = 30.0,
+) -> "WandbCopy":
+    """Start the W&B run of `folder` afresh, under the id that it has or gets now: what W&B had of it is replaced.
+    Raises what W&B raises."""
+    import wandb
+
+    # show_info=False silences W&B's chatter and, with it, the prompt for a key; its own warnings stay.
+    wandb.setup(wandb.Settings(show_info=False))
+    run = wandb.init(
+        id=sent.read(folder)["id"],
+        mode=mode,  # type: ignore[arg-type]
+        project=project,
+        entity=entity,
+        group=group,
+        tags=tags,
+        job_type=job_type,
+        dir=Path(dir).expanduser() if dir else folder,
+        config=config,
+        name=name,
+        reinit="create_new",  # never the previous run of this process
+        settings=wandb.Settings(
+            silent=True,
+            console="off",
+            symlink=False,
+            init_timeout=init_timeout,
+            finish_timeout=finish_timeout,
+            finish_timeout_raises=True,
+        ),
+    )
+    run.define_metric("*", step_metric="step")
+    return WandbCopy(run, folder, lambda: sent.digest(folder, project, entity))
+
+
 class WandbCopy:
     """Feeds one W&B run (a `tracking.Copy`)."""
 
-    def __init__(self, run: "wandb.Run") -> None:
-        self.run = run
+    def __init__(self, run: "wandb.Run", home: Path, digest: Callable[[], str]) -> None:
+        """home: the run's folder, which remembers the id, and `digest()` of its files once all were sent."""
+        self.run, self._home, self._digest = run, home, digest
+        sent.write(home, run.id, None)
         self._folder = Path(run.dir).parent
         self._allocations = 0
         self._highest_rank = 1
@@ -136,6 +162,8 @@ class WandbCopy:
         self._picture()
         self.run.summary.update(_summary(summary))
         self.run.finish(exit_code=0 if summary.get("status") == "finished" else 1)
+        if not self.run.offline:
+            sent.write(self._home, self.run.id, self._digest())
 
     def close(self) -> None:
         self.run.finish(exit_code=1)
@@ -143,7 +171,7 @@ class WandbCopy:
     def abandon(self) -> None:
         with suppress(Exception):
             self.run.finish(exit_code=1)
-        _stop_service()
+        stop_service()
 
     def recovery(self) -> str:
         return f"`wandb sync --include-online {self._folder}` copies what W&B has on disk"
@@ -158,7 +186,7 @@ class WandbCopy:
             self._unpictured = None
 
 
-def _stop_service() -> None:
+def stop_service() -> None:
     """End W&B's background process after a failure: a dead one would fail every later run of this process and
     print a traceback when Python exits."""
     import wandb

@@ -50,7 +50,11 @@ class WandbServer(ThreadingHTTPServer):
         if operation == "UpsertBucket":
             run = self.runs.setdefault(values["name"], {"history": [], "summary": {}, "files": {}})
             run.update({field: value for field, value in values.items() if value is not None})
-            project = {"id": "p", "name": run["project"], "entity": {"id": "e", "name": "tester"}}
+            project = {
+                "id": "p",
+                "name": run["project"],
+                "entity": {"id": "e", "name": values.get("entity") or "tester"},
+            }
             bucket = {"id": "b", "name": values["name"], "displayName": run.get("displayName"), "project": project}
             return {"upsertBucket": {"bucket": bucket | {"historyLineCount": 0}, "inserted": True}}
         if operation == "CreateRunFiles":

@@ -1,0 +1,77 @@
+"""hydra/sweeper=optuna_lr: a search for a method's learning rate by Optuna, on the best dev metric.
+
+Trials, sampler and storage are Optuna's. What is added to its Hydra sweeper: the interval lies around the method's own
+rate, which is tried first; the study is named by the settings that are searched under; and the same command goes on with
+an interrupted search until n_trials have ended.
+"""
+
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+LR = "train.lr"
+NEUTRAL = ("out", "force", "retry", "tracker", "checkpoint_seconds")  # settings that no result depends on
+
+
+class Study(Sweeper):  # type: ignore[misc]
+    """around: the interval is from the method's rate ÷ around to its rate · around, in logarithms; the rest is of
+    hydra_optuna_sweeper. n_trials counts those that ended in earlier calls of the same command, failed ones too."""
+
+    def __init__(self, around: float, storage: str, n_trials: int, **optuna_sweeper: Any) -> None:
+        if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
+            raise HydraException("hydra/sweeper=optuna_lr needs Optuna; valid: pip install 'adarank[optuna]'")
+        if not around > 1:
+            raise HydraException(f"hydra.sweeper.around={around} leaves no interval; valid: above 1")
+        self.around, self.storage, self.n_trials, self.rest = around, storage, n_trials, optuna_sweeper
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context = {"hydra_context": hydra_context, "task_function": task_function, "config": config}
+        self.lr = float(config.train.lr)
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Search on until n_trials have ended."""
+        import optuna
+        from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        name, direction = study_name(arguments), self.rest["direction"]
+        study = optuna.create_study(
+            study_name=name, storage=self.storage, direction=str(direction), load_if_exists=True
+        )
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            for rate in interrupted(study) if study.trials else [self.lr]:
+                study.enqueue_trial({LR: rate})
+        left = max(0, self.n_trials - sum(trial.state.is_finished() for trial in study.trials))
+        params = {LR: f"tag(log, interval({self.lr / self.around!r}, {self.lr * self.around!r}))"}
+        sweeper = OptunaSweeper(
+            **{**self.rest, "study_name": name, "storage": self.storage, "n_trials": left, "params": params}
+        )
+        sweeper.setup(**self.context)
+        try:
+            sweeper.sweep(arguments)
+        except ValueError as error:  # Optuna has no best trial
+            raise HydraException(f"hydra/sweeper=optuna_lr: no trial gave a metric ({error})") from None
+        best = optuna.load_study(study_name=name, storage=self.storage).best_trial
+        print(f"search: {LR}={best.params[LR]:.3g} is best of {self.n_trials} trials, {best.value:.4f} on dev ({name})")
+
+
+def interrupted(study: Any) -> list[float]:
+    """Rates whose trials neither ended nor wait: their process was killed, and their runs will resume."""
+    running: set[float | None] = set()
+    others: set[float | None] = set()
+    for trial in study.trials:
+        rate = trial.params.get(LR, trial.system_attrs.get("fixed_params", {}).get(LR))
+        (running if trial.state.name == "RUNNING" else others).add(rate)
+    return sorted(rate for rate in running - others if rate is not None)
+
+
+def study_name(arguments: Sequence[str]) -> str:
+    """The settings that a search holds fixed, as typed."""
+    keys = {word: word.partition("=")[0].partition(".")[0] for word in arguments}
+    return " ".join(sorted(word for word, key in keys.items() if key not in NEUTRAL))
