@@ -102,7 +102,8 @@ def of_all(value: T) -> list[T]:
 
 
 def agree(status: int, error: str | None) -> tuple[int, str | None]:
-    """The outcome of one piece of work (exit status, error) on all ranks: that of the first one that failed.
+    """The outcome of one piece of work (exit status, error) on all ranks: that of the first one that failed, without the
+    error where it has been printed.
 
     A rank that fails alone, while the others wait for it in a collective, cannot be waited for: it says why and leaves;
     torchrun ends the others. Goes through the store, since a collective could itself be what failed.
@@ -110,18 +111,34 @@ def agree(status: int, error: str | None) -> tuple[int, str | None]:
     global _outcomes
     if world() == 1:
         return status, error
-    store, _outcomes = _store(), _outcomes + 1
-    keys = [f"outcome/{_outcomes}/{r}" for r in range(world())]
+    store = _store()
+    keys, said = _keys(), f"said/{_outcomes}"
     store.set(keys[rank()], json.dumps([status, error]))
     patience = PATIENCE if status else TIMEOUT.total_seconds()
     until = time.monotonic() + patience
     while not store.check(keys):
         if time.monotonic() > until:
-            print(f"error: {error} (rank {rank()})", file=sys.stderr, flush=True)
+            if store.add(said, 1) == 1:
+                print(f"error: {error} (rank {rank()})", file=sys.stderr, flush=True)
             leave(status or 1)
         time.sleep(0.02)  # not store.wait, which would keep the store from everybody else in this process
-    found = [tuple(json.loads(store.get(key))) for key in keys]
-    return next((outcome for outcome in found if outcome[0]), found[0])  # type: ignore[return-value]
+    found = [json.loads(store.get(key)) for key in keys]
+    _outcomes += 1
+    status, error = next((outcome for outcome in found if outcome[0]), found[0])
+    return status, None if store.check([said]) else error
+
+
+def _keys() -> list[str]:
+    return [f"outcome/{_outcomes}/{r}" for r in range(world())]
+
+
+def cause(error: str) -> str:
+    """Why another rank has failed by now, on which this one's `error` follows (a broken connection, say); else `error`."""
+    if world() == 1:
+        return error
+    store = _store()
+    told = [json.loads(store.get(key)) for key in _keys() if store.check([key])]
+    return next((message for status, message in told if status), error)
 
 
 def leave(status: int) -> NoReturn:

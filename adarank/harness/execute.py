@@ -96,7 +96,11 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
         checkpoint_activations(built.model)
     configured(settings["quantization"], model=built.model, device=device, precision=settings["train"]["precision"])
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
-    encoded = {name: encode(s, built.tokenizer, task.max_length) for name, s in splits.items() if s is not None}
+    encoded = {
+        name: encode(split, built.tokenizer, task.max_length, f"{task.fingerprint} {name}")
+        for name, split in splits.items()
+        if split is not None
+    }
     torch.manual_seed(settings["seed"])  # the factors
     batches = looks(encoded["train"], settings["train"]["batch_size"], settings["seed"], device)
     prepared = prepare(built, targets or [], settings, device, batches)
@@ -154,12 +158,14 @@ def run(
             outcome = train(prepared, encoded, plan, log, heart.beat, lambda model: keep(model, adapted, folder), saver)
         except Exception as error:
             state = "diverged" if isinstance(error, Diverged) else "failed"
-            message = str(error).strip().partition("\n")[0] or type(error).__name__
+            own = str(error).strip().partition("\n")[0] or type(error).__name__
+            message = distributed.cause(own)
             log.finish({"status": state, "error": message, **head})
             heart.end(state, message)
             if isinstance(error, RunFailed):
                 raise RunFailed(f"{title} {state}: {error} ({folder})") from None
-            traceback.print_exc()
+            if message == own:
+                traceback.print_exc()
             raise RunFailed(f"{title} {state}: {message} ({folder})") from None
         found = results(outcome, prepared, settings, plan)
         counts = {**head["parameters"], "kept": parameters(prepared.model)["kept"]}  # the others as they were trained

@@ -191,7 +191,8 @@ def checkpoint_activations(model: Any) -> None:
         raise SettingError(
             f"train.checkpoint_activations=true: {type(model).__name__} does not support it; valid: false, or another model"
         )
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    newer = getattr(model, "activation_checkpointing_enable", None)  # its name in newer Transformers
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def make_optimizer(

@@ -275,6 +275,12 @@ def _check_ranges(settings: Mapping[str, Any]) -> None:
     for name in ("weight_decay", "clip"):
         least(f"train.{name}", train[name], 0)
     train_steps(settings)
+    _check_processes(settings)
+
+
+def _check_processes(settings: Mapping[str, Any]) -> None:
+    """What does not go with this number of processes."""
+    train = settings["train"]
     if train["batch_size"] % (world := distributed.world()):
         raise SettingError(
             f"train.batch_size={train['batch_size']} cannot be divided among {world} processes; valid: a multiple of {world}"
