@@ -43,6 +43,7 @@ def job(config: DictConfig) -> int:
 
     launcher = hydra_config.launcher._target_.rpartition(".")[2]
     if in_sweep and distributed.world() > 1 and launcher != "BasicLauncher":
+        error: str | None
         status, error = complain(
             2,
             f"hydra/launcher: {launcher} does not go with torchrun, whose processes run every job together; valid: basic",

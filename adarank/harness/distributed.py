@@ -45,6 +45,7 @@ def join() -> None:
     """
     import torch
     from torch import distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
 
     if world() == 1 or dist.is_initialized():
         return
@@ -59,13 +60,13 @@ def join() -> None:
             )
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
-    group = dist.PrefixStore("group", store)
+    group = PrefixStore("group", store)
     dist.init_process_group(backend, store=group, rank=rank(), world_size=world(), timeout=TIMEOUT)
 
 
 def _store() -> Any:
     if not _joined:
-        from torch.distributed import PrefixStore
+        from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
         _joined.append(PrefixStore("adarank", next(iter(rendezvous("env://", timeout=TIMEOUT)))[0]))

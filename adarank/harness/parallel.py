@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from torch import distributed as dist
 
 from adarank.errors import RunFailed
 from adarank.harness.distributed import of_all, rank, world
+
+# The parameters that a replica knows: DDP's own list is not public.
+_averaged: "WeakKeyDictionary[nn.Module, list[nn.Parameter]]" = WeakKeyDictionary()
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
@@ -67,7 +71,7 @@ def replicate(model: nn.Module) -> Any:
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, left_out)
     everything = len(parameters) == sum(1 for _ in model.parameters())  # some of it may be of no use to the task
     net = nn.parallel.DistributedDataParallel(model, init_sync=False, find_unused_parameters=everything)
-    net.averaged = parameters  # type: ignore[assignment]
+    _averaged[net] = parameters
     return net
 
 
@@ -75,8 +79,8 @@ def is_outdated(net: Any) -> bool:
     """Whether compaction put new Parameters into a replica, which DDP does not know."""
     if not isinstance(net, nn.parallel.DistributedDataParallel):
         return False
-    now = trained(net.module)
-    return len(now) != len(net.averaged) or any(a is not b for a, b in zip(now, net.averaged, strict=True))
+    now, then = trained(net.module), _averaged[net]
+    return len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True))
 
 
 def holding_back(net: Any, last: bool) -> AbstractContextManager[Any]:
@@ -129,12 +133,12 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor put together (every rank must ask for it); another as it is."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[operator, no-any-return]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
 
 
 def alike(tensor: Tensor, reference: Any) -> Tensor:
     """`tensor` cut as `reference` is, on its device."""
-    tensor = tensor.to(reference.device)
+    tensor = tensor.detach().to(reference.device)
     if not is_sharded(reference):
         return tensor
     from torch.distributed.tensor import distribute_tensor
