@@ -6,8 +6,10 @@ Exit status: 0 done; 2 a setting cannot be used; 1 a run failed.
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
+from contextlib import redirect_stdout
 from typing import Any
 
 import hydra
@@ -18,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from adarank.errors import RunFailed, SettingError
-from adarank.harness import schema, sweep
+from adarank.harness import distributed, schema, sweep
 from adarank.harness.complaints import sentence
 from adarank.harness.lock import Held
 from adarank.harness.settings import conf_folder
@@ -46,7 +48,15 @@ def job(config: DictConfig) -> float | None:
                 raise
             print(f"{held}; skipped here", flush=True)  # a duplicate in a parallel sweep, or another sweep's
 
-    status, error = guarded(work)
+    launcher = hydra_config.launcher._target_.rpartition(".")[2]
+    if in_sweep and distributed.world() > 1 and launcher != "BasicLauncher":
+        error: str | None
+        status, error = complain(
+            2,
+            f"hydra/launcher: {launcher} does not go with torchrun, whose processes run every job together; valid: basic",
+        )
+    else:
+        status, error = guarded(work)
     if in_sweep:
         sweep.tell(hydra_config.job.num, words, status, error)
     else:
@@ -59,31 +69,55 @@ _statuses: list[int] = []  # of the jobs that ran in this process
 
 
 def guarded(work: Callable[[], Any]) -> tuple[int, str | None]:
-    """Do `work`; an error that a user can mend becomes one sentence on stderr, and a status. Returns (status, error)."""
+    """Do `work`; an error that a user can mend becomes one sentence on stderr, and a status. Returns (status, error), the
+    same on every rank."""
+    status, message = distributed.agree(*_outcome(work))
+    return (status, None) if message is None else complain(status, message)
+
+
+def _outcome(work: Callable[[], Any]) -> tuple[int, str | None]:
     try:
         work()
     except (SettingError, HydraException, OmegaConfBaseException, OSError) as error:
-        return complain(2, sentence(error))
+        return 2, sentence(error)
     except RunFailed as error:
-        return complain(1, str(error))
+        return 1, str(error)
     except BrokenExecutor:
-        return complain(
-            1,
-            "a worker process died (out of memory, a signal), and the launcher gave up the jobs left; the same command goes on with them",
+        return 1, (
+            "a worker process died (out of memory, a signal), and the launcher gave up the jobs left; the same command "
+            "goes on with them"
         )
     except SystemExit as error:  # would end a whole sweep
-        return (0, None) if not error.code else complain(1, f"the run called sys.exit({error.code})")
+        return (0, None) if not error.code else (1, f"the run called sys.exit({error.code})")
+    except Exception as error:
+        if distributed.world() > 1:  # the other ranks wait for this one
+            traceback.print_exc()
+            return 1, f"{type(error).__name__}: {error}"
+        raise
     return 0, None
 
 
 def complain(status: int, message: str) -> tuple[int, str]:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    if distributed.is_main():
+        print(f"error: {message}", file=sys.stderr, flush=True)
     return status, message
 
 
 def main() -> int:
-    """Run what sys.argv asks for; returns the exit status. In a sweep a failed job is reported and the rest goes on."""
+    """Run what sys.argv asks for; returns the exit status. In a sweep a failed job is reported and the rest goes on.
+
+    Under torchrun rank 0 alone prints, and the process ends here.
+    """
+    if distributed.is_main():
+        return distributed.end(_main())
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        return distributed.end(_main())
+
+
+def _main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to the sentences
+    if distributed.world() > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else DDP tells every rank what may be unused and is not
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other beside a busy core
     os.environ.pop(sweep.FOLDER, None)
     schema.register()
@@ -96,10 +130,11 @@ def main() -> int:
     try:
         composed, _ = guarded(compose)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on with the unfinished runs", file=sys.stderr)
+        if distributed.is_main():
+            print("interrupted; the same command goes on with the unfinished runs", file=sys.stderr)
     finally:
         found, total = sweep.conclude()
-        if found or composed == 0:  # else it never began, and why has been said
+        if (found or composed == 0) and distributed.is_main():  # else it never began, and why has been said
             for line in sweep.summary(found, total):
                 print(line, file=sys.stderr)
     unheard = total is not None and len(found) < total

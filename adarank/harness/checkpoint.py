@@ -2,7 +2,8 @@
 
 checkpoint/state.safetensors holds the tensors; its metadata holds everything else as JSON, with a reference where a
 tensor stood. What is in it: trained parameters, buffers and masks, the optimiser with the controller inside, the
-learning-rate curve, the random generators, and where the loop stood.
+learning-rate curve, the random generators, and where the loop stood. Of a run in several processes rank 0 writes it, and each reads
+it; it can go on in another number of processes.
 """
 
 import json
@@ -20,7 +21,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from adarank.errors import RunFailed
+from adarank.harness.distributed import of_all, on_main, rank
 from adarank.harness.files import write_bytes
+from adarank.harness.parallel import alike, is_sharded, whole
 
 STATE = "state.safetensors"
 
@@ -60,11 +63,18 @@ class Saver:
         if resume and (folder / STATE).is_file():
             with self._opened() as file:
                 self.step = dict(json.loads(file.metadata()["outline"])["map"])["step"]
+        if len(set(of_all(self.step))) > 1:
+            raise RunFailed(
+                f"{folder / STATE} is not the same for every process; valid: out=FOLDER that all nodes share"
+            )
         self._last = time.monotonic()
 
     def save_if_due(self, model: nn.Module, optimizer: Any, scheduler: Any, progress: Progress) -> None:
         """Replace the file where it is time. Raises OSError where it cannot be written; the old one is whole then."""
-        if self.seconds is None or time.monotonic() - self._last < self.seconds:
+        if self.seconds is None:
+            return
+        seconds = self.seconds
+        if not on_main(lambda: time.monotonic() - self._last >= seconds):
             return
         curve = {name: value for name, value in scheduler.state_dict().items() if name != "lr_lambdas"}
         state = {
@@ -72,14 +82,17 @@ class Saver:
             "model": trained_state(model),
             "optimizer": optimizer.state_dict(),
             "scheduler": curve,
-            "random": _random_state(),
+            "random": of_all(_random_state()),
             "progress": asdict(progress),
         }
         tensors: dict[str, Tensor] = {}
         outline = json.dumps(_take_out(state, tensors))
-        self.folder.mkdir(exist_ok=True)
-        write_bytes(self.folder / STATE, save(tensors, metadata={"outline": outline}))
+        on_main(lambda: self._write(save(tensors, metadata={"outline": outline})))
         self._last = time.monotonic()
+
+    def _write(self, data: bytes) -> None:
+        self.folder.mkdir(exist_ok=True)
+        write_bytes(self.folder / STATE, data)
 
     def load(self, model: nn.Module, optimizer: Any, scheduler: Any) -> Progress | None:
         """Put the saved state into freshly prepared pieces; None where the run starts anew."""
@@ -88,14 +101,19 @@ class Saver:
         with self._opened() as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             state = _put_back(json.loads(file.metadata()["outline"]), tensors)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for i, values in state["optimizer"]["state"].items():
+            if is_sharded(parameters[i]):
+                values |= {k: alike(v, parameters[i]) for k, v in values.items() if v.shape == parameters[i].shape}
         optimizer.load_state_dict(state["optimizer"])  # first: it drops what compaction had dropped
-        model.load_state_dict(state["model"], strict=False)
+        own = model.state_dict()
+        model.load_state_dict({name: alike(tensor, own[name]) for name, tensor in state["model"].items()}, strict=False)
         curve = state["scheduler"]
         scheduler.load_state_dict({"lr_lambdas": [None] * len(curve["base_lrs"]), **curve})  # the functions stay
-        _set_random_state(state["random"])
+        if rank() < len(state["random"]):  # else there are more processes now, and this one's stream begins
+            _set_random_state(state["random"][rank()])
         found = Progress(**state["progress"])
-        device = next(model.parameters()).device
-        found.best_state = {name: tensor.to(device) for name, tensor in found.best_state.items()}
+        found.best_state = {name: alike(tensor, own[name]) for name, tensor in found.best_state.items()}
         return found
 
     def remove(self) -> None:
@@ -115,21 +133,21 @@ class Saver:
 
 
 def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def _set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])
 
 
 def _take_out(value: Any, tensors: dict[str, Tensor]) -> Any:
     """`value` as JSON can hold it; tensors go into `tensors`. Keys of mappings keep their type."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        tensors[name] = value.detach().cpu().clone().contiguous()
+        tensors[name] = whole(value.detach()).cpu().clone().contiguous()
         return {"tensor": name}
     if isinstance(value, Mapping):
         return {"map": [[key, _take_out(item, tensors)] for key, item in value.items()]}

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adarank.harness import cache
 from adarank.harness.tasks.base import Split
 
 
@@ -23,11 +24,19 @@ class Encoded:
         return len(self.label)
 
 
-def encode(split: Split, tokenizer: Any, max_length: int) -> Encoded:
-    """Tokenise every row, cut to `max_length` tokens (the longer of two sentences first), without padding."""
-    out = tokenizer(split.text, split.pair, truncation=True, max_length=max_length)
+def encode(split: Split, tokenizer: Any, max_length: int, name: str | None = None) -> Encoded:
+    """Tokenise every row, cut to `max_length` tokens (the longer of two sentences first), without padding.
+
+    name: stands for the rows (the data's fingerprint and the split); given one, the tokens are kept in the cache.
+    """
     pad = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id, "attention_mask": 0}
-    return Encoded({name: out[name] for name in pad if name in out}, torch.from_numpy(split.label), pad)
+    key = None if name is None else cache.key(tokenizer, rows=name, max_length=max_length)
+    tokens = cache.read(key)
+    if tokens is None:
+        out = tokenizer(split.text, split.pair, truncation=True, max_length=max_length)
+        tokens = {kind: out[kind] for kind in pad if kind in out}
+        cache.write(key, tokens)
+    return Encoded(tokens, torch.from_numpy(split.label), pad)
 
 
 def collate(encoded: Encoded, rows: np.ndarray, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:

@@ -2,7 +2,8 @@
 
 import json
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,15 +18,18 @@ import adarank
 from adarank.adapters.bottleneck import bottlenecks_of
 from adarank.adapters.inject import reach
 from adarank.errors import RunFailed
-from adarank.harness import lock, rank_map, runs
+from adarank.harness import distributed, lock, rank_map, runs
 from adarank.harness.checkpoint import Saver
 from adarank.harness.data import Encoded, encode, looks
+from adarank.harness.distributed import is_main, on_main
 from adarank.harness.files import write_json, write_text
 from adarank.harness.measure import base_mib, choose_device, choose_precision, device_name
 from adarank.harness.models import Base, resolve_places, resolve_targets
+from adarank.harness.parallel import whole
 from adarank.harness.prepare import (
     Prepared,
     check_optimizer,
+    checkpoint_activations,
     configured,
     describe_schedule,
     held_rank,
@@ -46,6 +50,8 @@ from adarank.harness.tasks.base import Task
 from adarank.harness.tracking import no_copy, open_log
 from adarank.harness.train import Diverged, Outcome, Plan, train
 
+WHERE = ("shard", "checkpoint_activations")  # say where tensors are kept, not what they are
+
 
 def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> float | None:
     """Run what a composed configuration asks for, or skip it where it is finished; returns the run's best dev metric.
@@ -54,7 +60,8 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     SettingError (exit status 2) or RunFailed (1).
     """
     settings = settle(config, overrides, choices)
-    runs.check_writable(settings["out"])
+    distributed.join()
+    on_main(partial(runs.check_writable, settings["out"]))
     if fixes_ranks(settings):
         asked = settings["rank"] if "rank" in typed_keys(overrides) else None
         settings |= rank_map.terms(settings["allocator"]["source"], asked)
@@ -77,17 +84,24 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     folder = runs.run_folder(settings["out"], settings["method"], consumers, settings["seed"])
     provenance = runs.provenance()
     title = run_title(settings)
-    if runs.is_finished(folder, settings["force"], str(settings["retry"])):
-        runs.warn_if_other_code(folder, provenance["commit"])
+    if on_main(partial(runs.is_finished, folder, settings["force"], str(settings["retry"]))):
+        if is_main():
+            runs.warn_if_other_code(folder, provenance["commit"])
         print(f"{title}: finished already, {folder} (force=true runs it again)", flush=True)
-        return best_of(folder)
-    lock.refuse_held(folder)  # early; what counts is the lock below
+        return on_main(partial(best_of, folder))
+    on_main(partial(lock.refuse_held, folder))  # early; what counts is the lock below
 
     torch.manual_seed(settings["seed"])  # the head: the same for every method
     built = base.build(max(len(task.labels), 1))
+    if settings["train"]["checkpoint_activations"]:
+        checkpoint_activations(built.model)
     configured(settings["quantization"], model=built.model, device=device, precision=settings["train"]["precision"])
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
-    encoded = {name: encode(s, built.tokenizer, task.max_length) for name, s in splits.items() if s is not None}
+    encoded = {
+        name: encode(split, built.tokenizer, task.max_length, f"{task.fingerprint} {name}")
+        for name, split in splits.items()
+        if split is not None
+    }
     torch.manual_seed(settings["seed"])  # the factors
     batches = looks(encoded["train"], settings["train"]["batch_size"], settings["seed"], device)
     prepared = prepare(built, targets or [], settings, device, batches)
@@ -101,13 +115,14 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
         print(f"  {len(added)} bottlenecks of width {added[0].width}", flush=True)
     if adapts(settings) and prepared.controller is not None:
         print(f"  {describe_schedule(prepared.controller)}", flush=True)
-    runs.make_folder(folder)
-    with lock.locked(folder) as held:
-        if runs.is_finished(folder, settings["force"], "failed"):
+    on_main(partial(runs.make_folder, folder))
+    with ExitStack() as stack:
+        held = on_main(lambda: stack.enter_context(lock.locked(folder)))
+        if on_main(partial(runs.is_finished, folder, settings["force"], "failed")):
             print(f"{title}: finished meanwhile by another process, {folder}", flush=True)
         else:
             run(settings, prepared, encoded, plan, head, title, folder, held)
-    return best_of(folder)
+    return on_main(partial(best_of, folder))
 
 
 def best_of(folder: Path) -> float | None:
@@ -128,39 +143,53 @@ def run(
 ) -> None:
     """Train in `folder`, whose lock is held by the file `held`; from the last checkpoint where a run was interrupted."""
     record = {k: v for k, v in settings.items() if k not in ("force", "retry")}
-    saver = Saver(
-        folder / "checkpoint", settings["checkpoint_seconds"], runs.is_interrupted(folder) and not settings["force"]
-    )
+    resumes = on_main(partial(runs.is_interrupted, folder)) and not settings["force"]
+    saver = Saver(folder / "checkpoint", settings["checkpoint_seconds"], resumes)
     if saver.step is None:
-        runs.begin(folder)
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record)))
+        on_main(partial(begin, folder, record))
     else:
         print(f"  goes on from its checkpoint after step {saver.step}", flush=True)
     group = Path(settings["out"]).absolute().name
     tracker, adapted = tracker_of(settings["tracker"]), settings["adapter"] is not None
-    with (
-        runs.Heartbeat(folder, held, saver.step or 0, plan.steps) as heart,
-        open_log(tracker, folder=folder, config=record, name=title, group=group, resume_step=saver.step) as log,
-    ):
+    with ExitStack() as stack:
+        heart: Any = distributed.Nothing()
+        log: Any = heart
+
+        def open_files() -> None:
+            nonlocal heart, log
+            heart = stack.enter_context(runs.Heartbeat(folder, held, saver.step or 0, plan.steps))
+            log = open_log(tracker, folder=folder, config=record, name=title, group=group, resume_step=saver.step)
+            stack.enter_context(log)
+
+        on_main(open_files)
         try:
             outcome = train(prepared, encoded, plan, log, heart.beat, lambda model: keep(model, adapted, folder), saver)
         except Exception as error:
             state = "diverged" if isinstance(error, Diverged) else "failed"
-            message = str(error).strip().partition("\n")[0] or type(error).__name__
+            own = str(error).strip().partition("\n")[0] or type(error).__name__
+            message = distributed.cause(own)
             log.finish({"status": state, "error": message, **head})
             heart.end(state, message)
             if isinstance(error, RunFailed):
                 raise RunFailed(f"{title} {state}: {error} ({folder})") from None
-            traceback.print_exc()
+            if message == own:
+                traceback.print_exc()
             raise RunFailed(f"{title} {state}: {message} ({folder})") from None
         found = results(outcome, prepared, settings, plan)
         counts = {**head["parameters"], "kept": parameters(prepared.model)["kept"]}  # the others as they were trained
         log.finish({"status": "finished", "error": None, **head, **found, "parameters": counts})
         heart.end("finished")
-    saver.remove()
+    if is_main():
+        saver.remove()
     shown = outcome.last if outcome.test is None else outcome.test
     split = "dev" if outcome.test is None else "test"
     print(f"  {split} {plan.metrics[0]} {shown:.4f} in {outcome.train_s:.0f} s of training", flush=True)
+
+
+def begin(folder: Path, record: Mapping[str, Any]) -> None:
+    """A folder for a run that starts anew."""
+    runs.begin(folder)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(record))))
 
 
 def identity(
@@ -197,7 +226,7 @@ def identity(
         **{key: settings[key] if adaptive else None for key in ("pruned", "basis")},
         "compaction": settings["compaction"] if adaptive else None,
         "patience": settings["patience"] if settings["compaction"] == "progressive" else None,
-        "train": {**settings["train"], **steps},
+        "train": {k: v for k, v in {**settings["train"], **steps}.items() if k not in WHERE},
         "task": {"fingerprint": task.fingerprint, "metrics": list(task.metrics), "max_length": task.max_length},
         "model": base.fingerprint,
     }
@@ -294,16 +323,24 @@ def final_rank(prepared: Prepared, settings: Mapping[str, Any]) -> dict[str, Any
 
 def keep(model: nn.Module, adapted: bool, folder: Path) -> None:
     """The best checkpoint on disk: adapter/ (adapter and head), or checkpoint/ where the whole model trained."""
-    try:
-        if adapted:
-            adarank.save_adapter(model, folder / "adapter")
-            return
+    if adapted:
+        on_main(partial(_write, folder, partial(adarank.save_adapter, model, folder / "adapter")))
+        return
+    tensors = {name: whole(p.detach()).cpu().clone().contiguous() for name, p in model.state_dict().items()}
+
+    def write() -> None:
         target = folder / "checkpoint"
         target.mkdir(exist_ok=True)
-        tensors = {name: p.detach().cpu().clone().contiguous() for name, p in model.state_dict().items()}
         temporary = target / ".model.safetensors.tmp"
         temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
         temporary.replace(target / "model.safetensors")
         write_json(target / "checkpoint.json", {"holds": "the best checkpoint's weights, a plain state dict"})
+
+    on_main(partial(_write, folder, write))
+
+
+def _write(folder: Path, work: Callable[[], None]) -> None:
+    try:
+        work()
     except OSError as error:
         raise runs.unwritable(folder, error) from None

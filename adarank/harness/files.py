@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ def finite(value: Any) -> Any:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to a temporary file beside `path`, then rename it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(
+        f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+    )  # a process number is not unique on a cluster
     try:
         with temporary.open("wb") as file:
             file.write(data)

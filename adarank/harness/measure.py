@@ -62,10 +62,15 @@ def base_mib(model: nn.Module) -> dict[str, float]:
     what they would take in fp32 and in bf16."""
     inside = {id(p) for a in adapters_of(model).values() for p in (a.Q, a.lam, a.P)}
     base = [p for p in model.parameters() if id(p) not in inside]
-    tensors = [t for p in base for t in (p, *_quantisation(getattr(p, "quant_state", None)))]
+    tensors = [t for p in base for t in (_here(p), *_quantisation(getattr(p, "quant_state", None)))]
     held = {t.data_ptr(): t.numel() * t.element_size() for t in tensors}
     weights = sum(layers.numel(p) for p in base)
     return {"held": sum(held.values()) / 2**20, "fp32": 4 * weights / 2**20, "bf16": 2 * weights / 2**20}
+
+
+def _here(tensor: Any) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
 
 
 def _quantisation(state: Any) -> list[Tensor]:

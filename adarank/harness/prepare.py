@@ -185,6 +185,16 @@ def check_optimizer(name: str, device: torch.device) -> None:
         raise SettingError(f"train.optimizer={name}: bitsandbytes is not installed; pip install 'adarank[quant]'")
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Let the model's blocks compute their activations again in the backward pass. Raises SettingError where it cannot."""
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise SettingError(
+            f"train.checkpoint_activations=true: {type(model).__name__} does not support it; valid: false, or another model"
+        )
+    newer = getattr(model, "activation_checkpointing_enable", None)  # its name in newer Transformers
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
 def make_optimizer(
     model: nn.Module,
     adapters: Mapping[str, LowRank],

@@ -59,6 +59,11 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
+class Shard(StrEnum):
+    none = "none"
+    fsdp2 = "fsdp2"
+
+
 @dataclass
 class Train:
     """Fields of type int | float are steps where whole, fractions of train.steps where between 0 and 1."""
@@ -76,6 +81,8 @@ class Train:
     eval_every: int | float = MISSING
     log_every: int = MISSING
     precision: Precision = MISSING
+    checkpoint_activations: bool = MISSING
+    shard: Shard = MISSING
 
 
 @dataclass

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adarank.errors import SettingError
+from adarank.harness import distributed
 from adarank.harness.complaints import near, sentence
 from adarank.harness.schema import Settings
 
@@ -274,6 +275,34 @@ def _check_ranges(settings: Mapping[str, Any]) -> None:
     for name in ("weight_decay", "clip"):
         least(f"train.{name}", train[name], 0)
     train_steps(settings)
+    _check_processes(settings)
+
+
+def _check_processes(settings: Mapping[str, Any]) -> None:
+    """What does not go with this number of processes."""
+    train = settings["train"]
+    if train["batch_size"] % (world := distributed.world()):
+        raise SettingError(
+            f"train.batch_size={train['batch_size']} cannot be divided among {world} processes; valid: a multiple of {world}"
+        )
+    if train["shard"] == "fsdp2":
+        _check_sharding(settings, world)
+
+
+def _check_sharding(settings: Mapping[str, Any], world: int) -> None:
+    def refuse(why: str) -> None:
+        raise SettingError(f"train.shard=fsdp2 {why}; valid: train.shard=none")
+
+    if world == 1:
+        refuse("has no effect in a single process (start it with torchrun --nproc-per-node=N)")
+    from adarank.harness.parallel import can_shard  # torch is not needed for other settings
+
+    if not can_shard():
+        refuse("needs torch 2.7 or later")
+    if settings["quantization"] is not None:
+        refuse("does not go with a 4-bit base, whose quantisation state FSDP2 drops")
+    if settings["adapter"] is None and settings["train"]["optimizer"] != "adamw":
+        refuse(f"does not go with train.optimizer={settings['train']['optimizer']}, which cannot train sharded weights")
 
 
 def as_steps(name: str, value: float, total: int, minimum: int = 0) -> int:

@@ -18,8 +18,10 @@ from tqdm import tqdm
 from adarank.allocation import Allocation
 from adarank.controller import RankController
 from adarank.errors import RunFailed
+from adarank.harness import parallel
 from adarank.harness.checkpoint import Progress, Saver, trained_state
 from adarank.harness.data import Encoded, collate, evaluation_order, training_order
+from adarank.harness.distributed import is_main, rank, world
 from adarank.harness.measure import clock, peak_mib, reset_peak
 from adarank.harness.prepare import Prepared, lr_factor, make_optimizer
 from adarank.harness.tasks import metrics
@@ -52,6 +54,8 @@ class Plan:
     seed: int
     metrics: tuple[str, ...]
     optimizer: str = "adamw"
+    checkpoint_activations: bool = False
+    shard: str = "none"
 
 
 @dataclass
@@ -81,17 +85,22 @@ def autocast(precision: str, device: torch.device) -> Any:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, encoded: Encoded, plan: Plan, device: torch.device) -> dict[str, float]:
-    """The task's metrics and the loss over a whole split. Pruned triplets do not count (λ ⊙ mask)."""
+    """The task's metrics and the loss over a whole split. Pruned triplets do not count (λ ⊙ mask).
+
+    Rank i of n takes batches i, i + n, …, so that every batch is the one that a single process would see.
+    """
     model.eval()
     order = evaluation_order(encoded, 2 * plan.batch_size)
-    logits = []
-    for rows in order:
-        inputs, _ = collate(encoded, rows, device)
+    logits: list[Tensor] = []
+    for first in range(0, len(order), world()):
+        mine = min(first + rank(), len(order) - 1)  # one too many does no harm: sharded weights need every rank
+        inputs, _ = collate(encoded, order[mine], device)
         with autocast(plan.precision, device):
-            logits.append(model(**inputs).logits.float().cpu())
+            found = model(**inputs).logits.float()
+        logits += parallel.in_order(found, [len(rows) for rows in order[first : first + world()]])
     model.train()
     rows = np.concatenate(order)
-    ordered, labels = torch.cat(logits), encoded.label[torch.from_numpy(rows)]
+    ordered, labels = torch.cat(logits).cpu(), encoded.label[torch.from_numpy(rows)]
     values = metrics.compute(plan.metrics, ordered.numpy(), labels.numpy())
     return {**values, "loss": task_loss(ordered, labels).item()}
 
@@ -109,19 +118,24 @@ def train(
 
     splits: "train", "dev" and, where there is one, "test". beat(step) is called often; keep(model) once, with the
     best checkpoint's weights in the model. For an adaptive method only checkpoints at the final budget may be best.
+    Under torchrun every rank runs this loop with its share of each batch; files are written by rank 0 alone.
     saver: goes on from its checkpoint, where it has one, and saves at the records. Raises Diverged where the loss stops
     being a number.
     """
     model, controller = prepared.model, prepared.controller
     device = next(model.parameters()).device
+    parallel.start_alike(model)
+    if plan.shard == "fsdp2":
+        parallel.shard(model)
     optimizer = make_optimizer(model, prepared.adapters, plan.lr, plan.weight_decay, plan.lr_ratio, plan.optimizer)
     if controller is not None:
         controller.attach(optimizer)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(plan.decay, plan.warmup, plan.steps))
     name, higher = plan.metrics[0], metrics.higher_is_better(plan.metrics[0])
 
-    torch.manual_seed(plan.seed)  # dropout: the same stream whatever was drawn for the factors
+    torch.manual_seed(plan.seed + (rank() << 32))  # dropout: the same stream whatever was drawn for the factors
     saved = saver.load(model, optimizer, scheduler) if saver is not None else None
+    net = parallel.replicate(model) if world() > 1 and plan.shard == "none" else model
     at = saved or Progress(best=-math.inf if higher else math.inf)
     batches = training_order(len(splits["train"]), plan.batch_size * plan.accumulation, plan.seed)
     batches = itertools.islice(batches, at.step, None)
@@ -129,19 +143,27 @@ def train(
     pending: list[Allocation] = []  # made since the last record, still on the device
     reset_peak(device)
     bar = tqdm(
-        total=plan.steps, initial=at.step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False
+        total=plan.steps,
+        initial=at.step,
+        unit="step",
+        disable=not (is_main() and sys.stderr.isatty()),
+        dynamic_ncols=True,
+        leave=False,
     )
     model.train()
     started = clock(device)
 
     for step in range(at.step + 1, plan.steps + 1):
         rows = next(batches)
-        for part in np.split(rows, plan.accumulation):
-            inputs, labels = collate(splits["train"], part, device)
-            with autocast(plan.precision, device):
-                loss = task_loss(model(**inputs).logits, labels)
-            (loss / plan.accumulation).backward()
+        for i, part in enumerate(np.split(rows, plan.accumulation), 1):
+            inputs, labels = parallel.share(*collate(splits["train"], part, device))
+            with parallel.holding_back(net, last=i == plan.accumulation):
+                with autocast(plan.precision, device):
+                    loss = task_loss(net(**inputs).logits, labels)
+                (loss / plan.accumulation).backward()
             losses.append(loss.detach())
+        if plan.shard == "fsdp2":
+            parallel.average_gradients(model)
         if controller is not None:
             controller.after_backward()
         if plan.clip:
@@ -152,12 +174,15 @@ def train(
         optimizer.zero_grad()
         if controller is not None and (new := controller.last_allocation) is not None and new.step == step - 1:
             pending.append(new)
+            if parallel.is_outdated(net):
+                net = None  # its hooks on the parameters go first
+                net = parallel.replicate(model)
 
         evaluates = step % plan.eval_every == 0 or step == plan.steps
         if not evaluates and step % plan.log_every:
             continue
         # A record is due: only here is anything read back from the device.
-        mean_loss = torch.stack(losses).mean().item()
+        mean_loss = parallel.mean(torch.stack(losses).mean()).item()
         at.seconds.append((clock(device) - started) / (len(losses) / plan.accumulation))
         at.train_s += at.seconds[-1] * len(losses) / plan.accumulation
         losses.clear()

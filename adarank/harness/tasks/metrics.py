@@ -65,9 +65,7 @@ def _two_columns(name: str, logits: np.ndarray) -> np.ndarray:
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """The share of rows whose largest logit is the label's."""
-    from sklearn.metrics import accuracy_score
-
-    return float(accuracy_score(labels, logits.argmax(1)))
+    return float(np.mean(logits.argmax(1) == labels))  # without scikit-learn, whose import takes seconds
 
 
 def f1(logits: np.ndarray, labels: np.ndarray) -> float:

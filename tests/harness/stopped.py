@@ -1,0 +1,44 @@
+"""The command line in a process that comes to grief: python -m tests.harness.stopped kill|fail N settings…
+
+kill N: the process is killed right after the record of step N. fail N: rank N alone raises an error in a forward pass.
+"""
+
+import os
+import signal
+import sys
+
+from adarank.harness import app
+
+
+def kill(after):
+    from adarank.harness.checkpoint import Saver
+
+    save = Saver.save_if_due
+
+    def save_and_die(self, model, optimizer, scheduler, progress):
+        save(self, model, optimizer, scheduler, progress)
+        if progress.step == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Saver.save_if_due = save_and_die
+
+
+def fail(rank):
+    from adarank.harness import distributed, train
+
+    loss, calls = train.task_loss, []
+
+    def fails(logits, labels):
+        calls.append(1)
+        if distributed.rank() == rank and len(calls) == 5:
+            raise RuntimeError("out of luck")
+        return loss(logits, labels)
+
+    train.task_loss = fails
+    distributed.PATIENCE = 2.0
+
+
+if __name__ == "__main__":
+    how, number = sys.argv.pop(1), int(sys.argv.pop(1))
+    {"kill": kill, "fail": fail}[how](number)
+    sys.exit(app.main())
