@@ -1,10 +1,11 @@
-"""python -m adarank: what is done with runs that exist. Exit status: 0 done, 1 it failed, 2 an argument cannot be used."""
+"""python -m adarank: what is done with runs and adapters that exist. Exit status: 0 done, 1 it failed, 2 an argument cannot be used."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adarank.commands import arguments as adapter_commands
 from adarank.errors import RunFailed, SettingError
 
 
@@ -15,7 +16,9 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(prog="python -m adarank", description="What is done with runs that exist.")
+    whole = argparse.ArgumentParser(
+        prog="python -m adarank", description="What is done with runs and adapters that exist."
+    )
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     status = commands.add_parser(
         "status",
@@ -25,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     status.add_argument("out", type=Path, metavar="OUT", help="the folder that holds the runs (out=… of the sweep)")
     status.set_defaults(act=_status)
+    adapter_commands.add(commands)
     return whole
 
 
