@@ -295,7 +295,7 @@ def test_a_declared_rank_is_only_believed_with_its_tensors(folders, capsys):
 
 
 def test_a_name_is_no_path(folders, capsys):
-    folder, model = folders
+    folder, _ = folders
     description = json.loads((folder / "adapter" / "adapter.json").read_text())
     evil = "../../../../evil"
     first = next(iter(description["modules"]))
