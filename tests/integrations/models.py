@@ -21,3 +21,8 @@ def vit():
     return transformers.ViTForImageClassification(
         transformers.ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=3)
     )
+
+
+def llama():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=60, intermediate_size=48))

@@ -2,7 +2,7 @@
 
 load: every FOLDER/<case>/ holds base/ (save_pretrained), adapter/, inputs.safetensors and class.txt; the logits of
 PeftModel.from_pretrained are written to logits.safetensors beside them. make: writes adapters that PEFT trained a little,
-FOLDER/<case>/ with the same files.
+FOLDER/<case>/ with the same files, and what its AdaLoRA does to FOLDER/faults.json.
 """
 
 import os
@@ -13,9 +13,10 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import peft
+import peft_faults  # the files beside this one
 import torch
 import transformers
-from models import bert, gpt2, vit  # the file beside this one
+from models import bert, gpt2, vit
 from safetensors.torch import load_file, save_file
 
 
@@ -93,6 +94,9 @@ def make(folder):
         save_file(inputs, case / "inputs.safetensors")
         (case / "class.txt").write_text(build().__class__.__name__)
         model.save_pretrained(case / "adapter", save_embedding_layers=name == "embedding")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft_faults.main(folder / "faults.json")
 
 
 if __name__ == "__main__":
