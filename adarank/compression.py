@@ -12,8 +12,8 @@ from adarank.errors import SettingError
 
 
 class Compressed(NamedTuple):
-    """ranks: {module name: triplets left}; lost: {module name: ‖ΔW − ΔW'‖_F / ‖ΔW‖_F}, 0 where ΔW is 0; overall: the same
-    over all modules together."""
+    """ranks: {module name: triplets left}; lost: {module name: ‖ΔW − ΔW'‖_F / ‖ΔW‖_F}, 0 where ΔW is 0; overall: the
+    same over all modules together."""
 
     ranks: dict[str, int]
     lost: dict[str, float]
@@ -24,14 +24,14 @@ class Compressed(NamedTuple):
 def compress(model: nn.Module, budget: int) -> Compressed:
     """Keep the `budget` largest singular values of all ΔW together and drop the rest for good; returns what is lost.
 
-    After training, without data: PARA (arXiv 2604.27796). By QR and SVD of the factors, s included, so that modules with
-    different scales compare; pruned triplets do not count. Of all ranks that add up to the budget this one loses least,
-    Σ ‖ΔW − ΔW'‖²_F (Eckart–Young, module by module). Where an init took ΔW₀ out of the base, ΔW is the whole
-    change of the original weight, ΔW − ΔW₀ as the adapter has it, and the base gets ΔW₀ back. Fewer triplets than the budget
-    are left where all of them together have fewer singular values that are not 0 to rounding.
+    After training, without data: PARA (arXiv 2604.27796). By QR and SVD of the factors, s included, so that modules
+    with different scales compare; pruned triplets do not count. Of all ranks that add up to the budget this one loses
+    least, Σ ‖ΔW − ΔW'‖²_F (Eckart–Young, module by module). Where an init took ΔW₀ out of the base, ΔW is the whole
+    change of the original weight, ΔW − ΔW₀ as the adapter has it, and the base gets ΔW₀ back. Fewer triplets than the
+    budget are left where all of them together have fewer singular values that are not 0 to rounding.
 
-    The adapters' Parameters are new: make optimiser and controller after it. Raises SettingError for a budget below 1 or
-    a model without adapters.
+    The adapters' Parameters are new: make optimiser and controller after it. Raises SettingError for a budget below 1
+    or a model without adapters.
     """
     adapters = adapters_of(model)
     if not adapters:
@@ -52,8 +52,8 @@ def compress(model: nn.Module, budget: int) -> Compressed:
 def compress_saved(
     tensors: Mapping[str, Tensor], description: Mapping[str, Any], budget: int
 ) -> tuple[dict[str, Tensor], dict[str, Any], Compressed]:
-    """`compress` for what `adarank.adapters.saving.read_adapter` returns: only factors matter, so that no model is needed.
-    Returns (tensors, description, what is lost)."""
+    """`compress` for what `adarank.adapters.saving.read_adapter` returns: only factors matter, so that no model is
+    needed. Returns (tensors, description, what is lost)."""
     if description["kind"] not in KINDS:
         raise SettingError(f"an adapter of kind {description['kind']!r} has no ΔW of low rank to compress")
     _check(budget)
@@ -74,7 +74,7 @@ def compress_saved(
 def largest(
     changes: Mapping[str, tuple[Tensor, Tensor, Tensor]], budget: int
 ) -> tuple[dict[str, tuple[Tensor, Tensor, Tensor]], Compressed]:
-    """({module: (V, σ, U)} of the `budget` largest singular values of all changes (Q, gain, P) together, what is lost)."""
+    """({module: (V, σ, U)} of the `budget` largest singular values of all changes (Q, gain, P), what is lost)."""
     triplets = {name: singular_triplets(*change) for name, change in changes.items()}
     values = {name: sigma for name, (_, sigma, _) in triplets.items()}
     pooled = torch.cat([v.double().cpu() for v in values.values()])

@@ -143,8 +143,8 @@ def write_files(folder: str | os.PathLike[str], files: Mapping[str, Any]) -> Non
 
 
 def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Wrap a freshly loaded base with the adapters in `folder` and load the trained head; returns {module name: adapter}
-    (none for BitFit and a trained head).
+    """Wrap a freshly loaded base with the adapters in `folder` and load the trained head; returns {module name:
+    adapter} (none for BitFit and a trained head).
 
     Everything is checked before anything changes: SettingError where a file is missing or damaged, the model already
     has adapters, or it is not the base they were made for (the differing shapes are named).
@@ -233,8 +233,8 @@ def _bottleneck_plan(
 
 
 def read_files(path: Path, wanted: Sequence[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(the JSON object, the tensors) of a folder's two files, named in this order. The header of a .safetensors is checked
-    against the file's size before anything is allocated; SettingError where a file is missing or damaged."""
+    """(the JSON object, the tensors) of a folder's two files, named in this order. The header of a .safetensors is
+    checked against the file's size before anything is allocated; SettingError where a file is missing or damaged."""
     for name in wanted:
         if not (path / name).is_file():
             pickles = [p.name for p in sorted(path.glob("*")) if p.suffix in (".bin", ".pt", ".pth", ".pkl")]

@@ -15,16 +15,16 @@ def add(commands: Any) -> None:
         "inspect",
         "what an adapter is: ranks, parameters, spectrum",
         "A line a module: its rank, its parameters, the norm of its change of the weight, the largest and smallest "
-        "singular value, effective rank (the exponential of the entropy of the singular values' shares) and stable rank "
-        "(squared norm over squared largest singular value), and a picture of the spectrum. Needs no base model.",
+        "singular value, effective rank (the exponential of the entropy of the singular values' shares) and stable "
+        "rank (squared norm over squared largest singular value), and a picture of the spectrum. Needs no base model.",
         _inspect,
     )
     merge = _command(
         commands,
         "merge",
         "write the base with the adapter in its weights",
-        "Writes a plain Transformers model, which from_pretrained loads without adarank and which costs at inference what "
-        "the base costs. A 4-bit base is not needed: the adapter goes into the plain one.",
+        "Writes a plain Transformers model, which from_pretrained loads without adarank and which costs at inference "
+        "what the base costs.",
         _merge,
         out=True,
     )

@@ -8,8 +8,8 @@ from adarank.integrations.peft_export import FILES, peft_state
 
 
 def export_folder(folder: Path, out: Path, uniform_rank: bool = False) -> str:
-    """Write OUT; returns the sentence that is printed. No base is at hand, so that names which PEFT would mix up are only
-    found by `adarank.to_peft`."""
+    """Write OUT; returns the sentence that is printed. No base is at hand, so that names which PEFT would mix up are
+    only found by `adarank.to_peft`."""
     opened = open_folder(folder)
     config, state = peft_state(opened.tensors, opened.description, uniform_rank)
     with new_folder(out) as path:

@@ -18,8 +18,8 @@ from adarank.integrations.peft_import import read_peft
 
 
 class Opened(NamedTuple):
-    """tensors, description: as `adarank.adapters.saving.read_adapter` returns them; path: the folder they came from; peft:
-    whether PEFT's format it was; summary: the run's summary.json, {} where the folder is no run's."""
+    """tensors, description: as `adarank.adapters.saving.read_adapter` returns them; path: the folder they came from;
+    peft: whether PEFT's format it was; summary: the run's summary.json, {} where the folder is no run's."""
 
     tensors: dict[str, Tensor]
     description: dict[str, Any]

@@ -39,7 +39,7 @@ def report(folder: Path) -> str:
 
 
 def spectrum(opened: Opened, name: str) -> Tensor:
-    """The singular values of a module's change of the original weight, falling, those that are 0 to rounding left out."""
+    """The singular values of a module's change of the original weight, falling, without those 0 to rounding."""
     factors = (opened.tensors[f"{name}.{part}"] for part in FACTORS)
     start = (opened.tensors.get(f"{name}.{part}") for part in START)
     change = original_change(opened.description["modules"][name]["scale"], *factors, *start)

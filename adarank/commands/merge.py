@@ -31,8 +31,8 @@ TOKENIZER = (
 
 
 def merge_folder(folder: Path, out: Path, base: str | None = None) -> str:
-    """Write OUT; returns the sentence that is printed. SettingError where the base is unknown, cannot be loaded, or is not
-    the one the adapter was made for."""
+    """Write OUT; returns the sentence that is printed. SettingError where the base is unknown, cannot be loaded, or
+    is not the one the adapter was made for."""
     opened = open_folder(folder)
     if opened.description["kind"] == BOTTLENECK:
         raise SettingError(
@@ -76,8 +76,8 @@ def _base(opened: Opened, base: str) -> Any:
     }
     if unknown := sorted(lacking - trained.keys()):
         raise SettingError(
-            f"the base {base} has no {unknown[0]} of {kind}'s shape, and the adapter holds none; give the base that it was "
-            "trained on with --base MODEL_FOLDER"
+            f"the base {base} has no {unknown[0]} of {kind}'s shape, and the adapter holds none; give the base that it "
+            "was trained on with --base MODEL_FOLDER"
         )
     return model
 

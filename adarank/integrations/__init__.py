@@ -1,1 +1,1 @@
-"""The ways to and from other libraries' formats and loops. None of those libraries is imported before it is asked for."""
+"""The ways to and from other libraries' formats and loops; none of them is imported before it is asked for."""

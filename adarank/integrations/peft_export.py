@@ -29,15 +29,15 @@ HEADS = ("classifier", "score")  # what PEFT takes for the head of a SEQ_CLS mod
 
 
 def to_peft(model: nn.Module, folder: str | os.PathLike[str], uniform_rank: bool = False) -> None:
-    """Write the model's adapters into `folder` as a LoRA adapter that `PeftModel.from_pretrained` loads onto the original
-    base.
+    """Write the model's adapters into `folder` as a LoRA adapter that `PeftModel.from_pretrained` loads onto the
+    original base.
 
     Pruned triplets are left out. Where an init took ΔW₀ out of the base, the change of the original weight, ΔW − ΔW₀ of
     rank ≤ 2r, is decomposed anew by QR and SVD in fp64, and what is zero to rounding dropped. uniform_rank: pad all
     modules with zeros to the largest rank and write no patterns, for engines that take one rank.
 
-    Raises SettingError, before anything is written, for what a LoRA adapter cannot hold: bottlenecks, modules trained in
-    part, a model with no rank left; with uniform_rank for whatever else was trained.
+    Raises SettingError, before anything is written, for what a LoRA adapter cannot hold: bottlenecks, modules trained
+    in part, a model with no rank left; with uniform_rank for whatever else was trained.
     """
     tensors, description = adapter_state(model)
     config, state = peft_state(tensors, description, uniform_rank)
@@ -147,8 +147,8 @@ def _whole(description: Mapping[str, Any], uniform_rank: bool) -> list[str]:
             )
         if not any(name.startswith(module + ".") for module in whole):
             raise SettingError(
-                f"PEFT keeps whole modules beside a LoRA, and of {name.rpartition('.')[0] or 'the model'} only a part was "
-                f"trained ({name}); use adarank.merge and model.save_pretrained instead"
+                f"PEFT keeps whole modules beside a LoRA, and of {name.rpartition('.')[0] or 'the model'} only a part "
+                f"was trained ({name}); use adarank.merge and model.save_pretrained instead"
             )
     return list(whole)
 
@@ -167,5 +167,5 @@ def _check_names(model: nn.Module, config: Mapping[str, Any]) -> None:
         also += [w for w in whole if name.endswith(w)] if name not in whole else []
         if also:
             raise SettingError(
-                f"PEFT would take {name} for {also[0]}, whose name is its end; adapt or train both, or use adarank.merge"
+                f"PEFT would take {name} for {also[0]}, whose name is its end; adapt or train both, or merge"
             )

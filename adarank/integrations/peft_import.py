@@ -40,12 +40,12 @@ FACTORS = re.compile(r"(.+)\.(lora_A|lora_B|lora_E|lora_embedding_A|lora_embeddi
 
 
 def from_peft(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Wrap a freshly loaded base with the LoRA or AdaLoRA adapter in `folder`; returns {module name: adapter}, which train
-    on (kind "lora" or "svd"), as do the modules of modules_to_save.
+    """Wrap a freshly loaded base with the LoRA or AdaLoRA adapter in `folder`; returns {module name: adapter}, which
+    train on (kind "lora" or "svd"), as do the modules of modules_to_save.
 
     Everything is checked before anything changes: SettingError where a file is missing or damaged, a setting is
-    unsupported (DoRA, trained biases, inits that change the base …; the sentence names it), or the model is not the base
-    it was made for (the differing shapes are named). Safetensors only.
+    unsupported (DoRA, trained biases, inits that change the base …; the sentence names it), or the model is not the
+    base it was made for (the differing shapes are named). Safetensors only.
     """
     tensors, description, copies = _read(Path(folder))
     parameters = dict(model.named_parameters())
@@ -129,11 +129,11 @@ def _module(
     if parts.keys() != wanted:
         raise SettingError(f"{path} is damaged: {name} should have {' and '.join(sorted(wanted))} and has {shapes}")
     A, B = parts["lora_A"], parts["lora_B"]
-    layer = {"layer": CONV1D.name if config.get("fan_in_fan_out") else LINEAR.name}
+    layer: dict[str, Any] = {"layer": CONV1D.name if config.get("fan_in_fan_out") else LINEAR.name}
     if embedding:
         layer = {"layer": EMBEDDING.name}
     elif A.ndim == 4 and B.ndim == 4 and B.shape[2:] == (1, 1):
-        layer = {"layer": CONV2D.name, "kernel": list(A.shape[1:]), "dilation": [1, 1], "padding_mode": "zeros"}  # type: ignore[dict-item]
+        layer = {"layer": CONV2D.name, "kernel": list(A.shape[1:]), "dilation": [1, 1], "padding_mode": "zeros"}
         A, B = A.flatten(1), B.flatten(1)
     if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
         raise SettingError(f"{path} is damaged: the factors of {name} do not fit each other ({shapes})")

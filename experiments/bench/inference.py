@@ -1,12 +1,12 @@
-"""What an adapter costs at inference: the base, merged, unmerged LoRA, bottlenecks, side by side (LoRA paper's Table 1).
+"""What an adapter costs at inference: base, merged, unmerged LoRA, bottlenecks (as in the LoRA paper's Table 1).
 
     python experiments/bench/inference.py --json experiments/results/inference_cpu.json
     python experiments/bench/inference.py --models encoder_6x384 --batches 1x32 --rounds 5 --json /tmp/quick.json
 
-Every round runs one forward pass of each contender on the same batch; a ratio is the median of the rounds' ratios to the
-base, with its 95 % interval. `base_again` is a second copy of the base: what its ratio differs from 1 by is the noise. The
-bottlenecks have as many parameters as LoRA at r = 12. On the CPU the time is the process's own (one thread unless
---threads), on CUDA it is measured with events.
+Every round runs one forward pass of each contender on the same batch; a ratio is the median of the rounds' ratios to
+the base, with its 95 % interval. `base_again` is a second copy of the base: what its ratio differs from 1 by is the
+noise. The bottlenecks have as many parameters as LoRA at r = 12. On the CPU the time is the process's own (one thread
+unless --threads), on CUDA it is measured with events.
 """
 
 import argparse

@@ -54,8 +54,8 @@ def orthogonality(**smoothing):
 
 
 def accumulated(parts):
-    """The same for a language model whose rows come in some micro-batches, as transformers' Trainer runs them: each loss is
-    a sum over its tokens divided by the number in all micro-batches."""
+    """The same for a language model whose rows come in some micro-batches, as transformers' Trainer runs them: each
+    loss is a sum over its tokens divided by the number in all micro-batches."""
     gradients = []
     for weight in (0.5, 0.0):
         torch.manual_seed(1)

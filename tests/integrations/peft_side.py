@@ -1,8 +1,8 @@
 """What PEFT does in a process of its own, without adarank: `python peft_side.py load|make FOLDER`.
 
 load: every FOLDER/<case>/ holds base/ (save_pretrained), adapter/, inputs.safetensors and class.txt; the logits of
-PeftModel.from_pretrained are written to logits.safetensors beside them. make: writes adapters that PEFT trained a little,
-FOLDER/<case>/ with the same files, and what its AdaLoRA does to FOLDER/faults.json.
+PeftModel.from_pretrained are written to logits.safetensors beside them. make: writes adapters that PEFT trained a
+little, FOLDER/<case>/ with the same files, and what its AdaLoRA does to FOLDER/faults.json.
 """
 
 import os
