@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from adarank.compression import compress
     from adarank.controller import RankController
     from adarank.errors import SettingError
+    from adarank.integrations.peft_export import to_peft
+    from adarank.integrations.peft_import import from_peft
 
 _HOME = {
     "adapt": "adapters.inject",
@@ -37,6 +39,8 @@ _HOME = {
     "compress": "compression",
     "RankController": "controller",
     "SettingError": "errors",
+    "to_peft": "integrations.peft_export",
+    "from_peft": "integrations.peft_import",
 }
 _ROOMS = ("allocators", "inits", "integrations", "penalties", "schedules", "scores")
 
@@ -50,6 +54,7 @@ __all__ = [
     "compact",
     "compress",
     "disabled",
+    "from_peft",
     "head",
     "inits",
     "integrations",
@@ -61,6 +66,7 @@ __all__ = [
     "save_adapter",
     "schedules",
     "scores",
+    "to_peft",
     "trainable_parameters",
     "unmerge",
 ]

@@ -1,10 +1,11 @@
-"""python -m adarank: what is done with runs that exist. Exit status: 0 done, 1 it failed, 2 an argument cannot be used."""
+"""python -m adarank: what is done with runs and adapters that exist. Exit status: 0 done, 1 it failed, 2 an argument cannot be used."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adarank.commands import arguments as adapter_commands
 from adarank.errors import RunFailed, SettingError
 
 
@@ -21,7 +22,9 @@ def _sync(options: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(prog="python -m adarank", description="What is done with runs that exist.")
+    whole = argparse.ArgumentParser(
+        prog="python -m adarank", description="What is done with runs and adapters that exist."
+    )
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     status = commands.add_parser(
         "status",
@@ -41,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     sync.add_argument("--project", help="W&B's project; default: that of the run's tracker, else adarank")
     sync.add_argument("--entity", help="W&B's user or team; default: that of the run's tracker, else your own")
     sync.set_defaults(act=_sync)
+    adapter_commands.add(commands)
     return whole
 
 

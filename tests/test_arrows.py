@@ -11,7 +11,9 @@ FILES = sorted(p for room in ("adarank", "analysis", "experiments") for p in (RO
 # A file may import from its own room and from rooms further down this list.
 ORDER = [
     ("cli",),
-    ("harness", "integrations"),
+    ("commands",),
+    ("harness",),
+    ("integrations",),
     ("controller",),
     ("compaction", "compression", "allocation", "listening"),
     ("scores", "allocators", "schedules", "penalties"),
@@ -20,7 +22,7 @@ ORDER = [
     ("errors", "controller_reference"),
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-ALGORITHM = {room for rooms in ORDER[2:] for room in rooms}
+ALGORITHM = {room for rooms in ORDER[ORDER.index(("controller",)) :] for room in rooms}
 ALLOWED_IN_ALGORITHM = {"torch", "numpy", "safetensors"}
 
 

@@ -215,6 +215,17 @@ def singular_triplets(Q: Tensor, lam: Tensor, P: Tensor) -> tuple[Tensor, Tensor
     return Vt @ basis_in.t(), sigma, U.t() @ basis_out.t()
 
 
+def original_change(
+    scale: float, Q: Tensor, lam: Tensor, P: Tensor, start_Q: Tensor | None, start_P: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(Q, s·λ, P) of the change of the original weight: ΔW, less the ΔW₀ that an init took out of the base, as triplets
+    of weight −1 behind it."""
+    if start_Q is None or start_P is None:
+        return Q, lam * scale, P
+    gain = torch.cat([lam * scale, -torch.ones_like(start_Q[:, 0])])
+    return torch.cat([Q, start_Q]), gain, torch.cat([P, start_P])
+
+
 def split(V: Tensor, sigma: Tensor, U: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
     """(Q, λ, P) of an adapter of this kind whose Pᵀ diag(λ) Q is Uᵀ diag(σ) V."""
     if kind == "svd":

@@ -6,7 +6,7 @@ trained (the head).
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +19,8 @@ from adarank.adapters import bottleneck
 from adarank.adapters.bottleneck import bottlenecks_of, features_of
 from adarank.adapters.inject import check_layers, near, wrap
 from adarank.adapters.insert import insert
-from adarank.adapters.layers import LINEAR_4BIT, layer_of
-from adarank.adapters.lowrank import KINDS, adapters_of
+from adarank.adapters.layers import CONV2D, LINEAR_4BIT, layer_of
+from adarank.adapters.lowrank import KINDS, LowRank, adapters_of
 from adarank.adapters.merge import is_merged
 from adarank.errors import SettingError
 
@@ -61,6 +61,7 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "scale": adapter.scale,
             "in_features": adapter.in_features,
             "out_features": adapter.out_features,
+            **_of_layer(adapter),
         }
     for name, added in bottlenecks.items():
         inside |= {id(p) for p in added.own()}
@@ -78,8 +79,35 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "dropout": 0.0 if first is None else first.dropout,
         "modules": modules,
         "trained": {n: list(p.shape) for n, p in trained.items()},
+        "whole": _whole(model, trained),
+        "base": {
+            "class": type(model).__name__,
+            "name": getattr(getattr(model, "config", None), "name_or_path", None) or None,
+        },
     }
     return tensors, description
+
+
+def _of_layer(adapter: LowRank) -> dict[str, Any]:
+    """What other formats must know of the layer to hold its factors."""
+    if adapter.layer is not CONV2D:
+        return {"layer": adapter.layer.name}
+    base = adapter.base
+    kernel, dilation = list(base.weight.shape[1:]), list(base.dilation)
+    return {"layer": CONV2D.name, "kernel": kernel, "dilation": dilation, "padding_mode": base.padding_mode}
+
+
+def _whole(model: nn.Module, trained: Collection[str]) -> list[str]:
+    """The outermost modules whose whole state dict is among the trained parameters: the head, say."""
+    whole: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(outer + ".") for outer in whole)
+        if not name or inside or isinstance(module, nn.ModuleList | nn.ModuleDict):
+            continue
+        state = module.state_dict()
+        if state and all(f"{name}.{key}" in trained for key in state):
+            whole.append(name)
+    return whole
 
 
 def _name_in_base(name: str, wrapped: Collection[str]) -> str:
@@ -98,27 +126,37 @@ def write_adapter(
     tensors: Mapping[str, Tensor], description: Mapping[str, Any], folder: str | os.PathLike[str]
 ) -> None:
     """Write what `adapter_state` returned."""
+    write_files(folder, {"adapter.safetensors": tensors, "adapter.json": description})
+
+
+def write_files(folder: str | os.PathLike[str], files: Mapping[str, Any]) -> None:
+    """Write {file name: tensors (.safetensors) or what JSON holds} into `folder`, each file whole or not at all."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    parts = {
-        "adapter.safetensors": save(dict(tensors), metadata={"format": "pt"}),
-        "adapter.json": (json.dumps(description, indent=2) + "\n").encode(),
-    }
-    for name, data in parts.items():
+    for name, content in files.items():
+        tensors = name.endswith(".safetensors")
+        text = "" if tensors else json.dumps(content, indent=2) + "\n"
+        data = save(dict(content), metadata={"format": "pt"}) if tensors else text.encode()
         temporary = path / f".{name}.{os.getpid()}.tmp"
         temporary.write_bytes(data)
         temporary.replace(path / name)
 
 
 def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Wrap a freshly loaded base with the adapters in `folder` and load the trained head; returns {module name: adapter}
-    (none for BitFit and a trained head).
+    """Wrap a freshly loaded base with the adapters in `folder` and load the trained head; returns {module name:
+    adapter} (none for BitFit and a trained head).
 
     Everything is checked before anything changes: SettingError where a file is missing or damaged, the model already
     has adapters, or it is not the base they were made for (the differing shapes are named).
     """
-    path = Path(folder)
-    description, tensors = _read(path)
+    tensors, description = read_adapter(folder)
+    return put_adapter(model, tensors, description, Path(folder))
+
+
+def put_adapter(
+    model: nn.Module, tensors: Mapping[str, Tensor], description: Mapping[str, Any], path: Path
+) -> dict[str, Any]:
+    """`load_adapter` from what `adapter_state` returned; `path` is what the complaints name."""
     if adapters_of(model) or bottlenecks_of(model):
         raise SettingError("the model already has adapters; load into a freshly loaded base")
     into_bottlenecks = description["kind"] == BOTTLENECK
@@ -160,13 +198,19 @@ def _lowrank_plan(
             raise SettingError(
                 f"{path} starts from a changed base, and {name} is a 4-bit layer; load it into a plain one"
             )
-        sizes = {"Q": (info["rank"], found[0]), "lam": (info["rank"],), "P": (info["rank"], found[1])}
-        sizes |= {"start_Q": (info.get("start_rank"), found[0]), "start_P": (info.get("start_rank"), found[1])}
-        for part in _parts(info):
-            _check_shape(path, f"{name}.{part}", tuple(tensors[f"{name}.{part}"].shape), sizes[part])
+        check_factors(path, name, info, tensors)
         plan[name] = (description["kind"], info["rank"], info["scale"])
     check_layers(model, list(plan))
     return plan
+
+
+def check_factors(path: Path, name: str, info: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raise SettingError where a low-rank module's tensors have other shapes than its part of the description says."""
+    start, d_in, d_out = info.get("start_rank"), info["in_features"], info["out_features"]
+    sizes = {"Q": (info["rank"], d_in), "lam": (info["rank"],), "P": (info["rank"], d_out)}
+    sizes |= {"start_Q": (start, d_in), "start_P": (start, d_out)}
+    for part in _parts(info):
+        _check_shape(path, f"{name}.{part}", tuple(tensors[f"{name}.{part}"].shape), sizes[part])
 
 
 def _bottleneck_plan(
@@ -188,34 +232,58 @@ def _bottleneck_plan(
     return plan
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    for name in ("adapter.json", "adapter.safetensors"):
+def read_files(path: Path, wanted: Sequence[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(the JSON object, the tensors) of a folder's two files, named in this order. The header of a .safetensors is
+    checked against the file's size before anything is allocated; SettingError where a file is missing or damaged."""
+    for name in wanted:
         if not (path / name).is_file():
-            raise SettingError(f"{path} holds no {name}; give a folder that adarank.save_adapter wrote")
+            pickles = [p.name for p in sorted(path.glob("*")) if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+            also = f"; {pickles[0]} may be a pickle, which can run code, and is never loaded" if pickles else ""
+            raise SettingError(f"{path} holds no {name}{also}; give a folder with {' and '.join(wanted)}")
     try:
-        description = json.loads((path / "adapter.json").read_text(encoding="utf-8"))
-        tensors = load_file(path / "adapter.safetensors")
-    except (ValueError, SafetensorError) as error:
-        raise SettingError(f"{path} is damaged: {error}") from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        description = json.loads((path / wanted[0]).read_text(encoding="utf-8"))
+        tensors = load_file(path / wanted[1])
+    except (ValueError, RecursionError, SafetensorError) as error:
+        raise SettingError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    if not isinstance(description, dict):
+        raise SettingError(f"{path}/{wanted[0]} is damaged: it holds no JSON object")
+    return description, tensors
+
+
+def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, description) as `save_adapter` wrote them, checked against each other; no model is needed. SettingError
+    where a file is missing or damaged, or the two disagree. A module's name is only ever looked up, never a path."""
+    path = Path(folder)
+    description, tensors = read_files(path, ("adapter.json", "adapter.safetensors"))
+    if description.get("format") != FORMAT:
         raise SettingError(f"{path}/adapter.json is not of format {FORMAT}, the one this version of adarank reads")
     if (
         description.get("kind") not in (*KINDS, BOTTLENECK, NONE)
-        or {"dropout", "modules", "trained"} - description.keys()
+        or not isinstance(description.get("dropout"), float | int)
+        or not all(isinstance(description.get(part), dict) for part in ("modules", "trained"))
     ):
         raise SettingError(f"{path}/adapter.json is damaged: kind, dropout, modules or trained is missing or unknown")
-    needed = {"width", "features", "activation"}
-    if description["kind"] != BOTTLENECK:
-        needed = {"rank", "scale", "in_features", "out_features"}
     for name, info in description["modules"].items():
-        if lacking := sorted(needed - info.keys()):
-            raise SettingError(f"{path}/adapter.json is damaged: {name} lacks its {lacking[0]}")
+        _check_module(path, name, info, description["kind"] == BOTTLENECK)
     wanted = {f"{n}.{part}" for n, info in description["modules"].items() for part in _parts(info)}
     wanted |= set(description["trained"])
     if wanted != tensors.keys():
         differing = sorted(wanted ^ tensors.keys())[0]
         raise SettingError(f"{path} is damaged: its two files disagree about {differing}")
-    return description, tensors
+    return tensors, description
+
+
+def _check_module(path: Path, name: str, info: Any, into_bottleneck: bool) -> None:
+    """Raise SettingError where a module's part of adapter.json lacks something or holds something of another kind."""
+    needed: dict[str, Any] = {"rank": int, "scale": (float, int), "in_features": int, "out_features": int}
+    if into_bottleneck:
+        needed = {"width": int, "features": int, "activation": str}
+    found = info if isinstance(info, dict) else {}
+    for part, kind in sorted(needed.items(), key=lambda item: item[0]):
+        if part not in found:
+            raise SettingError(f"{path}/adapter.json is damaged: {name} lacks its {part}")
+        if not isinstance(found[part], kind) or isinstance(found[part], bool):
+            raise SettingError(f"{path}/adapter.json is damaged: {name} has the {part} {found[part]!r}")
 
 
 def _parts(info: Mapping[str, Any]) -> tuple[str, ...]:

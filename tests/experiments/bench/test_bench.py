@@ -5,10 +5,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.bench import memory, step, workload
+from experiments.bench import inference, memory, step, workload
 from experiments.bench.pairs import interleave, ratio
 
 
@@ -16,7 +17,7 @@ from experiments.bench.pairs import interleave, ratio
 def small(monkeypatch):
     pytest.importorskip("peft")
     tiny = {"encoder_6x384": ("bert", 2, 64, 50), "decoder_6x384": ("llama", 1, 64, 50)}
-    for module in (workload, step, memory):
+    for module in (workload, step, memory, inference):
         monkeypatch.setattr(module, "MODELS", tiny)
 
 
@@ -41,6 +42,41 @@ def test_step_measures_every_contender_on_every_model(tmp_path):
         for value in model["ratios"].values():
             assert 0 < value["low"] <= value["median"] <= value["high"]
         assert 0 < model["controller"]["adalora"]["penalty"] < 1
+
+
+@pytest.mark.usefixtures("small")
+def test_inference_measures_every_contender_at_every_batch(tmp_path):
+    target = tmp_path / "inference.json"
+    assert command(inference, "--rounds", 3, "--batches", "1x8", "2x8", "--json", target) == 0
+    models = json.loads(target.read_text())["models"]
+    assert set(models) == set(inference.MODELS)
+    for results in models.values():
+        assert [r["batch"] for r in results] == [[1, 8], [2, 8]]
+        for found in results:
+            assert set(found["median_ms"]) == set(inference.CONTENDERS)
+            assert set(found["ratios"]) == {f"{which} / base" for which in inference.CONTENDERS[1:]}
+            for value in found["ratios"].values():
+                assert 0 < value["low"] <= value["median"] <= value["high"]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", ["encoder_6x384", "decoder_6x384"])
+def test_inference_contenders_are_what_they_are_called(name):
+    base, linears = workload.build(name)
+    base.eval()
+    inputs = {"input_ids": workload.batch(name, 2, 8, "cpu")["input_ids"]}
+    models = {}
+    for which in inference.CONTENDERS:
+        torch.manual_seed(0)  # merged and lora draw the same factors
+        models[which] = inference.contender(which, base, name, linears)
+    logits = {which: model(**inputs).logits for which, model in models.items()}
+    assert torch.equal(logits["base"], logits["base_again"])
+    assert (logits["merged"] - logits["lora"]).norm() < 0.02 * (logits["lora"] - logits["base"]).norm()
+    kinds = {which: [type(m) for m in model.modules()] for which, model in models.items()}
+    assert kinds["merged"] == kinds["base"]  # so that the same operations run
+    for which in ("lora", "adalora", "pfeiffer", "houlsby"):
+        assert not torch.equal(logits[which], logits["base"])
+        assert len(kinds[which]) > len(kinds["base"])
 
 
 @pytest.mark.usefixtures("small")

@@ -1,0 +1,109 @@
+"""python -m adarank inspect: what an adapter is, from its folder alone."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adarank.adapters.lowrank import KINDS, original_change, singular_triplets
+from adarank.adapters.saving import FACTORS, START
+from adarank.commands.folder import Opened, open_folder
+
+BARS = "▁▂▃▄▅▆▇█"
+HEADINGS = ("module", "rank", "parameters", "‖ΔW‖", "σ max", "σ min", "effective", "stable", "spectrum")
+
+
+def report(folder: Path) -> str:
+    """The table that is printed."""
+    opened = open_folder(folder)
+    modules, trained = opened.description["modules"], opened.description["trained"]
+    parts = [_made(opened)]
+    if opened.description["kind"] in KINDS:
+        rows = [_row(opened, name) for name in modules]
+        ranks = [info["rank"] for info in modules.values()]
+        parts.append(_table([HEADINGS, *rows]))
+        mean = sum(ranks) / max(1, len(ranks))
+        parts.append(
+            f"{len(ranks)} modules, {ranks.count(0)} of rank 0, mean rank {mean:.2f}, "
+            f"{sum(map(_parameters, [opened] * len(modules), modules)):,} parameters"
+        )
+    elif modules:
+        rows = [(n, str(info["width"]), f"{_parameters(opened, n):,}") for n, info in modules.items()]
+        parts.append(_table([("module", "width", "parameters"), *rows]))
+    if trained:
+        count = sum(opened.tensors[name].numel() for name in trained)
+        names = opened.description.get("whole") or sorted(trained)
+        parts.append(f"trained beside it: {', '.join(names[:8])}{', …' * (len(names) > 8)} ({count:,} parameters)")
+    return "\n".join(parts)
+
+
+def spectrum(opened: Opened, name: str) -> Tensor:
+    """The singular values of a module's change of the original weight, falling, without those 0 to rounding."""
+    factors = (opened.tensors[f"{name}.{part}"] for part in FACTORS)
+    start = (opened.tensors.get(f"{name}.{part}") for part in START)
+    change = original_change(opened.description["modules"][name]["scale"], *factors, *start)
+    _, sigma, _ = singular_triplets(*(part.double() for part in change))
+    return sigma[sigma > 1e-7 * sigma.max()] if len(sigma) else sigma
+
+
+def effective_rank(sigma: Tensor) -> float:
+    """exp(−Σ p ln p) with p = σ / Σσ (Roy & Vetterli 2007); 0 where there is no σ."""
+    share = sigma / sigma.sum()
+    return float(torch.exp(-(share * share.log()).sum())) if len(sigma) else 0.0
+
+
+def stable_rank(sigma: Tensor) -> float:
+    """Σσ² / max σ²; 0 where there is no σ."""
+    return float(sigma.square().sum() / sigma.max().square()) if len(sigma) else 0.0
+
+
+def _row(opened: Opened, name: str) -> tuple[str, ...]:
+    sigma = spectrum(opened, name)
+    rank, count = str(opened.description["modules"][name]["rank"]), f"{_parameters(opened, name):,}"
+    if not len(sigma):
+        return (name, rank, count, *["0"] * 5, "")
+    sizes = (float(sigma.norm()), float(sigma.max()), float(sigma.min()))
+    measures = (f"{effective_rank(sigma):.2f}", f"{stable_rank(sigma):.2f}")
+    return (name, rank, count, *(f"{size:.4g}" for size in sizes), *measures, _picture(sigma))
+
+
+def _picture(sigma: Tensor) -> str:
+    """A bar a singular value, up to 32 of them, in proportion to the largest."""
+    return "".join(BARS[min(7, int(8 * float(s / sigma[0])))] for s in sigma[:32]) + "…" * (len(sigma) > 32)
+
+
+def _parameters(opened: Opened, name: str) -> int:
+    """What trains in one module: λ only where it learns."""
+    info = opened.description["modules"][name]
+    if "width" in info:
+        return 2 * info["width"] * info["features"] + info["width"] + info["features"]
+    return info["rank"] * (info["in_features"] + info["out_features"] + (opened.description["kind"] == "svd"))
+
+
+def _made(opened: Opened) -> str:
+    """How it was trained, as far as the folder tells."""
+    summary, base = opened.summary, opened.description.get("base") or {}
+    words = [f"{'PEFT' if opened.peft else 'adarank'} adapter, kind {opened.description['kind']}"]
+    scales = sorted({f"{i['scale']:.4g}" for i in opened.description["modules"].values() if "scale" in i})
+    words += [f"scale {', '.join(scales)}"] if 0 < len(scales) <= 4 else []
+    words += [f"base {' '.join(filter(None, (base.get('class'), base.get('name'))))}"] if any(base.values()) else []
+    if summary:
+        metric = summary.get("metric") or {}
+        value = metric.get("test") if metric.get("test") is not None else metric.get("last")
+        keys = ("method", "model", "task", "targets", "seed", "steps")
+        words.append("trained by " + ", ".join(f"{key}={summary[key]}" for key in keys if key in summary))
+        words += [f"{metric.get('name')} {value:.4f}"] if isinstance(value, float) else []
+    return "; ".join(words)
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> str:
+    """Columns aligned: the first and the spectrum left, numbers right."""
+    rows = list(rows)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    left = {0, HEADINGS.index("spectrum")}
+    lines = [
+        "  ".join(f"{c:<{w}}" if i in left else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)

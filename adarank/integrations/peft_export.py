@@ -1,0 +1,171 @@
+"""Any low-rank adapter as a plain LoRA folder of Hugging Face PEFT (checked against 0.21.2). PEFT is not imported.
+
+PEFT computes W + (α / r)·B A with A [r, d_in], B [d_out, r]. Here s·λ is absorbed into B and α = r in every module:
+
+    A = Q,  B = (s·λ ⊙ P)ᵀ
+
+Modules of different ranks stand in `rank_pattern` and `alpha_pattern`, whose keys are regular expressions; a rank of 0,
+which PEFT refuses, is no target at all. What was trained whole (the head) goes into `modules_to_save`.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adarank.adapters.layers import CONV1D, CONV2D, EMBEDDING
+from adarank.adapters.lowrank import KINDS, original_change, singular_triplets
+from adarank.adapters.saving import BOTTLENECK, FACTORS, START, adapter_state, write_files
+from adarank.errors import SettingError
+
+PREFIX = "base_model.model."
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
+HEADS = ("classifier", "score")  # what PEFT takes for the head of a SEQ_CLS model, and adds to modules_to_save
+
+
+def to_peft(model: nn.Module, folder: str | os.PathLike[str], uniform_rank: bool = False) -> None:
+    """Write the model's adapters into `folder` as a LoRA adapter that `PeftModel.from_pretrained` loads onto the
+    original base.
+
+    Pruned triplets are left out. Where an init took ΔW₀ out of the base, the change of the original weight, ΔW − ΔW₀ of
+    rank ≤ 2r, is decomposed anew by QR and SVD in fp64, and what is zero to rounding dropped. uniform_rank: pad all
+    modules with zeros to the largest rank and write no patterns, for engines that take one rank.
+
+    Raises SettingError, before anything is written, for what a LoRA adapter cannot hold: bottlenecks, modules trained
+    in part, a model with no rank left; with uniform_rank for whatever else was trained.
+    """
+    tensors, description = adapter_state(model)
+    config, state = peft_state(tensors, description, uniform_rank)
+    _check_names(model, config)
+    write_files(folder, dict(zip(FILES, (config, state), strict=True)))
+
+
+def peft_state(
+    tensors: Mapping[str, Tensor], description: Mapping[str, Any], uniform_rank: bool = False
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(adapter_config.json, adapter_model.safetensors) from what `adarank.adapters.saving.read_adapter` returns."""
+    if description["kind"] == BOTTLENECK:
+        raise SettingError(
+            "a bottleneck adapter cannot be exported to PEFT, since it is no low-rank change of a weight; keep it with "
+            "adarank.save_adapter, or train a low-rank method"
+        )
+    if description["kind"] not in KINDS:
+        raise SettingError(
+            "there is no low-rank adapter to export to PEFT; keep what was trained with model.save_pretrained or "
+            "adarank.save_adapter"
+        )
+    modules = description["modules"]
+    factors = {name: lora_factors(tensors, name, info) for name, info in modules.items()}
+    ranks = {name: len(A) for name, (A, _) in factors.items() if len(A)}
+    if not ranks:
+        raise SettingError("every module's rank is 0, so that there is nothing to export; PEFT has no empty adapter")
+    whole = _whole(description, uniform_rank)
+    common = max(ranks.values()) if uniform_rank else Counter(ranks.values()).most_common(1)[0][0]
+    state: dict[str, Tensor] = {}
+    for name in ranks:
+        A, B = (_padded(part, common) for part in factors[name]) if uniform_rank else factors[name]
+        state |= _laid_out(name, modules[name], A, B)
+    state |= {PREFIX + name: tensors[name] for name in description["trained"]}
+    differing = {} if uniform_rank else {re.escape(name): r for name, r in ranks.items() if r != common}
+    base = description.get("base") or {}
+    config = {
+        "peft_type": "LORA",
+        "task_type": _task(base.get("class") or "", whole),
+        "base_model_name_or_path": base.get("name"),
+        "r": common,
+        "lora_alpha": common,
+        "lora_dropout": description["dropout"],
+        "rank_pattern": differing,
+        "alpha_pattern": differing,
+        "target_modules": list(ranks),
+        "modules_to_save": whole or None,
+        "fan_in_fan_out": any(modules[name].get("layer") == CONV1D.name for name in ranks),
+        "bias": "none",
+        "use_rslora": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    for name in ranks:
+        if outer := [m for m in whole if re.match(rf"(^|.*\.){m}($|\..*)", name)]:  # PEFT's own rule
+            raise SettingError(
+                f"PEFT would pass over the adapter of {name}, since {outer[0]} was trained whole; merge it"
+            )
+    return config, {key: value.contiguous() for key, value in state.items()}
+
+
+def lora_factors(tensors: Mapping[str, Tensor], name: str, info: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """(A [r, d_in], B [r, d_out]) with ΔW = Bᵀ A relative to the original weight, triplets that are 0 left out."""
+    factors = (tensors[f"{name}.{part}"] for part in FACTORS)
+    start = (tensors.get(f"{name}.{part}") for part in START)
+    Q, gain, P = original_change(info["scale"], *factors, *start)
+    if info.get("start_rank") is None:
+        keep = gain != 0
+        return Q[keep], (P * gain.unsqueeze(1))[keep]
+    sizes = gain.abs() * Q.norm(dim=1) * P.norm(dim=1)
+    V, sigma, U = singular_triplets(Q.double(), gain.double(), P.double())
+    keep = sigma > sizes.max() * torch.finfo(Q.dtype).eps
+    root = sigma[keep].sqrt().unsqueeze(1)
+    return (V[keep] * root).to(Q.dtype), (U[keep] * root).to(Q.dtype)
+
+
+def _padded(factor: Tensor, rank: int) -> Tensor:
+    return torch.cat([factor, factor.new_zeros(rank - len(factor), factor.shape[1])])
+
+
+def _laid_out(name: str, info: Mapping[str, Any], A: Tensor, B: Tensor) -> dict[str, Tensor]:
+    """The two tensors in PEFT's names and shapes."""
+    layer = info.get("layer")
+    if layer is None:
+        raise SettingError(
+            f"the adapter does not say what kind of layer {name} is; load it into its base and save it anew"
+        )
+    if layer == EMBEDDING.name:
+        return {f"{PREFIX}{name}.lora_embedding_A": A, f"{PREFIX}{name}.lora_embedding_B": B.t()}
+    if layer == CONV2D.name:
+        if any(d != 1 for d in info["dilation"]) or info["padding_mode"] != "zeros":
+            raise SettingError(
+                f"PEFT's LoRA of a convolution knows neither dilation nor padding_mode, and {name} has "
+                f"dilation={info['dilation']}, padding_mode={info['padding_mode']!r}; merge the adapter instead"
+            )
+        A, B = A.view(-1, *info["kernel"]), B.view(*B.shape, 1, 1)
+    return {f"{PREFIX}{name}.lora_A.weight": A, f"{PREFIX}{name}.lora_B.weight": B.transpose(0, 1)}
+
+
+def _whole(description: Mapping[str, Any], uniform_rank: bool) -> list[str]:
+    """The modules for modules_to_save."""
+    whole, trained = description.get("whole", []), description["trained"]
+    for name in trained:
+        if uniform_rank:
+            raise SettingError(
+                f"uniform_rank=true is for engines that refuse modules_to_save, and {name} was trained whole; use "
+                "adarank.merge and model.save_pretrained instead, or uniform_rank=false"
+            )
+        if not any(name.startswith(module + ".") for module in whole):
+            raise SettingError(
+                f"PEFT keeps whole modules beside a LoRA, and of {name.rpartition('.')[0] or 'the model'} only a part "
+                f"was trained ({name}); use adarank.merge and model.save_pretrained instead"
+            )
+    return list(whole)
+
+
+def _task(kind: str, whole: list[str]) -> str | None:
+    """PEFT's task_type; for SEQ_CLS it looks for the head by its own names, so that others get none."""
+    found = next((task for end, task in TASKS.items() if kind.endswith(end)), None)
+    return found if found != "SEQ_CLS" or set(HEADS) & set(whole) else None
+
+
+def _check_names(model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Raise SettingError where PEFT, which compares the ends of names, would reach another module as well."""
+    targets, whole = set(config["target_modules"]), set(config["modules_to_save"] or ())
+    for name, _ in model.named_modules():
+        also = [t for t in targets if name.endswith("." + t)] if name not in targets else []
+        also += [w for w in whole if name.endswith(w)] if name not in whole else []
+        if also:
+            raise SettingError(
+                f"PEFT would take {name} for {also[0]}, whose name is its end; adapt or train both, or merge"
+            )

@@ -1,0 +1,191 @@
+"""LoRA and AdaLoRA adapters of Hugging Face PEFT (checked against 0.21.2), to go on from. PEFT is not imported.
+
+    LoRA      W + s·B A                s = α / r, or α / √r (rsLoRA)     kind lora: Q = A, λ = 1, P = Bᵀ
+    AdaLoRA   W + s·B (E ⊙ A)          s = α / (init_r + 1e-5)           kind svd:  Q = A, λ = E, P = Bᵀ
+
+α and r are the module's own where `alpha_pattern` and `rank_pattern` name it. AdaLoRA's rank_pattern holds a list of
+booleans a module, its scale stays that of init_r, and it has no rsLoRA.
+"""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adarank.adapters.layers import CONV1D, CONV2D, EMBEDDING, LINEAR
+from adarank.adapters.saving import put_adapter, read_files
+from adarank.errors import SettingError
+from adarank.integrations.peft_export import FILES, PREFIX
+
+KINDS = {"LORA": "lora", "ADALORA": "svd"}
+# What is read here.
+READ = {
+    *("peft_type", "task_type", "base_model_name_or_path", "r", "init_r", "lora_alpha", "lora_dropout", "use_rslora"),
+    *("rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save", "bias", "init_lora_weights"),
+}
+# Where adapters sit is read from the tensors; the others concern training, or settings that are refused themselves.
+WITHOUT_EFFECT = {
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "inference_mode", "auto_mapping"),
+    *("peft_version", "revision", "megatron_core", "qalora_group_size", "runtime_config", "loftq_config", "eva_config"),
+    *("corda_config", "lora_ga_config", "ensure_weight_tying", "target_r", "tinit", "tfinal", "deltaT", "beta1"),
+    *("beta2", "orth_reg_weight", "total_step"),
+}
+KEEP_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # inits that leave the base as it is
+FACTORS = re.compile(r"(.+)\.(lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B)(?:\.weight)?")
+
+
+def from_peft(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Wrap a freshly loaded base with the LoRA or AdaLoRA adapter in `folder`; returns {module name: adapter}, which
+    train on (kind "lora" or "svd"), as do the modules of modules_to_save.
+
+    Everything is checked before anything changes: SettingError where a file is missing or damaged, a setting is
+    unsupported (DoRA, trained biases, inits that change the base …; the sentence names it), or the model is not the
+    base it was made for (the differing shapes are named). Safetensors only.
+    """
+    tensors, description, copies = _read(Path(folder))
+    parameters = dict(model.named_parameters())
+    for name, copy in copies.items():
+        if name not in parameters or not torch.equal(parameters[name].cpu(), copy.to(parameters[name].dtype)):
+            raise SettingError(f"{folder} was made for another base: its copy of {name} differs from the model's")
+    return put_adapter(model, tensors, description, Path(folder))
+
+
+def read_peft(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, description) in adarank's own format, without a model."""
+    tensors, description, _ = _read(Path(folder))
+    return tensors, description
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
+    """(tensors, description, the base's own weights that PEFT keeps beside an adapted embedding)."""
+    config, found = read_files(path, FILES)
+    kind = _kind(path, config)
+    factors: dict[str, dict[str, Tensor]] = {}
+    trained, copies, whole = {}, {}, set()
+    for key, tensor in found.items():
+        name = key.removeprefix(PREFIX)
+        tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        match = FACTORS.fullmatch(name)
+        if key == name or (match is None and "lora_" in name):
+            raise SettingError(f"{path} holds the tensor {key}, which is no part of a plain LoRA or AdaLoRA adapter")
+        if match is not None:
+            factors.setdefault(match[1], {})[match[2].replace("embedding_", "")] = tensor
+            if "embedding" in match[2]:
+                factors[match[1]]["embedding"] = tensor
+        elif name.endswith(".base_layer.weight"):
+            copies[name.replace(".base_layer", "")] = tensor
+        else:
+            whole.add(_saved_module(path, config, name))
+            trained[name] = tensor
+    tensors, modules = dict(trained), {}
+    for name, parts in factors.items():
+        embedding = parts.pop("embedding", None) is not None
+        made, modules[name] = _module(path, config, kind, name, parts, embedding)
+        tensors |= {f"{name}.{part}": value.contiguous() for part, value in made.items()}
+    description = {
+        "kind": kind,
+        "dropout": config.get("lora_dropout") or 0.0,
+        "modules": modules,
+        "trained": {name: list(tensor.shape) for name, tensor in trained.items()},
+        "whole": sorted(whole),
+        "base": {"class": None, "name": config.get("base_model_name_or_path"), "task": config.get("task_type")},
+    }
+    return tensors, description, copies
+
+
+def _kind(path: Path, config: Mapping[str, Any]) -> str:
+    """ "lora" or "svd"; SettingError, which names it, for a setting that changes what the adapter computes."""
+    kind = KINDS.get(str(config.get("peft_type")))
+    if kind is None:
+        raise SettingError(f"{path} has peft_type={config.get('peft_type')!r}; valid: {', '.join(KINDS)}")
+    refused = [(k, v) for k, v in config.items() if v and k not in READ | WITHOUT_EFFECT]
+    if config.get("bias", "none") != "none":
+        refused.append(("bias", config["bias"]))
+    if config.get("init_lora_weights") not in KEEP_BASE:
+        refused.append(("init_lora_weights", config["init_lora_weights"]))
+    if refused:
+        setting, value = refused[0]
+        more = "; PEFT's path_initial_model_for_weight_conversion makes a plain one of it" * (
+            setting == "init_lora_weights"
+        )
+        raise SettingError(f"{path} has {setting}={value!r}, which is not a plain LoRA or AdaLoRA adapter{more}")
+    dropout = config.get("lora_dropout") or 0.0
+    if not isinstance(dropout, float | int) or not 0 <= dropout < 1:
+        raise SettingError(f"{path} has lora_dropout={dropout!r}; valid: 0 <= lora_dropout < 1")
+    return kind
+
+
+def _module(
+    path: Path, config: Mapping[str, Any], kind: str, name: str, parts: dict[str, Tensor], embedding: bool
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """({"Q", "lam", "P"}, the module's part of the description)."""
+    wanted = {"lora_A", "lora_B"} | ({"lora_E"} if kind == "svd" else set())
+    shapes = ", ".join(f"{part} {tuple(t.shape)}" for part, t in sorted(parts.items()))
+    if parts.keys() != wanted:
+        raise SettingError(f"{path} is damaged: {name} should have {' and '.join(sorted(wanted))} and has {shapes}")
+    A, B = parts["lora_A"], parts["lora_B"]
+    layer: dict[str, Any] = {"layer": CONV1D.name if config.get("fan_in_fan_out") else LINEAR.name}
+    if embedding:
+        layer = {"layer": EMBEDDING.name}
+    elif A.ndim == 4 and B.ndim == 4 and B.shape[2:] == (1, 1):
+        layer = {"layer": CONV2D.name, "kernel": list(A.shape[1:]), "dilation": [1, 1], "padding_mode": "zeros"}
+        A, B = A.flatten(1), B.flatten(1)
+    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
+        raise SettingError(f"{path} is damaged: the factors of {name} do not fit each other ({shapes})")
+    rank = len(A)
+    E = parts["lora_E"].flatten() if kind == "svd" else torch.ones_like(A[:, 0])
+    if len(E) != rank:
+        raise SettingError(f"{path} is damaged: the factors of {name} do not fit each other ({shapes})")
+    pattern = config.get("rank_pattern") or {}
+    if kind == "lora":
+        expected = _by_pattern(path, pattern, name, config.get("r", 8))
+    else:
+        kept = pattern.get(f"{name}.lora_E", [True] * rank)
+        if rank == len(kept) != sum(kept):  # the other triplets were never dropped
+            index = torch.tensor([i for i, keep in enumerate(kept) if keep], dtype=torch.long)
+            A, B, E = A[index], B[:, index], E[index]
+        expected = sum(kept)
+    if len(A) != expected:
+        raise SettingError(f"{path} is damaged: {name} has rank {rank} in one file, {expected!r} in the other")
+    info = {"rank": len(A), "start_rank": None, "scale": _scale(path, config, kind, name, len(A))}
+    return {"Q": A, "lam": E, "P": B.t()}, info | {"in_features": A.shape[1], "out_features": B.shape[0]} | layer
+
+
+def _scale(path: Path, config: Mapping[str, Any], kind: str, name: str, rank: int) -> float:
+    """s, as PEFT computes it; it must come out as a number above 0."""
+    try:
+        if kind == "svd":
+            alpha, initial = config.get("lora_alpha", 8), float(config.get("init_r", 12))
+            scale = (alpha if alpha > 0 else initial) / (initial + 1e-5)
+        else:
+            alpha = _by_pattern(path, config.get("alpha_pattern") or {}, name, config.get("lora_alpha", 8))
+            scale = float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
+    except (TypeError, ValueError, ZeroDivisionError):
+        scale = math.nan
+    if not 0 < scale < math.inf:
+        raise SettingError(f"{path} is damaged: lora_alpha, alpha_pattern or init_r gives no scale above 0 for {name}")
+    return scale
+
+
+def _by_pattern(path: Path, pattern: Mapping[str, Any], name: str, default: Any) -> Any:
+    """The first entry whose key, a regular expression, matches the end of the name."""
+    try:
+        return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    except (re.error, AttributeError):
+        raise SettingError(
+            f"{path} is damaged: rank_pattern or alpha_pattern is no map of regular expressions"
+        ) from None
+
+
+def _saved_module(path: Path, config: Mapping[str, Any], name: str) -> str:
+    """The outermost module of modules_to_save that a parameter belongs to."""
+    saved, parts = tuple(config.get("modules_to_save") or ()), name.split(".")
+    found = next((m for i in range(1, len(parts)) if saved and (m := ".".join(parts[:i])).endswith(saved)), None)
+    if found is None:
+        raise SettingError(f"{path} holds {name}, which is neither a LoRA factor nor in modules_to_save={list(saved)}")
+    return found

@@ -1,0 +1,109 @@
+"""What an adapter costs at inference: base, merged, unmerged LoRA, bottlenecks (as in the LoRA paper's Table 1).
+
+    python experiments/bench/inference.py --json experiments/results/inference_cpu.json
+    python experiments/bench/inference.py --models encoder_6x384 --batches 1x32 --rounds 5 --json /tmp/quick.json
+
+Every round runs one forward pass of each contender on the same batch; a ratio is the median of the rounds' ratios to
+the base, with its 95 % interval. `base_again` is a second copy of the base: what its ratio differs from 1 by is the
+noise. The bottlenecks have as many parameters as LoRA at r = 12. On the CPU the time is the process's own (one thread
+unless --threads), on CUDA it is measured with events.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from torch import nn
+
+import adarank
+from adarank.harness.files import write_json
+from adarank.harness.models import resolve_places, tiny
+from experiments.bench.pairs import interleave, machine, ratio
+from experiments.bench.step import timed
+from experiments.bench.workload import MODELS, RANK, batch, build
+
+CONTENDERS = ("base", "base_again", "merged", "lora", "adalora", "pfeiffer", "houlsby")
+
+
+def contender(which: str, base: nn.Module, name: str, linears: str) -> nn.Module:
+    """One of CONTENDERS over its own copy of `base`, as after training: no factor is 0."""
+    model = deepcopy(base)
+    if which in ("houlsby", "pfeiffer"):
+        places = resolve_places(tiny(MODELS[name][0]), which)
+        adarank.bottlenecks(model, places, RANK, linears, norms=False)
+    elif which in ("merged", "lora", "adalora"):
+        adarank.adapt(model, "svd" if which == "adalora" else "lora", rank=RANK, targets=linears)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad and which not in ("base", "base_again"):
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    if which == "merged":
+        adarank.merge(model)
+    return model.requires_grad_(False).eval()
+
+
+def forward(model: nn.Module, inputs: dict[str, Any]) -> Callable[[], None]:
+    @torch.inference_mode()
+    def run() -> None:
+        model(**inputs)
+
+    return run
+
+
+def bench(name: str, rows: int, tokens: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of every contender and its ratio to the base, on batches of rows × tokens."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
+    base, linears = build(name, dtype, options.device)
+    inputs = {"input_ids": batch(name, rows, tokens, options.device)["input_ids"]}
+    calls = {which: forward(contender(which, base, name, linears), inputs) for which in CONTENDERS}
+    work = {which: partial(timed, call, options.device) for which, call in calls.items()}
+    seconds = interleave(work, options.rounds, 3)
+    return {
+        "batch": [rows, tokens],
+        "rounds": options.rounds,
+        "median_ms": {which: 1000 * sorted(s)[len(s) // 2] for which, s in seconds.items()},
+        "ratios": {f"{which} / base": ratio(s, seconds["base"]) for which, s in seconds.items() if which != "base"},
+    }
+
+
+def _sizes(text: str) -> tuple[int, int]:
+    rows, _, tokens = text.partition("x")
+    return int(rows), int(tokens)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the findings to this file")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS)[:3])
+    parser.add_argument(
+        "--batches", nargs="+", type=_sizes, default=[(1, 128), (16, 64)], metavar="ROWSxTOKENS", help="1x128 16x64"
+    )
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in options.models:
+        found[name] = [bench(name, rows, tokens, options) for rows, tokens in options.batches]
+        for result in found[name]:
+            print(f"{name}, {result['batch'][0]} × {result['batch'][1]}: base {result['median_ms']['base']:.2f} ms")
+            for pair, value in result["ratios"].items():
+                print(f"  {pair:20s} {value['median']:.3f}  [{value['low']:.3f}, {value['high']:.3f}]")
+    if options.json:
+        setting = {key: getattr(options, key) for key in ("device", "dtype", "threads")}
+        write_json(options.json, {"machine": machine(), **setting, "models": found})
+        print(options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""docs/ecosystem.md: its examples run, and its table's tests exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import adarank
+from adarank.cli import main
+from tests.integrations.models import bert
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "ecosystem.md").read_text(encoding="utf-8")
+SNIPPETS = dict(re.findall(r"```python (\w+)\n(.*?)```", PAGE, re.DOTALL))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder to run in, with base/ and adapter/; returns the names that the examples use."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    bert().save_pretrained("base")
+    model = transformers.BertForSequenceClassification.from_pretrained("base").eval()
+    adapters = adarank.adapt(model, rank=3, targets=["query", "value"])
+    with torch.no_grad():
+        for i, adapter in enumerate(adapters.values()):
+            adapter.lam.normal_()
+            adapter.mask[:i] = False
+    adarank.save_adapter(model, "adapter")
+    narrow = transformers.BertConfig.from_pretrained("base", hidden_size=16)
+    other = transformers.BertForSequenceClassification(narrow)
+    batch = {"input_ids": torch.tensor([[2, 7, 9, 4]])}
+    return {"model": model, "other_model": other, "batch": batch, "adarank": adarank}
+
+
+def run(name, names):
+    exec(compile(SNIPPETS[name], f"docs/ecosystem.md {name}", "exec"), names)
+
+
+def logits(model, names):
+    with torch.no_grad():
+        return model.eval()(**names["batch"]).logits
+
+
+def test_to_peft_and_from_peft(here):
+    expected = logits(here["model"], here)
+    run("to_peft", here)
+    run("from_peft", here)
+    torch.testing.assert_close(logits(here["base"], here), expected, rtol=1e-5, atol=1e-6)
+    assert sorted(adarank.ranks(here["base"]).values()) == [1, 2, 3]  # rank 0 is no target
+    run("uniform", here)
+    again = transformers.BertForSequenceClassification.from_pretrained("base")
+    adarank.from_peft(again, "one_rank")
+    assert set(adarank.ranks(again).values()) == {3}
+    torch.testing.assert_close(logits(again, here), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_merge(here):
+    expected = logits(here["model"], here)
+    run("merge", here)
+    torch.testing.assert_close(logits(here["model"], here), expected, rtol=1e-5, atol=1e-6)
+    merged = transformers.AutoModelForSequenceClassification.from_pretrained("merged")
+    torch.testing.assert_close(logits(merged, here), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_refusal_names_the_shapes(here, capsys):
+    run("refusal", here)
+    assert "is 32 → 32 there, 16 → 16 here" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("here")
+def test_the_commands(capsys):
+    block = next(code for code in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if "inspect" in code)
+    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+    for words in lines:
+        assert words[:3] == ["python", "-m", "adarank"]
+        assert main(["adapter" if word == "FOLDER" else word for word in words[3:]]) == 0
+    assert [words[3] for words in lines] == ["inspect", "merge", "export", "compress"]
+    assert "lost" in capsys.readouterr().out
+    assert all((Path(name)).is_dir() for name in ("merged", "lora", "small"))
+
+
+def test_every_example_is_run():
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert set(SNIPPETS) == set(re.findall(r'run\("(\w+)"', source))
+
+
+def test_every_test_that_the_table_names_exists():
+    table = PAGE[PAGE.index("## Beside PEFT's own AdaLoRA") :]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "`test" in line]
+    assert len(rows) >= 10
+    for row in rows:
+        cells = [cell for cell in row.strip("|").split("|")[1:] if cell.strip() not in ("", "–")]
+        assert len(cells) == 2
+        for cell in cells:
+            name = re.findall(r"`(test\w+)`", cell)
+            assert name, f"no test is named in: {cell}"
+            found = [
+                p for p in (ROOT / "tests").rglob("test_*.py") if f"def {name[-1]}(" in p.read_text(encoding="utf-8")
+            ]
+            assert found, f"{name[-1]} does not exist"

@@ -1,0 +1,197 @@
+"""Exported adapters, loaded by PEFT itself in a separate process onto a freshly saved base: the same logits."""
+
+import copy
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import adarank
+from adarank import SettingError
+from adarank.harness.models import tiny
+from tests.conftest import Net
+from tests.integrations.conftest import run_side
+from tests.integrations.models import vit
+
+ARCHITECTURES = ("bert", "deberta_v2", "gpt2", "llama", "t5", "vit", "roberta", "distilbert")
+
+
+def built(arch):
+    torch.manual_seed(0)
+    if arch == "vit":
+        return vit(), {"pixel_values": torch.randn(3, 3, 16, 16)}
+    ids = torch.randint(4, 200, (3, 9))
+    ids[:, -1] = 3  # the end token, by which encoder-decoders pool
+    return tiny(arch, width=32, layers=2).build(3).model, {"input_ids": ids}
+
+
+def head(model):
+    return [n for n, c in model.named_children() if c is not model.base_model and any(True for _ in c.parameters())]
+
+
+@torch.no_grad()
+def disturb(model, adapters, pruned=True):
+    """As if trained: other factors, uneven ranks with 0 among them, another head."""
+    for i, adapter in enumerate(adapters.values()):
+        for parameter in (adapter.Q, adapter.P, adapter.lam):
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        if pruned:
+            adapter.mask[: i % (adapter.rank + 1)] = False
+    inside = {id(p) for a in adapters.values() for p in a.parameters()}
+    for parameter in model.parameters():
+        if parameter.requires_grad and id(parameter) not in inside:
+            parameter.add_(0.2 * torch.randn_like(parameter))
+
+
+def cases():
+    for arch in ARCHITECTURES:
+        yield arch, arch, {"adapter": "svd", "rank": 3}, {}
+    yield "lora", "bert", {"adapter": "lora", "rank": 3, "alpha": 5.0}, {}
+    yield "rslora", "llama", {"adapter": "lora", "rank": 4, "alpha": 5.0, "rslora": True}, {}
+    for init in ("pissa", "olora"):
+        yield init, "bert", {"adapter": "svd" if init == "pissa" else "lora", "rank": 3, "init": init}, {}
+    yield "pissa_gpt2", "gpt2", {"adapter": "lora", "rank": 3, "init": "pissa"}, {}
+    yield "embedding", "bert", {"rank": 3, "targets": ["word_embeddings", "query"]}, {}
+    yield "convolution", "vit", {"rank": 3, "targets": ["projection", "q_proj"]}, {}
+    yield "uniform", "llama", {"rank": 3, "train": []}, {"uniform_rank": True}
+    yield "uniform_pissa", "bert", {"rank": 3, "init": "pissa", "train": []}, {"uniform_rank": True}
+    yield "no_head", "bert", {"rank": 3, "train": []}, {}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    pytest.importorskip("peft")
+    folder, found = tmp_path_factory.mktemp("exported"), {}
+    for name, arch, options, export in cases():
+        model, inputs = built(arch)
+        model.eval()
+        (folder / name).mkdir()
+        model.save_pretrained(folder / name / "base")
+        (folder / name / "class.txt").write_text(type(model).__name__)
+        save_file(inputs, folder / name / "inputs.safetensors")
+        with torch.no_grad():
+            before = model(**inputs).logits
+            adapters = adarank.adapt(model, **{"train": head(model), **options})
+            disturb(model, adapters)
+            after = model(**inputs).logits
+        adarank.to_peft(model, folder / name / "adapter", **export)
+        found[name] = (adarank.ranks(model), before, after)
+    run_side("load", folder)
+    return folder, found
+
+
+@pytest.mark.filterwarnings("ignore:no adapter can wrap")
+@pytest.mark.parametrize("name", [case[0] for case in cases()])
+def test_peft_computes_the_same_logits(exported, name):
+    folder, found = exported
+    ranks, before, after = found[name]
+    there = load_file(folder / name / "logits.safetensors")["logits"]
+    size = after.abs().max()
+    assert (after - before).abs().max() > 1e-2 * size  # or nothing would be shown
+    assert (there - after).abs().max() <= 1e-5 * size
+    assert 0 in ranks.values() or len(ranks) < 4
+    config = json.loads((folder / name / "adapter" / "adapter_config.json").read_text())
+    if "pissa" not in name and "olora" not in name:
+        assert config["target_modules"] == [n for n, r in ranks.items() if r]
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "llama"])
+def test_a_classifier_s_head_goes_where_peft_looks_for_it(exported, name):
+    folder, _ = exported
+    config = json.loads((folder / name / "adapter" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["score" if name == "llama" else "classifier"]
+    assert (folder / name / "kind.txt").read_text() == "PeftModelForSequenceClassification"
+
+
+def test_a_changed_base_costs_at_most_twice_the_rank_and_an_unchanged_adapter_nothing(exported, tmp_path):
+    folder, found = exported
+    tensors = load_file(folder / "pissa" / "adapter" / "adapter_model.safetensors")
+    ranks = {key: len(t) for key, t in tensors.items() if key.endswith("lora_A.weight")}
+    assert len(ranks) == len(found["pissa"][0])  # a module whose triplets are all pruned still takes ΔW₀ back
+    assert set(ranks.values()) <= {3, 4, 5, 6}
+    model, _ = built("bert")
+    adarank.adapt(model, rank=3, init="pissa")
+    with pytest.raises(SettingError, match="every module's rank is 0"):
+        adarank.to_peft(model, tmp_path)
+
+
+def test_uniform_rank_is_one_rank_without_patterns(exported):
+    folder, found = exported
+    config = json.loads((folder / "uniform" / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["rank_pattern"], config["modules_to_save"]) == (3, 3, {}, None)
+    tensors = load_file(folder / "uniform" / "adapter" / "adapter_model.safetensors")
+    assert {t.shape[0] for key, t in tensors.items() if "lora_A" in key} == {3}
+    assert len(set(found["uniform"][0].values())) == 4
+
+
+class Dotless(nn.Module):
+    """Two modules whose names a pattern with unescaped dots would confuse."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.Linear(8, 8)}), "a_b": nn.Linear(8, 8)})
+
+    def forward(self, x):
+        return self.layers["a_b"](self.layers["a"]["b"](x))
+
+
+def test_pattern_keys_are_escaped(tmp_path):
+    model = Dotless()
+    adapters = adarank.adapt(model, rank={"layers.a.b": 2, "layers.a_b": 3}, targets=["b", "a_b"])
+    disturb(model, adapters, pruned=False)
+    adarank.to_peft(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["rank_pattern"] == config["alpha_pattern"] == {r"layers\.a_b": 3}
+
+
+def refused(model, folder, **options):
+    with pytest.raises(SettingError) as error:
+        adarank.to_peft(model, folder / "out", **options)
+    assert not (folder / "out").exists()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_a_lora_folder_cannot_hold_is_refused(net, tmp_path):
+    plain = copy.deepcopy(net)
+    adarank.bottlenecks(plain, ["down"], 2)
+    assert "bottleneck adapter cannot be exported to PEFT" in refused(plain, tmp_path)
+    biases = copy.deepcopy(net)
+    adarank.bitfit(biases, train=["head"])
+    assert "no low-rank adapter to export" in refused(biases, tmp_path)
+    disturb(net, adarank.adapt(net, rank=2, train=["head"]), pruned=False)
+    assert "head.weight was trained whole; use adarank.merge" in refused(net, tmp_path, uniform_rank=True)
+    net.embed.bias.requires_grad_(True)
+    assert "of embed only a part was trained (embed.bias); use adarank.merge" in refused(net, tmp_path)
+    net.embed.bias.requires_grad_(False)
+    adarank.merge(net)
+    assert "call adarank.unmerge first" in refused(net, tmp_path)
+
+
+def test_names_that_peft_would_mix_up_are_refused(tmp_path):
+    net = Net()
+    net.pre_head = nn.Linear(12, 12)
+    disturb(net, adarank.adapt(net, rank=2, train=["head"]), pruned=False)
+    assert "PEFT would take pre_head for head" in refused(net, tmp_path)
+    model, _ = built("distilbert")
+    disturb(model, adarank.adapt(model, rank=2, train=["classifier"]), pruned=False)
+    assert "PEFT would take pre_classifier for classifier" in refused(model, tmp_path)
+
+
+def test_a_dilated_convolution_is_refused(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, dilation=2))
+    disturb(model, adarank.adapt(model, rank=2, targets=["0"]), pruned=False)
+    assert "dilation=[2, 2]" in refused(model, tmp_path)
+
+
+def test_an_exported_causal_lm_says_what_it_is(tmp_path):
+    config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=0)
+    model = transformers.GPT2LMHeadModel(config)
+    disturb(model, adarank.adapt(model, rank=2), pruned=False)
+    adarank.to_peft(model, tmp_path)
+    found = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (found["task_type"], found["fan_in_fan_out"]) == ("CAUSAL_LM", True)
