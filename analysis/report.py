@@ -1,4 +1,4 @@
-"""The report: OUT/report/index.html, complete in itself, and its figures as PNG files beside it.
+"""The report: OUT/report/index.html, complete in itself, and beside it its figures (PNG) and tables (.md, .tex).
 
 python analysis/report.py OUT
 """
@@ -16,7 +16,8 @@ from urllib.parse import quote
 if __package__ in (None, ""):  # run as a script, sys.path[0] is analysis/: the repository's root belongs there
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from analysis import cells
+from analysis import cells, export
+from analysis.across import across
 from analysis.load import FolderError, Run, read_lines, read_runs
 from analysis.plots import budget, learning_curves, parameters, rank_map
 from analysis.tables import Row, Table, tables
@@ -41,9 +42,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A table with its pictures, and the notes that belong below it."""
+    """A table with the smaller ones below it, its pictures, and the notes that belong below it."""
 
     table: Table
+    grids: tuple[cells.Grid, ...]
     pictures: tuple[Picture, ...]
     notes: tuple[str, ...]
 
@@ -65,7 +67,7 @@ def state_counts(runs: Sequence[Run]) -> str:
 
 
 def write_report(out: Path, runs: Sequence[Run], found: Sequence[Table]) -> Path:
-    """Write OUT/report/ with the page and its pictures, replacing what is there; returns the page's path."""
+    """Write OUT/report/ with the page, its pictures and tables, replacing what is there; returns the page's path."""
     import jinja2
 
     folder = out / "report"
@@ -74,11 +76,16 @@ def write_report(out: Path, runs: Sequence[Run], found: Sequence[Table]) -> Path
     pictures = [picture for section in sections for picture in section.pictures]
     for picture in pictures:
         _write(folder / picture.name, picture.png)
+    over_tasks = [cells.across_grid(one) for one in across(found)]
+    grids = [grid for section in sections for grid in (cells.main_grid(section.table), *section.grids)] + over_tasks
+    _write(folder / "tables.md", export.markdown(grids).encode())
+    _write(folder / "tables.tex", export.latex(grids).encode())
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.get_template("report.html.j2").render(
         name=out.resolve().name,
         sections=sections,
+        across=over_tasks,
         counts=state_counts(runs),
         uncounted=[run for run in runs if run.state != "finished"],
         cells=cells,
@@ -126,7 +133,7 @@ def make_section(table: Table, suffix: str) -> Section:
         ),
     ]
     pictures = tuple(picture for picture in drawn if picture is not None)
-    return Section(table, pictures, (*cells.notes(table), *damaged, *damaged_too))
+    return Section(table, tuple(cells.grids(table)), pictures, (*cells.notes(table), *damaged, *damaged_too))
 
 
 def main(arguments: Sequence[str], show: bool = False) -> int:
@@ -152,6 +159,7 @@ def main(arguments: Sequence[str], show: bool = False) -> int:
 def as_text(runs: Sequence[Run], found: Sequence[Table]) -> str:
     """Everything for the terminal: the tables, the runs that do not count with their reasons, the legend."""
     parts = [cells.as_text(table) for table in found]
+    parts += [cells.grid_text(cells.across_grid(one)) for one in across(found)]
     uncounted = [f"  {run.name}: {run.state}, {run.reason}" for run in runs if run.state != "finished"]
     if uncounted:
         parts.append("\n".join([f"Not counted ({state_counts(runs)}):", *uncounted]))

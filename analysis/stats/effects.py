@@ -31,7 +31,7 @@ def hedges_g(differences: ArrayLike) -> float | None:
     Hedges 1981, with the exact factor Γ(f/2) / (√(f/2) Γ((f-1)/2)), f = pairs - tasks. None where f < 2 or nothing
     varies.
     """
-    mean, error, freedom, spread = _moments(differences)
+    mean, _, freedom, spread = _moments(differences)
     if freedom < 2 or not spread:
         return None
     half = freedom / 2

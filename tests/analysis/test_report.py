@@ -56,8 +56,11 @@ def test_the_page_holds_every_cell_and_verdict(quickstart):
         for name, cell in zip(cells.header(table), cells.cells(table, row), strict=True):
             assert name in page.words
             assert cell in page.words
-    assert len(cells.verdict_lines(table)) == 2
-    for line in [*cells.verdict_lines(table), *cells.notes(table), *cells.LEGEND]:
+    verdict_grid, budget_grid = cells.grids(table)
+    assert (len(verdict_grid.rows), len(budget_grid.rows)) == (2, 2)
+    for grid in (verdict_grid, budget_grid):
+        assert {grid.title, *grid.header, *(cell for row in grid.rows for cell in row)} <= set(page.words)
+    for line in [*cells.notes(table), *cells.LEGEND]:
         assert line in page.text
     assert "95% t interval" in page.text
     assert "metric.test" in page.text
@@ -67,7 +70,8 @@ def test_the_page_holds_every_cell_and_verdict(quickstart):
 def test_the_page_needs_nothing_else(quickstart):
     page = write(quickstart)
     source = (quickstart / "report" / "index.html").read_text()
-    assert page.tags.isdisjoint({"link", "script", "iframe", "object"})
+    assert page.tags.isdisjoint({"link", "iframe", "object"})
+    assert "<script src" not in source
     assert all(image["src"].startswith("data:image/png;base64,") for image in page.images)
     targets = [target for target in URL.findall(source) if not target.startswith("data:image/png;base64,")]
     assert targets
@@ -85,7 +89,8 @@ def test_pictures_are_the_files_beside_the_page_and_not_blank(quickstart):
     page = write(quickstart)
     files = sorted(path.name for path in (quickstart / "report").iterdir())
     rank_map = next(name for name in files if name.startswith("rank_map_adalora-"))
-    assert files == ["budget.png", "index.html", "learning_curves.png", "parameters.png", rank_map]
+    pictures = ["budget.png", "learning_curves.png", "parameters.png", rank_map]
+    assert files == sorted(["index.html", "tables.md", "tables.tex", *pictures])
     embedded = {base64.b64decode(image["src"].partition(",")[2]) for image in page.images}
     assert embedded == {(quickstart / "report" / name).read_bytes() for name in files if name.endswith(".png")}
     for png in embedded:
