@@ -20,6 +20,7 @@ LEGEND = (
     "budget: triplets of all modules together, at creation, averaged over the steps, at the end; parameters as in kept; "
     "in brackets relative to the LoRA row. A configuration may match LoRA's in one count and not in the others.",
     "difference: mean over the pairs of a seed on a task, with its BCa bootstrap interval (none below 4 pairs of one task).",
+    "Of several learning rates of one configuration only the best on dev is set against LoRA, at LoRA's own best.",
     "p: two-sided sign-flip test, flipped within the task; in brackets after Holm's correction over the table; attainable: "
     "the smallest corrected p that the pairs could have reached. Where that exceeds 0.05 nothing is decided, whatever p is.",
     "equivalent: Holm-corrected p of two one-sided paired t tests that the mean difference lies within half a point (0.005).",

@@ -19,8 +19,19 @@ if __package__ in (None, ""):  # run as a script, sys.path[0] is analysis/: the 
 from analysis import cells, export
 from analysis.across import across
 from analysis.load import FolderError, Run, read_lines, read_runs
-from analysis.plots import budget, learning_curves, parameters, rank_map
+from analysis.plots import (
+    agreement,
+    budget,
+    forest,
+    learning_curves,
+    learning_rates,
+    pareto,
+    rank_map,
+    scores,
+    trajectories,
+)
 from analysis.tables import Row, Table, tables
+from analysis.verdicts import MARGIN, unit_scale, verdicts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,23 +116,56 @@ def make_section(table: Table, suffix: str) -> Section:
     metrics, damaged = _records(rows, "metrics.jsonl")
     allocations, damaged_too = _records(adaptive, "allocations.jsonl")
     chosen = "" if len(rows) == len(table.rows) else " Of every method only the configuration that is best on dev."
+    if len({row.method for row in table.rows}) > len(rows):
+        chosen += f" LoRA and the {len(rows) - 1} best on dev of the others."
+    margin = MARGIN if unit_scale(table) else None
     drawn = [
+        _picture(
+            f"forest{suffix}",
+            "Every configuration against LoRA: mean difference over common seeds and its 95% BCa interval"
+            + (f"; the band is ±{margin:g}." if margin else "."),
+            forest.draw(verdicts(table), table.metric, margin),
+        ),
         _picture(
             f"learning_curves{suffix}",
             f"Learning curves: {table.metric} on dev and training loss against the step. Thick: mean over seeds; "
             f"thin: each seed.{chosen}",
             learning_curves.draw(table, rows, metrics),
         ),
+        *(
+            _picture(
+                f"{name}{suffix}",
+                f"What {name} buys: {table.metric} on {table.split} against it; dots are seeds, bars 95% t intervals of "
+                "their mean (few seeds: wider than the frame). Grey: the front, which no configuration beats at its cost.",
+                pareto.draw(table, cost),
+            )
+            for name, cost in pareto.COSTS.items()
+        ),
         _picture(
-            f"parameters{suffix}",
-            f"What parameters buy: {table.metric} on {table.split} against the parameters kept; dots are "
-            "seeds, bars 95% t intervals of their mean (few seeds: wider than the frame).",
-            parameters.draw(table),
+            f"learning_rates{suffix}",
+            f"Learning rates: best {table.metric} on dev over each method's grid, the chosen rate ringed.",
+            learning_rates.draw(table),
         ),
         _picture(
             f"budget{suffix}",
             f"How the budget fell: mean rank per module after each allocation.{chosen}",
             budget.draw(table, adaptive, allocations),
+        ),
+        _picture(
+            f"agreement{suffix}",
+            "Whether the seeds agree on where the rank goes: correlation of their final rank maps, and its chance level.",
+            agreement.draw(table, [row for row in table.rows if row.adaptive]),
+        ),
+        _picture(
+            f"trajectories{suffix}",
+            f"Rank trajectories: every module's rank from creation to the end, one seed each.{chosen}",
+            trajectories.draw(table, adaptive, allocations),
+        ),
+        _picture(
+            f"scores{suffix}",
+            "Scores at the last allocation, one seed each. Thin: from the smallest to the largest of a module; thick: the "
+            f"middle half; mark: median.{chosen}",
+            scores.draw(table, adaptive, allocations),
         ),
         *(
             _picture(

@@ -95,14 +95,28 @@ class Table:
         return sorted(rows, key=lambda row: (row.best is None, sign * (row.best or 0.0)))
 
     @property
+    def tuned(self) -> tuple[Row, ...]:
+        """The rows to be judged: of those that differ in the learning rate alone, the one that is best on dev.
+
+        A trial of a search is no method of its own: judged too, it would only make the others' correction harder.
+        """
+        best: dict[Any, Row] = {}
+        for row in self.best_first(self.rows):
+            rest = sorted(item for item in row.settings.items() if _visible(item[0]) and item[0] != "train.lr")
+            alone = None if row.settings else row.configuration  # what cannot be read is like nothing else
+            best.setdefault((row.method, row.initial_rank, formats.rank(row.final_rank), alone, *rest), row)
+        return tuple(row for row in self.rows if row in best.values())
+
+    @property
     def shown(self) -> tuple[Row, ...]:
-        """The rows for figures that hold FEW of them: all, or the best on dev of every method."""
+        """The rows for figures that hold FEW of them: all, or of every method the best on dev, LoRA and the best first."""
         if len(self.rows) <= FEW:
             return self.rows
         best: dict[str, Row] = {}
         for row in self.best_first(self.rows):
             best.setdefault(row.method, row)
-        return tuple(row for row in self.rows if row in best.values())
+        chosen = sorted(best.values(), key=lambda row: row.method != REFERENCE)[:FEW]  # stable: the best stay in front
+        return tuple(row for row in self.rows if row in chosen)
 
 
 def tables(runs: Iterable[Run]) -> list[Table]:

@@ -54,8 +54,9 @@ class Verdict:
 
 
 def verdicts(table: Table) -> list[Verdict]:
-    """The verdict on every row of `table` that is not itself LoRA, none where there is no LoRA row."""
-    pairs = [(row, reference) for row, reference in table.references.items() if row is not reference]
+    """The verdict on every tuned row of `table` that is not itself LoRA, none where there is no LoRA row."""
+    references = table.references
+    pairs = [(row, references[row]) for row in table.tuned if references and row is not references[row]]
     found = [compare(table.labels[row], table.labels[other], [(row, other)]) for row, other in pairs]
     return judge(found, MARGIN if unit_scale(table) else None, table.higher_is_better)
 

@@ -89,7 +89,8 @@ def test_pictures_are_the_files_beside_the_page_and_not_blank(quickstart):
     page = write(quickstart)
     files = sorted(path.name for path in (quickstart / "report").iterdir())
     rank_map = next(name for name in files if name.startswith("rank_map_adalora-"))
-    pictures = ["budget.png", "learning_curves.png", "parameters.png", rank_map]
+    names = "agreement budget forest learning_curves memory parameters time trajectories"
+    pictures = [*(f"{name}.png" for name in names.split()), rank_map]
     assert files == sorted(["index.html", "tables.md", "tables.tex", *pictures])
     embedded = {base64.b64decode(image["src"].partition(",")[2]) for image in page.images}
     assert embedded == {(quickstart / "report" / name).read_bytes() for name in files if name.endswith(".png")}

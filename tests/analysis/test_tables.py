@@ -172,6 +172,13 @@ def test_many_rows_leave_the_best_of_each_method_to_the_figures(tmp_path, write_
         assert row.best == max(other.best for other in table.rows if other.method == row.method)
 
 
+def test_more_methods_than_a_figure_holds_leave_lora_and_the_best(tmp_path, write_run):
+    for place, method in enumerate("abcdefghij"):
+        write_run(tmp_path, method, 0, metric__best=0.5 + place / 100)
+    write_run(tmp_path, "lora", 0, metric__best=0.1)
+    assert [row.method for row in only(tmp_path).shown] == ["lora", *"defghij"]
+
+
 def test_adaptive_means_that_ranks_moved(quickstart):
     assert [row.adaptive for row in only(quickstart).rows] == [False, False, True]
 

@@ -107,3 +107,20 @@ def test_no_common_seed(tmp_path, write_run):
     assert verdict.text == "cannot be decided with 0 pairs"
     assert (verdict.difference, verdict.interval, verdict.p, verdict.effect) == (None, None, 1.0, None)
     assert "nan" not in " ".join(room.cells(verdict)).lower()
+
+
+def test_the_trials_of_a_search_are_not_comparisons_of_their_own(tmp_path, write_run):
+    pair(tmp_path, write_run, CLEAR)
+    for seed in range(6):
+        for lr, best in ((0.02, 0.1), (0.05, 0.2)):
+            write_run(tmp_path, "adalora", seed, config={"train.lr": lr}, metric__best=best, metric__test=0.5)
+    (verdict,) = judge(tmp_path).values()
+    assert verdict.comparison.label == "adalora 12 → 8, lr 0.01"
+    assert (verdict.text, verdict.holm) == ("adalora better", 0.03125)
+
+
+def test_another_setting_is_a_comparison_of_its_own(tmp_path, write_run):
+    pair(tmp_path, write_run, CLEAR)
+    for seed in range(6):
+        write_run(tmp_path, "adalora", seed, config={"train.clip": 0.5})
+    assert len(judge(tmp_path)) == 2
