@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from analysis import budgets, formats, verdicts
+from analysis import budgets, formats, probe, verdicts
 from analysis.across import Across
 from analysis.cautions import cautions
 from analysis.tables import Row, Table, relative_time
@@ -69,7 +69,7 @@ def main_grid(table: Table) -> Grid:
 
 
 def grids(table: Table) -> list[Grid]:
-    """What belongs below the table: the verdicts, and the budgets counted four ways."""
+    """What belongs below the table: the verdicts, the budgets counted four ways, what the scores are worth."""
     found = []
     if judged := verdicts.verdicts(table):
         where = "test" if table.split == "test" else "last dev value"
@@ -79,6 +79,9 @@ def grids(table: Table) -> list[Grid]:
     if rows:
         title = "The budget, counted four ways"
         found.append(Grid(title, ["method", *budgets.NAMES], [_budget_cells(table, row) for row in rows]))
+    if worth := probe.rows(table):
+        title = "Do the scores mean anything? Each beside the rise of the dev loss without the triplet"
+        found.append(Grid(title, probe.HEADER, worth))
     return found
 
 

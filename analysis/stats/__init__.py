@@ -4,6 +4,7 @@ intervals: t and bootstrap; paired: tests on task × seed pairs; effects: how la
 orders agree. scipy.special only (scipy.stats takes 1.7 s to import).
 """
 
+from analysis.stats import ranks
 from analysis.stats.effects import hedges_g, minimum_detectable, probability_of_improvement, tost_p
 from analysis.stats.intervals import bootstrap_interval, iqm, mean_interval, task_mean
 from analysis.stats.paired import attainable, holm, sign_flip_p, smallest_p, wilcoxon_p
@@ -20,6 +21,7 @@ __all__ = [
     "mean_interval",
     "minimum_detectable",
     "probability_of_improvement",
+    "ranks",
     "sign_flip_p",
     "smallest_p",
     "spearman",

@@ -28,7 +28,7 @@ def top_overlap(x: ArrayLike, y: ArrayLike, top: int) -> float:
 
     Ties at the border count in parts, as if it were drawn by lot. Raises ValueError unless 1 <= top <= n.
     """
-    a, b = (_membership(np.asarray(v, dtype=np.float64), top) for v in (x, y))
+    a, b = (membership(np.asarray(v, dtype=np.float64), top) for v in (x, y))
     return float(a @ b / top)
 
 
@@ -57,7 +57,7 @@ def _standard(x: NDArray[np.float64]) -> NDArray[np.float64] | None:
     return centred / length if length > 0 else None
 
 
-def _membership(x: NDArray[np.float64], top: int) -> NDArray[np.float64]:
+def membership(x: NDArray[np.float64], top: int) -> NDArray[np.float64]:
     """How far each of `x` [n] belongs to its `top` largest: 1, 0, or the share of its lot at the border."""
     if not 1 <= top <= x.size:
         raise ValueError(f"The top {top} of {x.size} values is undefined.")
