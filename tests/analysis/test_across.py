@@ -16,6 +16,7 @@ def write_tasks(out, write_run, tasks, seeds, gain=0.02, **changes):
             write_run(out, "adalora", seed, config={"task": task}, task=task, metric__test=better, **changes)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_six_pairs_from_two_tasks_decide_what_three_of_each_cannot(tmp_path, write_run):
     write_tasks(tmp_path, write_run, ("cola", "sst2"), 3)
     found = tables(read_runs(tmp_path))

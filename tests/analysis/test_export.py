@@ -25,6 +25,7 @@ def test_latex_escapes_what_it_would_take_for_commands():
     assert text.count(r"\begin{") == text.count(r"\end{") == 2
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_files_beside_the_page_hold_the_tables(quickstart):
     runs, found = load(quickstart)
     folder = write_report(quickstart, runs, found).parent

@@ -39,6 +39,7 @@ def test_correlation_and_overlap_with_their_intervals(quickstart):
     assert constant.overlap == pytest.approx(0.25)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_report_has_a_line_for_every_score_and_run(quickstart):
     write(quickstart)
     (table,) = tables(read_runs(quickstart))

@@ -15,6 +15,7 @@ from PIL import Image
 from analysis import cells, report
 from analysis.load import read_runs
 from analysis.tables import tables
+from tests.analysis.conftest import write_quickstart
 
 ANALYSIS = Path(report.__file__).parent
 URL = re.compile(r'(?:src|href|url|data|action)\s*[=(]\s*["\']?([^"\'>)\s]+)')
@@ -44,13 +45,20 @@ class Page(HTMLParser):
         return " ".join(self.words)
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """full, LoRA 8 and AdaLoRA 12 → 8 with their page, for tests that only read; (folder, page)."""
+    out = write_quickstart(tmp_path_factory.mktemp("written") / "runs")
+    return out, write(out)
+
+
 def write(out):
     runs, found = report.load(out)
     return Page(report.write_report(out, runs, found))
 
 
-def test_the_page_holds_every_cell_and_verdict(quickstart):
-    page = write(quickstart)
+def test_the_page_holds_every_cell_and_verdict(written):
+    quickstart, page = written
     (table,) = tables(read_runs(quickstart))
     for row in table.rows:
         for name, cell in zip(cells.header(table), cells.cells(table, row), strict=True):
@@ -67,8 +75,8 @@ def test_the_page_holds_every_cell_and_verdict(quickstart):
     assert "6 finished" in page.text
 
 
-def test_the_page_needs_nothing_else(quickstart):
-    page = write(quickstart)
+def test_the_page_needs_nothing_else(written):
+    quickstart, page = written
     source = (quickstart / "report" / "index.html").read_text()
     assert page.tags.isdisjoint({"link", "iframe", "object"})
     assert "<script src" not in source
@@ -79,14 +87,14 @@ def test_the_page_needs_nothing_else(quickstart):
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", source)
 
 
-def test_every_run_is_linked(quickstart):
-    page = write(quickstart)
+def test_every_run_is_linked(written):
+    quickstart, page = written
     folders = {(quickstart / "report" / unquote(link)).resolve() for link in page.links}
     assert folders == {run.folder.resolve() for run in read_runs(quickstart)}
 
 
-def test_pictures_are_the_files_beside_the_page_and_not_blank(quickstart):
-    page = write(quickstart)
+def test_pictures_are_the_files_beside_the_page_and_not_blank(written):
+    quickstart, page = written
     files = sorted(path.name for path in (quickstart / "report").iterdir())
     rank_map = next(name for name in files if name.startswith("rank_map_adalora-"))
     names = "agreement budget forest learning_curves memory parameters time trajectories"
@@ -101,6 +109,7 @@ def test_pictures_are_the_files_beside_the_page_and_not_blank(quickstart):
     assert all(len(image["alt"]) > 20 for image in page.images)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_uncounted_runs_are_listed_with_their_reasons(quickstart, write_run):
     failed = write_run(quickstart, "lora", 5)
     (failed / "status.json").write_text(json.dumps({"state": "failed", "error": "Out of memory at <step> 3 & gone."}))
@@ -113,6 +122,7 @@ def test_uncounted_runs_are_listed_with_their_reasons(quickstart, write_run):
     assert "6 finished, 1 corrupt, 1 failed" in page.text
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_damaged_records_are_told(quickstart):
     (folder,) = quickstart.glob("lora-*-s0")
     with (folder / "metrics.jsonl").open("a") as file:
@@ -190,6 +200,7 @@ def test_bad_folders_are_one_sentence_and_status_2(tmp_path, write_run, capsys, 
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_report_that_cannot_be_written_is_status_2_after_the_table(quickstart, capsys):
     (quickstart / "report").write_text("a file stands where the folder should be")
     assert report.main([str(quickstart)], show=True) == 2
