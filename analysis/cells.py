@@ -11,20 +11,20 @@ from analysis.tables import Row, Table, relative_time
 LEGEND = (
     "± is the half-width of a 95% t interval of the mean over the n seeds; one seed gives no interval.",
     "The metric is metric.test of the run's summary, or its last dev value where there is no test split.",
-    "best dev: mean of the best dev values, an optimistic number: the best of several evaluations was picked; test is "
-    "measured at that checkpoint. last dev: mean of the dev values after the last step.",
+    "best dev: mean of the best dev values, an optimistic number: the best of several evaluations was picked; "
+    "test is measured at that checkpoint. last dev: mean of the dev values after the last step.",
     "mean rank: per module, from creation to the end. triplets: kept at the end, all modules together.",
     "kept: parameters a finished model needs beyond its frozen base, head included; in full fine-tuning all of them.",
     "step: median over seeds; ÷ LoRA: relative to the LoRA row with the same rank and most settings in common.",
     "peak: the largest peak memory of the seeds. – means that there is no such number.",
-    "budget: triplets of all modules together, at creation, averaged over the steps, at the end; parameters as in kept; "
-    "in brackets relative to the LoRA row. A configuration may match LoRA's in one count and not in the others.",
-    "difference: mean over the pairs of a seed on a task, with its BCa bootstrap interval (none below 4 pairs of one task).",
+    "budget: triplets of all modules together, at creation, averaged over the steps, at the end; parameters as in "
+    "kept; in brackets relative to the LoRA row. A configuration may match LoRA's in one count and not in the others.",
+    "difference: mean over the pairs of a seed on a task, with its BCa interval (none below 4 pairs of a task).",
     "Of several learning rates of one configuration only the best on dev is set against LoRA, at LoRA's own best.",
-    "p: two-sided sign-flip test, flipped within the task; in brackets after Holm's correction over the table; attainable: "
-    "the smallest corrected p that the pairs could have reached. Where that exceeds 0.05 nothing is decided, whatever p is.",
-    "equivalent: Holm-corrected p of two one-sided paired t tests that the mean difference lies within half a point (0.005).",
-    "detectable: the true difference that a t test would find four times in five, at this n and spread, after correction.",
+    "p: two-sided sign-flip test, flipped within the task; in brackets after Holm's correction over the table; "
+    "attainable: the smallest corrected p that the pairs could have reached. Above 0.05 nothing is decided.",
+    "equivalent: Holm-corrected p of two one-sided paired t tests: the mean difference is within half a point (0.005).",
+    "detectable: the true difference that a t test would find four times in five, at this n and spread, corrected.",
     "g: Hedges' g, paired. P(better): the chance that one of its runs beats one of LoRA's.",
 )
 

@@ -135,8 +135,8 @@ def make_section(table: Table, suffix: str) -> Section:
         *(
             _picture(
                 f"{name}{suffix}",
-                f"What {name} buys: {table.metric} on {table.split} against it; dots are seeds, bars 95% t intervals of "
-                "their mean (few seeds: wider than the frame). Grey: the front, which no configuration beats at its cost.",
+                f"What {name} buys: {table.metric} on {table.split} against it; dots are seeds, bars 95% t intervals "
+                "of their mean (few seeds: wider than the frame). Grey: the front, which nothing beats at its cost.",
                 pareto.draw(table, cost),
             )
             for name, cost in pareto.COSTS.items()
@@ -153,7 +153,7 @@ def make_section(table: Table, suffix: str) -> Section:
         ),
         _picture(
             f"agreement{suffix}",
-            "Whether the seeds agree on where the rank goes: correlation of their final rank maps, and its chance level.",
+            "Whether the seeds agree on where the rank goes: correlation of their final maps, and its chance level.",
             agreement.draw(table, [row for row in table.rows if row.adaptive]),
         ),
         _picture(
@@ -163,7 +163,7 @@ def make_section(table: Table, suffix: str) -> Section:
         ),
         _picture(
             f"scores{suffix}",
-            "Scores at the last allocation, one seed each. Thin: from the smallest to the largest of a module; thick: the "
+            "Scores at the last allocation, one seed each. Thin: smallest to largest of a module; thick: the "
             f"middle half; mark: median.{chosen}",
             scores.draw(table, adaptive, allocations),
         ),

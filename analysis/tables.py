@@ -33,8 +33,8 @@ FEW = 8  # rows that a figure of lines can hold
 class Row:
     """One configuration over its seeds. Numbers are means over the seeds; None where no run has one.
 
-    scores: {seed: test value, or last dev value}; best, last: dev values; scale: α/r in effect; ranks: {module: final rank};
-    kept: parameters needed beyond the frozen base; step_ms: median over the seeds, in ms; peak_mib: the largest.
+    scores: {seed: test value, or last dev value}; best, last: dev values; scale: α/r in effect;
+    ranks: {module: final rank}; kept: parameters needed beyond the frozen base; step_ms: median over the seeds, in ms; peak_mib: the largest.
     """
 
     configuration: str
@@ -109,7 +109,7 @@ class Table:
 
     @property
     def shown(self) -> tuple[Row, ...]:
-        """The rows for figures that hold FEW of them: all, or of every method the best on dev, LoRA and the best first."""
+        """The rows for figures that hold FEW: all, or of every method the best on dev, LoRA and the best first."""
         if len(self.rows) <= FEW:
             return self.rows
         best: dict[str, Row] = {}

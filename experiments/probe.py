@@ -62,8 +62,9 @@ def probe(folder: Path, rows: int, passes: int) -> Path:
     loss, rise = rises(model, adapters, dev, batch)
     scores = scores_at_the_end(model, adapters, train, batch, passes, settings["seed"])
     counts = [adapter.rank for adapter in adapters.values()]
-    found = {"split": "dev", "rows": len(dev), "passes": passes, "loss": loss, "modules": dict(zip(adapters, counts, strict=True)),
-             "rise": rise, "scores": scores}  # fmt: skip
+    modules = dict(zip(adapters, counts, strict=True))
+    head = {"split": "dev", "rows": len(dev), "passes": passes, "loss": loss, "modules": modules}
+    found = {**head, "rise": rise, "scores": scores}
     write_json(folder / "probe.json", found)
     return folder / "probe.json"
 

@@ -20,8 +20,8 @@ def rises(model: nn.Module, adapters: Mapping[str, LowRank], encoded: Encoded, b
     """The mean loss over all rows of `encoded`, and by how much it rises without each triplet, module by module.
 
     Exact: a forward pass a triplet and batch, without autocast, losses in fp64. λ of one triplet is set to 0 at a time.
-    The blocks before the triplet's own (lower places in the same ModuleList) cannot notice: they answer from memory, which
-    halves the work.
+    The blocks before the triplet's own (lower places in the same ModuleList) cannot notice: they answer from memory,
+    which halves the work.
     """
     model.eval()
     device = next(model.parameters()).device

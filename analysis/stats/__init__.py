@@ -1,4 +1,4 @@
-"""Statistics over a matrix of runs × tasks, NaN where a run is missing. Numpy in, numbers out; the Generator is passed in.
+"""Statistics over a matrix of runs × tasks, NaN where a run is missing. Numpy in, numbers out, the Generator passed in.
 
 intervals: t and bootstrap; paired: tests on task × seed pairs; effects: how large a difference is; ranks: whether two
 orders agree. scipy.special only (scipy.stats takes 1.7 s to import).
