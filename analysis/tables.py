@@ -34,7 +34,8 @@ class Row:
     """One configuration over its seeds. Numbers are means over the seeds; None where no run has one.
 
     scores: {seed: test value, or last dev value}; best, last: dev values; scale: α/r in effect;
-    ranks: {module: final rank}; kept: parameters needed beyond the frozen base; step_ms: median over the seeds, in ms; peak_mib: the largest.
+    ranks: {module: final rank}; kept: parameters needed beyond the frozen base; step_ms: median over the seeds, in ms;
+    peak_mib: the largest.
     """
 
     configuration: str
