@@ -55,3 +55,16 @@ def ratio(value: float | None) -> str:
 def probability(value: float) -> str:
     """A p value: 0.031 or < 0.001."""
     return "< 0.001" if value < 0.001 else f"{value:.3g}"
+
+
+def span(interval: tuple[float, float] | None) -> str:
+    """An interval: [-0.0012, +0.0100]."""
+    return BLANK if interval is None else f"[{metric(interval[0], '+')}, {metric(interval[1], '+')}]"
+
+
+def as_number(value: str | None) -> float | None:
+    """The number that a setting's text is, None where it is none."""
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return None

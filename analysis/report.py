@@ -1,4 +1,4 @@
-"""The report: OUT/report/index.html, complete in itself, and its figures as PNG files beside it.
+"""The report: OUT/report/index.html, complete in itself, and beside it its figures (PNG) and tables (.md, .tex).
 
 python analysis/report.py OUT
 """
@@ -16,10 +16,22 @@ from urllib.parse import quote
 if __package__ in (None, ""):  # run as a script, sys.path[0] is analysis/: the repository's root belongs there
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from analysis import cells
+from analysis import cells, export
+from analysis.across import across
 from analysis.load import FolderError, Run, read_lines, read_runs
-from analysis.plots import budget, learning_curves, parameters, rank_map
+from analysis.plots import (
+    agreement,
+    budget,
+    forest,
+    learning_curves,
+    learning_rates,
+    pareto,
+    rank_map,
+    scores,
+    trajectories,
+)
 from analysis.tables import Row, Table, tables
+from analysis.verdicts import MARGIN, unit_scale, verdicts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,9 +53,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A table with its pictures, and the notes that belong below it."""
+    """A table with the smaller ones below it, its pictures, and the notes that belong below it."""
 
     table: Table
+    grids: tuple[cells.Grid, ...]
     pictures: tuple[Picture, ...]
     notes: tuple[str, ...]
 
@@ -65,7 +78,7 @@ def state_counts(runs: Sequence[Run]) -> str:
 
 
 def write_report(out: Path, runs: Sequence[Run], found: Sequence[Table]) -> Path:
-    """Write OUT/report/ with the page and its pictures, replacing what is there; returns the page's path."""
+    """Write OUT/report/ with the page, its pictures and tables, replacing what is there; returns the page's path."""
     import jinja2
 
     folder = out / "report"
@@ -74,11 +87,16 @@ def write_report(out: Path, runs: Sequence[Run], found: Sequence[Table]) -> Path
     pictures = [picture for section in sections for picture in section.pictures]
     for picture in pictures:
         _write(folder / picture.name, picture.png)
+    over_tasks = [cells.across_grid(one) for one in across(found)]
+    grids = [grid for section in sections for grid in (cells.main_grid(section.table), *section.grids)] + over_tasks
+    _write(folder / "tables.md", export.markdown(grids).encode())
+    _write(folder / "tables.tex", export.latex(grids).encode())
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.get_template("report.html.j2").render(
         name=out.resolve().name,
         sections=sections,
+        across=over_tasks,
         counts=state_counts(runs),
         uncounted=[run for run in runs if run.state != "finished"],
         cells=cells,
@@ -98,23 +116,56 @@ def make_section(table: Table, suffix: str) -> Section:
     metrics, damaged = _records(rows, "metrics.jsonl")
     allocations, damaged_too = _records(adaptive, "allocations.jsonl")
     chosen = "" if len(rows) == len(table.rows) else " Of every method only the configuration that is best on dev."
+    if len({row.method for row in table.rows}) > len(rows):
+        chosen += f" LoRA and the {len(rows) - 1} best on dev of the others."
+    margin = MARGIN if unit_scale(table) else None
     drawn = [
+        _picture(
+            f"forest{suffix}",
+            "Every configuration against LoRA: mean difference over common seeds and its 95% BCa interval"
+            + (f"; the band is ±{margin:g}." if margin else "."),
+            forest.draw(verdicts(table), table.metric, margin),
+        ),
         _picture(
             f"learning_curves{suffix}",
             f"Learning curves: {table.metric} on dev and training loss against the step. Thick: mean over seeds; "
             f"thin: each seed.{chosen}",
             learning_curves.draw(table, rows, metrics),
         ),
+        *(
+            _picture(
+                f"{name}{suffix}",
+                f"What {name} buys: {table.metric} on {table.split} against it; dots are seeds, bars 95% t intervals "
+                "of their mean (few seeds: wider than the frame). Grey: the front, which nothing beats at its cost.",
+                pareto.draw(table, cost),
+            )
+            for name, cost in pareto.COSTS.items()
+        ),
         _picture(
-            f"parameters{suffix}",
-            f"What parameters buy: {table.metric} on {table.split} against the parameters kept; dots are "
-            "seeds, bars 95% t intervals of their mean (few seeds: wider than the frame).",
-            parameters.draw(table),
+            f"learning_rates{suffix}",
+            f"Learning rates: best {table.metric} on dev over each method's grid, the chosen rate ringed.",
+            learning_rates.draw(table),
         ),
         _picture(
             f"budget{suffix}",
             f"How the budget fell: mean rank per module after each allocation.{chosen}",
             budget.draw(table, adaptive, allocations),
+        ),
+        _picture(
+            f"agreement{suffix}",
+            "Whether the seeds agree on where the rank goes: correlation of their final maps, and its chance level.",
+            agreement.draw(table, [row for row in table.rows if row.adaptive]),
+        ),
+        _picture(
+            f"trajectories{suffix}",
+            f"Rank trajectories: every module's rank from creation to the end, one seed each.{chosen}",
+            trajectories.draw(table, adaptive, allocations),
+        ),
+        _picture(
+            f"scores{suffix}",
+            "Scores at the last allocation, one seed each. Thin: smallest to largest of a module; thick: the "
+            f"middle half; mark: median.{chosen}",
+            scores.draw(table, adaptive, allocations),
         ),
         *(
             _picture(
@@ -126,7 +177,7 @@ def make_section(table: Table, suffix: str) -> Section:
         ),
     ]
     pictures = tuple(picture for picture in drawn if picture is not None)
-    return Section(table, pictures, (*cells.notes(table), *damaged, *damaged_too))
+    return Section(table, tuple(cells.grids(table)), pictures, (*cells.notes(table), *damaged, *damaged_too))
 
 
 def main(arguments: Sequence[str], show: bool = False) -> int:
@@ -152,6 +203,7 @@ def main(arguments: Sequence[str], show: bool = False) -> int:
 def as_text(runs: Sequence[Run], found: Sequence[Table]) -> str:
     """Everything for the terminal: the tables, the runs that do not count with their reasons, the legend."""
     parts = [cells.as_text(table) for table in found]
+    parts += [cells.grid_text(cells.across_grid(one)) for one in across(found)]
     uncounted = [f"  {run.name}: {run.state}, {run.reason}" for run in runs if run.state != "finished"]
     if uncounted:
         parts.append("\n".join([f"Not counted ({state_counts(runs)}):", *uncounted]))

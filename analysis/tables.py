@@ -8,6 +8,7 @@ from statistics import fmean, median
 from typing import Any
 
 from analysis import formats, stats
+from analysis.budgets import Budget, budget
 from analysis.load import Run, identity, number, read_config, text
 
 REFERENCE = "lora"  # times and verdicts are relative to this method
@@ -32,8 +33,9 @@ FEW = 8  # rows that a figure of lines can hold
 class Row:
     """One configuration over its seeds. Numbers are means over the seeds; None where no run has one.
 
-    scores: {seed: test value, or last dev value}; best: the best dev value; ranks: {module: final rank};
-    kept: parameters needed beyond the frozen base; step_ms: median over the seeds, in ms; peak_mib: the largest.
+    scores: {seed: test value, or last dev value}; best, last: dev values; scale: α/r in effect;
+    ranks: {module: final rank}; kept: parameters needed beyond the frozen base; step_ms: median over the seeds, in ms;
+    peak_mib: the largest.
     """
 
     configuration: str
@@ -45,6 +47,8 @@ class Row:
     mean: float
     half_width: float | None
     best: float | None
+    last: float | None
+    scale: float | None
     initial_rank: float | None
     final_rank: float | None
     triplets: float | None
@@ -67,7 +71,7 @@ class Table:
     """Rows that may stand side by side, in reading order.
 
     settings: the settings in which they differ; labels: a short name for each row; references: the LoRA row that a
-    row is measured against, empty where there is none.
+    row is measured against, empty where there is none; budgets: what each was allowed.
     """
 
     model: str
@@ -80,6 +84,7 @@ class Table:
     settings: tuple[str, ...] = ()
     labels: dict[Row, str] = field(default_factory=dict)
     references: dict[Row, Row] = field(default_factory=dict)
+    budgets: dict[Row, Budget] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -91,14 +96,28 @@ class Table:
         return sorted(rows, key=lambda row: (row.best is None, sign * (row.best or 0.0)))
 
     @property
+    def tuned(self) -> tuple[Row, ...]:
+        """The rows to be judged: of those that differ in the learning rate alone, the one that is best on dev.
+
+        A trial of a search is no method of its own: judged too, it would only make the others' correction harder.
+        """
+        best: dict[Any, Row] = {}
+        for row in self.best_first(self.rows):
+            rest = sorted(item for item in row.settings.items() if _visible(item[0]) and item[0] != "train.lr")
+            alone = None if row.settings else row.configuration  # what cannot be read is like nothing else
+            best.setdefault((row.method, row.initial_rank, formats.rank(row.final_rank), alone, *rest), row)
+        return tuple(row for row in self.rows if row in best.values())
+
+    @property
     def shown(self) -> tuple[Row, ...]:
-        """The rows for figures that hold FEW of them: all, or the best on dev of every method."""
+        """The rows for figures that hold FEW: all, or of every method the best on dev, LoRA and the best first."""
         if len(self.rows) <= FEW:
             return self.rows
         best: dict[str, Row] = {}
         for row in self.best_first(self.rows):
             best.setdefault(row.method, row)
-        return tuple(row for row in self.rows if row in best.values())
+        chosen = sorted(best.values(), key=lambda row: row.method != REFERENCE)[:FEW]  # stable: the best stay in front
+        return tuple(row for row in self.rows if row in chosen)
 
 
 def tables(runs: Iterable[Run]) -> list[Table]:
@@ -145,6 +164,8 @@ def make_row(runs: Sequence[Run]) -> Row:
         mean=mean,
         half_width=half_width,
         best=_mean(number(run.summary["metric"].get("best")) for run in runs),
+        last=_mean(number(run.summary["metric"].get("last")) for run in runs),
+        scale=_mean(number(run.summary.get("scale")) for run in runs),
         initial_rank=_mean(_initial_rank(run.summary.get("rank") or {}) for run in runs),
         final_rank=fmean(ranks.values()) if ranks else None,
         triplets=sum(ranks.values()) if ranks else None,
@@ -173,7 +194,10 @@ def _finish(table: Table) -> Table:
     labels = {row: _label(row, rows, settings) for row in rows}
     times = Counter(labels.values())
     labels = {row: label if times[label] == 1 else f"{label} ({row.configuration})" for row, label in labels.items()}
-    return replace(table, rows=rows, settings=settings, labels=labels, references=_references(table, rows))
+    budgets = {row: budget(row.runs, row.kept) for row in rows}
+    return replace(
+        table, rows=rows, settings=settings, labels=labels, references=_references(table, rows), budgets=budgets
+    )
 
 
 def _order(row: Row) -> tuple[Any, ...]:
@@ -190,10 +214,8 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 def _number_first(value: str) -> tuple[int, float, str]:
     """A sort key that puts 0.002 before 0.01 and numbers before words."""
-    try:
-        return 0, float(value), ""
-    except ValueError:
-        return 1, 0.0, value
+    found = formats.as_number(value)
+    return (1, 0.0, value) if found is None else (0, found, "")
 
 
 def _references(table: Table, rows: Sequence[Row]) -> dict[Row, Row]:

@@ -1,8 +1,10 @@
 """Each configuration against LoRA over common seeds, saying no more than the seeds allow."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis import formats, stats
 from analysis.tables import Row, Table
@@ -12,71 +14,134 @@ MARGIN = 0.005  # half a point: a smaller difference has no practical meaning on
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """text: `<method> better`, `equivalent` or `cannot be decided with n pairs`; detail: the numbers behind it."""
+class Comparison:
+    """Two methods' scores [runs, tasks]; a pair is one seed on one task, NaN where either has no run."""
 
-    row: Row
-    reference: Row
+    label: str
+    against: str
+    methods: tuple[str, str]
+    scores: NDArray[np.float64]
+    others: NDArray[np.float64]
+
+    @property
+    def differences(self) -> NDArray[np.float64]:
+        return self.scores - self.others
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """text: `<method> better`, `equivalent` or `cannot be decided with n pairs`; the rest is what it rests on.
+
+    difference: mean over tasks and pairs, None without pairs; interval: BCa at 95%; p, wilcoxon: plain; holm, equal:
+    Holm-adjusted sign-flip and TOST (None where there is no margin); attainable: the smallest `holm` there could be;
+    effect: Hedges' g; improvement: P(a run is better than one of the other's); detectable: the minimum detectable
+    effect at the level of Holm's first step.
+    """
+
+    comparison: Comparison
+    pairs: int
     text: str
-    detail: str
+    difference: float | None
+    interval: tuple[float, float] | None
+    p: float
+    holm: float
+    attainable: float
+    wilcoxon: float
+    equal: float | None
+    effect: float | None
+    improvement: float | None
+    detectable: float | None
 
 
 def verdicts(table: Table) -> list[Verdict]:
-    """The verdict on every row of `table` that is not itself LoRA, none where there is no LoRA row.
+    """The verdict on every tuned row of `table` that is not itself LoRA, none where there is no LoRA row."""
+    references = table.references
+    pairs = [(row, references[row]) for row in table.tuned if references and row is not references[row]]
+    found = [compare(table.labels[row], table.labels[other], [(row, other)]) for row, other in pairs]
+    return judge(found, MARGIN if unit_scale(table) else None, table.higher_is_better)
 
-    Seeds pair the runs. p values (sign-flip, two-sided) and those of the equivalence test (TOST, ±MARGIN) are each
-    Holm-adjusted over the table's rows. Too few pairs for the sign-flip test to reach LEVEL decide nothing at all.
+
+def compare(label: str, against: str, pairs: Sequence[tuple[Row, Row]]) -> Comparison:
+    """Row against reference, a task each; only seeds that both have make a pair."""
+    seeds = sorted({seed for row, other in pairs for seed in row.scores.keys() & other.scores.keys()})
+    paired = [[seed in row.scores and seed in other.scores for row, other in pairs] for seed in seeds]
+    shape = (len(seeds), len(pairs))
+    scores = np.array([[row.scores.get(seed, np.nan) for row, _ in pairs] for seed in seeds]).reshape(shape)
+    others = np.array([[other.scores.get(seed, np.nan) for _, other in pairs] for seed in seeds]).reshape(shape)
+    both = np.array(paired, dtype=bool).reshape(shape)
+    methods = (pairs[0][0].method, pairs[0][1].method)
+    return Comparison(label, against, methods, np.where(both, scores, np.nan), np.where(both, others, np.nan))
+
+
+def judge(comparisons: Iterable[Comparison], margin: float | None, higher_is_better: bool) -> list[Verdict]:
+    """A verdict on each; p values of all of them are Holm-adjusted together, those of the tests of equivalence too.
+
+    Where even the smallest p that the pairs could attain stays above LEVEL after the correction, nothing is decided:
+    not a difference, and not its absence. Without a margin nothing is called equivalent.
     """
-    pairs = [(row, reference) for row, reference in table.references.items() if row is not reference]
-    differences = [_differences(row, reference) for row, reference in pairs]
-    margin = MARGIN if _unit_scale(table) else None
-    different = np.array([stats.sign_flip_p(d) for d in differences])
-    equal = np.array([stats.tost_p(d, margin) if margin else 1.0 for d in differences])
-    corrected = zip(stats.holm(different), stats.holm(equal), strict=True)
+    comparisons = list(comparisons)
+    generator = np.random.default_rng(0)
+    d = [c.differences for c in comparisons]
+    n = [int(np.isfinite(x).sum()) for x in d]
+    p = np.array([stats.sign_flip_p(x, generator) for x in d])
+    adjusted, least = stats.holm(p), stats.attainable(p, [stats.smallest_p(k) for k in n])
+    equal = stats.holm([stats.tost_p(x, margin) for x in d]) if margin else np.ones(len(d))
+    sign = 1.0 if higher_is_better else -1.0
     return [
         Verdict(
-            row,
-            reference,
-            text=_text(row, reference, d, *holm, table.higher_is_better),
-            detail=_detail(d, (p, holm[0]), (q, holm[1]), margin),
+            comparison=c,
+            pairs=n[i],
+            text=_text(c, n[i], sign, adjusted[i], least[i], equal[i]),
+            difference=float(stats.task_mean(d[i][:, np.isfinite(d[i]).any(0)])) if n[i] else None,
+            interval=stats.bootstrap_interval(d[i], generator),
+            p=float(p[i]),
+            holm=float(adjusted[i]),
+            attainable=float(least[i]),
+            wilcoxon=stats.wilcoxon_p(d[i], generator),
+            equal=float(equal[i]) if margin else None,
+            effect=stats.hedges_g(d[i]),
+            improvement=stats.probability_of_improvement(sign * c.scores, sign * c.others),
+            detectable=stats.minimum_detectable(d[i], LEVEL / len(d)),
         )
-        for (row, reference), d, p, q, holm in zip(pairs, differences, different, equal, corrected, strict=True)
+        for i, c in enumerate(comparisons)
     ]
 
 
-def _text(row: Row, reference: Row, d: np.ndarray, different: float, equal: float, higher_is_better: bool) -> str:
-    if stats.smallest_p(d.size) > LEVEL:
-        return f"cannot be decided with {d.size} pairs"
-    if equal <= LEVEL:  # also when the difference is real: it is smaller than the margin
+def _text(c: Comparison, pairs: int, sign: float, adjusted: float, least: float, equal: float) -> str:
+    if least <= LEVEL and equal <= LEVEL:  # also when the difference is real: it is smaller than the margin
         return "equivalent"
-    if different <= LEVEL:
-        return f"{row.method if (d.mean() > 0) == higher_is_better else reference.method} better"
-    return f"cannot be decided with {d.size} pairs"
+    if least <= LEVEL and adjusted <= LEVEL:
+        d = c.differences
+        better = sign * float(stats.task_mean(d[:, np.isfinite(d).any(0)])) > 0
+        return f"{c.methods[0] if better else c.methods[1]} better"
+    return f"cannot be decided with {pairs} pairs"
 
 
-def _detail(d: np.ndarray, different: tuple[float, float], equal: tuple[float, float], margin: float | None) -> str:
-    """The mean difference and each test's p, plain and after Holm's correction."""
-    if not d.size:
-        return "no common seed"
-    lines = [f"mean difference {formats.metric(float(d.mean()), '+')}", f"sign-flip {_both(different)}"]
-    if stats.smallest_p(d.size) > LEVEL:
-        lines.append(f"{d.size} pairs cannot go below p = {stats.smallest_p(d.size):.3g}")
-    elif margin:
-        lines.append(f"equivalence within ±{margin:g}: {_both(equal)}")
-    return "; ".join(lines)
-
-
-def _both(p: tuple[float, float]) -> str:
-    plain, corrected = map(formats.probability, p)
-    return f"p {plain}" if plain == corrected else f"p {plain} (Holm {corrected})"
-
-
-def _differences(row: Row, reference: Row) -> np.ndarray:
-    """row - reference [common seeds], float64."""
-    common = sorted(row.scores.keys() & reference.scores.keys())
-    return np.array([row.scores[seed] - reference.scores[seed] for seed in common], dtype=np.float64)
-
-
-def _unit_scale(table: Table) -> bool:
+def unit_scale(table: Table) -> bool:
     """Whether half a point means something: a metric to maximise whose values stay within -1..1."""
     return table.higher_is_better and all(abs(score) <= 1 for row in table.rows for score in row.scores.values())
+
+
+HEADER = ("comparison", "verdict", "difference", "95% BCa", "p (Holm)", "attainable", "Wilcoxon", "equivalent",
+          "detectable", "g", "P(better)", "pairs")  # fmt: skip
+
+
+def cells(verdict: Verdict) -> list[str]:
+    """One verdict as strings, one for each name in HEADER."""
+    both = formats.probability(verdict.p)
+    if formats.probability(verdict.holm) != both:
+        both += f" ({formats.probability(verdict.holm)})"
+    return [
+        f"{verdict.comparison.label} − {verdict.comparison.against}",
+        verdict.text,
+        formats.metric(verdict.difference, "+"),
+        formats.span(verdict.interval),
+        both,
+        formats.probability(verdict.attainable),
+        formats.probability(verdict.wilcoxon),
+        formats.BLANK if verdict.equal is None else formats.probability(verdict.equal),
+        formats.metric(verdict.detectable),
+        formats.significant(verdict.effect),
+        formats.significant(verdict.improvement),
+        str(verdict.pairs),
+    ]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.tables import Row, Table
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito 2008, without the yellow, which is too pale for lines on white
@@ -26,7 +27,8 @@ RC: dict[Any, Any] = {
 def looks(table: Table) -> dict[Row, dict[str, Any]]:
     """A colour, a line style and a marker for every row, the same in all figures of the table.
 
-    Every row has its own where all are shown, else every method; they repeat after eight.
+    Every row has its own where all are shown, else every method; after eight the markers move on by one, so that
+    colour and marker together stay unique up to 64.
     """
     single = len(table.shown) == len(table.rows)
     names = list(dict.fromkeys(table.labels[row] if single else row.method for row in table.rows))
@@ -35,7 +37,7 @@ def looks(table: Table) -> dict[Row, dict[str, Any]]:
         row: {
             "color": COLOURS[place % len(COLOURS)],
             "linestyle": LINES[place % len(LINES)],
-            "marker": MARKERS[place % len(MARKERS)],
+            "marker": MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
         }
         for row, place in places.items()
     }
@@ -46,6 +48,17 @@ def figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def panels(count: int, width: float, height: float, across: int = 3) -> "tuple[Figure, list[Axes]]":
+    """A figure of `count` equal panels in rows of `across`; width and height: of one panel, in inches."""
+    columns = min(count, across)
+    rows = -(-count // columns)
+    whole = figure(width * columns + 1.4, height * rows + 0.6)
+    grid = whole.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[count:]:
+        axes.remove()
+    return whole, list(grid[:count])
 
 
 def plain(label: str) -> str:

@@ -168,3 +168,11 @@ def write_quickstart_fixture() -> Callable[..., Path]:
 def quickstart(tmp_path: Path) -> Path:
     """full, LoRA 8 and AdaLoRA 12 → 8, two seeds each."""
     return write_quickstart(tmp_path / "runs")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without figures, for tests that do not look at them: drawing takes seconds."""
+    from analysis import report
+
+    monkeypatch.setattr(report, "_picture", lambda *_: None)

@@ -15,6 +15,7 @@ from PIL import Image
 from analysis import cells, report
 from analysis.load import read_runs
 from analysis.tables import tables
+from tests.analysis.conftest import write_quickstart
 
 ANALYSIS = Path(report.__file__).parent
 URL = re.compile(r'(?:src|href|url|data|action)\s*[=(]\s*["\']?([^"\'>)\s]+)')
@@ -44,30 +45,41 @@ class Page(HTMLParser):
         return " ".join(self.words)
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """full, LoRA 8 and AdaLoRA 12 → 8 with their page, for tests that only read; (folder, page)."""
+    out = write_quickstart(tmp_path_factory.mktemp("written") / "runs")
+    return out, write(out)
+
+
 def write(out):
     runs, found = report.load(out)
     return Page(report.write_report(out, runs, found))
 
 
-def test_the_page_holds_every_cell_and_verdict(quickstart):
-    page = write(quickstart)
+def test_the_page_holds_every_cell_and_verdict(written):
+    quickstart, page = written
     (table,) = tables(read_runs(quickstart))
     for row in table.rows:
         for name, cell in zip(cells.header(table), cells.cells(table, row), strict=True):
             assert name in page.words
             assert cell in page.words
-    assert len(cells.verdict_lines(table)) == 2
-    for line in [*cells.verdict_lines(table), *cells.notes(table), *cells.LEGEND]:
+    verdict_grid, budget_grid = cells.grids(table)
+    assert (len(verdict_grid.rows), len(budget_grid.rows)) == (2, 2)
+    for grid in (verdict_grid, budget_grid):
+        assert {grid.title, *grid.header, *(cell for row in grid.rows for cell in row)} <= set(page.words)
+    for line in [*cells.notes(table), *cells.LEGEND]:
         assert line in page.text
     assert "95% t interval" in page.text
     assert "metric.test" in page.text
     assert "6 finished" in page.text
 
 
-def test_the_page_needs_nothing_else(quickstart):
-    page = write(quickstart)
+def test_the_page_needs_nothing_else(written):
+    quickstart, page = written
     source = (quickstart / "report" / "index.html").read_text()
-    assert page.tags.isdisjoint({"link", "script", "iframe", "object"})
+    assert page.tags.isdisjoint({"link", "iframe", "object"})
+    assert "<script src" not in source
     assert all(image["src"].startswith("data:image/png;base64,") for image in page.images)
     targets = [target for target in URL.findall(source) if not target.startswith("data:image/png;base64,")]
     assert targets
@@ -75,17 +87,19 @@ def test_the_page_needs_nothing_else(quickstart):
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", source)
 
 
-def test_every_run_is_linked(quickstart):
-    page = write(quickstart)
+def test_every_run_is_linked(written):
+    quickstart, page = written
     folders = {(quickstart / "report" / unquote(link)).resolve() for link in page.links}
     assert folders == {run.folder.resolve() for run in read_runs(quickstart)}
 
 
-def test_pictures_are_the_files_beside_the_page_and_not_blank(quickstart):
-    page = write(quickstart)
+def test_pictures_are_the_files_beside_the_page_and_not_blank(written):
+    quickstart, page = written
     files = sorted(path.name for path in (quickstart / "report").iterdir())
     rank_map = next(name for name in files if name.startswith("rank_map_adalora-"))
-    assert files == ["budget.png", "index.html", "learning_curves.png", "parameters.png", rank_map]
+    names = "agreement budget forest learning_curves memory parameters time trajectories"
+    pictures = [*(f"{name}.png" for name in names.split()), rank_map]
+    assert files == sorted(["index.html", "tables.md", "tables.tex", *pictures])
     embedded = {base64.b64decode(image["src"].partition(",")[2]) for image in page.images}
     assert embedded == {(quickstart / "report" / name).read_bytes() for name in files if name.endswith(".png")}
     for png in embedded:
@@ -95,6 +109,7 @@ def test_pictures_are_the_files_beside_the_page_and_not_blank(quickstart):
     assert all(len(image["alt"]) > 20 for image in page.images)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_uncounted_runs_are_listed_with_their_reasons(quickstart, write_run):
     failed = write_run(quickstart, "lora", 5)
     (failed / "status.json").write_text(json.dumps({"state": "failed", "error": "Out of memory at <step> 3 & gone."}))
@@ -107,6 +122,7 @@ def test_uncounted_runs_are_listed_with_their_reasons(quickstart, write_run):
     assert "6 finished, 1 corrupt, 1 failed" in page.text
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_damaged_records_are_told(quickstart):
     (folder,) = quickstart.glob("lora-*-s0")
     with (folder / "metrics.jsonl").open("a") as file:
@@ -184,6 +200,7 @@ def test_bad_folders_are_one_sentence_and_status_2(tmp_path, write_run, capsys, 
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_report_that_cannot_be_written_is_status_2_after_the_table(quickstart, capsys):
     (quickstart / "report").write_text("a file stands where the folder should be")
     assert report.main([str(quickstart)], show=True) == 2

@@ -70,6 +70,8 @@ def test_different_metrics_and_splits_never_share_a_table(tmp_path, write_run):
         ("accuracy", "test", 1),
         ("matthews", "test", 1),
     ]
+    assert "last dev" not in cells.header(found[0])  # there it is the metric itself
+    assert cells.header(found[1])[-5:-3] == ["best dev", "last dev"]
     assert cells.header(found[0])[-6] == "accuracy, last dev"
     assert column(found[2], "matthews, test") == ["-0.2000 (no interval)"]
 
@@ -150,7 +152,7 @@ def test_without_lora_the_table_says_so(tmp_path, write_run):
     table = only(tmp_path)
     assert column(table, "÷ LoRA") == ["–"]
     assert any("no LoRA run" in note for note in cells.notes(table))
-    assert cells.verdict_lines(table) == []
+    assert [grid.title for grid in cells.grids(table)] == ["The budget, counted four ways"]
 
 
 def test_notes_tell_a_missed_budget_other_recipes_and_a_missing_config(tmp_path, write_run):
@@ -168,6 +170,13 @@ def test_many_rows_leave_the_best_of_each_method_to_the_figures(tmp_path, write_
     assert [row.method for row in table.shown] == ["full", "lora", "adalora"]
     for row in table.shown:
         assert row.best == max(other.best for other in table.rows if other.method == row.method)
+
+
+def test_more_methods_than_a_figure_holds_leave_lora_and_the_best(tmp_path, write_run):
+    for place, method in enumerate("abcdefghij"):
+        write_run(tmp_path, method, 0, metric__best=0.5 + place / 100)
+    write_run(tmp_path, "lora", 0, metric__best=0.1)
+    assert [row.method for row in only(tmp_path).shown] == ["lora", *"defghij"]
 
 
 def test_adaptive_means_that_ranks_moved(quickstart):

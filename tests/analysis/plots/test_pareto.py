@@ -1,14 +1,14 @@
 import pytest
 
 from analysis.load import read_runs
-from analysis.plots import parameters
+from analysis.plots import pareto
 from analysis.plots.labels import text_box
 from analysis.tables import tables
 
 
 def drawn(out):
     (table,) = tables(read_runs(out))
-    return table, parameters.draw(table)
+    return table, pareto.draw(table, pareto.COSTS["parameters"])
 
 
 def test_points_bars_and_labels(quickstart):
@@ -83,3 +83,23 @@ def test_a_dollar_in_a_setting_is_drawn_as_it_is(tmp_path, write_run):
         write_run(tmp_path, "lora", 0, config={"task_path": name})
     _, figure = drawn(tmp_path)
     assert [text.get_text().count(r"\$") for text in figure.axes[0].texts] == [2, 2]
+
+
+def test_the_front_is_what_nothing_beats_at_its_cost():
+    points = [(1, 0.5), (2, 0.4), (3, 0.7), (3, 0.6), (4, 0.7), (9, 0.9)]
+    assert pareto.front(points, higher_is_better=True) == [(1, 0.5), (3, 0.7), (9, 0.9)]
+    assert pareto.front(points, higher_is_better=False) == [(1, 0.5), (2, 0.4)]
+
+
+@pytest.mark.parametrize(("name", "value"), [("time", "step_ms"), ("memory", "peak_mib")])
+def test_time_and_memory_are_drawn_where_one_device_measured_them(quickstart, write_run, name, value):
+    (table,) = tables(read_runs(quickstart))
+    axes = pareto.draw(table, pareto.COSTS[name]).axes[0]
+    assert {text.xy for text in axes.texts} == {(getattr(row, value), row.mean) for row in table.rows}
+    (line,) = [line for line in axes.get_lines() if line.get_label() == "front"]
+    best = max(row.mean for row in table.rows)
+    assert line.get_ydata()[-1] == best
+    write_run(quickstart, "sora", 0, device="cuda")
+    (table,) = tables(read_runs(quickstart))
+    assert pareto.draw(table, pareto.COSTS[name]) is None
+    assert pareto.draw(table, pareto.COSTS["parameters"]) is not None

@@ -1,0 +1,111 @@
+"""What the cost buys: the metric against parameters, time or memory, and which configurations nothing dominates."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from analysis import formats
+from analysis.plots import style
+from analysis.plots.labels import place_labels
+from analysis.tables import Row, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class Cost(NamedTuple):
+    """of: a row's cost, None where unknown; label: of the axis; measured: it depends on the device; log: its scale."""
+
+    of: Callable[[Row], float | None]
+    label: str
+    measured: bool
+    log: bool
+
+
+COSTS = {
+    "parameters": Cost(lambda row: row.kept, "parameters kept beyond the frozen base (log scale)", False, True),
+    "time": Cost(lambda row: row.step_ms, "time of a training step, ms", True, False),
+    "memory": Cost(lambda row: row.peak_mib, "peak memory of training, MiB", True, False),
+}
+
+
+def draw(table: Table, cost: Cost) -> "Figure | None":
+    """All rows of `table`, bars where there is an interval; `table.shown` are named directly.
+
+    The seeds' own values are small dots, and set the frame: an interval from two seeds may be wider than any metric.
+    None without costs, and where a measured one comes from more than one device.
+    """
+    costs = {row: value for row in table.rows if (value := cost.of(row))}
+    rows = list(costs)
+    if not rows or (cost.measured and len(set[str]().union(*(row.devices for row in rows))) > 1):
+        return None
+    import matplotlib
+    from matplotlib.ticker import FuncFormatter
+
+    looks = style.looks(table)
+    with matplotlib.rc_context(style.RC):
+        figure = style.figure(8.5, 5)
+        axes = figure.subplots()
+        for row in rows:
+            axes.errorbar(
+                costs[row],
+                row.mean,
+                yerr=row.half_width,
+                **(looks[row] | {"linestyle": "none"}),
+                markersize=8,
+                capsize=4,
+                elinewidth=1.2,
+            )
+            values = list(row.scores.values())
+            axes.plot([costs[row]] * len(values), values, ".", color=looks[row]["color"], alpha=0.5, markersize=6)
+        best = front([(costs[row], row.mean) for row in rows], table.higher_is_better)
+        axes.step(*zip(*best, strict=True), where="post", color="#888888", linewidth=1.2, zorder=0, label="front")
+        axes.margins(x=0.18)
+        axes.set_ylim(*_frame([value for row in rows for value in row.scores.values()]))
+        if cost.log:
+            _log_axis(axes)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.short_count(value)))
+        axes.set_xlabel(cost.label)
+        axes.set_ylabel(f"{table.metric} on {table.split}, mean and 95% t interval")
+        named = [row for row in rows if row in table.shown]
+        if len(named) < len(rows):
+            _method_legend(figure, rows, looks)
+        named.sort(key=lambda row: -row.mean)
+        points = [(costs[row], row.mean) for row in named]
+        colours = [looks[row]["color"] for row in named]
+        place_labels(axes, points, [style.plain(table.labels[row]) for row in named], colours)
+    return figure
+
+
+def front(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list[tuple[float, float]]:
+    """The (cost, metric) points that no other beats in one without losing in the other, cheapest first."""
+    sign = 1.0 if higher_is_better else -1.0
+    found: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda p: (p[0], -sign * p[1])):
+        if not found or sign * point[1] > sign * found[-1][1]:
+            found.append(point)
+    return found
+
+
+def _log_axis(axes: "Axes") -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _frame(values: Sequence[float]) -> tuple[float, float]:
+    """Limits that hold every seed's value with a third of their spread to spare on both sides."""
+    low, high = min(values), max(values)
+    spare = max((high - low) / 3, 0.01 * max(abs(low), abs(high)), 1e-3)
+    return low - spare, high + spare
+
+
+def _method_legend(figure: "Figure", rows: Sequence[Row], looks: Mapping[Row, dict[str, Any]]) -> None:
+    from matplotlib.lines import Line2D
+
+    methods = {row.method: looks[row] | {"linestyle": "none"} for row in rows}
+    handles = [Line2D([], [], markersize=8, label=style.plain(method), **look) for method, look in methods.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6)

@@ -1,0 +1,105 @@
+"""Whether the scores mean anything: their order beside the true rise of the loss, as experiments/probe.py found it."""
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import formats, stats
+from analysis.load import Run, number
+from analysis.stats.paired import mean_ranks
+from analysis.tables import Table
+
+SHARE = 0.25  # top b: the best quarter of the triplets
+HEADER = ("run", "score", "rank correlation", "95% BCa", "overlap of the top quarter", "95% BCa", "chance", "triplets")
+
+Interval = tuple[float, float] | None
+
+
+class Worth(NamedTuple):
+    """One score in one run. correlation: Spearman's with the rise of the loss; overlap: share of the top b triplets by
+    rise that are in the top b by score, chance = b / triplets; intervals over resampled triplets."""
+
+    score: str
+    correlation: float | None
+    correlation_interval: Interval
+    overlap: float
+    overlap_interval: Interval
+    chance: float
+    triplets: int
+
+
+def read(run: Run) -> list[Worth]:
+    """Every score of the run's probe.json, the best correlated first; none where there is no such file to read."""
+    try:
+        found = json.loads((run.folder / "probe.json").read_bytes())
+        rise = _numbers(found["rise"])
+        scores = {str(name): _numbers(values) for name, values in found["scores"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    generator = np.random.default_rng(0)
+    worth = [measure(name, x, rise, generator) for name, x in scores.items() if len(x) == len(rise) > 3]
+    return sorted(worth, key=lambda w: 2.0 if w.correlation is None else -w.correlation)
+
+
+def measure(name: str, score: NDArray[np.float64], rise: NDArray[np.float64], generator: np.random.Generator) -> Worth:
+    """Agreement of a score [triplets] with the rise [triplets]. Intervals keep the ranks of the whole: triplets are
+    resampled with them."""
+    top = max(1, round(SHARE * len(rise)))
+    places = np.arange(len(rise), dtype=np.float64)
+    a, b = mean_ranks(score), mean_ranks(rise)
+    x, y = stats.ranks.membership(score, top), stats.ranks.membership(rise, top)
+
+    def correlation(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+        one, other = (v[drawn[..., 0].astype(np.int64)] for v in (a, b))
+        one, other = (v - v.mean(-1, keepdims=True) for v in (one, other))
+        length = np.sqrt((one**2).sum(-1) * (other**2).sum(-1))
+        return np.asarray((one * other).sum(-1) / np.where(length > 0, length, 1.0))
+
+    def overlap(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+        one, other = (v[drawn[..., 0].astype(np.int64)] for v in (x, y))
+        return np.asarray((one * other).sum(-1) / np.maximum(other.sum(-1), 1e-12))
+
+    found = stats.spearman(score, rise)
+    return Worth(
+        score=name,
+        correlation=found,
+        correlation_interval=None
+        if found is None
+        else stats.bootstrap_interval(places, generator, correlation, samples=2_000),
+        overlap=stats.top_overlap(rise, score, top),
+        overlap_interval=stats.bootstrap_interval(places, generator, overlap, samples=2_000),
+        chance=top / len(rise),
+        triplets=len(rise),
+    )
+
+
+def rows(table: Table) -> list[list[str]]:
+    """One row of strings a run and score, for HEADER; none where no run of the table was probed."""
+    found = []
+    for row in table.rows:
+        for run in row.runs:
+            found += [[f"{table.labels[row]}, seed {run.seed}", *_cells(worth)] for worth in read(run)]
+    return found
+
+
+def _cells(worth: Worth) -> list[str]:
+    return [
+        worth.score,
+        formats.metric(worth.correlation, "+"),
+        formats.span(worth.correlation_interval),
+        formats.metric(worth.overlap),
+        formats.span(worth.overlap_interval),
+        formats.metric(worth.chance),
+        str(worth.triplets),
+    ]
+
+
+def _numbers(values: Sequence[object]) -> NDArray[np.float64]:
+    """[n] float64; ValueError where one is no finite number."""
+    found = [number(value) for value in values]
+    if any(value is None for value in found):
+        raise ValueError("not a finite number")
+    return np.array(found, dtype=np.float64)

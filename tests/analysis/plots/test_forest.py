@@ -1,0 +1,65 @@
+import pytest
+
+from analysis.load import read_runs
+from analysis.plots import forest
+from analysis.tables import tables
+from analysis.verdicts import MARGIN, verdicts
+
+
+def drawn(out):
+    (table,) = tables(read_runs(out))
+    judged = verdicts(table)
+    return judged, forest.draw(judged, table.metric, MARGIN)
+
+
+@pytest.fixture
+def decided(tmp_path, write_run):
+    """Eight seeds: adalora better, sora equivalent, full undecided."""
+    for seed in range(8):
+        level = 0.7 + 0.01 * seed
+        gains = {
+            "lora": 0.0,
+            "adalora": 0.02 + 0.001 * seed,
+            "sora": 0.0005 * (-1) ** seed,
+            "full": 0.02 * (-1) ** seed,
+        }
+        for method, gain in gains.items():
+            write_run(tmp_path, method, seed, metric__test=level + gain)
+    return tmp_path
+
+
+def test_every_comparison_has_its_mark_and_interval(decided):
+    judged, figure = drawn(decided)
+    axes = figure.axes[0]
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert names == [f"{verdict.comparison.label}  (n = 8)" for verdict in judged]
+    marks = {line.get_ydata()[0]: line for line in axes.get_lines() if line.get_linestyle() == "None"}
+    bars = {line.get_ydata()[0]: line for line in axes.get_lines() if len(line.get_xdata()) == 2 and
+            line.get_ydata()[0] == line.get_ydata()[1]}  # fmt: skip
+    for y, verdict in enumerate(judged):
+        assert marks[y].get_xdata()[0] == verdict.difference
+        assert tuple(bars[y].get_xdata()) == verdict.interval
+    band = axes.patches[0].get_extents().transformed(axes.transData.inverted())
+    assert (band.x0, band.x1) == pytest.approx((-MARGIN, MARGIN))
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first on top
+
+
+def test_verdicts_differ_in_shape_and_filling_too(decided):
+    judged, figure = drawn(decided)
+    assert {verdict.text.split()[-1] for verdict in judged} == {"better", "equivalent", "pairs"}
+    assert len(figure.legends[0].get_texts()) == 3
+    assert len({look["marker"] for look in forest.LOOKS.values()}) == 3
+
+
+def test_two_pairs_have_a_mark_and_no_bar(quickstart):
+    judged, figure = drawn(quickstart)
+    assert all(verdict.interval is None for verdict in judged)
+    horizontal = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2 and
+                  line.get_ydata()[0] == line.get_ydata()[1]]  # fmt: skip
+    assert horizontal == []
+
+
+def test_one_pair_is_no_forest(tmp_path, write_run):
+    write_run(tmp_path, "lora", 0)
+    write_run(tmp_path, "full", 0)
+    assert drawn(tmp_path)[1] is None
