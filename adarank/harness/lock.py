@@ -35,9 +35,16 @@ def locked(folder: Path) -> Iterator[Path]:
 
 def _acquire(folder: Path) -> Path:
     while True:
-        refuse_held(folder)
-        held = sorted(folder.glob(".lock.*"), key=_number)
-        path = folder / f".lock.{_number(held[-1]) + 1 if held else 1}"
+        last = _last(folder)
+        if last is not None:
+            try:
+                found = _holder(last)
+            except FileNotFoundError:
+                continue  # let go just now: the number after it is nobody's to take, look again
+            if found is not None:
+                raise _held(folder, found)
+        # The number follows from the very listing that was judged: of those who saw the same corpse, one creates it.
+        path = folder / f".lock.{_number(last) + 1 if last else 1}"
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
@@ -50,13 +57,25 @@ def _acquire(folder: Path) -> Path:
 def refuse_held(folder: Path) -> None:
     """Raise Held where a live process holds the lock of `folder`."""
     if (found := holder(folder)) is not None:
-        raise Held(f"{folder} is being trained by process {found['pid']} on {found['host']}; wait for it")
+        raise _held(folder, found)
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
     """host and pid of the live process that holds the lock of `folder`, None where nobody does."""
-    held = sorted(folder.glob(".lock.*"), key=_number)
-    return _holder(held[-1]) if held else None
+    last = _last(folder)
+    try:
+        return None if last is None else _holder(last)
+    except FileNotFoundError:
+        return None  # let go between the two looks
+
+
+def _held(folder: Path, found: dict[str, Any]) -> Held:
+    return Held(f"{folder} is being trained by process {found['pid']} on {found['host']}; wait for it")
+
+
+def _last(folder: Path) -> Path | None:
+    """The lock file of the highest number."""
+    return max(folder.glob(".lock.*"), key=_number, default=None)
 
 
 def _number(path: Path) -> int:
@@ -64,12 +83,10 @@ def _number(path: Path) -> int:
 
 
 def _holder(path: Path) -> dict[str, Any] | None:
-    """What a lock's file says of its holder, None where the holder is dead."""
+    """What a lock's file says of its holder, None where the holder is dead. Raises FileNotFoundError where it is gone."""
     try:
         age = _now(path.parent) - path.stat().st_mtime
         found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
     except ValueError:
         # created and not yet written, or its writer died in between
         return {"pid": "unknown", "host": "unknown"} if age < OLD else None

@@ -90,3 +90,38 @@ def test_of_many_that_find_a_corpse_one_wins(tmp_path):
     said = [p.communicate(timeout=60)[0] for p in processes]
     assert said.count("held\n") == 1
     assert sorted(p.returncode for p in processes) == [0, 1, 1, 1]
+
+
+def test_the_number_follows_from_the_listing_that_was_judged(tmp_path, monkeypatch):
+    """Somebody takes over between our look at the corpse and our own file: he has it, we do not take the next number."""
+    write(tmp_path, 1, pid=2**22 + 1)
+    judge = lock._holder
+
+    def slow(path):
+        found = judge(path)
+        if not (tmp_path / ".lock.2").exists():
+            write(tmp_path, 2, pid=os.getpid())
+        return found
+
+    monkeypatch.setattr(lock, "_holder", slow)
+    with pytest.raises(lock.Held), lock.locked(tmp_path):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock.1", ".lock.2"]
+
+
+def test_a_lock_let_go_while_we_read_it_leaves_its_number_free(tmp_path, monkeypatch):
+    """Not the number after it: another who lists now takes the freed one, and both would hold."""
+    write(tmp_path, 1, pid=2**22 + 1)
+    write(tmp_path, 2, pid=os.getpid())
+    judge = lock._holder
+
+    def released(path):
+        if path.name == ".lock.2":
+            path.unlink(missing_ok=True)
+        return judge(path)
+
+    monkeypatch.setattr(lock, "_holder", released)
+    assert lock.holder(tmp_path) is None
+    write(tmp_path, 2, pid=os.getpid())
+    with lock.locked(tmp_path) as path:
+        assert path.name == ".lock.2"
