@@ -60,12 +60,14 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What a run found: the metric on dev, best and last, and on test at the best checkpoint; times; peak memory."""
+    """What a run found: the metric on dev, best and last, and on test at the best checkpoint and at the last step; times;
+    peak memory."""
 
     best: float
     best_step: int
     last: float
     test: float | None
+    test_last: float | None
     train_s: float
     eval_s: float
     step_ms: float
@@ -215,17 +217,19 @@ def train(
 
     bar.close()
     memory = peak_mib(device)
-    model.load_state_dict(at.best_state, strict=False)
-    test = None
-    if "test" in splits:
-        before = clock(device)
-        found = evaluate(model, splits["test"], plan, device)
-        at.eval_s += clock(device) - before
-        log.metrics(at.best_step, "test", found)
-        test = found[name]
+    test: dict[int, float] = {}  # by step
+    for step, state in ((plan.steps, {}), (at.best_step, at.best_state)):
+        model.load_state_dict(state, strict=False)
+        if "test" in splits and step not in test:
+            before = clock(device)
+            found = evaluate(model, splits["test"], plan, device)
+            at.eval_s += clock(device) - before
+            log.metrics(step, "test", found)
+            test[step] = found[name]
     keep(model)
     step_ms = 1000 * statistics.median(at.seconds)
-    return Outcome(at.best, at.best_step, at.last[name], test, at.train_s, at.eval_s, step_ms, memory)
+    tested = test.get(at.best_step), test.get(plan.steps)
+    return Outcome(at.best, at.best_step, at.last[name], *tested, at.train_s, at.eval_s, step_ms, memory)
 
 
 def is_settled(controller: RankController | None) -> bool:
