@@ -19,6 +19,7 @@ NEEDS = {  # what an option cannot do without
     ("model", "hub"): ["model.name=m"],
     ("task", "files"): ["task.path=/d"],
     ("task", "hub"): ["task.name=d"],
+    ("task", "e2e"): ["task.path=/d"],
     ("targets", "modules"): ["target_modules=[query]"],
     ("adapter", "none"): ["method=full"],
     **{("adapter", name): [f"method={name}"] for name in ("houlsby", "pfeiffer", "bitfit", "head")},

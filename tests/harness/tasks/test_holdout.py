@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adarank.errors import SettingError
-from adarank.harness.tasks.base import Split, Task
+from adarank.harness.tasks.base import Prompts, Split, Task
 from adarank.harness.tasks.holdout import hold_out
 
 
@@ -56,3 +56,11 @@ def test_without_it_the_task_is_as_it_was():
 def test_a_cut_that_leaves_nothing_is_refused(size):
     with pytest.raises(SettingError, match=r"holdout=\S+ cannot be carved from 40 training rows; valid: from 1 to 39"):
         hold_out(task(), size)
+
+
+def test_prompts_keep_their_references():
+    prompts = Prompts([f"p{i}" for i in range(12)], [[f"r{i}", f"s{i}"] for i in range(12)])
+    cut = hold_out(dataclasses.replace(task(), train=prompts, kind="generate"), 3)
+    assert (len(cut.train), len(cut.dev)) == (9, 3)
+    for part in (cut.train, cut.dev):
+        assert part.references == [[f"r{p[1:]}", f"s{p[1:]}"] for p in part.prompt]
