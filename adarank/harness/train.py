@@ -171,10 +171,18 @@ def train(
             at.eval_s += clock(device) - before
             log.metrics(step, "test", tested[step])
     keep(model)
-    step_ms = 1000 * statistics.median(at.seconds)
-    tests = [tested[step][name] if tested else None for step in (at.best_step, plan.steps)]
-    times = at.train_s, at.eval_s, step_ms, memory
-    return Outcome(at.best, at.best_step, at.last[name], *tests, *times, tested.get(at.best_step))
+    return Outcome(
+        best=at.best,
+        best_step=at.best_step,
+        last=at.last[name],
+        test=tested[at.best_step][name] if tested else None,
+        test_last=tested[plan.steps][name] if tested else None,
+        train_s=at.train_s,
+        eval_s=at.eval_s,
+        step_ms=1000 * statistics.median(at.seconds),
+        peak_mib=memory,
+        tested=tested.get(at.best_step),
+    )
 
 
 def is_settled(controller: RankController | None) -> bool:
