@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from analysis import formats
-from analysis.tables import Row, Table
-from analysis.verdicts import MARGIN, Verdict, compare, judge, unit_scale
+from analysis.pairs import compare
+from analysis.rows import Row
+from analysis.tables import Table
+from analysis.verdicts import MARGIN, Verdict, judge, unit_scale
 
 
 class Across(NamedTuple):

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from analysis.load import FolderError, number, read_config, read_lines, read_runs, text
+from analysis.files import number, read_config, read_lines, text
+from analysis.load import FolderError, read_runs
 
 
 def states(out):

@@ -2,7 +2,9 @@ import pytest
 
 from analysis import cells
 from analysis.load import read_runs
+from analysis.notes import notes
 from analysis.tables import relative_time, tables
+from analysis.terminal import table_text
 
 
 def only(out):
@@ -53,7 +55,7 @@ def test_one_seed_has_no_interval(tmp_path, write_run):
 def test_missing_numbers_are_blank_never_nan(tmp_path, write_run):
     write_run(tmp_path, "lora", 0, parameters=None, time={"step_ms": float("nan")}, memory=None)
     table = only(tmp_path)
-    printed = cells.as_text(table)
+    printed = table_text(table)
     assert "nan" not in printed.lower()
     assert "None" not in printed
     for name in ("trainable", "kept", "step, ms", "÷ LoRA", "peak, MiB"):
@@ -135,8 +137,8 @@ def test_times_on_different_devices_are_not_compared(tmp_path, write_run):
     write_run(tmp_path, "adalora", 0, device="cuda")
     table = only(tmp_path)
     assert column(table, "÷ LoRA") == ["1.00×", "–"]
-    assert any("different or unknown devices" in note for note in cells.notes(table))
-    assert "Device: cpu; cuda." in cells.notes(table)
+    assert any("different or unknown devices" in note for note in notes(table))
+    assert "Device: cpu; cuda." in notes(table)
 
 
 def test_times_on_an_unknown_device_are_not_compared(tmp_path, write_run):
@@ -144,24 +146,24 @@ def test_times_on_an_unknown_device_are_not_compared(tmp_path, write_run):
         write_run(tmp_path, method, 0, device=None)
     table = only(tmp_path)
     assert column(table, "÷ LoRA") == ["–", "–"]
-    assert "Device: unknown." in cells.notes(table)
+    assert "Device: unknown." in notes(table)
 
 
 def test_without_lora_the_table_says_so(tmp_path, write_run):
     write_run(tmp_path, "sora", 0)
     table = only(tmp_path)
     assert column(table, "÷ LoRA") == ["–"]
-    assert any("no LoRA run" in note for note in cells.notes(table))
+    assert any("no LoRA run" in note for note in notes(table))
     assert [grid.title for grid in cells.grids(table)] == ["The budget, counted four ways"]
 
 
 def test_notes_tell_a_missed_budget_other_recipes_and_a_missing_config(tmp_path, write_run):
     write_run(tmp_path, "adalora", 0, rank__budget_triplets=280)
     (write_run(tmp_path, "lora", 0, recipe=2) / "config.yaml").unlink()
-    notes = cells.notes(only(tmp_path))
-    assert "adalora 12 → 8 kept 288 triplets; its budget was 280." in notes
-    assert "The runs were made by different recipes of the code: 1, 2." in notes
-    assert any("config.yaml" in note for note in notes)
+    found = notes(only(tmp_path))
+    assert "adalora 12 → 8 kept 288 triplets; its budget was 280." in found
+    assert "The runs were made by different recipes of the code: 1, 2." in found
+    assert any("config.yaml" in note for note in found)
 
 
 def test_many_rows_leave_the_best_of_each_method_to_the_figures(tmp_path, write_quickstart):
@@ -184,5 +186,5 @@ def test_adaptive_means_that_ranks_moved(quickstart):
 
 
 def test_the_text_is_aligned(quickstart):
-    lines = cells.as_text(only(quickstart)).splitlines()
+    lines = table_text(only(quickstart)).splitlines()
     assert len({len(line) for line in lines[2:7]}) == 1
