@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from analysis.files import mean, number, read_lines
+from analysis.files import mean, number, read_counts
 from analysis.load import Run
 
 
@@ -30,7 +30,7 @@ def budget(runs: Sequence[Run], kept: float | None) -> Budget:
     finals = [sum(rank["final"].values()) if rank.get("final") else None for rank in ranks]
     starts = [_initial(rank) for rank in ranks]
     steps = number(runs[0].summary.get("steps"))
-    records = next((r for run in runs if (r := read_lines(run.folder / "allocations.jsonl")[0])), [])
+    records = next((r for run in runs if (r := read_counts(run.folder / "allocations.jsonl"))), [])
     return Budget(mean(starts), mean_over_training(records, starts[0], steps), mean(finals), kept)
 
 

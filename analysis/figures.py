@@ -1,12 +1,8 @@
 """Every figure of a table with its caption, in the order of the page: a new one is one more `yield` in `figures`."""
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analysis.files import read_lines
 from analysis.plots import (
     agreement,
     budget,
@@ -18,29 +14,14 @@ from analysis.plots import (
     scores,
     trajectories,
 )
-from analysis.rows import Row
 from analysis.tables import Table
 from analysis.verdicts import MARGIN, unit_scale, verdicts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DPI = 168  # 1.75 pixels for each of the page's: sharp on a fine screen and when enlarged
+LISTED = 60  # configurations that a figure with a line for each can hold
 Records = Mapping[str, Sequence[Mapping[str, Any]]]  # {run name: the records of one of its files}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as a PNG: its file's name, what it shows, its width on the page in px, and its bytes."""
-
-    name: str
-    caption: str
-    width: int
-    png: bytes
-
-    @property
-    def uri(self) -> str:
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
 def figures(table: Table, metrics: Records, allocations: Records) -> Iterator[tuple[str, str, "Figure | None"]]:
@@ -51,12 +32,16 @@ def figures(table: Table, metrics: Records, allocations: Records) -> Iterator[tu
     rows = table.shown
     adaptive = [row for row in rows if row.adaptive]
     chosen = _chosen(table)
+    listed = table.rows if len(table.rows) <= LISTED else rows
+    named = {table.labels[row] for row in listed}
+    cut = "" if listed is table.rows else chosen
     margin = MARGIN if unit_scale(table) else None
     yield (
         "forest",
         "Every configuration against LoRA: mean difference over common seeds and its 95% BCa interval"
-        + (f"; the band is ±{margin:g}." if margin else "."),
-        forest.draw(verdicts(table), table.metric, margin),
+        + (f"; the band is ±{margin:g}." if margin else ".")
+        + cut,
+        forest.draw([v for v in verdicts(table) if v.comparison.label in named], table.metric, margin),
     )
     yield (
         "learning_curves",
@@ -84,8 +69,8 @@ def figures(table: Table, metrics: Records, allocations: Records) -> Iterator[tu
     )
     yield (
         "agreement",
-        "Whether the seeds agree on where the rank goes: correlation of their final maps, and its chance level.",
-        agreement.draw(table, [row for row in table.rows if row.adaptive]),
+        "Whether the seeds agree on where the rank goes: correlation of their final maps, and its chance level." + cut,
+        agreement.draw(table, [row for row in listed if row.adaptive]),
     )
     yield (
         "trajectories",
@@ -106,21 +91,6 @@ def figures(table: Table, metrics: Records, allocations: Records) -> Iterator[tu
         )
 
 
-def pictures(table: Table, suffix: str) -> tuple[tuple[Picture, ...], list[str]]:
-    """The figures of one table, drawn, and a note for each file of records that is damaged.
-
-    `suffix` keeps the files of several tables apart.
-    """
-    metrics, damaged = _records(table.shown, "metrics.jsonl")
-    allocations, damaged_too = _records([row for row in table.shown if row.adaptive], "allocations.jsonl")
-    found = tuple(
-        Picture(f"{name}{suffix}.png", caption, round(96 * figure.get_figwidth()), _png(figure))
-        for name, caption, figure in figures(table, metrics, allocations)
-        if figure is not None
-    )
-    return found, damaged + damaged_too
-
-
 def _chosen(table: Table) -> str:
     """The sentence of a caption that says which rows a figure of few shows, empty where it shows all."""
     rows = table.shown
@@ -130,20 +100,3 @@ def _chosen(table: Table) -> str:
     if len({row.method for row in table.rows}) > len(rows):
         words += f" LoRA and the {len(rows) - 1} best on dev of the others."
     return words
-
-
-def _png(figure: "Figure") -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI, facecolor="white")
-    return file.getvalue()
-
-
-def _records(rows: Sequence[Row], name: str) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """The records of the file `name` of every run, by run, and a note for each file with unreadable lines."""
-    read = {run.name: read_lines(run.folder / name) for row in rows for run in row.runs}
-    notes = [
-        f"{run}/{name}: {len(bad)} unreadable lines, the first is line {bad[0]}; the figures lack them."
-        for run, (_, bad) in read.items()
-        if bad
-    ]
-    return {run: records for run, (records, _) in read.items()}, notes

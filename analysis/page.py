@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 from analysis import cells, export
 from analysis.across import across
-from analysis.figures import Picture, pictures
 from analysis.load import Run, state_counts
 from analysis.notes import LEGEND, notes
+from analysis.pictures import Picture, pictures
 from analysis.tables import Table
 
 

@@ -1,7 +1,8 @@
 """Metric and cost side by side, a line for every configuration: for more methods than points can be told apart by."""
 
+import textwrap
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.plots import style
 from analysis.rows import Row
@@ -35,7 +36,7 @@ def side_by_side(
         left.set_yticks(range(len(order)), [style.plain(table.labels[row]) for row in order], fontsize=10)
         left.set_ylim(len(order) - 0.4, -0.6)
         left.set_xlabel(f"{table.metric} on {table.split}, mean and 95% t interval", fontsize=10)
-        right.set_xlabel(label, fontsize=10)
+        right.set_xlabel(textwrap.fill(label, 34), fontsize=10)
         _legend(figure)
     return figure
 
@@ -48,7 +49,7 @@ def _draw_scores(axes: "Axes", y: int, row: Row, frame: tuple[float, float], on_
     axes.plot(row.mean, y, **_mark(on_front))
 
 
-def _mark(on_front: bool) -> dict[str, object]:
+def _mark(on_front: bool) -> dict[str, Any]:
     return {
         "linestyle": "none",
         "marker": "o",

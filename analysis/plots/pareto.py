@@ -76,7 +76,7 @@ def draw(table: Table, cost: Cost) -> "Figure | None":
     return figure
 
 
-def _draw_row(axes: "Axes", row: Row, cost: float, look: Mapping[str, Any], frame: tuple[float, float]) -> None:
+def _draw_row(axes: "Axes", row: Row, cost: float, look: dict[str, Any], frame: tuple[float, float]) -> None:
     axes.errorbar(
         cost,
         row.mean,

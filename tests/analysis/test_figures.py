@@ -8,9 +8,10 @@ import pytest
 
 from analysis import figures as room
 from analysis import plots
-from analysis.figures import figures, pictures
+from analysis.figures import figures
 from analysis.files import read_lines
 from analysis.load import read_runs
+from analysis.pictures import DPI, pictures
 from analysis.plots import style
 from analysis.tables import tables
 
@@ -84,7 +85,7 @@ def test_pictures_are_the_drawn_figures_as_png(full):
     for picture in found:
         assert picture.png.startswith(b"\x89PNG")
         width = int.from_bytes(picture.png[16:20], "big")
-        assert width == pytest.approx(picture.width * room.DPI / 96, abs=2)
+        assert width == pytest.approx(picture.width * DPI / 96, abs=2)
 
 
 def grey(colour):
