@@ -35,6 +35,7 @@ def figures(table: Table, metrics: Records, allocations: Records) -> Iterator[tu
     listed = table.rows if len(table.rows) <= LISTED else rows
     named = {table.labels[row] for row in listed}
     cut = "" if listed is table.rows else chosen
+    tuned = " Of trials of a learning rate the one that is best on dev." if len(table.tuned) < len(table.rows) else ""
     margin = MARGIN if unit_scale(table) else None
     yield (
         "forest",
@@ -54,7 +55,7 @@ def figures(table: Table, metrics: Records, allocations: Records) -> Iterator[tu
         yield (
             name,
             f"What {name} buys: {table.metric} on {table.split} against it, every seed and their mean, with its 95% "
-            "t interval where that fits the frame. The front: what nothing beats at its cost.",
+            f"t interval where that fits the frame. The front: what nothing beats at its cost.{tuned}",
             pareto.draw(table, cost),
         )
     yield (
@@ -79,8 +80,8 @@ def figures(table: Table, metrics: Records, allocations: Records) -> Iterator[tu
     )
     yield (
         "scores",
-        "Scores at the last allocation, of the first seed with records. Thin: smallest to largest of a module; thick: the "
-        f"middle half; mark: median.{chosen}",
+        "Scores at the last allocation, of the first seed with records. Thin: smallest to largest of a module; thick: "
+        f"the middle half; mark: median.{chosen}",
         scores.draw(table, adaptive, allocations),
     )
     for row in adaptive:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
-from analysis import stats
+from analysis import formats, stats
 from analysis.files import mean, number, read_config, text
 from analysis.load import Run
 
@@ -47,6 +47,16 @@ class Row:
     def adaptive(self) -> bool:
         """Whether ranks moved, over time or between modules."""
         return len({self.initial_rank, *self.ranks.values()}) > 1 if self.ranks else False
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The ranks that the settings asked for, nothing for a method without: a method without a budget (SoRA) ends
+        each run at another. Where no settings can be read, those that came out."""
+        if not self.ranks:
+            return ()
+        if "rank" in self.settings:
+            return (self.settings["rank"], self.settings.get("init_rank", ""))
+        return (formats.rank(self.initial_rank), formats.rank(self.final_rank))
 
 
 def make_row(runs: Sequence[Run]) -> Row:

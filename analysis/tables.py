@@ -1,12 +1,10 @@
 """Runs to tables: one table for each model, task, targets and metric, one row for each configuration."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
-from analysis import formats
 from analysis.budgets import Budget, budget
 from analysis.load import Run, identity
 from analysis.rows import Row, make_row
@@ -44,34 +42,29 @@ class Table:
         sign = -1.0 if self.higher_is_better else 1.0
         return sorted(rows, key=lambda row: (row.best is None, sign * (row.best or 0.0)))
 
+    def best(self, key: Callable[[Row], Hashable]) -> tuple[Row, ...]:
+        """Of the rows with the same key the one that is best on dev, in reading order."""
+        found: dict[Hashable, Row] = {}
+        for row in self.best_first(self.rows):
+            found.setdefault(key(row), row)
+        chosen = set(found.values())
+        return tuple(row for row in self.rows if row in chosen)
+
     @property
     def tuned(self) -> tuple[Row, ...]:
         """The rows to be judged: of those that differ in the learning rate alone, the one that is best on dev.
 
         A trial of a search is no method of its own: judged too, it would only make the others' correction harder.
         """
-        best: dict[Any, Row] = {}
-        for row in self.best_first(self.rows):
-            rest = sorted(item for item in visible(row).items() if item[0] != "train.lr")
-            alone = None if row.settings else row.configuration  # what cannot be read is like nothing else
-            best.setdefault((row.method, row.initial_rank, formats.rank(row.final_rank), alone, *rest), row)
-        chosen = set(best.values())
-        return tuple(row for row in self.rows if row in chosen)
-
-    @property
-    def best_of_each(self) -> tuple[Row, ...]:
-        """Of every method the row that is best on dev."""
-        best: dict[str, Row] = {}
-        for row in self.best_first(self.rows):
-            best.setdefault(row.method, row)
-        return tuple(row for row in self.rows if row is best[row.method])
+        return self.best(_but_for_the_rate)
 
     @property
     def shown(self) -> tuple[Row, ...]:
         """The rows for figures that hold FEW: all, or of every method the best on dev, LoRA and the best first."""
         if len(self.rows) <= FEW:
             return self.rows
-        order = sorted(self.best_first(self.best_of_each), key=lambda row: row.method != REFERENCE)  # stable
+        each = self.best(lambda row: row.method)
+        order = sorted(self.best_first(each), key=lambda row: row.method != REFERENCE)  # stable
         chosen = set(order[:FEW])
         return tuple(row for row in self.rows if row in chosen)
 
@@ -132,10 +125,16 @@ def _references(table: Table, rows: Sequence[Row]) -> dict[Row, Row]:
 
     def shared(row: Row, candidate: Row) -> tuple[bool, int]:
         same = sum(candidate.settings.get(key) == row.settings.get(key) for key in keys)
-        return formats.rank(candidate.final_rank) == formats.rank(row.final_rank), same
+        return candidate.asked[:1] == row.asked[:1] or candidate.final_rank == row.final_rank, same
 
     if not candidates:
         return {}
     return {  # max keeps the first of equals
         row: row if row.method == REFERENCE else max(candidates, key=partial(shared, row)) for row in rows
     }
+
+
+def _but_for_the_rate(row: Row) -> Hashable:
+    """What two trials of one search have in common; a row whose settings cannot be read is like no other."""
+    rest = sorted(item for item in visible(row).items() if item[0] != "train.lr")
+    return (row.method, row.asked, None if row.settings else row.configuration, *rest)

@@ -1,6 +1,5 @@
 """The search for a learning rate: what was tried for each method, on how many seeds, and what it chose."""
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -28,18 +27,18 @@ class Search(NamedTuple):
 
 def searches(table: Table) -> list[Search]:
     """The search of every method and ranks, one rate or several; of several rows with one rate the best on dev."""
-    found: dict[tuple[str, str], dict[float, Row]] = defaultdict(dict)
+    found: dict[tuple[str, ...], dict[float, Row]] = {(row.method, *row.asked): {} for row in table.rows}
     for row in table.best_first(table.rows):
         if (rate := formats.as_number(row.settings.get("train.lr"))) is not None:
-            found[row.method, formats.ranks(row.initial_rank, row.final_rank)].setdefault(rate, row)
-    return [
-        Search(
-            method if ranks == formats.BLANK else f"{method} {ranks}",
-            dict(sorted(tried.items())),
-            next(iter(tried.values())),
-        )
-        for (method, ranks), tried in found.items()
-    ]
+            found[row.method, *row.asked].setdefault(rate, row)
+    return [_search(tried) for tried in found.values() if tried]
+
+
+def _search(tried: Mapping[float, Row]) -> Search:
+    """tried: the best on dev first."""
+    best = next(iter(tried.values()))
+    ranks = [formats.ranks(best.initial_rank, best.final_rank)] if best.ranks else []
+    return Search(" ".join([best.method, *ranks]), dict(sorted(tried.items())), best)
 
 
 def searched(table: Table) -> list[Search]:

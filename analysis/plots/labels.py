@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 Boxes = NDArray[np.float64]  # [n, 4]: left, bottom, right, top in pixels
-SIDES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0), (1, 0.5), (1, -0.5), (-1, 0.5), (-1, -0.5))  # fmt: skip
+SIDES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0), (1, 0.5), (1, -0.5), (-1, 0.5),
+         (-1, -0.5))  # fmt: skip
 DISTANCES = (8, 20, 34, 50, 68, 90, 115, 145, 180)  # points; from the second on a thin line leads to the point
 PLACES = [(side, distance) for distance, side in product(DISTANCES, SIDES)]  # the nearest first
 PAD = 2  # pixels around the words
@@ -88,7 +89,7 @@ def _annotate(
 
 
 def _candidates(at: NDArray[np.float64], width: float, height: float, pixels: float) -> Boxes:
-    """The box of the words at every one of PLACES around the point `at` [2], in pixels; pixels: of a point (1/72 inch)."""
+    """The box of the words at every one of PLACES around the point `at` [2]; pixels: of a point (1/72 inch)."""
     x, y = (np.array([side[i] * distance for side, distance in PLACES]) * pixels + at[i] for i in (0, 1))
     across, up = (np.array([side[i] for side, _ in PLACES]) for i in (0, 1))
     width, height = width - 2 * PAD, height - 2 * PAD

@@ -21,7 +21,10 @@ FEW_SEEDS = 4  # configurations whose seeds can be told apart
 
 
 def draw(table: Table, rows: Sequence[Row], metrics: Mapping[str, Records]) -> "Figure | None":
-    """The figure for `rows`, thin lines for the seeds of up to FEW_SEEDS of them; metrics: {run name: the records of its metrics.jsonl}. None without any record to draw."""
+    """The figure for `rows`, thin lines for the seeds of up to FEW_SEEDS of them; None without any record to draw.
+
+    metrics: {run name: the records of its metrics.jsonl}.
+    """
     panels = [("dev", table.metric, f"{table.metric} on dev"), ("train", "loss", "training loss")]
     series = {(split, key): [curves(row, metrics, split, key) for row in rows] for split, key, _ in panels}
     if not any(curve for group in series.values() for curve in group):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED = 16  # points that a figure can name directly
-LINES = 40  # configurations that a figure can list
+LINES = 40  # configurations that a figure can hold
 
 
 class Cost(NamedTuple):
@@ -34,13 +34,17 @@ COSTS = {
 
 
 def draw(table: Table, cost: Cost) -> "Figure | None":
-    """All rows of `table` as points, named directly, or beyond NAMED of them a few beside a legend of methods.
+    """The tuned rows of `table` (beyond LINES the best on dev of every method and rank) as points, those of a method
+    joined by a line; named directly, or beyond NAMED a few beside a legend of methods.
 
-    More than FEW methods are listed instead, metric and cost side by side (beyond LINES rows the best on dev of each).
+    More than FEW methods are listed instead, metric and cost side by side.
     The seeds' own values are small dots, and set the frame; an interval that would leave it is not drawn: one from two
     seeds may be wider than any metric. None without costs, and where a measured one comes from more than one device.
     """
-    costs = {row: value for row in table.rows if (value := cost.of(row))}
+    chosen = table.tuned
+    if len(chosen) > LINES:
+        chosen = table.best(lambda row: (row.method, row.asked))
+    costs = {row: value for row in chosen if (value := cost.of(row))}
     rows = list(costs)
     if not rows or (cost.measured and len(set[str]().union(*(row.devices for row in rows))) > 1):
         return None
@@ -50,8 +54,7 @@ def draw(table: Table, cost: Cost) -> "Figure | None":
     frame = _frame([value for row in rows for value in row.scores.values()])
     best = front([(costs[row], row.mean) for row in rows], table.higher_is_better)
     if len({row.method for row in rows}) > FEW:
-        listed = rows if len(rows) <= LINES else [row for row in table.best_of_each if row in costs]
-        figure = dots.side_by_side(table, {row: costs[row] for row in listed}, set(best), frame, cost.label)
+        figure = dots.side_by_side(table, costs, set(best), frame, cost.label)
         _cost_axis(figure.axes[1], cost)
         return figure
     with matplotlib.rc_context(style.RC):
@@ -59,6 +62,11 @@ def draw(table: Table, cost: Cost) -> "Figure | None":
         axes = figure.subplots()
         for row in rows:
             _draw_row(axes, row, costs[row], looks[row], frame)
+        for method in {row.method: None for row in rows}:
+            kin = sorted((costs[row], row.mean, looks[row]["color"]) for row in rows if row.method == method)
+            axes.plot(
+                [x for x, _, _ in kin], [y for _, y, _ in kin], color=kin[0][2], linewidth=0.9, alpha=0.6, zorder=1
+            )
         axes.step(*zip(*best, strict=True), where="post", color="#888888", linewidth=1.2, zorder=0, label="front")
         axes.margins(x=0.18)
         axes.set_ylim(*frame)

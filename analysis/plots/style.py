@@ -28,8 +28,8 @@ RC: dict[Any, Any] = {
 def looks(table: Table) -> dict[Row, dict[str, Any]]:
     """A colour, a line style and a marker for every row, the same in all figures of the table.
 
-    Every row has its own where all are shown, else every method, those shown first; after eight the markers move on by one, so that
-    colour and marker together stay unique up to 64.
+    Every row has its own where all are shown, else every method, those shown first; after eight the markers move on by
+    one, so that colour and marker together stay unique up to 64.
     """
     single = len(table.shown) == len(table.rows)
     order = [*table.shown, *table.rows]

@@ -106,7 +106,8 @@ def _summary(
         "metric": {"name": "accuracy", "higher_is_better": True, "best": score, "best_step": 100, "last": score,
                    "test": score},
         "rank": {"initial": start, "budget": rank, "budget_triplets": rank * len(MODULES), "final": final},
-        "parameters": {"total": 23_000_000, "trainable": 40_000 * start, "adapter": 39_000 * start, "kept": 39_000 * rank},
+        "parameters": {"total": 23_000_000, "trainable": 40_000 * start,
+                       "adapter": 39_000 * start, "kept": 39_000 * rank},
         "scale": 2.0, "time": {"train_s": 70.0, "step_ms": 700.0, "eval_s": 20.0}, "memory": {"peak_mib": 1000.0},
         "device": "cpu", "recipe": 1,
     }  # fmt: skip

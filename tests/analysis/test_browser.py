@@ -35,7 +35,8 @@ window.addEventListener("load", () => {
   const wide = [...document.querySelectorAll(".wide")].map((div) => [div.scrollWidth, div.clientWidth]);
   const page = [document.documentElement.scrollWidth, window.innerWidth];
   const found = document.createElement("pre"); found.id = "found";
-  found.textContent = JSON.stringify({trainable, triplets, before, after, opened, closed: !dialog.open, seen, wide, page});
+  const closed = !dialog.open, sizes = {before, after, opened, closed, seen, wide, page};
+  found.textContent = JSON.stringify({trainable, triplets, ...sizes});
   document.body.append(found);
 });
 </script>

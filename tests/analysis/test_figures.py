@@ -94,7 +94,7 @@ def grey(colour):
 
 
 def test_lines_stay_apart_without_colour():
-    """Whatever two of eight lines look like in grey, line style and marker differ; no line is too pale for white paper."""
+    """Whatever two of eight lines look like in grey, style and marker differ; none is too pale for white paper."""
     looks = [style.look(place) for place in range(8)]
     for name in ("color", "linestyle", "marker"):
         assert len({look[name] for look in looks}) == 8

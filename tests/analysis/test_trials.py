@@ -18,7 +18,7 @@ def grid_of(table):
 
 @pytest.fixture
 def search(tmp_path, write_run):
-    """LoRA: three rates of two seeds, the middle one best; AdaLoRA: two of one seed, the higher best; full: one rate."""
+    """LoRA: three rates of two seeds, the middle one best; AdaLoRA: two of one, the higher best; full: one rate."""
     for lr, best in ((4e-3, 0.75), (1e-3, 0.7), (2e-3, 0.8)):
         for seed in (0, 1):
             write_run(tmp_path, "lora", seed, config={"train.lr": lr}, metric__best=best + 0.01 * seed)
@@ -58,6 +58,20 @@ def test_a_lower_metric_can_be_the_better_one(tmp_path, write_run):
         write_run(tmp_path, "lora", 0, config={"train.lr": lr}, metric__best=best, metric__higher_is_better=False)
     (row,) = grid_of(only(tmp_path))[1].values()
     assert (row["chosen"], row["at the edge"]) == ("0.002", "no")
+
+
+def test_a_method_that_ends_each_trial_at_another_rank_is_one_search(tmp_path, write_run):
+    """SoRA has no budget: its final rank moves with the learning rate. What it was asked for stays."""
+    for lr, best, kept in ((1e-3, 0.7, 7), (2e-3, 0.8, 6), (4e-3, 0.75, 5)):
+        rank = {"initial": 8, "budget": None, "budget_triplets": None, "final": {"a.0.q": kept, "a.0.v": 8}}
+        write_run(tmp_path, "sora", 0, config={"train.lr": lr}, metric__best=best, rank=rank)
+    write_run(tmp_path, "lora", 0, 8, metric__best=0.1)
+    write_run(tmp_path, "lora", 0, 16, metric__best=0.9)
+    table = only(tmp_path)
+    row = grid_of(table)[1]["sora 8 → 7"]
+    assert (row["trials"], row["chosen"], row["at the edge"]) == ("3", "0.002", "no")
+    assert [table.labels[row] for row in table.tuned] == ["lora 8", "lora 16", "sora 8 → 7, lr 0.002"]
+    assert {table.labels[table.references[row]] for row in table.rows if row.method == "sora"} == {"lora 8"}
 
 
 def test_unequal_numbers_of_seeds_are_shown(tmp_path, write_run):

@@ -113,6 +113,17 @@ def test_time_and_memory_are_drawn_where_one_device_measured_them(quickstart, wr
     assert pareto.draw(table, pareto.COSTS["parameters"]) is not None
 
 
+def test_ranks_of_a_method_are_joined_and_trials_of_a_rate_left_out(tmp_path, write_quickstart, write_run):
+    out = write_quickstart(tmp_path / "runs", seeds=1, ranks=(2, 4, 8))
+    write_run(out, "lora", 0, 8, config={"train.lr": 1.0}, metric__best=0.0)
+    table, figure = drawn(out)
+    assert len(figure.axes[0].containers) == len(table.rows) - 1
+    joined = [line for line in figure.axes[0].get_lines() if line.get_linewidth() == 0.9]
+    expected = [[row for row in table.tuned if row.method == method] for method in ("full", "lora", "adalora")]
+    for line, rows in zip(joined, expected, strict=True):
+        assert line.get_xydata().tolist() == [[row.kept, row.mean] for row in rows]
+
+
 @pytest.fixture
 def methods(tmp_path, write_run):
     """Ten methods of two seeds at one cost, another far cheaper and worse."""
