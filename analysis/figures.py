@@ -32,10 +32,10 @@ def figures(table: Table, metrics: Records, allocations: Records) -> Iterator[tu
     rows = table.shown
     adaptive = [row for row in rows if row.adaptive]
     chosen = _chosen(table)
-    listed = table.rows if len(table.rows) <= LISTED else rows
-    named = {table.labels[row] for row in listed}
-    cut = "" if listed is table.rows else chosen
     tuned = " Of trials of a learning rate the one that is best on dev." if len(table.tuned) < len(table.rows) else ""
+    listed = table.tuned if len(table.tuned) <= LISTED else rows
+    named = {table.labels[row] for row in listed}
+    cut = tuned if len(table.tuned) <= LISTED else chosen
     margin = MARGIN if unit_scale(table) else None
     yield (
         "forest",

@@ -35,7 +35,7 @@ COSTS = {
 
 def draw(table: Table, cost: Cost) -> "Figure | None":
     """The tuned rows of `table` (beyond LINES the best on dev of every method and rank) as points, those of a method
-    joined by a line; named directly, or beyond NAMED a few beside a legend of methods.
+    joined by a line; named directly, or beyond NAMED by a legend of methods.
 
     More than FEW methods are listed instead, metric and cost side by side.
     The seeds' own values are small dots, and set the frame; an interval that would leave it is not drawn: one from two
@@ -73,14 +73,14 @@ def draw(table: Table, cost: Cost) -> "Figure | None":
         _cost_axis(axes, cost)
         axes.set_xlabel(cost.label)
         axes.set_ylabel(f"{table.metric} on {table.split}, mean and 95% t interval")
-        named = rows if len(rows) <= NAMED else [row for row in rows if row in table.shown]
-        if len(named) < len(rows):
+        if len(rows) > NAMED:
             _method_legend(figure, rows, looks)
-        named.sort(key=lambda row: -row.mean)
-        points = [(costs[row], row.mean) for row in named]
-        colours = [looks[row]["color"] for row in named]
-        names = [style.plain(table.labels[row]) for row in named]
-        place_labels(axes, points, names, colours, size=9 if len(named) > FEW else None)
+            return figure
+        rows.sort(key=lambda row: -row.mean)
+        points = [(costs[row], row.mean) for row in rows]
+        colours = [looks[row]["color"] for row in rows]
+        names = [style.plain(table.labels[row]) for row in rows]
+        place_labels(axes, points, names, colours, size=9 if len(rows) > FEW else None)
     return figure
 
 

@@ -47,7 +47,7 @@ def agreement(maps: ArrayLike, generator: np.random.Generator, samples: int = 1_
 
 
 def _mean_correlation(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean of r_i · r_j over all pairs, [..., maps, modules] of unit length -> [...]; |Σ r|² = n + 2 Σ r_i · r_j."""
+    """Mean of r_i · r_j over all pairs, [..., maps, modules] of unit length -> [...]; |Σ r|² = n + 2 Σ r_i · r_j."""
     n = ranks.shape[-2]
     return np.asarray(((ranks.sum(axis=-2) ** 2).sum(axis=-1) - n) / (n * (n - 1)))
 
