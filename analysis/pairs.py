@@ -14,7 +14,7 @@ from analysis.rows import Row
 class Comparison:
     """Two methods' scores [seeds, tasks]; a pair is one seed on one task, NaN where either has no run.
 
-    runs: those of the pairs, for each task the first method's, then the other's.
+    runs: those of the pairs, for each task the first method's, then the other's; none where they are not told.
     """
 
     label: str
@@ -22,7 +22,7 @@ class Comparison:
     methods: tuple[str, str]
     scores: NDArray[np.float64]
     others: NDArray[np.float64]
-    runs: tuple[Run, ...]
+    runs: tuple[Run, ...] = ()
 
     @property
     def differences(self) -> NDArray[np.float64]:

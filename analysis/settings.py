@@ -9,7 +9,7 @@ from analysis.rows import Row
 
 REFERENCE = "lora"  # times and verdicts are relative to this method
 HIDDEN = {"seed", "method", "targets", "rank", "init_rank"}  # shown by other columns
-HIDDEN |= {  # no effect on the result
+HIDDEN |= {  # no effect on the result; a group or one key of it
     "out",
     "force",
     "retry",
@@ -20,13 +20,14 @@ HIDDEN |= {  # no effect on the result
     "device",
     "workers",
     "launcher",
+    "allocator.source",  # a path, another one for every seed
 }
 TERMS = ("train.", "budget.")  # the terms of a comparison: shown even when they differ only between methods
 
 
 def visible(row: Row) -> dict[str, str]:
     """The settings of `row` that can decide its result and that no other column shows."""
-    return {key: value for key, value in row.settings.items() if key.partition(".")[0] not in HIDDEN}
+    return {key: value for key, value in row.settings.items() if not HIDDEN & {key, key.partition(".")[0]}}
 
 
 def in_order(rows: Iterable[Row]) -> tuple[Row, ...]:

@@ -110,6 +110,15 @@ def test_settings_are_shown_where_they_vary(tmp_path, write_run):
     ]
 
 
+def test_a_path_that_differs_for_every_seed_is_no_setting(tmp_path, write_run):
+    for seed in (0, 1):
+        write_run(tmp_path, "lora", seed, digest="aaaaaaaa", config={"allocator.source": f"runs/{seed}"})
+    write_run(tmp_path, "lora", 0, digest="bbbbbbbb", config={"allocator.source": "runs/2", "allocator.shuffle": "all"})
+    table = only(tmp_path)
+    assert table.settings == ("allocator.shuffle",)
+    assert sorted(table.labels.values()) == ["lora 8, shuffle ?", "lora 8, shuffle all"]
+
+
 def test_rows_are_in_order_of_rank_and_labels_are_unique(tmp_path, write_quickstart):
     table = only(write_quickstart(tmp_path / "runs", seeds=1, ranks=(16, 4, 8)))
     expected = ["full", "lora 4", "lora 8", "lora 16", "adalora 6 → 4", "adalora 12 → 8", "adalora 24 → 16"]
