@@ -62,7 +62,7 @@ def grids(table: Table) -> list[Grid]:
     if tried := trials.searched(table):
         runs = [[run for row in search.tried.values() for run in row.runs] for search in tried]
         found.append(Grid("Learning-rate trials", trials.HEADER, list(map(trials.cells, tried)), runs))
-    rows = [row for row in table.rows if row.ranks]
+    rows = [row for row in table.tuned if row.ranks]
     if rows:
         title, names = "The budget, counted four ways", ["method", *budgets.NAMES]
         found.append(Grid(title, names, [_budget_cells(table, row) for row in rows], [row.runs for row in rows]))
