@@ -6,29 +6,10 @@ from analysis.cells import Grid
 
 PACKAGES = r"\usepackage{booktabs,graphicx}"
 GREEK = {
-    letter: rf"$\{name}$"
-    for letter, name in zip(
-        "αβγδελμξρσφΔΣΦ",
-        [
-            "alpha",
-            "beta",
-            "gamma",
-            "delta",
-            "epsilon",
-            "lambda",
-            "mu",
-            "xi",
-            "rho",
-            "sigma",
-            "varphi",
-            "Delta",
-            "Sigma",
-            "Phi",
-        ],
-        strict=True,
-    )
-}
-LATEX = GREEK | {
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "λ": "lambda", "μ": "mu", "ξ": "xi", "ρ": "rho",
+    "σ": "sigma", "φ": "varphi", "Δ": "Delta", "Σ": "Sigma", "Φ": "Phi",
+}  # fmt: skip
+LATEX = {letter: rf"$\{name}$" for letter, name in GREEK.items()} | {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}", "<": r"$<$", ">": r"$>$", "−": r"$-$",
     "–": "--", "±": r"$\pm$", "→": r"$\to$", "×": r"$\times$", "÷": r"$\div$", "·": r"$\cdot$", "≤": r"$\le$",
