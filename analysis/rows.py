@@ -50,13 +50,13 @@ class Row:
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """The ranks that the settings asked for, nothing for a method without: a method without a budget (SoRA) ends
-        each run at another. Where no settings can be read, those that came out."""
+        """The final and first ranks that the settings asked for, where none can be read those that came out; empty for
+        a method without ranks. A method without a budget (SoRA) is asked for one rank, and every run ends at another."""
         if not self.ranks:
             return ()
         if "rank" in self.settings:
             return (self.settings["rank"], self.settings.get("init_rank", ""))
-        return (formats.rank(self.initial_rank), formats.rank(self.final_rank))
+        return (formats.rank(self.final_rank), formats.rank(self.initial_rank))
 
 
 def make_row(runs: Sequence[Run]) -> Row:

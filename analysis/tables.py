@@ -1,12 +1,12 @@
 """Runs to tables: one table for each model, task, targets and metric, one row for each configuration."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from analysis.budgets import Budget, budget
 from analysis.load import Run, identity
+from analysis.references import references
 from analysis.rows import Row, make_row
 from analysis.settings import REFERENCE, differing, in_order, labels, visible
 
@@ -109,29 +109,9 @@ def _finish(table: Table) -> Table:
         rows=rows,
         settings=settings,
         labels=labels(rows, settings),
-        references=_references(table, rows),
+        references=references(table.best_first(rows), rows),
         budgets={row: budget(row.runs, row.kept) for row in rows},
     )
-
-
-def _references(table: Table, rows: Sequence[Row]) -> dict[Row, Row]:
-    """For each row the LoRA row that shares its rank and most other settings, the best on dev among equals.
-
-    The learning rate does not count: every method is compared at its own. A LoRA row is its own reference.
-    """
-    candidates = table.best_first(row for row in rows if row.method == REFERENCE)
-    keys = {key for row in candidates for key in visible(row) if key != "train.lr"}
-    keys = {key for key in keys if len({row.settings.get(key) for row in candidates}) > 1}
-
-    def shared(row: Row, candidate: Row) -> tuple[bool, int]:
-        same = sum(candidate.settings.get(key) == row.settings.get(key) for key in keys)
-        return candidate.asked[:1] == row.asked[:1] or candidate.final_rank == row.final_rank, same
-
-    if not candidates:
-        return {}
-    return {  # max keeps the first of equals
-        row: row if row.method == REFERENCE else max(candidates, key=partial(shared, row)) for row in rows
-    }
 
 
 def _but_for_the_rate(row: Row) -> Hashable:

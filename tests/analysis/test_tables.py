@@ -197,3 +197,12 @@ def test_adaptive_means_that_ranks_moved(quickstart):
 def test_the_text_is_aligned(quickstart):
     lines = table_text(only(quickstart)).splitlines()
     assert len({len(line) for line in lines[2:7]}) == 1
+
+
+def test_rows_without_a_config_are_measured_against_lora_of_the_rank_that_came_out(tmp_path, write_run):
+    for rank in (8, 12):
+        (write_run(tmp_path, "lora", 0, rank, metric__best=0.5 + rank / 100) / "config.yaml").unlink()
+    (write_run(tmp_path, "adalora", 0, 8) / "config.yaml").unlink()  # it starts at 12
+    table = only(tmp_path)
+    (row,) = [row for row in table.rows if row.method == "adalora"]
+    assert table.labels[table.references[row]] == "lora 8"
