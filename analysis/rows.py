@@ -50,8 +50,8 @@ class Row:
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """The final and first ranks that the settings asked for, where none can be read those that came out; empty for
-        a method without ranks. A method without a budget (SoRA) is asked for one rank, and every run ends at another."""
+        """The final and first ranks that the settings asked for, where none can be read those that came out; empty
+        for a method without ranks. One without a budget (SoRA) is asked for a rank, and every run ends at another."""
         if not self.ranks:
             return ()
         if "rank" in self.settings:

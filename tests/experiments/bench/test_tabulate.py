@@ -1,4 +1,4 @@
-"""The reading benchmark runs on a sweep of seconds, and counts every folder it made. Its figures are not tested here."""
+"""The reading benchmark runs on a sweep of seconds and counts every folder it made. Its figures are not tested here."""
 
 import json
 import os
