@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from analysis import budgets, formats, probe, verdicts
+from analysis import budgets, formats, probe, tested, verdicts
 from analysis.across import Across
 from analysis.cautions import cautions
 from analysis.tables import Row, Table, relative_time
@@ -75,6 +75,8 @@ def grids(table: Table) -> list[Grid]:
         where = "test" if table.split == "test" else "last dev value"
         title = f"Against LoRA, over the seeds that both have ({table.metric}, {where})"
         found.append(Grid(title, verdicts.HEADER, list(map(verdicts.cells, judged))))
+    if others := tested.names(table):
+        found.append(Grid("Also measured on test, at the same checkpoints", ["method", *others], tested.rows(table)))
     rows = [row for row in table.rows if row.ranks]
     if rows:
         title = "The budget, counted four ways"

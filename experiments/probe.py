@@ -49,6 +49,10 @@ def probe(folder: Path, rows: int, passes: int) -> Path:
     settings = _settings(folder)
     device = choose_device()
     task, base = configured(settings["task"]), configured(settings["model"])
+    if task.kind != "classify":
+        raise SettingError(
+            f"{folder} is a run on {task.name}, whose kind of task is {task.kind}; valid: classification"
+        )
     torch.manual_seed(settings["seed"])
     built = base.build(max(len(task.labels), 1))
     configured(settings["quantization"], model=built.model, device=device, precision=settings["train"]["precision"])

@@ -29,6 +29,7 @@ NEEDS = {  # what an option cannot do without
     ("model", "hub"): ["model.name=m"],
     ("task", "files"): ["task.path=/d"],
     ("task", "hub"): ["task.name=d"],
+    ("task", "e2e"): ["task.path=/d"],
     ("experiment", "paper/lora_table3"): ["task.path=/d"],
     **{("recipe", path.stem): ["task=cola"] for path in CONF.glob("recipe/*.yaml")},
     ("targets", "modules"): ["target_modules=[query]"],

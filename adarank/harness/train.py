@@ -5,14 +5,12 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from adarank.allocation import Allocation
@@ -20,11 +18,12 @@ from adarank.controller import RankController
 from adarank.errors import RunFailed
 from adarank.harness import parallel
 from adarank.harness.checkpoint import Progress, Saver, trained_state
-from adarank.harness.data import Encoded, collate, evaluation_order, training_order
+from adarank.harness.data import training_order
 from adarank.harness.distributed import is_main, rank, world
+from adarank.harness.kinds import KINDS, Kind
 from adarank.harness.measure import clock, peak_mib, reset_peak
+from adarank.harness.plan import Plan, autocast
 from adarank.harness.prepare import Prepared, lr_factor, make_optimizer
-from adarank.harness.tasks import metrics
 from adarank.harness.tracking import Log
 
 
@@ -32,35 +31,10 @@ class Diverged(RunFailed):
     """The loss became NaN or infinite."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Numbers of the loop. lr: peak; optimizer: see `make_optimizer`; lr_ratio: that of every P ÷ lr (LoRA+); steps,
-    warmup, eval_every, log_every: optimiser steps; batch_size: rows of one forward pass; accumulation: forward passes of
-    one step; clip: largest gradient norm, 0 for none; precision: "fp32" or "bf16" (autocast); metrics: names, the first
-    chooses the best checkpoint."""
-
-    lr: float
-    lr_ratio: float
-    steps: int
-    batch_size: int
-    accumulation: int
-    warmup: int
-    decay: str
-    weight_decay: float
-    clip: float
-    eval_every: int
-    log_every: int
-    precision: str
-    seed: int
-    metrics: tuple[str, ...]
-    optimizer: str = "adamw"
-    checkpoint_activations: bool = False
-    shard: str = "none"
-
-
 @dataclass
 class Outcome:
-    """What a run found: the metric on dev, best and last, and on test at the best checkpoint; times; peak memory."""
+    """What a run found: the metric on dev, best and last, and on test at the best checkpoint, where `tested` holds all
+    metrics; times; peak memory."""
 
     best: float
     best_step: int
@@ -70,53 +44,22 @@ class Outcome:
     eval_s: float
     step_ms: float
     peak_mib: float | None
-
-
-def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy for classes (logits [n, classes]), mean squared error for float targets (logits [n, 1])."""
-    if labels.is_floating_point():
-        return F.mse_loss(logits.squeeze(-1).float(), labels.float())
-    return F.cross_entropy(logits.float(), labels)
-
-
-def autocast(precision: str, device: torch.device) -> Any:
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, encoded: Encoded, plan: Plan, device: torch.device) -> dict[str, float]:
-    """The task's metrics and the loss over a whole split. Pruned triplets do not count (λ ⊙ mask).
-
-    Rank i of n takes batches i, i + n, …, so that every batch is the one that a single process would see.
-    """
-    model.eval()
-    order = evaluation_order(encoded, 2 * plan.batch_size)
-    logits: list[Tensor] = []
-    for first in range(0, len(order), world()):
-        mine = min(first + rank(), len(order) - 1)  # one too many does no harm: sharded weights need every rank
-        inputs, _ = collate(encoded, order[mine], device)
-        with autocast(plan.precision, device):
-            found = model(**inputs).logits.float()
-        logits += parallel.in_order(found, [len(rows) for rows in order[first : first + world()]])
-    model.train()
-    rows = np.concatenate(order)
-    ordered, labels = torch.cat(logits).cpu(), encoded.label[torch.from_numpy(rows)]
-    values = metrics.compute(plan.metrics, ordered.numpy(), labels.numpy())
-    return {**values, "loss": task_loss(ordered, labels).item()}
+    tested: dict[str, float] | None = None
 
 
 def train(
     prepared: Prepared,
-    splits: Mapping[str, Encoded],
+    splits: Mapping[str, Any],
     plan: Plan,
     log: Log,
     beat: Callable[[int], None],
     keep: Callable[[nn.Module], None],
     saver: Saver | None = None,
+    kind: Kind = KINDS["classify"],
 ) -> Outcome:
     """Train, evaluating on dev as planned, and end with test at the best dev checkpoint.
 
-    splits: "train", "dev" and, where there is one, "test". beat(step) is called often; keep(model) once, with the
+    splits: "train", "dev" and, where there is one, "test", as `kind` encodes them. beat(step) is called often; keep(model) once, with the
     best checkpoint's weights in the model. For an adaptive method only checkpoints at the final budget may be best.
     Under torchrun every rank runs this loop with its share of each batch; files are written by rank 0 alone.
     saver: goes on from its checkpoint, where it has one, and saves at the records. Raises Diverged where the loss stops
@@ -131,7 +74,7 @@ def train(
     if controller is not None:
         controller.attach(optimizer)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(plan.decay, plan.warmup, plan.steps))
-    name, higher = plan.metrics[0], metrics.higher_is_better(plan.metrics[0])
+    name, higher = plan.metrics[0], plan.higher_is_better
 
     torch.manual_seed(plan.seed + (rank() << 32))  # dropout: the same stream whatever was drawn for the factors
     saved = saver.load(model, optimizer, scheduler) if saver is not None else None
@@ -155,11 +98,14 @@ def train(
 
     for step in range(at.step + 1, plan.steps + 1):
         rows = next(batches)
+        mean_units = kind.units(splits["train"], rows) / plan.accumulation / world()
         for i, part in enumerate(np.split(rows, plan.accumulation), 1):
-            inputs, labels = parallel.share(*collate(splits["train"], part, device))
+            batch = parallel.share(kind.collate(splits["train"], part, device))
+            # The step's loss is the mean over all of its rows or tokens, not over forward passes that hold more or fewer.
+            weight = kind.units(splits["train"], part[parallel.own(len(part))]) / mean_units
             with parallel.holding_back(net, last=i == plan.accumulation):
                 with autocast(plan.precision, device):
-                    loss = task_loss(net(**inputs).logits, labels)
+                    loss = weight * kind.loss(net, batch)
                 (loss / plan.accumulation).backward()
             losses.append(loss.detach())
         if plan.shard == "fsdp2":
@@ -200,7 +146,7 @@ def train(
         beat(step)
         if evaluates:
             before = clock(device)
-            at.last = last = evaluate(model, splits["dev"], plan, device)
+            at.last = last = kind.evaluate(model, splits["dev"], plan, device)
             at.eval_s += clock(device) - before
             log.metrics(step, "dev", last)
             better = last[name] > at.best if higher else last[name] < at.best
@@ -216,16 +162,16 @@ def train(
     bar.close()
     memory = peak_mib(device)
     model.load_state_dict(at.best_state, strict=False)
-    test = None
+    tested = None
     if "test" in splits:
         before = clock(device)
-        found = evaluate(model, splits["test"], plan, device)
+        tested = kind.evaluate(model, splits["test"], plan, device)
         at.eval_s += clock(device) - before
-        log.metrics(at.best_step, "test", found)
-        test = found[name]
+        log.metrics(at.best_step, "test", tested)
     keep(model)
     step_ms = 1000 * statistics.median(at.seconds)
-    return Outcome(at.best, at.best_step, at.last[name], test, at.train_s, at.eval_s, step_ms, memory)
+    test = None if tested is None else tested[name]
+    return Outcome(at.best, at.best_step, at.last[name], test, at.train_s, at.eval_s, step_ms, memory, tested)
 
 
 def is_settled(controller: RankController | None) -> bool:

@@ -12,7 +12,7 @@ from adarank.adapters.lowrank import LowRank
 from adarank.bank import Bank
 from adarank.errors import SettingError
 from adarank.harness.data import Encoded, collate, evaluation_order, training_order
-from adarank.harness.train import task_loss
+from adarank.harness.kinds.classify import task_loss
 
 
 @torch.no_grad()

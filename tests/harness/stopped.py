@@ -24,9 +24,10 @@ def kill(after):
 
 
 def fail(rank):
-    from adarank.harness import distributed, train
+    from adarank.harness import distributed
+    from adarank.harness.kinds import classify
 
-    loss, calls = train.task_loss, []
+    loss, calls = classify.task_loss, []
 
     def fails(logits, labels):
         calls.append(1)
@@ -34,7 +35,7 @@ def fail(rank):
             raise RuntimeError("out of luck")
         return loss(logits, labels)
 
-    train.task_loss = fails
+    classify.task_loss = fails
     distributed.PATIENCE = 2.0
 
 

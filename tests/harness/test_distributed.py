@@ -112,10 +112,10 @@ def test_the_shares_of_all_ranks_are_the_batch(monkeypatch):
     parts = []
     for r in range(4):
         monkeypatch.setattr(parallel, "rank", lambda r=r: r)
-        parts.append(parallel.share(inputs, labels))
-    assert torch.equal(torch.cat([labels for _, labels in parts]), labels)
-    assert torch.equal(torch.cat([part["input_ids"] for part, _ in parts]), inputs["input_ids"])
-    assert {len(labels) for _, labels in parts} == {2}
+        parts.append(parallel.share({**inputs, "labels": labels}))
+    assert torch.equal(torch.cat([part["labels"] for part in parts]), labels)
+    assert torch.equal(torch.cat([part["input_ids"] for part in parts]), inputs["input_ids"])
+    assert {len(part["labels"]) for part in parts} == {2}
 
 
 @pytest.mark.slow

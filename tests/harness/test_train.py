@@ -9,10 +9,11 @@ import torch
 import adarank
 from adarank.harness.checkpoint import trained_state
 from adarank.harness.data import encode
+from adarank.harness.kinds.classify import evaluate, task_loss
 from adarank.harness.models import tiny
 from adarank.harness.prepare import Prepared
 from adarank.harness.tasks.base import Split
-from adarank.harness.train import Diverged, Plan, evaluate, is_settled, task_loss, train
+from adarank.harness.train import Diverged, Plan, is_settled, train
 
 
 class Recorder:

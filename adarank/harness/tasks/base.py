@@ -1,6 +1,8 @@
 """What every task hands to the training loop."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -22,19 +24,37 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """Rows of one split of a task that generates, in a fixed order.
+
+    prompt: one text a row; references: the responses to each, one or more.
+    """
+
+    prompt: list[str]
+    references: list[list[str]]
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+
+@dataclass(frozen=True)
 class Task:
     """A loaded task.
 
-    labels: the class names in index order, empty for regression; metrics: metric names, the first is the one
-    that is reported and that chooses the best checkpoint (on dev); max_length: tokens kept of a row;
-    fingerprint: SHA-256 (hex) of the rows as loaded, so that a run's identity follows its data.
+    train, dev, test: the rows, as the task's kind takes them (classify: `Split`); labels: the class names in index
+    order, empty where there are no classes; metrics: metric names, the first is the one that is reported and that chooses
+    the best checkpoint (on dev); max_length: tokens kept of a row; fingerprint: SHA-256 (hex) of the rows as loaded, so
+    that a run's identity follows its data; kind: one of `adarank.harness.kinds.KINDS`; options: what that kind asks for
+    beside, plain values, part of the run's identity.
     """
 
     name: str
-    train: Split
-    dev: Split
-    test: Split | None
+    train: Any
+    dev: Any
+    test: Any
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
     max_length: int
     fingerprint: str
+    kind: str = "classify"
+    options: Mapping[str, Any] = field(default_factory=dict)

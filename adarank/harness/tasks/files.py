@@ -4,7 +4,7 @@ from pathlib import Path
 
 from adarank.errors import SettingError
 from adarank.harness.tasks.base import Task
-from adarank.harness.tasks.readers import READERS, folder, holds
+from adarank.harness.tasks.readers import READERS, Columns, folder, holds
 from adarank.harness.tasks.rows import Table, assemble, check_metric, check_sizes, pick
 
 
@@ -29,14 +29,18 @@ def files(
     tables = {split: _table(where, split, path, text, pair, label) for split in ("train", "dev", "test")}
     train, dev = tables["train"], tables["dev"]
     if train is None or dev is None:
-        split = "train" if train is None else "dev"
-        names = " or ".join(f"{split}{suffix}" for suffix in READERS)
-        raise SettingError(f"task.path={path} has no {split} file; valid: {names} ({holds(where)})")
+        raise no_file(where, "train" if train is None else "dev", path)
     name = where.resolve().name
     return assemble(name, train, dev, tables["test"], metric=metric, limit=limit, max_length=max_length)
 
 
 def _table(where: Path, split: str, path: str, text: str, pair: str | None, label: str) -> Table | None:
+    found = read_split(where, split, path)
+    return None if found is None else pick(*found, text, pair, label)
+
+
+def read_split(where: Path, split: str, path: str) -> tuple[str, Columns] | None:
+    """(what messages call it, columns) of the one file in `where` that is called `split`; None where there is none."""
     found = sorted(p for p in where.iterdir() if p.stem == split and p.suffix.lower() in READERS and p.is_file())
     if not found:
         return None
@@ -44,4 +48,9 @@ def _table(where: Path, split: str, path: str, text: str, pair: str | None, labe
         names = ", ".join(p.name for p in found)
         raise SettingError(f"task.path={path} has several files for {split}: {names}; valid: one a split")
     source = f"{found[0].name} (task.path={path})"
-    return pick(source, READERS[found[0].suffix.lower()](found[0], source), text, pair, label)
+    return source, READERS[found[0].suffix.lower()](found[0], source)
+
+
+def no_file(where: Path, split: str, path: str) -> SettingError:
+    names = " or ".join(f"{split}{suffix}" for suffix in READERS)
+    return SettingError(f"task.path={path} has no {split} file; valid: {names} ({holds(where)})")
