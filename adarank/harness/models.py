@@ -251,7 +251,9 @@ def _set_head_dropout(config: Any, value: float | None, what: str) -> None:
     if value is None:
         return
     if not 0 <= value < 1:
-        raise SettingError(f"model.head_dropout={value} is out of range; valid: from 0 up to 1, or null for the model's own")
+        raise SettingError(
+            f"model.head_dropout={value} is out of range; valid: from 0 up to 1, or null for the model's own"
+        )
     if config.model_type not in _HEAD_DROPOUT:
         raise SettingError(
             f"model.head_dropout={value}: {what} ({config.model_type}) has no dropout before its head; valid: null"
