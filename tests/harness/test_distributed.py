@@ -79,6 +79,10 @@ def test_adalora_with_compaction_accumulation_and_recomputed_activations(model, 
     inside(*words, f"out={tmp_path / 'one'}")
     done = launched(*words, "train.checkpoint_activations=true", f"out={tmp_path / 'two'}")
     assert_alike(tmp_path / "one", tmp_path / "two")
+    assert done.stdout.count("test accuracy") == 1
+    folder = next((tmp_path / "two").glob("adalora-*"))
+    assert not list(folder.glob(".lock.*"))
+    assert lines(folder, "allocations.jsonl")[-1]["kept"] == 4 * 12
 
 
 @pytest.mark.parametrize("kind", ["spans", "summaries"])
@@ -115,10 +119,6 @@ def bart(folder):
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(folder / "model")
     return folder / "model"
-    assert done.stdout.count("test accuracy") == 1
-    folder = next((tmp_path / "two").glob("adalora-*"))
-    assert not list(folder.glob(".lock.*"))
-    assert lines(folder, "allocations.jsonl")[-1]["kept"] == 4 * 12
 
 
 @pytest.mark.parametrize("world", [3, 16])
