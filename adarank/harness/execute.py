@@ -49,6 +49,7 @@ from adarank.harness.settings import (
     typed_keys,
 )
 from adarank.harness.tasks.base import Task
+from adarank.harness.tasks.holdout import hold_out
 from adarank.harness.tracking import no_copy, open_log
 from adarank.harness.train import Diverged, Outcome, train
 
@@ -73,7 +74,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     device = choose_device()
     settings["train"]["precision"] = choose_precision(settings["train"]["precision"], device)
     check_optimizer(settings["train"]["optimizer"], device)
-    task: Task = configured(settings["task"])
+    task: Task = hold_out(configured(settings["task"]), settings["holdout"])
     kind = KINDS[task.kind]
     base: Base = configured(settings["model"])
     targets = None
@@ -304,7 +305,7 @@ def results(outcome: Outcome, prepared: Prepared, settings: Mapping[str, Any], p
     metric = {
         "name": plan.metrics[0],
         "higher_is_better": plan.higher_is_better,
-        **{k: found[k] for k in ("best", "best_step", "last", "test")},
+        **{k: found[k] for k in ("best", "best_step", "last", "test", "test_last")},
     }
     return {
         "metric": metric,

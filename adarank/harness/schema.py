@@ -100,6 +100,7 @@ class Settings:
     targets: str = MISSING
     target_modules: list[str] | None = None
     seed: int = MISSING
+    holdout: int | float | None = None
     out: str = MISSING
     tiny: bool = MISSING
     force: bool = MISSING

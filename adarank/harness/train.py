@@ -34,12 +34,13 @@ class Diverged(RunFailed):
 @dataclass
 class Outcome:
     """What a run found: the metric on dev, best and last, and on test at the best checkpoint, where `tested` holds all
-    metrics; times; peak memory."""
+    metrics, and at the last step; times; peak memory."""
 
     best: float
     best_step: int
     last: float
     test: float | None
+    test_last: float | None
     train_s: float
     eval_s: float
     step_ms: float
@@ -161,17 +162,27 @@ def train(
 
     bar.close()
     memory = peak_mib(device)
-    model.load_state_dict(at.best_state, strict=False)
-    tested = None
-    if "test" in splits:
-        before = clock(device)
-        tested = kind.evaluate(model, splits["test"], plan, device)
-        at.eval_s += clock(device) - before
-        log.metrics(at.best_step, "test", tested)
+    tested: dict[int, dict[str, float]] = {}  # by step
+    for step, state in ((plan.steps, {}), (at.best_step, at.best_state)):
+        model.load_state_dict(state, strict=False)
+        if "test" in splits and step not in tested:
+            before = clock(device)
+            tested[step] = kind.evaluate(model, splits["test"], plan, device)
+            at.eval_s += clock(device) - before
+            log.metrics(step, "test", tested[step])
     keep(model)
-    step_ms = 1000 * statistics.median(at.seconds)
-    test = None if tested is None else tested[name]
-    return Outcome(at.best, at.best_step, at.last[name], test, at.train_s, at.eval_s, step_ms, memory, tested)
+    return Outcome(
+        best=at.best,
+        best_step=at.best_step,
+        last=at.last[name],
+        test=tested[at.best_step][name] if tested else None,
+        test_last=tested[plan.steps][name] if tested else None,
+        train_s=at.train_s,
+        eval_s=at.eval_s,
+        step_ms=1000 * statistics.median(at.seconds),
+        peak_mib=memory,
+        tested=tested.get(at.best_step),
+    )
 
 
 def is_settled(controller: RankController | None) -> bool:

@@ -14,10 +14,11 @@ TINY = ["tiny=true", "train.steps=2"]
 
 
 def start(out: Path, *words: object, **environment: str) -> subprocess.Popen[str]:
-    """A sweep with its output in pipes."""
+    """A sweep with its output in pipes, in a process group of its own."""
     command = [sys.executable, str(ROOT / "experiments" / "run.py"), "-m", *map(str, words), f"out={out}"]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environ, start_new_session=True, **pipes)
 
 
 def sweep(out: Path, *words: object, status: int = 0, **environment: str) -> tuple[str, str]:

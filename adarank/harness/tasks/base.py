@@ -22,6 +22,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.text)
 
+    def take(self, rows: np.ndarray) -> "Split":
+        """The rows of the given numbers, in that order."""
+        pair = None if self.pair is None else [self.pair[i] for i in rows]
+        return Split([self.text[i] for i in rows], pair, self.label[rows])
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -35,6 +40,10 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.prompt)
+
+    def take(self, rows: np.ndarray) -> "Prompts":
+        """The rows of the given numbers, in that order."""
+        return Prompts([self.prompt[i] for i in rows], [self.references[i] for i in rows])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,230 @@
+"""A comparison that a sceptical reviewer would accept: tune every method alike, then run the seeds. docs/protocol.md says why.
+
+    python experiments/protocol.py experiments/studies/controls.yaml --out runs/controls --results experiments/results/controls
+
+For each task of the study: every method tries its grid of learning rates on the tuning seeds, as many trials as any other;
+the best mean on dev is chosen (dev is carved from train where the study sets `holdout`); then every method and budget runs the
+same seeds (same head, same data order) at the chosen rate, and test is measured once a run, at its end. Finished runs are packed
+into --results as they come and are never trained again; what follows the options goes to experiments/run.py.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import yaml
+
+from adarank.errors import SettingError
+from adarank.harness.files import write_json
+from experiments.pack import pack, unpack
+
+Settings = Mapping[str, Any]
+RUN = str(Path(__file__).resolve().parent / "run.py")
+
+
+@dataclass(frozen=True)
+class Study:
+    """settings: of every run; tasks and methods: by name, as in the YAML files of experiments/studies/; budgets: values of
+    rank; tuning, seeds: of the trials and of the comparison, none in both."""
+
+    settings: Settings
+    tasks: Mapping[str, Settings]
+    budgets: Sequence[int]
+    methods: Mapping[str, Settings]
+    tuning: Sequence[int]
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the runs go and how they are run. words: for every run, behind all others."""
+
+    out: Path
+    results: Path
+    words: Sequence[str]
+
+
+def read(content: Settings) -> Study:
+    """The checked study. Raises SettingError where methods have unlike numbers of rates, or seeds are used twice."""
+    study = Study(**content)
+    for name, method in study.methods.items():
+        if ("rates" in method) == ("tuned_as" in method):
+            raise SettingError(f"methods.{name} needs either rates, or tuned_as: the method whose rate it takes")
+    counts = {name: len(method["rates"]) for name, method in study.methods.items() if "rates" in method}
+    if len(set(counts.values())) > 1:
+        raise SettingError(f"methods.rates have unlike numbers ({counts}); valid: as many rates for every method")
+    if both := set(study.tuning) & set(study.seeds):
+        raise SettingError(f"seeds={sorted(both)} tune and compare; valid: tuning seeds that no comparison uses")
+    if len(study.tuning) < len(study.budgets):
+        raise SettingError(f"tuning={list(study.tuning)} has fewer seeds than budgets; valid: one for each at least")
+    for name, method in study.methods.items():
+        sources = [method[key] for key in ("tuned_as", "map_of") if key in method]
+        if absent := [source for source in sources if source not in counts]:
+            raise SettingError(f"methods.{name} refers to {absent[0]}; valid: {', '.join(counts)}")
+    return study
+
+
+def trials(study: Study, method: Settings) -> Iterator[tuple[int | None, list[int]]]:
+    """(budget, seeds) of a method's trials at one rate: every tuning seed once, the budgets in turn."""
+    budgets = study.budgets if method.get("ranked", True) else [None]
+    for i, budget in enumerate(budgets):
+        yield budget, list(study.tuning[i :: len(budgets)])
+
+
+def words(settings: Settings) -> list[str]:
+    """Overrides for run.py; strings are quoted for Hydra where they need it."""
+    return [f"{key}={_value(value)}" for key, value in settings.items()]
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) and not value.replace("_", "").isalnum():
+        return "'" + value.replace("'", r"\'") + "'"
+    return str(value)
+
+
+def settings_of(study: Study, task: str, method: str, budget: int | None) -> dict[str, Any]:
+    """One run's settings but for rate, seed and folder; a method's own win over the task's, `adaptive` ones reach the methods
+    that say so."""
+    about, of_task = study.methods[method], study.tasks[task]
+    adaptive = of_task.get("adaptive", {}) if about.get("adaptive") else {}
+    ranked = {} if budget is None else {"rank": round(budget * about.get("times", 1))}
+    return {**study.settings, **of_task["settings"], **adaptive, **ranked, **about["settings"]}
+
+
+def run(
+    study: Study, place: Place, stage: str, task: str, method: str, budget: int | None, rates: Any, seeds: Any
+) -> None:
+    """Every pair of a rate and a seed, finished ones skipped; packs what finished, then exits where run.py failed.
+
+    stage: "tuning" or "seeds", so that no trial gets into a table."""
+    own = words(settings_of(study, task, method, budget))
+    jobs = [f"train.lr={_listed(rates)}", f"seed={_listed(seeds)}", f"out={place.out / stage / task / method}"]
+    command = [RUN, "-m", *own, *jobs, *place.words]
+    print(f"$ {shlex.join(command)}", flush=True)
+    status = subprocess.run([sys.executable, *command]).returncode
+    pack(place.out, place.results)
+    if status:
+        sys.exit(status)
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ",".join(map(str, values))
+
+
+def finished(place: Place, stage: str, task: str, method: str) -> list[dict[str, Any]]:
+    """rate, rank, seed, dev (best), run of the finished runs."""
+    found = []
+    for file in sorted((place.results / stage / task / method).glob("*-s*.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        config, metric = record["config"], record["summary"]["metric"]
+        found.append(
+            {
+                "rate": config["train"]["lr"],
+                "rank": config["rank"],
+                "seed": config["seed"],
+                "dev": metric["best"],
+                "higher_is_better": metric["higher_is_better"],
+                "run": file.stem,
+            }
+        )
+    return found
+
+
+def choose(found: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> dict[str, Any]:
+    """The rate of the best mean on dev, the mean of every rate, and whether the best lies at the edge of its grid.
+
+    Raises SettingError where the rates were not tried equally often."""
+    by_rate = {rate: [t["dev"] for t in found if t["rate"] == rate] for rate in sorted(rates)}
+    if len({len(values) for values in by_rate.values()}) != 1 or not all(by_rate.values()):
+        raise SettingError(f"trials={ {r: len(v) for r, v in by_rate.items()} }; valid: each rate equally often")
+    means = {rate: sum(values) / len(values) for rate, values in by_rate.items()}
+    best = (max if found[0]["higher_is_better"] else min)(means, key=lambda rate: means[rate])
+    edge = best in (min(means), max(means))
+    return {"rate": best, "means": [[r, m] for r, m in means.items()], "at_the_edge": edge, "trials": len(found)}
+
+
+def tune(study: Study, place: Place, task: str) -> dict[str, Any]:
+    """{method: `choose`'s finding}, written to tuning/TASK/rates.json."""
+    chosen: dict[str, Any] = {}
+    for name, method in study.methods.items():
+        if "tuned_as" in method:
+            continue
+        for budget, seeds in trials(study, method):
+            run(study, place, "tuning", task, name, budget, method["rates"], seeds)
+        found = finished(place, "tuning", task, name)
+        chosen[name] = choose(found, method["rates"])
+        edge = ", at the edge of its grid: widen it" if chosen[name]["at_the_edge"] else ""
+        print(f"{task}, {name}: train.lr={chosen[name]['rate']:g} after {len(found)} trials{edge}", flush=True)
+    write_json(place.results / "tuning" / task / "rates.json", chosen)
+    return chosen
+
+
+def compare(study: Study, place: Place, task: str, chosen: Mapping[str, Any]) -> None:
+    """The seeds of every method and budget, at the method's rate; maps last, as they need their sources' runs."""
+    for name, method in sorted(study.methods.items(), key=lambda item: "map_of" in item[1]):
+        rate = chosen[method.get("tuned_as", name)]["rate"]
+        for budget in study.budgets if method.get("ranked", True) else [None]:
+            if "map_of" not in method:
+                run(study, place, "seeds", task, name, budget, [rate], study.seeds)
+                continue
+            for seed in study.seeds:
+                wanted = (budget, seed, chosen[method["map_of"]]["rate"])
+                sources = finished(place, "seeds", task, method["map_of"])
+                source = next(t["run"] for t in sources if (t["rank"], t["seed"], t["rate"]) == wanted)
+                folder = (place.out / "seeds" / task / method["map_of"] / source).absolute()
+                mapped = with_map(study, name, folder, seed)
+                run(mapped, place, "seeds", task, name, None, [rate], [seed])  # the map has its budget
+
+
+def with_map(study: Study, name: str, source: Path, seed: int) -> Study:
+    """The study whose method `name` takes its ranks from the run folder `source`; seed: of a permutation."""
+    settings = {**study.methods[name]["settings"], "allocator.source": str(source), "allocator.seed": seed}
+    return replace(study, methods={**study.methods, name: {**study.methods[name], "settings": settings}})
+
+
+def follow(study: Study, place: Place, tasks: Sequence[str] | None = None) -> None:
+    """The whole protocol, going on where an earlier call stopped."""
+    if place.results.is_dir():
+        unpack(place.results, place.out)
+    for task in tasks or study.tasks:
+        if task not in study.tasks:
+            raise SettingError(f"--tasks={task} is not in the study; valid: {', '.join(study.tasks)}")
+        compare(study, place, task, tune(study, place, task))
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What protocol.py and the reproductions that follow it share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="the folder for the runs")
+    parser.add_argument("--results", type=Path, required=True, help="the folder for the finished runs' JSON files")
+    parser.add_argument("--tasks", type=lambda text: text.split(","), help="some of the study's tasks, t1,t2")
+    return parser
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("study", type=Path, help="a YAML file of experiments/studies/")
+    options, overrides = parser.parse_known_args()
+    try:
+        study = read(yaml.safe_load(options.study.read_text(encoding="utf-8")))
+        follow(study, Place(options.out, options.results, overrides), options.tasks)
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

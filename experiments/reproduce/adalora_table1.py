@@ -1,0 +1,133 @@
+"""AdaLoRA's Table 1 by one code path at every scale: AdaLoRA against LoRA, full fine-tuning and the uniform control.
+
+    python experiments/reproduce/adalora_table1.py --scale small --data GLUE --tasks cola,sst2 \\
+        --out runs/table1 --results experiments/results/adalora_table1
+
+Follows experiments/protocol.py (rates tuned on a split carved from train, then seeds) with adalora_table1.yaml. --data: the folder
+with GLUE's tasks; without it, the hub. At the scale `paper` levels are compared; below, only AdaLoRA − LoRA on the same seeds
+is set beside the paper's difference, and no cell is called reproduced. Finished runs are skipped; --read only reads.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import yaml
+
+from adarank.errors import SettingError
+from adarank.harness.files import write_json
+from analysis.stats.intervals import mean_interval
+from experiments.protocol import Place, Study, arguments, follow, read
+
+
+def study(content: Mapping[str, Any], scale: str, data: Path | None) -> Study:
+    """The study of a scale; data: the folder with GLUE's tasks."""
+    own = content["scales"][scale]
+    where = {} if data is None else {"task.path": str(data)}
+    methods = {name: m for name, m in content["methods"].items() if name in own.get("methods", content["methods"])}
+    tasks = {
+        name: {**task, "settings": {**task["settings"], **where, **own.get("tasks", {}).get(name, {})}}
+        for name, task in content["tasks"].items()
+    }
+    found = {
+        "settings": own["settings"],
+        "tasks": tasks,
+        "budgets": own.get("budgets", content["budgets"]),
+        "methods": methods,
+        "tuning": own["tuning"],
+        "seeds": own["seeds"],
+    }
+    return read(found)
+
+
+def scores(results: Path, task: str, method: str, rank: int | None) -> dict[int, tuple[float, float]]:
+    """{seed: test metric in points, of the best checkpoint and of the last} of the finished runs; rank: None for any."""
+    found = {}
+    for file in sorted((results / "seeds" / task / method).glob("*-s*.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        metric = record["summary"]["metric"]
+        if rank in (None, record["config"]["rank"]):
+            found[record["config"]["seed"]] = (100 * metric["test"], 100 * metric["test_last"])
+    return found
+
+
+def difference(one: Mapping[int, Any], other: Mapping[int, Any], which: int) -> dict[str, Any]:
+    """one − other over the seeds that both have: the mean and its 95 % interval (Student's t), in points."""
+    pairs = [one[seed][which] - other[seed][which] for seed in sorted(one.keys() & other.keys())]
+    if not pairs:
+        return {"pairs": 0, "mean": None, "interval": None}
+    mean, half = mean_interval(pairs)
+    return {"pairs": len(pairs), "mean": mean, "interval": None if half is None else [mean - half, mean + half]}
+
+
+def cell(asked: Study, paper: Mapping[str, Any], results: Path, task: str, rank: int, other: str) -> dict[str, Any]:
+    """AdaLoRA − other at one task and budget, of the best and of the last checkpoint, beside the paper's."""
+    ranked = asked.methods[other].get("ranked", True)
+    ours = scores(results, task, "adalora", rank), scores(results, task, other, rank if ranked else None)
+    found = {which: difference(*ours, i) for i, which in enumerate(("best", "last"))}
+    reported = (paper[other][rank] if ranked else paper[other]) if other in paper else None
+    theirs = None if reported is None else round(paper["adalora"][rank][task] - reported[task], 2)
+    interval, mean = found["best"]["interval"], found["best"]["mean"]
+    decides = interval is not None and theirs is not None
+    return {
+        "task": task,
+        "rank": rank,
+        "against": other,
+        **found,
+        "adalora": _mean(ours[0]),
+        other: _mean(ours[1]),
+        "paper": theirs,
+        "same_sign": mean * theirs > 0 if decides else None,
+        "paper_in_interval": interval[0] <= theirs <= interval[1] if decides else None,
+    }
+
+
+def _mean(found: Mapping[int, tuple[float, float]]) -> float | None:
+    return sum(best for best, _ in found.values()) / len(found) if found else None
+
+
+def line(found: Mapping[str, Any]) -> str:
+    best, name = found["best"], f"{found['task']}, r = {found['rank']}, AdaLoRA − {found['against']}"
+    if best["interval"] is None:
+        return f"{name}: {best['pairs']} pairs, too few for an interval"
+    low, high = best["interval"]
+    text = f"{name}: {best['mean']:+.2f} [{low:+.2f}, {high:+.2f}] of {best['pairs']} pairs"
+    if found["paper"] is None:
+        return text
+    sign = "same sign" if found["same_sign"] else "other sign"
+    return f"{text}; paper {found['paper']:+.2f} ({sign}, {'in' if found['paper_in_interval'] else 'out'}side ours)"
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    content = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    parser.add_argument("--scale", choices=tuple(content["scales"]), required=True)
+    parser.add_argument("--data", type=Path, help="the folder with GLUE's tasks; without it, the hub")
+    parser.add_argument("--read", action="store_true", help="train nothing, read what --results holds")
+    options, overrides = parser.parse_known_args()
+    try:
+        asked = study(content, options.scale, options.data and options.data.absolute())
+        if not options.read:
+            follow(asked, Place(options.out, options.results, overrides), options.tasks)
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    tasks = [task for task in asked.tasks if (options.results / "seeds" / task).is_dir()]
+    others = [name for name in asked.methods if name != "adalora"]
+    cells = [cell(asked, content["paper"], options.results, *at) for at in product(tasks, asked.budgets, others)]
+    differs = content["scales"][options.scale].get("differs")
+    write_json(options.results / f"table1_{options.scale}.json", {"differs": differs, "cells": cells})
+    print("Points of the task's metric, best checkpoint: mean and 95 % interval of the paired differences")
+    print("\n".join(map(line, cells)))
+    if differs:
+        print(f"Not a reproduction: {differs}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
