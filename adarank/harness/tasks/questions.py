@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from adarank.errors import SettingError
 from adarank.harness.tasks.base import Task
 from adarank.harness.tasks.hub import download
@@ -35,6 +37,11 @@ class Questions:
 
     def __len__(self) -> int:
         return len(self.question)
+
+    def take(self, rows: np.ndarray) -> "Questions":
+        """The rows of the given numbers, in that order."""
+        columns = (self.question, self.context, self.answers, self.starts)
+        return Questions(*([column[i] for i in rows] for column in columns))
 
 
 def squad(

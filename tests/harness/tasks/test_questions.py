@@ -3,6 +3,7 @@ import json
 import pytest
 
 from adarank.errors import SettingError
+from adarank.harness.tasks.holdout import hold_out
 from adarank.harness.tasks.questions import squad
 from tests.harness.tasks.squad_folder import CONTEXT, ROWS, write
 
@@ -22,6 +23,14 @@ def test_the_official_files(tmp_path):
     assert first.fingerprint != second.fingerprint
     assert len(squad("squad_v2", path=str(tmp_path), limit=2).dev) == 2
     assert squad("squad", path=str(tmp_path), max_length=90, stride=7).options["stride"] == 7
+
+
+def test_rows_held_out_keep_their_contexts_and_answers(tmp_path):
+    whole = squad("squad_v2", path=str(write(tmp_path, "v2.0")))
+    cut = hold_out(whole, 1)
+    assert (len(cut.train), len(cut.dev), cut.test) == (3, 1, whole.dev)
+    rows = {q: (c, a, s) for part in (cut.train, cut.dev) for q, c, a, s in zip(*vars(part).values(), strict=True)}
+    assert rows == {q: (c, a, s) for q, c, a, s in zip(*vars(whole.train).values(), strict=True)}
 
 
 def spoil(folder, change):
