@@ -22,7 +22,7 @@ from tests.test_conf import NEEDS, composed
 FOLDER = conf_folder() / "experiment" / "paper"
 TABLES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 NEWS = "".join(json.dumps({"document": f"A {word} day. More.", "summary": word}) + "\n" for word in ("fine", "grey"))
-ONCE = ("seed", "train.lr")  # whose first value stands for all
+ONCE = ("seed", "train.lr", "rank")  # numbers, whose first value stands for all
 SUMS = "".join(json.dumps({"question": f"{i} + {i}?", "answer": f"Add.\n#### {2 * i}"}) + "\n" for i in range(1, 5))
 
 
@@ -45,7 +45,7 @@ def values(table):
 
 
 def jobs(table):
-    """As many of its jobs as show every task with the first method, and every value of every setting once."""
+    """Its first job, and with one word changed those that show every other task, method, score and so on."""
     of = values(table)
     first = {key: found[0] for key, found in of.items()}
     changed = [first, *({**first, key: value} for key, found in of.items() if key not in ONCE for value in found[1:])]
@@ -124,6 +124,31 @@ def test_adalora_s_settings_are_those_of_its_table_and_its_scripts(table, task):
     assert initial_rank(settings) == (initial if script else 12)
     assert settings["allocator"]["_target_"].rpartition(".")[2] == ("threshold" if script else "global_top")
     assert (settings["mode"], settings["targets"], settings["score"]["beta1"]) == ("original", "all", 0.85)
+
+
+TABLES_10_AND_13 = {  # AdaLoRA's: task: lr, batch, steps, t_i, t_f; α, length, start of the script; its rank and t_f
+    "squad": (1e-3, 16, 10 * 5535, 5000, 25000, 16, 384, None, None),
+    "squad_v2": (1e-3, 16, 12 * 8250, 5000, 50000, 16, 384, (1, 2), 50000),
+    "xsum": (5e-4, 64, 25 * math.ceil(204045 / 64), 6000, 50000, 32, 768, (8, 12), 25000),
+    "cnn_dailymail": (5e-4, 32, 15 * math.ceil(287113 / 32), 5000, 85000, 32, 1024, (2, 4), 85000),
+}
+
+
+@pytest.mark.parametrize("task", TABLES_10_AND_13)
+def test_adalora_s_settings_beyond_glue(task):
+    lr, batch, steps, t_i, t_f, alpha, length, ranks, script_t_f = TABLES_10_AND_13[task]
+    table = "adalora_table2" if task.startswith("squad") else "adalora_table3"
+    settings = settled(table, ["method=adalora", f"task={task}", "rank=1", "seed=0"])
+    train, schedule = settings["train"], settings["schedule"]
+    assert (train["lr"], train["batch_size"], train["steps"]) == (lr, batch, steps)
+    assert (schedule["t_i"], schedule["t_f"], schedule["interval"]) == (t_i, t_f, 100)
+    assert (settings["adapter"]["alpha"], settings["penalty"]["gamma"]) == (alpha, 0.1)
+    assert length in (settings["task"].get("max_length"), settings["task"].get("max_tokens"))
+    if ranks:
+        script = settled(f"{table}_script", [f"task={task}", "seed=9"])
+        assert (script["rank"], script["init_rank"]) == ranks
+        assert script["schedule"]["t_f"] == script_t_f
+        assert script["train"] == train
 
 
 TABLE_9 = {  # LoRA's: task: rows, then lr, batch, epochs, length of base and of large

@@ -40,8 +40,8 @@ class Questions:
 
     def take(self, rows: np.ndarray) -> "Questions":
         """The rows of the given numbers, in that order."""
-        columns = (self.question, self.context, self.answers, self.starts)
-        return Questions(*([column[i] for i in rows] for column in columns))
+        question, context = ([texts[i] for i in rows] for texts in (self.question, self.context))
+        return Questions(question, context, [self.answers[i] for i in rows], [self.starts[i] for i in rows])
 
 
 def squad(
