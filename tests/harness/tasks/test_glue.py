@@ -1,6 +1,7 @@
 import pytest
 
 from adarank.errors import SettingError
+from adarank.harness.tasks import glue as module
 from adarank.harness.tasks.glue import SOURCES, glue
 from tests.harness.tasks.official_glue import MRPC, OFFICIAL, write
 
@@ -40,6 +41,23 @@ def test_mnli_s_test_is_its_mismatched_dev_and_its_classes_are_in_the_hub_s_orde
     assert task.test is not None
     assert (task.dev.text, task.test.text) == (["matched"], ["mismatched"])
     assert task.dev.label.tolist() == task.test.label.tolist() == [2]
+
+
+def test_mnli_of_the_hub_is_that_of_the_files(official, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    names = ["entailment", "neutral", "contradiction"]
+    kinds = {"premise": datasets.Value("string"), "hypothesis": datasets.Value("string")}
+    features = datasets.Features({**kinds, "label": datasets.ClassLabel(names=names)})
+    rows = {"premise": ['A "quote', "B two"], "hypothesis": ["A", "C"], "label": [1, 0]}
+    found = datasets.Dataset.from_dict(rows, features=features)
+    asked = []
+    splits = dict.fromkeys(("train", "validation_matched", "validation_mismatched"), found)
+    monkeypatch.setattr(module, "download", lambda *given: asked.append(given[:3]) or splits)
+    task = glue("mnli")
+    assert asked == [("nyu-mll/glue", "mnli", module.REPOSITORY[1])]
+    local = glue("mnli", path=str(official))
+    assert (task.fingerprint, task.labels) == (local.fingerprint, local.labels)
+    assert task.labels == ("entailment", "neutral")  # those that occur
 
 
 def test_qqp_s_torn_rows_are_left_out_and_those_of_others_refused(official):
