@@ -110,7 +110,10 @@ def test_tiny_shrinks_whole_steps_with_the_run():
         (["+score.beta3=1"], "score.beta3=1: score has no setting beta3; near names: beta2, beta1"),
         (["model=local"], "model.path is not set; valid: model.path=VALUE"),
         (["recipe=adalora", "task=wnli"], "recipe=adalora has no settings for task=wnli; near names: qnli, mnli"),
-        (["recipe=adalora"], "recipe=adalora has no settings for task=rotten_tomatoes; valid: cnn_dailymail, cola, mnli"),
+        (
+            ["recipe=adalora"],
+            "recipe=adalora has no settings for task=rotten_tomatoes; valid: cnn_dailymail, cola, mnli",
+        ),
         (["score._target_=adarank.scores.adalra"], "score._target_=adarank.scores.adalra is no function"),
     ],
 )

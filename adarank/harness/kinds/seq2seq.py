@@ -64,27 +64,29 @@ def outputs(task: Task) -> int:
 
 def encode(task: Task, split: str, tokenizer: Any) -> Encoded:
     rows: Prompts = getattr(task, split)
-    lengths = {"max_length": task.max_length, "target": task.options["max_new_tokens"]}
-    key = cache.key(tokenizer, rows=f"{task.fingerprint} {split}", kind=task.kind, **lengths)
-    tokens = cache.read(key)
-    if tokens is None:
-        targets = [own[0] for own in rows.references]
-        tokens = {
-            "source": tokenizer(rows.prompt, truncation=True, max_length=task.max_length)["input_ids"],
-            "labels": tokenizer(text_target=targets, truncation=True, max_length=lengths["target"])["input_ids"],
-        }
-        cache.write(key, tokens)
-    answers = split == "test" or (split == "dev" and task.metrics[0] != "loss")
+    longest = task.options["max_new_tokens"]
+    labels = _tokens("text_target", [own[0] for own in rows.references], longest, task, split, tokenizer)
+    is_answered = split == "test" or (split == "dev" and task.metrics[0] != "loss")
     return Encoded(
-        source=tokens["source"],
-        labels=tokens["labels"],
-        counted=np.array([len(row) for row in tokens["labels"]]),
+        source=_tokens("text", rows.prompt, task.max_length, task, split, tokenizer),
+        labels=labels,
+        counted=np.array([len(row) for row in labels]),
         references=rows.references,
-        answered=min(task.options["generate_rows"] or len(rows), len(rows)) if answers else 0,
+        answered=min(task.options["generate_rows"] or len(rows), len(rows)) if is_answered else 0,
         tokenizer=tokenizer,
         beams=task.options["beams"],
-        max_new_tokens=task.options["max_new_tokens"],
+        max_new_tokens=longest,
     )
+
+
+def _tokens(side: str, texts: list[str], longest: int, task: Task, split: str, tokenizer: Any) -> list[list[int]]:
+    """One list of at most `longest` ids a text; side: "text" or "text_target", as tokenisers call them."""
+    key = cache.key(tokenizer, rows=f"{task.fingerprint} {split}", kind=task.kind, side=side, max_length=longest)
+    held = cache.read(key)
+    if held is None:
+        held = {"input_ids": tokenizer(**{side: texts}, truncation=True, max_length=longest)["input_ids"]}
+        cache.write(key, held)
+    return held["input_ids"]
 
 
 def collate(rows: Encoded, chosen: np.ndarray, device: torch.device) -> dict[str, Tensor]:
@@ -159,7 +161,7 @@ def answers(model: Any, rows: Encoded, plan: Plan, device: torch.device) -> list
             )
         new = torch.full((len(chosen), rows.max_new_tokens + 1), pad, device=device)
         new[:, : out.shape[1]] = out
-        found += parallel.in_order(new, [len(rows) for rows in order[first : first + world()]])
+        found += parallel.in_order(new, [len(batch) for batch in order[first : first + world()]])
     texts = rows.tokenizer.batch_decode(torch.cat(found), skip_special_tokens=True)
     return [texts[i] for i in np.argsort(np.concatenate(order))]
 

@@ -41,6 +41,16 @@ def test_texts_and_references_are_cut(built):
     assert [seq2seq.encode(task(generate_rows=n), "test", built.tokenizer).answered for n in (None, 2, 9)] == [3, 2, 3]
 
 
+def test_tokens_come_back_from_the_cache(built, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADARANK_CACHE", str(tmp_path))
+    first = seq2seq.encode(task(), "train", built.tokenizer)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    monkeypatch.setattr(type(built.tokenizer), "__call__", None)  # nothing is tokenised again
+    second = seq2seq.encode(task(), "train", built.tokenizer)
+    assert (second.source, second.labels) == (first.source, first.labels)
+    assert first.source != first.labels
+
+
 def test_the_loss_is_the_mean_over_tokens_and_transformers_own(built):
     rows = seq2seq.encode(task(max_new_tokens=20), "train", built.tokenizer)
     batch = seq2seq.collate(rows, np.arange(3), CPU)
