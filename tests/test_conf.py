@@ -13,13 +13,25 @@ from adarank.harness.settings import GROUPS, SUPPLIED, conf_folder, locate, sett
 
 CONF = conf_folder()
 FILES = sorted(p for p in CONF.rglob("*.yaml") if p.parent != CONF)
-OPTIONS = [(p.parent.relative_to(CONF).as_posix(), p.stem) for p in FILES]
+
+
+def choice(path):
+    """(group, option) of a file; an experiment in a sub-folder keeps the folder's name."""
+    parts = path.relative_to(CONF).with_suffix("").parts
+    depth = 1 if parts[0] == "experiment" else len(parts) - 1
+    return "/".join(parts[:depth]), "/".join(parts[depth:])
+
+
+# what a recipe includes by task is no option by itself; tests/experiments/test_papers.py has it with its recipe
+OPTIONS = [choice(path) for path in FILES if path.parent.parent.name != "recipe_by_task"]
 NEEDS = {  # what an option cannot do without
     ("model", "local"): ["model.path=/m"],
     ("model", "hub"): ["model.name=m"],
     ("task", "files"): ["task.path=/d"],
     ("task", "hub"): ["task.name=d"],
     ("task", "e2e"): ["task.path=/d"],
+    ("experiment", "paper/lora_table3"): ["task.path=/d"],
+    **{("recipe", path.stem): ["task=cola"] for path in CONF.glob("recipe/*.yaml")},
     ("targets", "modules"): ["target_modules=[query]"],
     ("adapter", "none"): ["method=full"],
     **{("adapter", name): [f"method={name}"] for name in ("houlsby", "pfeiffer", "bitfit", "head")},

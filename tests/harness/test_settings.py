@@ -50,6 +50,17 @@ def test_tiny_makes_small_what_is_not_given():
     assert settled("tiny=true", "model=tiny_llama")["model"]["arch"] == "llama"
 
 
+def test_tiny_shrinks_whole_steps_with_the_run():
+    given = ["experiment=paper/adalora_table1", "task=rte"]  # t_i 600, t_f 1800, ΔT 1, warm-up 200 of 3,900 steps
+    settings = settled("tiny=true", *given)
+    assert settings["train"]["steps"] == 12
+    assert [settings["schedule"][key] for key in ("t_i", "t_f", "interval")] == [2, 6, 1]
+    assert settings["train"]["warmup"] == 1
+    assert settled("tiny=true", "schedule.t_i=4", *given)["schedule"]["t_i"] == 4
+    assert settled("tiny=true", "method=dylora")["schedule"]["t_f"] == 1
+    assert settled("tiny=true", "method=sora")["schedule"]["t_i"] == 0
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
@@ -98,6 +109,11 @@ def test_tiny_makes_small_what_is_not_given():
         (["schedule=growing", "schedule.curve=odd"], "schedule.curve=odd is not known; valid: linear, cubic"),
         (["+score.beta3=1"], "score.beta3=1: score has no setting beta3; near names: beta2, beta1"),
         (["model=local"], "model.path is not set; valid: model.path=VALUE"),
+        (["recipe=adalora", "task=wnli"], "recipe=adalora has no settings for task=wnli; near names: qnli, mnli"),
+        (
+            ["recipe=adalora"],
+            "recipe=adalora has no settings for task=rotten_tomatoes; valid: cnn_dailymail, cola, mnli",
+        ),
         (["score._target_=adarank.scores.adalra"], "score._target_=adarank.scores.adalra is no function"),
     ],
 )

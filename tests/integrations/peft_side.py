@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 
 def logits(model, inputs):
     with torch.no_grad():
-        return model.eval()(**inputs).logits.contiguous()
+        out = model.eval()(**inputs)
+    return (out.logits if "logits" in out else torch.stack([out.start_logits, out.end_logits])).contiguous()
 
 
 def load(folder):

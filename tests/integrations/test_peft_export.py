@@ -11,11 +11,13 @@ from torch import nn
 
 import adarank
 from adarank import SettingError
+from adarank.harness.kinds import KINDS
 from adarank.harness.models import tiny
 from tests.conftest import Net
 from tests.integrations.conftest import run_side
 from tests.integrations.models import vit
 
+OTHER_TASKS = {"answers": ("bert", "extract"), "summaries": ("bart", "seq2seq")}
 ARCHITECTURES = ("bert", "deberta_v2", "gpt2", "llama", "t5", "vit", "roberta", "distilbert")
 
 
@@ -25,11 +27,17 @@ def built(arch):
         return vit(), {"pixel_values": torch.randn(3, 3, 16, 16)}
     ids = torch.randint(4, 200, (3, 9))
     ids[:, -1] = 3  # the end token, by which encoder-decoders pool
-    return tiny(arch, width=32, layers=2).build(3).model, {"input_ids": ids}
+    arch, kind = OTHER_TASKS.get(arch, (arch, "classify"))
+    return tiny(arch, width=32, layers=2).build(3 if kind == "classify" else 2, KINDS[kind]).model, {"input_ids": ids}
 
 
 def head(model):
     return [n for n, c in model.named_children() if c is not model.base_model and any(True for _ in c.parameters())]
+
+
+def logits(model, inputs):
+    out = model(**inputs)
+    return out.logits if "logits" in out else torch.stack([out.start_logits, out.end_logits])
 
 
 @torch.no_grad()
@@ -50,6 +58,8 @@ def disturb(model, adapters, pruned=True):
 def cases():
     for arch in ARCHITECTURES:
         yield arch, arch, {"adapter": "svd", "rank": 3}, {}
+    yield "answers", "answers", {"rank": 3}, {}
+    yield "summaries", "summaries", {"rank": 3, "train": []}, {}
     yield "lora", "bert", {"adapter": "lora", "rank": 3, "alpha": 5.0}, {}
     yield "rslora", "llama", {"adapter": "lora", "rank": 4, "alpha": 5.0, "rslora": True}, {}
     for init in ("pissa", "olora"):
@@ -74,10 +84,10 @@ def exported(tmp_path_factory):
         (folder / name / "class.txt").write_text(type(model).__name__)
         save_file(inputs, folder / name / "inputs.safetensors")
         with torch.no_grad():
-            before = model(**inputs).logits
+            before = logits(model, inputs)
             adapters = adarank.adapt(model, **{"train": head(model), **options})
             disturb(model, adapters)
-            after = model(**inputs).logits
+            after = logits(model, inputs)
         adarank.to_peft(model, folder / name / "adapter", **export)
         found[name] = (adarank.ranks(model), before, after)
     run_side("load", folder)
@@ -105,6 +115,14 @@ def test_a_classifier_s_head_goes_where_peft_looks_for_it(exported, name):
     config = json.loads((folder / name / "adapter" / "adapter_config.json").read_text())
     assert config["modules_to_save"] == ["score" if name == "llama" else "classifier"]
     assert (folder / name / "kind.txt").read_text() == "PeftModelForSequenceClassification"
+
+
+def test_answers_and_summaries_go_to_peft_s_own_classes(exported):
+    folder, _ = exported
+    found = {name: (folder / name / "kind.txt").read_text() for name in OTHER_TASKS}
+    assert found == {"answers": "PeftModelForQuestionAnswering", "summaries": "PeftModelForSeq2SeqLM"}
+    configs = [json.loads((folder / name / "adapter" / "adapter_config.json").read_text()) for name in OTHER_TASKS]
+    assert [config["modules_to_save"] for config in configs] == [["qa_outputs"], None]
 
 
 def test_a_changed_base_costs_at_most_twice_the_rank_and_an_unchanged_adapter_nothing(exported, tmp_path):

@@ -1,11 +1,12 @@
-"""Six tasks of GLUE (Wang et al. 2019), from a local folder or from the hub."""
+"""The nine tasks of GLUE (Wang et al. 2019, arXiv 1804.07461), from a local folder or from the hub."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from adarank.errors import SettingError
 from adarank.harness.tasks.base import Task
+from adarank.harness.tasks.glue_layouts import SOURCES, Layout, Source
 from adarank.harness.tasks.hub import download, from_splits
 from adarank.harness.tasks.readers import Columns, delimited, folder, holds
 from adarank.harness.tasks.rows import Table, assemble, check_sizes, pick, require_rows
@@ -13,78 +14,18 @@ from adarank.harness.tasks.rows import Table, assemble, check_sizes, pick, requi
 REPOSITORY = ("nyu-mll/glue", "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c")  # Parquet, no script
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a folder names its files, and their columns. Columns called `column N` mean: no header.
-
-    test: used where it is there and has labels (GLUE's own test files mostly have none).
-    """
-
-    train: str
-    dev: tuple[str, ...]
-    test: str | None
-    text: str
-    pair: str | None
-    label: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """folder: as GLUE's download calls it; layouts: the official one, then that of the source repositories."""
-
-    folder: str
-    metrics: tuple[str, ...]
-    layouts: tuple[Layout, ...]
-    hub_columns: tuple[str, str | None, str]
-    hub_test: str | None = None
-
-
-_INFERENCE = Layout("train.tsv", ("dev.tsv",), "test.tsv", "sentence1", "sentence2", "label")
-_COLA = Layout("train.tsv", ("dev.tsv",), None, "column 4", None, "column 2")
-_MRPC = Layout("train.tsv", ("dev.tsv",), "msr_paraphrase_test.txt", "#1 String", "#2 String", "Quality")
-_STSB = Layout("train.tsv", ("dev.tsv",), "test.tsv", "sentence1", "sentence2", "score")
-SOURCES = {
-    "cola": Source(
-        "CoLA",
-        ("matthews", "accuracy"),
-        (_COLA, replace(_COLA, train="in_domain_train.tsv", dev=("in_domain_dev.tsv", "out_of_domain_dev.tsv"))),
-        ("sentence", None, "label"),
-    ),
-    "mrpc": Source(
-        "MRPC",
-        ("accuracy", "f1"),
-        (_MRPC, replace(_MRPC, train="msr-para-train.tsv", dev=("msr-para-val.tsv",), test="msr-para-test.tsv")),
-        ("sentence1", "sentence2", "label"),
-        hub_test="test",
-    ),
-    "rte": Source("RTE", ("accuracy",), (_INFERENCE,), ("sentence1", "sentence2", "label")),
-    "stsb": Source(
-        "STS-B",
-        ("pearson_spearman", "pearson", "spearman"),
-        (_STSB, Layout("sts-train.csv", ("sts-dev.csv",), "sts-test.csv", "column 6", "column 7", "column 5")),
-        ("sentence1", "sentence2", "label"),
-    ),
-    "sst2": Source(
-        "SST-2",
-        ("accuracy",),
-        (Layout("train.tsv", ("dev.tsv",), "test.tsv", "sentence", None, "label"),),
-        ("sentence", None, "label"),
-    ),
-    "wnli": Source("WNLI", ("accuracy",), (_INFERENCE,), ("sentence1", "sentence2", "label")),
-}
-
-
 def glue(
-    name: Literal["cola", "mrpc", "rte", "stsb", "sst2", "wnli"],
+    name: Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "stsb", "sst2", "wnli"],
     path: str | None = None,
     limit: int | None = None,
     max_length: int = 128,
 ) -> Task:
     """A GLUE task with its own metrics; the first is reported.
 
-    path: the folder that holds CoLA, MRPC, RTE, STS-B, SST-2, WNLI, or the task's own folder, in GLUE's layout (as
-    downloaded) or in that of the repositories it came from; None: the hub. The files are read without quoting, as GLUE
-    writes them. Raises SettingError saying what was looked for.
+    MNLI's dev is the matched one; the mismatched one is its test: measured once, with the checkpoint that is best on the
+    matched. path: the folder that holds CoLA, MNLI, MRPC, …, or the task's own folder, in GLUE's layout (as downloaded)
+    or in that of the repositories it came from; None: the hub. The files are read without quoting, as GLUE writes them.
+    Raises SettingError saying what was looked for.
     """
     check_sizes(limit, max_length)
     source = SOURCES[name]
@@ -98,7 +39,7 @@ def glue(
         download(repository, name, revision, what, f"task.path=FOLDER with {_wanted(source)}"),
         what,
         columns=source.hub_columns,
-        splits={"train": "train", "dev": "validation", "test": source.hub_test},
+        splits={"train": "train", "dev": source.hub_dev, "test": source.hub_test},
         metric=source.metrics,
         limit=limit,
         max_length=max_length,
@@ -116,6 +57,7 @@ def _tables(source: Source, path: str) -> tuple[Table, Table, Table | None]:
         for layout in source.layouts:
             if all((place / file).is_file() for file in (layout.train, *layout.dev)):
                 train, dev = (_table(place, names, layout, path) for names in ((layout.train,), layout.dev))
+                train = replace(train, order=source.order)
                 return train, dev, _test(place, layout, path)
     seen = where / source.folder if (where / source.folder).is_dir() else where
     raise SettingError(
@@ -148,7 +90,7 @@ def _test(place: Path, layout: Layout, path: str) -> Table | None:
 
 def _columns(file: Path, layout: Layout, path: str) -> Columns:
     header = not layout.text.startswith("column ")
-    columns = delimited(file, _source(file.name, path), "\t", quoted=False, header=header)
+    columns = delimited(file, _source(file.name, path), "\t", quoted=False, header=header, torn=layout.torn)
     require_rows(_source(file.name, path), columns)
     return columns
 

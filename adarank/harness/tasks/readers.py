@@ -11,11 +11,14 @@ from adarank.errors import SettingError
 Columns = dict[str, list[Any]]
 
 
-def delimited(path: Path, source: str, delimiter: str, quoted: bool, header: bool = True) -> Columns:
+def delimited(
+    path: Path, source: str, delimiter: str, quoted: bool, header: bool = True, torn: bool = False
+) -> Columns:
     """Text columns of a delimited UTF-8 file; nothing is taken for a missing value or a number.
 
     quoted=False: quotes are characters like any other. header=False: columns `column 1`, `column 2`, … as far as
-    every row has them. Raises SettingError where the rows do not fit the header.
+    every row has them. torn: rows that do not fit the header are left out. Raises SettingError where the rows do not fit
+    the header.
     """
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     try:
@@ -26,7 +29,7 @@ def delimited(path: Path, source: str, delimiter: str, quoted: bool, header: boo
             f"{source} cannot be read ({error}); valid: UTF-8 text, {_dialect(delimiter, quoted)}"
         ) from None
     names = rows[0] if header and rows else [f"column {i + 1}" for i in range(min(map(len, rows), default=0))]
-    rows = rows[1:] if header else rows
+    rows = [row for row in rows[1:] if not torn or len(row) == len(names)] if header else rows
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise SettingError(f"{source} has two columns named {min(twice)!r}; valid: a header with different names")

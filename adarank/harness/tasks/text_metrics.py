@@ -4,6 +4,7 @@ not there for is not computed, and is never 0.
 Every metric takes texts [n] and the references of each [n][1 or more].
 """
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -56,12 +57,20 @@ def bleu(texts: Texts, references: References) -> float:
 
 
 def rouge(kind: str, texts: Texts, references: References) -> float:
-    """ROUGE-1, -2 or -L (Lin 2004) by rouge-score with its stemmer: the mean F of the best reference, from 0 to 100."""
+    """ROUGE-1, -2, -L or -Lsum (Lin 2004) by rouge-score with its stemmer: the mean F of the best reference, from 0 to 100.
+    -Lsum matches sentence by sentence, which end at line breaks and behind . ! and ?."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer([kind], use_stemmer=True)
+    if kind == "rougeLsum":
+        texts, references = _a_line_each(texts), [_a_line_each(own) for own in references]
     pairs = zip(texts, references, strict=True)
     return 100 * fmean(scorer.score_multi(list(own), text)[kind].fmeasure for text, own in pairs)
+
+
+def _a_line_each(texts: Texts) -> list[str]:
+    """The texts with every sentence on a line of its own."""
+    return [re.sub(r"(?<=[.!?])\s+", "\n", text) for text in texts]
 
 
 def exact_match(texts: Texts, references: References) -> float:
@@ -82,6 +91,25 @@ def _answer(text: str) -> str | None:
     _, mark, end = text.rpartition("####")
     words = end.strip().splitlines()
     return words[0].strip().strip("$.").replace(",", "") if mark and words else None
+
+
+def final_answer(texts: Texts, references: References) -> float:
+    """The share, from 0 to 1, of texts whose final answer is a reference's: what stands behind the last "The answer is:"
+    (MetaMath's form) or "####" (GSM8K's), as numbers where both are. A text without one is wrong."""
+    pairs = zip(texts, references, strict=True)
+    return fmean(_final(text) in {_final(one) for one in own} - {None} for text, own in pairs)
+
+
+def _final(text: str) -> float | str | None:
+    stated = re.split(r"The answer is:?|####", text)
+    words = stated[-1].strip().splitlines()
+    if len(stated) == 1 or not words:
+        return None
+    answer = words[0].strip().strip("$.").replace(",", "")
+    try:
+        return float(answer)
+    except ValueError:
+        return answer
 
 
 def meteor(texts: Texts, references: References) -> float:
@@ -118,9 +146,10 @@ class Metric(NamedTuple):
 
 METRICS = {
     "bleu": Metric(bleu, ("sacrebleu",)),
-    **{name: Metric(partial(rouge, name), ("rouge_score",)) for name in ("rouge1", "rouge2", "rougeL")},
+    **{name: Metric(partial(rouge, name), ("rouge_score",)) for name in ("rouge1", "rouge2", "rougeL", "rougeLsum")},
     "exact_match": Metric(exact_match),
     "answer_match": Metric(answer_match),
+    "final_answer": Metric(final_answer),
     "meteor": Metric(meteor, ("nltk", "sacrebleu")),
     "cider": Metric(cider, ("pycocoevalcap", "sacrebleu")),
 }

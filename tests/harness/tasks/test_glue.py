@@ -1,40 +1,14 @@
 import pytest
 
 from adarank.errors import SettingError
+from adarank.harness.tasks import glue as module
 from adarank.harness.tasks.glue import SOURCES, glue
-
-INFERENCE = "index\tsentence1\tsentence2\tlabel\n"
-MRPC = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
-STSB = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
-OFFICIAL = {  # folder: (header, two rows), as GLUE's download has them
-    "CoLA": ("", 'gj04\t1\t\tA "quote\ngj04\t0\t*\tB two\n'),
-    "MRPC": (MRPC, '1\t11\t12\tA "quote\tA\n0\t21\t22\tB two\tC\n'),
-    "RTE": (INFERENCE, '0\tA "quote\tA\tentailment\n1\tB two\tC\tnot_entailment\n'),
-    "STS-B": (
-        STSB,
-        '0\tg\tf\t2012\t1\tnone\tnone\tA "quote\tA\t5.000\n1\tg\tf\t2012\t2\tnone\tnone\tB two\tC\t0.250\n',
-    ),
-    "SST-2": ("sentence\tlabel\n", 'A "quote\t1\nB two\t0\n'),
-    "WNLI": (INFERENCE, '0\tA "quote\tA\t1\n1\tB two\tC\t0\n'),
-}
-UNLABELLED = {
-    "CoLA": "index\tsentence\n0\tx\n",
-    "MRPC": "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t1\t2\tx\ty\n",
-    "RTE": "index\tsentence1\tsentence2\n0\tx\ty\n",
-    "STS-B": STSB.replace("\tscore", "") + "0\tg\tf\t2012\t1\tnone\tnone\tx\ty\n",
-    "SST-2": "index\tsentence\n0\tx\n",
-    "WNLI": "index\tsentence1\tsentence2\n0\tx\ty\n",
-}
+from tests.harness.tasks.official_glue import MRPC, OFFICIAL, write
 
 
 @pytest.fixture
 def official(tmp_path):
-    for name, (header, rows) in OFFICIAL.items():
-        (tmp_path / name).mkdir()
-        for split in ("train", "dev"):
-            (tmp_path / name / f"{split}.tsv").write_text(header + rows)
-        (tmp_path / name / "test.tsv").write_text(UNLABELLED[name])
-    return tmp_path
+    return write(tmp_path)
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -42,12 +16,58 @@ def test_the_official_layout(official, name):
     task = glue(name, path=str(official), max_length=99)
     assert task.train.text == ['A "quote', "B two"]
     assert task.train.pair == (None if name in ("cola", "sst2") else ["A", "C"])
-    labels = {"stsb": [5.0, 0.25], "rte": [0, 1]}
+    labels = {"stsb": [5.0, 0.25], "rte": [0, 1], "qnli": [0, 1]}
     assert task.train.label.tolist() == labels.get(name, [1, 0])
-    assert task.test is None
+    assert (task.test is None) == (name != "mnli")
     assert (task.name, task.max_length, task.metrics) == (name, 99, SOURCES[name].metrics)
     own = glue(name, path=str(official / SOURCES[name].folder), max_length=99)
     assert own.fingerprint == task.fingerprint
+
+
+def test_there_are_the_nine_tasks(official):
+    assert {source.folder for source in SOURCES.values()} == set(OFFICIAL)
+    assert len(SOURCES) == 9
+
+
+def test_mnli_s_test_is_its_mismatched_dev_and_its_classes_are_in_the_hub_s_order(official):
+    header, _ = OFFICIAL["MNLI"]
+    for file, text in {"dev_matched": "matched", "dev_mismatched": "mismatched"}.items():
+        (official / "MNLI" / f"{file}.tsv").write_text(f"{header}0\tp\t{text}\tC\tneutral\tcontradiction\n")
+    with (official / "MNLI" / "train.tsv").open("a") as train:
+        train.write("2\tp\tD\tE\tneutral\tcontradiction\n")
+    task = glue("mnli", path=str(official))
+    assert task.labels == ("entailment", "neutral", "contradiction")
+    assert task.train.label.tolist() == [1, 0, 2]
+    assert task.test is not None
+    assert (task.dev.text, task.test.text) == (["matched"], ["mismatched"])
+    assert task.dev.label.tolist() == task.test.label.tolist() == [2]
+
+
+def test_mnli_of_the_hub_is_that_of_the_files(official, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    names = ["entailment", "neutral", "contradiction"]
+    kinds = {"premise": datasets.Value("string"), "hypothesis": datasets.Value("string")}
+    features = datasets.Features({**kinds, "label": datasets.ClassLabel(names=names)})
+    rows = {"premise": ['A "quote', "B two"], "hypothesis": ["A", "C"], "label": [1, 0]}
+    found = datasets.Dataset.from_dict(rows, features=features)
+    asked = []
+    splits = dict.fromkeys(("train", "validation_matched", "validation_mismatched"), found)
+    monkeypatch.setattr(module, "download", lambda *given: asked.append(given[:3]) or splits)
+    task = glue("mnli")
+    assert asked == [("nyu-mll/glue", "mnli", module.REPOSITORY[1])]
+    local = glue("mnli", path=str(official))
+    assert (task.fingerprint, task.labels) == (local.fingerprint, local.labels)
+    assert task.labels == ("entailment", "neutral")  # those that occur
+
+
+def test_qqp_s_torn_rows_are_left_out_and_those_of_others_refused(official):
+    torn = "7\t8\t9\tthe first half\nand the second?\tC\t1\n"
+    for name in ("QQP", "RTE"):
+        with (official / name / "train.tsv").open("a") as train:
+            train.write(torn)
+    assert glue("qqp", path=str(official)).train.text == ['A "quote', "B two"]
+    with pytest.raises(SettingError, match=r"^train\.tsv .*row 4 has 3 fields, the header has 4"):
+        glue("rte", path=str(official))
 
 
 def test_labelled_test_rows_are_used(official):
@@ -69,7 +89,7 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", COUNTS)
 def test_the_layout_of_the_source_repositories(shared, name):
     task = glue(name, path=str(shared / "data"))
     assert (len(task.train), len(task.dev), task.test and len(task.test)) == COUNTS[name]

@@ -30,6 +30,11 @@ def test_without_a_header_columns_are_numbered_as_far_as_every_row_has_them(tmp_
     assert delimited(write(tmp_path / "e.tsv", ""), "e", "\t", quoted=False, header=False) == {}
 
 
+def test_torn_rows_are_left_out_where_that_is_asked_for(tmp_path):
+    file = write(tmp_path / "x.tsv", "text\tlabel\na\t1\nb\nc\t0\n")
+    assert delimited(file, "x", "\t", quoted=False, torn=True) == {"text": ["a", "c"], "label": ["1", "0"]}
+
+
 def test_json_lines(tmp_path):
     file = write(tmp_path / "x.jsonl", '\ufeff{"text": "a", "label": 1}\n\n{"label": 0.5, "more": null}\n')
     assert json_lines(file, "x") == {"text": ["a", None], "label": [1, 0.5], "more": [None, None]}

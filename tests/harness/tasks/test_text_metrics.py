@@ -86,6 +86,33 @@ def test_rouge_by_its_definition(pairs):
         assert text_metrics.rouge(kind, texts, references) == pytest.approx(100 * expected, abs=1e-6)
 
 
+def test_rouge_of_summaries_matches_sentence_by_sentence():
+    """Lin 2004, section 3.2: of every reference sentence the union of what it has in common with the text's sentences."""
+    pytest.importorskip("rouge_score")
+    texts, references = ["rain sun. hat fog"], [["hat rain. sun fog"]]
+    # "hat rain": rain of the one, hat of the other; "sun fog": sun of the one, fog of the other
+    assert text_metrics.rouge("rougeLsum", texts, references) == pytest.approx(100)
+    assert text_metrics.rouge("rougeL", texts, references) == pytest.approx(100 * 2 * 3 / 8)  # rain, sun, fog
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("#### 7\nThe answer is: 42", True),
+        ("The answer is 42.0.", True),
+        ("#### $1,0\n#### 42", True),
+        ("The answer is: 42\nmore", True),
+        ("The answer is: x", False),
+        ("42", False),
+        ("The answer is:", False),
+    ],
+)
+def test_the_final_answer_in_both_forms(text, right):
+    assert text_metrics.final_answer([text], [["#### 42"]]) == right
+    assert text_metrics.final_answer([text], [["no answer"]]) == 0
+    assert text_metrics.final_answer(["The answer is: x + 1."], [["The answer is: x + 1"]]) == 1
+
+
 def test_exact_match_does_not_see_white_space():
     texts = ["a b", " a\n b ", "ab", "A b", "c"]
     assert text_metrics.exact_match(texts, [["a b", "c"]] * 5) == 3 / 5
