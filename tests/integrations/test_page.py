@@ -142,9 +142,11 @@ def test_causal_language_models():
         if "method=qlora" in kept and find_spec("bitsandbytes") is None:
             kept.remove("method=qlora")
         inside(*kept, *small)
-        assert not {w.partition("=")[0] for w in words[2:]} - {w.partition("=")[0] for w in [*kept, *small]} - {
-            "model.name"
-        }
+        assert (
+            not {w.partition("=")[0] for w in words[2:]}
+            - {w.partition("=")[0] for w in [*kept, *small]}
+            - {"model.name"}
+        )
     names = {"run": next(Path("runs").glob("adalora-*"))}
     run("causal", names)
     words = {"input_ids": torch.tensor([[2, 70, 80, 90]])}
