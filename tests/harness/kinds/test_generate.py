@@ -99,8 +99,8 @@ def test_the_loss_is_the_mean_over_response_tokens_by_a_loop(arch):
     assert found == {"loss": pytest.approx(total / count, rel=1e-5)}
 
 
-def trained(batch_size, accumulation, method="full", metric="loss", arch="llama", **more):
-    one = built(arch)
+def trained(batch_size, accumulation, method="full", metric="loss", beat=lambda _: None, saver=None, **more):
+    one = built()
     adapters, controller = {}, None
     if method == "adalora":
         adapters = adarank.adapt(one.model, rank=6)
@@ -108,7 +108,7 @@ def trained(batch_size, accumulation, method="full", metric="loss", arch="llama"
         controller = adarank.RankController(
             adapters,
             score=adarank.scores.adalora(),
-            schedule=adarank.schedules.cubic(6 * n, 3 * n, t_i=1, t_f=2, total=6, interval=1),
+            schedule=adarank.schedules.cubic(6 * n, 3 * n, t_i=1, t_f=2, total=more.get("steps", 6), interval=1),
             penalty=adarank.penalties.orthogonality(),
         )
     data = Prompts([f"{i} " for i in range(16)], [["ab" * (1 + i % 5)] for i in range(16)])
@@ -117,7 +117,7 @@ def trained(batch_size, accumulation, method="full", metric="loss", arch="llama"
     plan = Plan(**PLAN | {"batch_size": batch_size, "accumulation": accumulation, "metrics": given.metrics} | more)
     log = Recorder()
     prepared = Prepared(one.model, adapters, controller)
-    outcome = train(prepared, splits, plan, log, lambda _: None, lambda _: None, None, generate)
+    outcome = train(prepared, splits, plan, log, beat, lambda _: None, saver, generate)
     return prepared, log, outcome
 
 
@@ -148,6 +148,34 @@ def test_a_metric_of_answers_may_choose_the_checkpoint():
     assert len(dev) == 3
     assert outcome.best == max(dev)
     assert outcome.last == dev[-1]
+
+
+def test_stopped_and_resumed_is_the_run_that_never_stopped(tmp_path):
+    from adarank.harness.checkpoint import Saver
+
+    class Stop(BaseException):
+        pass
+
+    def go(saver, until=99):
+        def beat(step):
+            if step > until:
+                raise Stop
+
+        return trained(4, 2, "adalora", "exact_match", beat=beat, saver=saver, steps=8, higher_is_better=True)
+
+    prepared, log, outcome = go(None)
+    with pytest.raises(Stop):
+        go(Saver(tmp_path, 0.0, resume=False), until=4)
+    again, log_again, found = go(Saver(tmp_path, 0.0, resume=True))
+    assert (found.best, found.best_step, found.last, found.tested) == (
+        outcome.best,
+        outcome.best_step,
+        outcome.last,
+        outcome.tested,
+    )
+    assert [line for line in log.lines if line[0] > 4 or line[1] == "test"] == log_again.lines
+    states = prepared.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_inits_see_batches_with_labels():
