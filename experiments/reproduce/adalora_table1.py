@@ -24,25 +24,36 @@ from adarank.harness.files import write_json
 from analysis.stats.intervals import mean_interval
 from experiments.protocol import Place, Study, arguments, follow, read
 
+RECIPES = Path(__file__).resolve().parents[2] / "conf" / "recipe_by_task"
+
 
 def study(content: Mapping[str, Any], scale: str, data: Path | None) -> Study:
     """The study of a scale; data: the folder with GLUE's tasks."""
     own = content["scales"][scale]
-    where = {} if data is None else {"task.path": str(data)}
-    methods = {name: m for name, m in content["methods"].items() if name in own.get("methods", content["methods"])}
-    tasks = {
-        name: {**task, "settings": {**task["settings"], **where, **own.get("tasks", {}).get(name, {})}}
-        for name, task in content["tasks"].items()
-    }
+    chosen = own.get("methods", {name: {} for name in content["methods"]})
     found = {
         "settings": own["settings"],
-        "tasks": tasks,
+        "tasks": {name: task(name, scale, data) for name in content["tasks"]},
         "budgets": own.get("budgets", content["budgets"]),
-        "methods": methods,
+        "methods": {name: {**content["methods"][name], **more} for name, more in chosen.items()},
         "tuning": own["tuning"],
         "seeds": own["seeds"],
     }
     return read(found)
+
+
+def task(name: str, scale: str, data: Path | None) -> dict[str, Any]:
+    """A task's settings; below the paper's scale its phases are fractions and γ is set, at it the recipe sets them."""
+    where = {} if data is None else {"task.path": str(data)}
+    if scale == "paper":
+        return {"settings": {"task": name, **where}}
+    shared, own = (yaml.safe_load((RECIPES / r / f"{name}.yaml").read_text()) for r in ("adalora_shared", "adalora"))
+    steps = shared["train"]["steps"]
+    phases = {f"schedule.{key}": round(own["schedule"][key] / steps, 4) for key in ("t_i", "t_f")}
+    return {
+        "settings": {"task": name, "task.max_length": shared["task"]["max_length"], **where},
+        "adaptive": {**phases, "penalty.gamma": own["penalty"]["gamma"]},
+    }
 
 
 def scores(results: Path, task: str, method: str, rank: int | None) -> dict[int, tuple[float, float]]:

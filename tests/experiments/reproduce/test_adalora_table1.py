@@ -10,7 +10,10 @@ import pytest
 import yaml
 from scipy.stats import t as student
 
+from adarank.harness.settings import settle
+from experiments import protocol
 from experiments.reproduce import adalora_table1 as table1
+from tests.test_conf import composed
 
 ROOT = Path(__file__).resolve().parents[3]
 CONTENT = yaml.safe_load((ROOT / "experiments" / "reproduce" / "adalora_table1.yaml").read_text())
@@ -68,18 +71,33 @@ def test_every_scale_is_a_fair_study(scale):
     assert set(study.tasks) == {"cola", "sst2", "mrpc", "rte", "stsb"}
     for task in study.tasks.values():
         assert task["settings"]["task.path"] == "/data"
-    if scale == "paper":
-        assert all("train.steps" in task["settings"] for task in study.tasks.values())
 
 
-def test_the_fractions_are_the_paper_s():
-    # t_i, t_f of Table 8 to 10, over epochs × rows / batch
-    paper = {"cola": (800, 3500, 25 * 8551), "sst2": (6000, 22000, 24 * 67349), "mrpc": (600, 1800, 30 * 3668)}
-    paper |= {"rte": (600, 1800, 50 * 2490), "stsb": (800, 2000, 25 * 5749)}
-    for task, (t_i, t_f, rows) in paper.items():
-        adaptive = CONTENT["tasks"][task]["adaptive"]
-        assert adaptive["schedule.t_i"] == pytest.approx(t_i / (rows / 32), abs=6e-4)
-        assert adaptive["schedule.t_f"] == pytest.approx(t_f / (rows / 32), abs=6e-4)
+def test_at_the_paper_s_scale_the_recipe_sets_what_the_others_set_as_fractions():
+    paper, small = (table1.study(CONTENT, scale, None) for scale in ("paper", "small"))
+    assert paper.methods["adalora"]["settings"]["recipe"] == "adalora"
+    assert "adaptive" not in paper.tasks["cola"]
+    # t_i and t_f of Tables 8 to 10, over epochs × rows / batch
+    table = {"cola": (800, 3500, 25 * 8551), "sst2": (6000, 22000, 24 * 67349), "mrpc": (600, 1800, 30 * 3668)}
+    table |= {"rte": (600, 1800, 50 * 2490), "stsb": (800, 2000, 25 * 5749)}
+    for task, (t_i, t_f, rows) in table.items():
+        adaptive = small.tasks[task]["adaptive"]
+        assert adaptive["schedule.t_i"] == pytest.approx(t_i / (rows / 32), rel=0.01)
+        assert adaptive["schedule.t_f"] == pytest.approx(t_f / (rows / 32), rel=0.01)
+
+
+@pytest.mark.parametrize("method", CONTENT["methods"])
+def test_the_paper_s_scale_is_settled(method):
+    """Composed and checked, not run: it needs the hub."""
+    study = table1.study(CONTENT, "paper", None)
+    budget = None if method == "full" else 2
+    words = protocol.words(protocol.settings_of(study, "cola", method, budget))
+    config, choices = composed(words)
+    settings = settle(config, words, choices)
+    assert settings["train"]["steps"] == 6700
+    assert settings["holdout"] == 0.05
+    if method == "adalora":
+        assert (settings["schedule"]["t_i"], settings["adapter"]["alpha"]) == (800, None)
 
 
 def record(folder, method, rank, seed, test, last):
