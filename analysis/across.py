@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from analysis import formats
-from analysis.tables import Row, Table
-from analysis.verdicts import MARGIN, Verdict, compare, judge, unit_scale
+from analysis.pairs import compare
+from analysis.rows import Row
+from analysis.tables import Table
+from analysis.verdicts import MARGIN, Verdict, judge, unit_scale
 
 
 class Across(NamedTuple):
@@ -19,8 +21,9 @@ class Across(NamedTuple):
 def across(tables: Iterable[Table]) -> list[Across]:
     """Verdicts over the tasks of a model, targets and split; none for a single task.
 
-    A configuration is a method with its ranks, on every task the one that is best on dev (each has its own learning
-    rate). Only metrics to maximise within -1..1 may be averaged over tasks: others are left to their own tables.
+    A configuration is a method with the ranks it was asked for, on every task the one that is best on dev (each has
+    its own learning rate). Only metrics to maximise within -1..1 may be averaged over tasks: others are left to their
+    own tables.
     """
     groups: dict[tuple[str, str, str], list[Table]] = defaultdict(list)
     for table in tables:
@@ -36,8 +39,8 @@ def across(tables: Iterable[Table]) -> list[Across]:
         for key in shared:
             pairs = [(rows[key], table.references[rows[key]]) for rows, table in zip(best, group, strict=True)]
             if not any(row is reference for row, reference in pairs):
-                labels = {f"{other.method} {formats.ranks(other.initial_rank, other.final_rank)}" for _, other in pairs}
-                comparisons.append(compare(" ".join(key).rstrip(f" {formats.BLANK}"), ", ".join(sorted(labels)), pairs))
+                ours, theirs = (sorted({_name(row) for row in rows}) for rows in zip(*pairs, strict=True))
+                comparisons.append(compare(", ".join(ours), ", ".join(theirs), pairs))
         if comparisons:
             where = [model, *([f"targets {targets}"] if targets else []), split]
             title = f"{', '.join(where)}, over {len(group)} tasks: {', '.join(table.task for table in group)}"
@@ -45,8 +48,9 @@ def across(tables: Iterable[Table]) -> list[Across]:
     return found
 
 
-def _best(table: Table) -> dict[tuple[str, str], Row]:
-    rows: dict[tuple[str, str], Row] = {}
-    for row in table.best_first(table.rows):
-        rows.setdefault((row.method, formats.ranks(row.initial_rank, row.final_rank)), row)
-    return rows
+def _best(table: Table) -> dict[tuple[str, ...], Row]:
+    return {(row.method, *row.asked): row for row in table.best(lambda row: (row.method, row.asked))}
+
+
+def _name(row: Row) -> str:
+    return f"{row.method} {formats.ranks(row.initial_rank, row.final_rank)}".rstrip(f" {formats.BLANK}")

@@ -1,10 +1,10 @@
 """What a configuration was allowed, counted four ways: two methods can match in one and differ in the others."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from analysis.load import Run, number, read_lines
+from analysis.files import mean, number, read_counts
+from analysis.load import Run
 
 
 class Budget(NamedTuple):
@@ -30,8 +30,8 @@ def budget(runs: Sequence[Run], kept: float | None) -> Budget:
     finals = [sum(rank["final"].values()) if rank.get("final") else None for rank in ranks]
     starts = [_initial(rank) for rank in ranks]
     steps = number(runs[0].summary.get("steps"))
-    records = next((r for run in runs if (r := read_lines(run.folder / "allocations.jsonl")[0])), [])
-    return Budget(_mean(starts), mean_over_training(records, starts[0], steps), _mean(finals), kept)
+    records = next((r for run in runs if (r := read_counts(run.folder / "allocations.jsonl"))), [])
+    return Budget(mean(starts), mean_over_training(records, starts[0], steps), mean(finals), kept)
 
 
 def mean_over_training(records: Sequence[Mapping[str, Any]], start: float | None, steps: float | None) -> float | None:
@@ -62,8 +62,3 @@ def _initial(rank: Mapping[str, Any]) -> float | None:
         return sum(value for value in map(number, initial.values()) if value is not None)
     each = number(initial)
     return each * len(final) if each is not None and final else None
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None

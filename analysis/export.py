@@ -1,13 +1,19 @@
 """Tables for a paper: Markdown and LaTeX (booktabs), the same strings as on the page."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from analysis.cells import Grid
 
-LATEX = {
+PACKAGES = r"\usepackage{booktabs,graphicx}"
+GREEK = {
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "λ": "lambda", "μ": "mu", "ξ": "xi",
+    "ρ": "rho", "σ": "sigma", "φ": "varphi", "Δ": "Delta", "Σ": "Sigma", "Φ": "Phi",
+}  # fmt: skip
+LATEX = {letter: rf"$\{name}$" for letter, name in GREEK.items()} | {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "→": r"$\to$", "−": r"$-$", "–": "--",
-    "×": r"$\times$", "÷": r"$\div$", "<": r"$<$", ">": r"$>$", "α": r"$\alpha$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}", "<": r"$<$", ">": r"$>$", "−": r"$-$",
+    "–": "--", "±": r"$\pm$", "→": r"$\to$", "×": r"$\times$", "÷": r"$\div$", "·": r"$\cdot$", "≤": r"$\le$",
+    "≥": r"$\ge$", "²": r"$^2$", "ⁿ": r"$^n$", "…": r"\dots{}", "’": "'", "‖": r"$\|$",
 }  # fmt: skip
 
 
@@ -23,16 +29,33 @@ def markdown(grids: Iterable[Grid]) -> str:
 
 
 def latex(grids: Iterable[Grid]) -> str:
-    """Every grid as a `table`, its title the caption; needs the package booktabs."""
-    parts = ["% \\usepackage{booktabs}"]
+    """Every grid as a `table`, its title the caption, shrunk to the line where it is wider; needs PACKAGES."""
+    parts = [f"% {PACKAGES}"]
     for grid in grids:
-        header, *rows = [" & ".join(map(escaped, row)) + r" \\" for row in (grid.header, *grid.rows)]
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{escaped(grid.title)}}}"]
-        lines += [rf"\begin{{tabular}}{{l{'r' * (len(grid.header) - 1)}}}", r"\toprule", header, r"\midrule", *rows]
-        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]))
+        header, *rows = map(_line, (grid.header, *grid.rows))
+        parts.append(
+            "\n".join(
+                [
+                    r"\begin{table}",
+                    r"\centering",
+                    rf"\caption{{{escaped(grid.title)}}}",
+                    r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+                    rf"\begin{{tabular}}{{l{'r' * (len(grid.header) - 1)}}}",
+                    *(r"\toprule", header, r"\midrule", *rows, r"\bottomrule"),
+                    r"\end{tabular}}",
+                    r"\end{table}",
+                ]
+            )
+        )
     return "\n\n".join(parts) + "\n"
 
 
 def escaped(text: str) -> str:
     """`text` with nothing left that LaTeX would take for a command."""
     return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def _line(cells: Sequence[str]) -> str:
+    """A row; the empty group keeps a first cell that starts with [ or * from being read as an argument of \\\\."""
+    line = " & ".join(map(escaped, cells))
+    return ("{}" if line.lstrip().startswith(("[", "*")) else "") + line + r" \\"

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import formats, stats
-from analysis.load import Run, number
+from analysis.files import number
+from analysis.load import Run
 from analysis.stats.paired import mean_ranks
 from analysis.tables import Table
 

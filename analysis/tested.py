@@ -1,8 +1,9 @@
 """What else was measured on test, beside the metric that the table is about."""
 
 from analysis import formats, stats
-from analysis.load import number
-from analysis.tables import Row, Table
+from analysis.files import number
+from analysis.rows import Row
+from analysis.tables import Table
 
 
 def names(table: Table) -> list[str]:

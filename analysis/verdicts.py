@@ -1,31 +1,16 @@
 """Each configuration against LoRA over common seeds, saying no more than the seeds allow."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis import formats, stats
-from analysis.tables import Row, Table
+from analysis.pairs import Comparison, compare
+from analysis.tables import Table
 
 LEVEL = 0.05
 MARGIN = 0.005  # half a point: a smaller difference has no practical meaning on a 0..1 scale
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two methods' scores [runs, tasks]; a pair is one seed on one task, NaN where either has no run."""
-
-    label: str
-    against: str
-    methods: tuple[str, str]
-    scores: NDArray[np.float64]
-    others: NDArray[np.float64]
-
-    @property
-    def differences(self) -> NDArray[np.float64]:
-        return self.scores - self.others
 
 
 @dataclass(frozen=True)
@@ -53,24 +38,17 @@ class Verdict:
     detectable: float | None
 
 
-def verdicts(table: Table) -> list[Verdict]:
-    """The verdict on every tuned row of `table` that is not itself LoRA, none where there is no LoRA row."""
+def verdicts(table: Table, last_checkpoint: bool = False) -> list[Verdict]:
+    """The verdict on every tuned row of `table` that is not itself LoRA, none where there is no LoRA row.
+
+    By the test value of the checkpoint that is best on dev, or of the last one: then only rows that have pairs.
+    """
     references = table.references
     pairs = [(row, references[row]) for row in table.tuned if references and row is not references[row]]
-    found = [compare(table.labels[row], table.labels[other], [(row, other)]) for row, other in pairs]
+    labels = table.labels
+    found = [compare(labels[row], labels[other], [(row, other)], last_checkpoint) for row, other in pairs]
+    found = [one for one in found if one.runs or not last_checkpoint]
     return judge(found, MARGIN if unit_scale(table) else None, table.higher_is_better)
-
-
-def compare(label: str, against: str, pairs: Sequence[tuple[Row, Row]]) -> Comparison:
-    """Row against reference, a task each; only seeds that both have make a pair."""
-    seeds = sorted({seed for row, other in pairs for seed in row.scores.keys() & other.scores.keys()})
-    paired = [[seed in row.scores and seed in other.scores for row, other in pairs] for seed in seeds]
-    shape = (len(seeds), len(pairs))
-    scores = np.array([[row.scores.get(seed, np.nan) for row, _ in pairs] for seed in seeds]).reshape(shape)
-    others = np.array([[other.scores.get(seed, np.nan) for _, other in pairs] for seed in seeds]).reshape(shape)
-    both = np.array(paired, dtype=bool).reshape(shape)
-    methods = (pairs[0][0].method, pairs[0][1].method)
-    return Comparison(label, against, methods, np.where(both, scores, np.nan), np.where(both, others, np.nan))
 
 
 def judge(comparisons: Iterable[Comparison], margin: float | None, higher_is_better: bool) -> list[Verdict]:

@@ -7,7 +7,8 @@ import numpy as np
 
 from analysis import stats
 from analysis.plots import style
-from analysis.tables import Row, Table
+from analysis.rows import Row
+from analysis.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.load import number
+from analysis.files import number
 from analysis.plots import style
-from analysis.tables import Row, Table
+from analysis.rows import Row
+from analysis.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -42,7 +42,7 @@ def draw(verdicts: Sequence[Verdict], metric: str, margin: float | None) -> "Fig
         axes.set_yticks(range(len(shown)), names)
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel(f"difference to LoRA in {metric}, mean over pairs and 95% BCa interval")
+        axes.set_xlabel(f"difference to LoRA in {metric}\n(mean over pairs and 95% BCa interval)")
         used = [look for look in LOOKS.values() if look in looks]
         handles = [Line2D([], [], linestyle="none", markersize=7.5, **look) for look in used]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)

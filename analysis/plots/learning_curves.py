@@ -1,4 +1,4 @@
-"""Dev metric and training loss against the step: thin lines are seeds, the thick one their mean."""
+"""Dev metric and training loss against the step: the mean over the seeds and, of few configurations, each seed."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -7,19 +7,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.load import number
+from analysis.files import number
 from analysis.plots import style
-from analysis.tables import Row, Table
+from analysis.rows import Row
+from analysis.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Records = Sequence[Mapping[str, Any]]
+FEW_SEEDS = 4  # configurations whose seeds can be told apart
 
 
 def draw(table: Table, rows: Sequence[Row], metrics: Mapping[str, Records]) -> "Figure | None":
-    """The figure for `rows`; metrics: {run name: the records of its metrics.jsonl}. None without any record to draw."""
+    """The figure for `rows`, thin lines for the seeds of up to FEW_SEEDS of them; None without any record to draw.
+
+    metrics: {run name: the records of its metrics.jsonl}.
+    """
     panels = [("dev", table.metric, f"{table.metric} on dev"), ("train", "loss", "training loss")]
     series = {(split, key): [curves(row, metrics, split, key) for row in rows] for split, key, _ in panels}
     if not any(curve for group in series.values() for curve in group):
@@ -32,7 +37,7 @@ def draw(table: Table, rows: Sequence[Row], metrics: Mapping[str, Records]) -> "
         left, right = figure.subplots(1, 2)
         for axes, (split, key, label) in zip((left, right), panels, strict=True):
             for row, lines in zip(rows, series[split, key], strict=True):
-                _draw_row(axes, lines, style.plain(table.labels[row]), looks[row])
+                _draw_row(axes, lines, style.plain(table.labels[row]), looks[row], len(rows) <= FEW_SEEDS)
             if not axes.has_data():
                 axes.text(0.5, 0.5, "no values recorded", transform=axes.transAxes, ha="center")
                 axes.set(xticks=[], yticks=[])
@@ -71,10 +76,12 @@ def mean_curve(lines: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.array(common).reshape(-1, 2).T
 
 
-def _draw_row(axes: "Axes", lines: Sequence[NDArray[np.float64]], label: str, look: Mapping[str, Any]) -> None:
+def _draw_row(
+    axes: "Axes", lines: Sequence[NDArray[np.float64]], label: str, look: Mapping[str, Any], each: bool
+) -> None:
     if not lines:
         return
-    if len(lines) > 1:
+    if each and len(lines) > 1:
         for steps, heights in lines:
             axes.plot(steps, heights, color=look["color"], linestyle=look["linestyle"], linewidth=0.8, alpha=0.45)
     steps, heights = mean_curve(lines)

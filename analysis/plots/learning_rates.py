@@ -1,44 +1,61 @@
 """How each method answers to its learning rate: the best dev value over the grid."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from analysis import formats
-from analysis.cautions import trials
-from analysis.load import number
+from analysis.files import number
 from analysis.plots import style
-from analysis.tables import Table
+from analysis.tables import FEW, Table
+from analysis.trials import Search, searches
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 def draw(table: Table) -> "Figure | None":
-    """A line for every method and ranks with two learning rates or more, its best rate ringed; dots are seeds. None
-    without any."""
-    lines = {key: rows for key, rows in trials(table).items() if len(rows) > 1}
-    if not lines:
+    """A line for every method and ranks with two learning rates or more, its best rate ringed; dots are seeds.
+
+    More than FEW of them get a panel each, with common axes. None without any.
+    """
+    several = [search for search in searches(table) if len(search.tried) > 1 and search.chosen.best is not None]
+    if not several:
         return None
     import matplotlib
 
-    looks = style.looks(table)
     with matplotlib.rc_context(style.RC):
-        figure = style.figure(8.5, 4.6 + 0.25 * ((len(lines) + 2) // 3))
+        if len(several) > FEW:
+            figure, panels = style.panels(len(several), 2.3, 2.1, across=5)
+            for axes, search in zip(panels, several, strict=True):
+                axes.sharex(panels[0])
+                axes.sharey(panels[0])
+                _draw_search(axes, search, style.look(0))
+                axes.set_title(style.plain(search.name), fontsize=9)
+                axes.tick_params(labelsize=8)
+            panels[0].set_xscale("log")
+            figure.supxlabel("learning rate (log scale)", fontsize=10)
+            figure.supylabel(f"{table.metric} on dev, best checkpoint", fontsize=10)
+            return figure
+        looks = style.looks(table)
+        own = [looks[search.chosen] for search in several]
+        if len({look["color"] for look in own}) < len(own):  # several ranks of one method
+            own = [style.look(place) for place in range(len(several))]
+        figure = style.figure(8.5, 4.6 + 0.25 * ((len(several) + 2) // 3))
         axes = figure.subplots()
-        for (method, ranks), rows in lines.items():
-            look = looks[next(iter(rows.values()))]
-            points = [(lr, row.best) for lr, row in rows.items() if row.best is not None]
-            if not points:
-                continue
-            label = style.plain(method if ranks == formats.BLANK else f"{method} {ranks}")
-            axes.plot(*zip(*points, strict=True), **look, linewidth=1.8, markersize=6, label=label)
-            for lr, row in rows.items():
-                values = [value for run in row.runs if (value := number(run.summary["metric"].get("best"))) is not None]
-                axes.plot([lr] * len(values), values, ".", color=look["color"], alpha=0.5, markersize=5)
-            best = table.best_first(rows.values())[0]
-            at = next(lr for lr, row in rows.items() if row is best)
-            axes.plot([at], [best.best or 0.0], "o", markersize=14, markerfacecolor="none", color=look["color"])
+        for search, look in zip(several, own, strict=True):
+            _draw_search(axes, search, look)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate (log scale)")
         axes.set_ylabel(f"{table.metric} on dev, best checkpoint")
         figure.legend(loc="outside lower center", ncols=3, handlelength=3.5)
     return figure
+
+
+def _draw_search(axes: "Axes", search: Search, look: Mapping[str, Any]) -> None:
+    points = [(rate, row.best) for rate, row in search.tried.items() if row.best is not None]
+    axes.plot(*zip(*points, strict=True), **look, linewidth=1.8, markersize=6, label=style.plain(search.name))
+    for rate, row in search.tried.items():
+        values = [value for run in row.runs if (value := number(run.summary["metric"].get("best"))) is not None]
+        axes.plot([rate] * len(values), values, ".", color=look["color"], alpha=0.5, markersize=5)
+    at = next(rate for rate, row in search.tried.items() if row is search.chosen)
+    axes.plot([at], [search.chosen.best or 0.0], "o", markersize=14, markerfacecolor="none", color=look["color"])

@@ -4,13 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analysis import formats
-from analysis.plots import style
+from analysis.plots import dots, style
 from analysis.plots.labels import place_labels
-from analysis.tables import Row, Table
+from analysis.rows import Row
+from analysis.tables import FEW, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+NAMED = 16  # points that a figure can name directly
+LINES = 40  # configurations that a figure can hold
 
 
 class Cost(NamedTuple):
@@ -30,51 +34,69 @@ COSTS = {
 
 
 def draw(table: Table, cost: Cost) -> "Figure | None":
-    """All rows of `table`, bars where there is an interval; `table.shown` are named directly.
+    """The tuned rows of `table` (beyond LINES the best on dev of every method and rank) as points, those of a method
+    joined by a line; named directly, or beyond NAMED by a legend of methods.
 
-    The seeds' own values are small dots, and set the frame: an interval from two seeds may be wider than any metric.
-    None without costs, and where a measured one comes from more than one device.
+    More than FEW methods are listed instead, metric and cost side by side.
+    The seeds' own values are small dots, and set the frame; an interval that would leave it is not drawn: one from two
+    seeds may be wider than any metric. None without costs, and where a measured one comes from more than one device.
     """
-    costs = {row: value for row in table.rows if (value := cost.of(row))}
+    chosen = table.tuned
+    if len(chosen) > LINES:
+        chosen = table.best(lambda row: (row.method, row.asked))
+    costs = {row: value for row in chosen if (value := cost.of(row))}
     rows = list(costs)
     if not rows or (cost.measured and len(set[str]().union(*(row.devices for row in rows))) > 1):
         return None
     import matplotlib
-    from matplotlib.ticker import FuncFormatter
 
     looks = style.looks(table)
+    frame = _frame([value for row in rows for value in row.scores.values()])
+    best = front([(costs[row], row.mean) for row in rows], table.higher_is_better)
+    if len({row.method for row in rows}) > FEW:
+        figure = dots.side_by_side(table, costs, set(best), frame, cost.label)
+        _cost_axis(figure.axes[1], cost)
+        return figure
     with matplotlib.rc_context(style.RC):
         figure = style.figure(8.5, 5)
         axes = figure.subplots()
         for row in rows:
-            axes.errorbar(
-                costs[row],
-                row.mean,
-                yerr=row.half_width,
-                **(looks[row] | {"linestyle": "none"}),
-                markersize=8,
-                capsize=4,
-                elinewidth=1.2,
+            _draw_row(axes, row, costs[row], looks[row], frame)
+        for method in {row.method: None for row in rows}:
+            kin = sorted((costs[row], row.mean, looks[row]["color"]) for row in rows if row.method == method)
+            axes.plot(
+                [x for x, _, _ in kin], [y for _, y, _ in kin], color=kin[0][2], linewidth=0.9, alpha=0.6, zorder=1
             )
-            values = list(row.scores.values())
-            axes.plot([costs[row]] * len(values), values, ".", color=looks[row]["color"], alpha=0.5, markersize=6)
-        best = front([(costs[row], row.mean) for row in rows], table.higher_is_better)
         axes.step(*zip(*best, strict=True), where="post", color="#888888", linewidth=1.2, zorder=0, label="front")
         axes.margins(x=0.18)
-        axes.set_ylim(*_frame([value for row in rows for value in row.scores.values()]))
-        if cost.log:
-            _log_axis(axes)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.short_count(value)))
+        axes.set_ylim(*frame)
+        _cost_axis(axes, cost)
         axes.set_xlabel(cost.label)
         axes.set_ylabel(f"{table.metric} on {table.split}, mean and 95% t interval")
-        named = [row for row in rows if row in table.shown]
-        if len(named) < len(rows):
+        if len(rows) > NAMED:
             _method_legend(figure, rows, looks)
-        named.sort(key=lambda row: -row.mean)
-        points = [(costs[row], row.mean) for row in named]
-        colours = [looks[row]["color"] for row in named]
-        place_labels(axes, points, [style.plain(table.labels[row]) for row in named], colours)
+            return figure
+        rows.sort(key=lambda row: -row.mean)
+        points = [(costs[row], row.mean) for row in rows]
+        colours = [looks[row]["color"] for row in rows]
+        names = [style.plain(table.labels[row]) for row in rows]
+        place_labels(axes, points, names, colours, size=9 if len(rows) > FEW else None)
     return figure
+
+
+def _draw_row(axes: "Axes", row: Row, cost: float, look: dict[str, Any], frame: tuple[float, float]) -> None:
+    axes.errorbar(
+        cost,
+        row.mean,
+        yerr=row.half_width if style.fits(row, frame) else None,
+        **(look | {"linestyle": "none"}),
+        markersize=8,
+        capsize=4,
+        elinewidth=1.2,
+    )
+    values = list(row.scores.values())
+    if len(values) > 1:
+        axes.plot([cost] * len(values), values, ".", color=look["color"], alpha=0.5, markersize=6)
 
 
 def front(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list[tuple[float, float]]:
@@ -87,13 +109,15 @@ def front(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list
     return found
 
 
-def _log_axis(axes: "Axes") -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter
+def _cost_axis(axes: "Axes", cost: Cost) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    if cost.log:
+        axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.short_count(value)))
 
 
 def _frame(values: Sequence[float]) -> tuple[float, float]:

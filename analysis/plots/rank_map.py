@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from analysis import formats
 from analysis.plots import style
-from analysis.tables import Row
+from analysis.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from analysis.tables import Row, Table
+from analysis.rows import Row
+from analysis.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,20 +28,28 @@ RC: dict[Any, Any] = {
 def looks(table: Table) -> dict[Row, dict[str, Any]]:
     """A colour, a line style and a marker for every row, the same in all figures of the table.
 
-    Every row has its own where all are shown, else every method; after eight the markers move on by one, so that
-    colour and marker together stay unique up to 64.
+    Every row has its own where all are shown, else every method, those shown first; after eight the markers move on by
+    one, so that colour and marker together stay unique up to 64.
     """
     single = len(table.shown) == len(table.rows)
-    names = list(dict.fromkeys(table.labels[row] if single else row.method for row in table.rows))
+    order = [*table.shown, *table.rows]
+    names = list(dict.fromkeys(table.labels[row] if single else row.method for row in order))
     places = {row: names.index(table.labels[row] if single else row.method) for row in table.rows}
+    return {row: look(place) for row, place in places.items()}
+
+
+def look(place: int) -> dict[str, Any]:
+    """The colour, line style and marker of the line number `place`."""
     return {
-        row: {
-            "color": COLOURS[place % len(COLOURS)],
-            "linestyle": LINES[place % len(LINES)],
-            "marker": MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
-        }
-        for row, place in places.items()
+        "color": COLOURS[place % len(COLOURS)],
+        "linestyle": LINES[place % len(LINES)],
+        "marker": MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
     }
+
+
+def fits(row: Row, frame: tuple[float, float]) -> bool:
+    """Whether the row has an interval that lies within the limits of its axis."""
+    return row.half_width is not None and frame[0] <= row.mean - row.half_width <= row.mean + row.half_width <= frame[1]
 
 
 def figure(width: float, height: float) -> "Figure":

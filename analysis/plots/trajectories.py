@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.load import number
+from analysis.files import number
 from analysis.plots import style
 from analysis.plots.rank_map import split
-from analysis.tables import Row, Table
+from analysis.rows import Row
+from analysis.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +37,7 @@ def draw(table: Table, rows: Sequence[Row], allocations: Mapping[str, Records]) 
                 axes.axhline(end, color="white", linewidth=1.5)
             axes.set_title(style.plain(table.labels[row]), fontsize=10)
             axes.set_xlabel("optimiser step")
+        panels[0].set_ylabel("module: layers within each kind, the first on top", fontsize=9)
         figure.colorbar(image, ax=panels, label="rank (triplets)", shrink=0.9)
     return figure
 

@@ -173,6 +173,6 @@ def quickstart(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without figures, for tests that do not look at them: drawing takes seconds."""
-    from analysis import report
+    from analysis import pictures
 
-    monkeypatch.setattr(report, "_picture", lambda *_: None)
+    monkeypatch.setattr(pictures, "figures", lambda *_: iter(()))

@@ -3,26 +3,88 @@ import shutil
 import subprocess
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analysis import cells, export
 from analysis.load import read_runs
 from analysis.report import load, write_report
 from analysis.tables import tables
 
-HARD = cells.Grid(r"50% of a_b & {c} \ d", ["method", "x|y"], [["lora → 8", "−1 ± 2 × 3"]])
+HARD = cells.Grid(
+    r"50% of a_b & {c} \ d", ["method", "x|y", "α·r²"],
+    [["lora → 8", "−1 ± 2 × 3", "~^#$"], ["[0.1, a_b%]", "< 0.001", "≤ …"], ["*", "", "–"]],
+)  # fmt: skip
+PDFLATEX = shutil.which("pdflatex")
+
+
+def found(file):
+    """Whether the LaTeX that is installed has the package."""
+    return subprocess.run(["kpsewhich", file], capture_output=True).returncode == 0
+
+
+LATEX = PDFLATEX is not None and found("booktabs.sty") and found("graphicx.sty")
+WORDS = st.text("ab01 .,[]*|%&_#$~^\\{}<>−±→×÷αλφ²‖", max_size=12)
 
 
 def test_markdown_has_every_cell_and_no_stray_border():
     lines = export.markdown([HARD]).splitlines()
     assert lines[0] == r"**50% of a_b & {c} \ d**"
-    assert lines[2:] == [r"| method | x\|y |", "| --- | ---: |", "| lora → 8 | −1 ± 2 × 3 |"]
+    assert lines[2:5] == [
+        r"| method | x\|y | α·r² |",
+        "| --- | ---: | ---: |",
+        "| lora → 8 | −1 ± 2 × 3 | ~^#$ |",
+    ]
 
 
 def test_latex_escapes_what_it_would_take_for_commands():
     text = export.latex([HARD])
     assert r"\caption{50\% of a\_b \& \{c\} \textbackslash{} d}" in text
-    assert r"lora $\to$ 8 & $-$1 $\pm$ 2 $\times$ 3 \\" in text
-    assert text.count(r"\begin{") == text.count(r"\end{") == 2
+    assert r"lora $\to$ 8 & $-$1 $\pm$ 2 $\times$ 3 & \textasciitilde{}\textasciicircum{}\#\$ \\" in text
+    assert "\n{}[0.1, a\\_b\\%] & " in text  # else \\ would take the bracket for its argument
+    assert "\n{}* & " in text
+
+
+def structure(text):
+    """[(columns declared, cells of every row)] of each tabular, after the checks that every engine makes first."""
+    assert re.sub(r"[ -~\n]", "", text) == ""  # plain ASCII: any engine reads it
+    bare = re.sub(r"\\[%&_#${}\\]", " ", re.sub(r"\\\\$", "", text, flags=re.MULTILINE))
+    bare = re.sub(r"%.*", "", bare)
+    depth = 0
+    for letter in bare:
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        assert depth >= 0
+    assert depth == 0
+    assert "#" not in bare
+    assert all(line.count("$") % 2 == 0 for line in bare.splitlines())
+    open_, found, rows = [], [], []
+    for line in text.splitlines():
+        if begun := re.match(r"\\begin\{(\w+)\}(?:\{(\w+)\})?$", line):
+            open_.append(begun[1])
+            columns, rows = len(begun[2] or ""), []
+        elif ended := re.match(r"\\end\{(\w+)\}\}?$", line):
+            assert ended[1] == open_.pop()
+            found += [(columns, rows)] if ended[1] == "tabular" else []
+        elif line.endswith(r" \\"):
+            rows.append(len(re.findall(r"(?<!\\)&", line)) + 1)
+            assert not line.lstrip().startswith(("[", "*"))
+    assert open_ == []
+    return found
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_every_row_has_as_many_cells_as_columns(quickstart):
+    runs, found = load(quickstart)
+    (table,) = found
+    text = (write_report(quickstart, runs, found).parent / "tables.tex").read_text()
+    grids = [cells.main_grid(table), *cells.grids(table)]
+    assert structure(text) == [(len(grid.header), [len(grid.header)] * (1 + len(grid.rows))) for grid in grids]
+
+
+@given(WORDS, st.lists(st.tuples(WORDS, WORDS, WORDS), max_size=3))
+def test_no_name_breaks_the_table(title, rows):
+    text = export.latex([cells.Grid(title, ["a", "b", "c"], rows)])
+    assert structure(text) == [(3, [3] * (1 + len(rows)))]
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -35,11 +97,17 @@ def test_the_files_beside_the_page_hold_the_tables(quickstart):
     assert (folder / "tables.tex").read_text() == export.latex(grids)
     for row in cells.main_grid(table).rows:
         assert f"| {' | '.join(row)} |" in (folder / "tables.md").read_text()
-    assert re.sub(r"[ -~\n]", "", (folder / "tables.tex").read_text()) == ""  # plain ASCII: any engine reads it
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_latex_compiles(tmp_path):
-    document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + export.latex([HARD])
-    (tmp_path / "t.tex").write_text(document + "\\end{document}\n")
-    subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"], cwd=tmp_path, check=True)
+@pytest.mark.skipif(not LATEX, reason="pdflatex with booktabs and graphicx is not installed")
+def test_latex_compiles_and_a_wide_table_stays_on_the_page(quickstart, tmp_path):
+    (table,) = tables(read_runs(quickstart))
+    wide = cells.Grid("wide", ["a wide column"] * 20, [["0.7810 ± 0.0112"] * 20])
+    body = export.latex([HARD, wide, cells.main_grid(table), *cells.grids(table)])
+    document = f"\\documentclass{{article}}{export.PACKAGES}\\begin{{document}}\n{body}\\end{{document}}\n"
+    (tmp_path / "t.tex").write_text(document)
+    command = [PDFLATEX, "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "Overfull \\hbox" not in done.stdout
+    assert (tmp_path / "t.pdf").stat().st_size > 10_000

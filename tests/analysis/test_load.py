@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from analysis.load import FolderError, number, read_config, read_lines, read_runs, text
+from analysis.files import number, read_config, read_counts, read_lines, text
+from analysis.load import FolderError, read_runs
 
 
 def states(out):
@@ -159,6 +160,17 @@ def test_lines_that_cannot_be_read_are_numbered(tmp_path):
     path.write_text('{"step": 1}\n{"ste\n7\n{"step": 2}\n{"step":')
     assert read_lines(path) == ([{"step": 1}, {"step": 2}], [2, 3, 5])
     assert read_lines(tmp_path / "absent.jsonl") == ([], [])
+
+
+def test_counts_are_the_records_without_their_maps(tmp_path):
+    path = tmp_path / "allocations.jsonl"
+    whole = {"step": 9, "kept": 3, "ranks": {"a": 1, "b": 2}, "score_quantiles": {"a": [0.0]}}
+    lines = [
+        json.dumps(record) for record in (whole, {"ranks": {"a": 4}, "kept": 4, "step": 11}, {"step": 12, "kept": 5})
+    ]
+    path.write_text("\n".join([*lines, "[1]", '{"step": 13, "kept": 6, "ranks": {"a"', '{"step": 14', ""]))
+    assert [(record["step"], record["kept"]) for record in read_counts(path)] == [(9, 3), (11, 4), (12, 5)]
+    assert read_counts(tmp_path / "absent.jsonl") == []
 
 
 def test_number_and_text():

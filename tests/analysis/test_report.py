@@ -14,7 +14,9 @@ from PIL import Image
 
 from analysis import cells, report
 from analysis.load import read_runs
+from analysis.notes import LEGEND, notes
 from analysis.tables import tables
+from analysis.terminal import table_text
 from tests.analysis.conftest import write_quickstart
 
 ANALYSIS = Path(report.__file__).parent
@@ -68,7 +70,7 @@ def test_the_page_holds_every_cell_and_verdict(written):
     assert (len(verdict_grid.rows), len(budget_grid.rows)) == (2, 2)
     for grid in (verdict_grid, budget_grid):
         assert {grid.title, *grid.header, *(cell for row in grid.rows for cell in row)} <= set(page.words)
-    for line in [*cells.notes(table), *cells.LEGEND]:
+    for line in [*notes(table), *LEGEND]:
         assert line in page.text
     assert "95% t interval" in page.text
     assert "metric.test" in page.text
@@ -168,7 +170,7 @@ def test_the_scripts_run_from_any_directory(quickstart, tmp_path, script):
     assert Path(lines[-1]).is_file()
     if script == "compare.py":
         (table,) = tables(read_runs(quickstart))
-        assert cells.as_text(table) in done.stdout
+        assert table_text(table) in done.stdout
         assert "cannot be decided with 2 pairs" in done.stdout
     else:
         assert len(lines) == 1

@@ -2,7 +2,9 @@ import pytest
 
 from analysis import cells
 from analysis.load import read_runs
+from analysis.notes import notes
 from analysis.tables import relative_time, tables
+from analysis.terminal import table_text
 
 
 def only(out):
@@ -53,7 +55,7 @@ def test_one_seed_has_no_interval(tmp_path, write_run):
 def test_missing_numbers_are_blank_never_nan(tmp_path, write_run):
     write_run(tmp_path, "lora", 0, parameters=None, time={"step_ms": float("nan")}, memory=None)
     table = only(tmp_path)
-    printed = cells.as_text(table)
+    printed = table_text(table)
     assert "nan" not in printed.lower()
     assert "None" not in printed
     for name in ("trainable", "kept", "step, ms", "÷ LoRA", "peak, MiB"):
@@ -108,6 +110,15 @@ def test_settings_are_shown_where_they_vary(tmp_path, write_run):
     ]
 
 
+def test_a_path_that_differs_for_every_seed_is_no_setting(tmp_path, write_run):
+    for seed in (0, 1):
+        write_run(tmp_path, "lora", seed, digest="aaaaaaaa", config={"allocator.source": f"runs/{seed}"})
+    write_run(tmp_path, "lora", 0, digest="bbbbbbbb", config={"allocator.source": "runs/2", "allocator.shuffle": "all"})
+    table = only(tmp_path)
+    assert table.settings == ("allocator.shuffle",)
+    assert sorted(table.labels.values()) == ["lora 8, shuffle ?", "lora 8, shuffle all"]
+
+
 def test_rows_are_in_order_of_rank_and_labels_are_unique(tmp_path, write_quickstart):
     table = only(write_quickstart(tmp_path / "runs", seeds=1, ranks=(16, 4, 8)))
     expected = ["full", "lora 4", "lora 8", "lora 16", "adalora 6 → 4", "adalora 12 → 8", "adalora 24 → 16"]
@@ -135,8 +146,8 @@ def test_times_on_different_devices_are_not_compared(tmp_path, write_run):
     write_run(tmp_path, "adalora", 0, device="cuda")
     table = only(tmp_path)
     assert column(table, "÷ LoRA") == ["1.00×", "–"]
-    assert any("different or unknown devices" in note for note in cells.notes(table))
-    assert "Device: cpu; cuda." in cells.notes(table)
+    assert any("different or unknown devices" in note for note in notes(table))
+    assert "Device: cpu; cuda." in notes(table)
 
 
 def test_times_on_an_unknown_device_are_not_compared(tmp_path, write_run):
@@ -144,24 +155,24 @@ def test_times_on_an_unknown_device_are_not_compared(tmp_path, write_run):
         write_run(tmp_path, method, 0, device=None)
     table = only(tmp_path)
     assert column(table, "÷ LoRA") == ["–", "–"]
-    assert "Device: unknown." in cells.notes(table)
+    assert "Device: unknown." in notes(table)
 
 
 def test_without_lora_the_table_says_so(tmp_path, write_run):
     write_run(tmp_path, "sora", 0)
     table = only(tmp_path)
     assert column(table, "÷ LoRA") == ["–"]
-    assert any("no LoRA run" in note for note in cells.notes(table))
+    assert any("no LoRA run" in note for note in notes(table))
     assert [grid.title for grid in cells.grids(table)] == ["The budget, counted four ways"]
 
 
 def test_notes_tell_a_missed_budget_other_recipes_and_a_missing_config(tmp_path, write_run):
     write_run(tmp_path, "adalora", 0, rank__budget_triplets=280)
     (write_run(tmp_path, "lora", 0, recipe=2) / "config.yaml").unlink()
-    notes = cells.notes(only(tmp_path))
-    assert "adalora 12 → 8 kept 288 triplets; its budget was 280." in notes
-    assert "The runs were made by different recipes of the code: 1, 2." in notes
-    assert any("config.yaml" in note for note in notes)
+    found = notes(only(tmp_path))
+    assert "adalora 12 → 8 kept 288 triplets; its budget was 280." in found
+    assert "The runs were made by different recipes of the code: 1, 2." in found
+    assert any("config.yaml" in note for note in found)
 
 
 def test_many_rows_leave_the_best_of_each_method_to_the_figures(tmp_path, write_quickstart):
@@ -184,5 +195,14 @@ def test_adaptive_means_that_ranks_moved(quickstart):
 
 
 def test_the_text_is_aligned(quickstart):
-    lines = cells.as_text(only(quickstart)).splitlines()
+    lines = table_text(only(quickstart)).splitlines()
     assert len({len(line) for line in lines[2:7]}) == 1
+
+
+def test_rows_without_a_config_are_measured_against_lora_of_the_rank_that_came_out(tmp_path, write_run):
+    for rank in (8, 12):
+        (write_run(tmp_path, "lora", 0, rank, metric__best=0.5 + rank / 100) / "config.yaml").unlink()
+    (write_run(tmp_path, "adalora", 0, 8) / "config.yaml").unlink()  # it starts at 12
+    table = only(tmp_path)
+    (row,) = [row for row in table.rows if row.method == "adalora"]
+    assert table.labels[table.references[row]] == "lora 8"

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from analysis.load import read_lines, read_runs
+from analysis.files import read_lines
+from analysis.load import read_runs
 from analysis.plots import learning_curves
 from analysis.tables import tables
 

@@ -11,8 +11,9 @@ def drawn(out):
     return table, pareto.draw(table, pareto.COSTS["parameters"])
 
 
-def test_points_bars_and_labels(quickstart):
-    table, figure = drawn(quickstart)
+@pytest.mark.parametrize("seeds", [2, 6])
+def test_points_bars_and_labels(tmp_path, write_quickstart, seeds):
+    table, figure = drawn(write_quickstart(tmp_path / "runs", seeds=seeds))
     axes = figure.axes[0]
     assert axes.get_xscale() == "log"
     assert axes.get_xlabel() == "parameters kept beyond the frozen base (log scale)"
@@ -27,8 +28,12 @@ def test_points_bars_and_labels(quickstart):
         assert text.get_color() == bars.lines[0].get_color()  # what names a marker has its colour
         assert tuple(row.scores.values()) in seen
         assert all(low < score < high for score in row.scores.values())
-        (segment,) = bars.lines[2][0].get_segments()
-        assert segment[:, 1] == pytest.approx([row.mean - row.half_width, row.mean + row.half_width])
+        ends = [row.mean - row.half_width, row.mean + row.half_width]
+        fits = low <= ends[0] and ends[1] <= high
+        assert bars.has_yerr == fits  # an interval of two seeds is wider than the frame
+        if fits:
+            (segment,) = bars.lines[2][0].get_segments()
+            assert segment[:, 1] == pytest.approx(ends)
 
 
 def test_one_seed_has_no_bar(tmp_path, write_quickstart):
@@ -66,10 +71,13 @@ def test_no_label_covers_another_a_point_or_a_bar(tmp_path, write_run, write_qui
                 assert not axes.transData.transform_path(path).intersects_bbox(box, filled=False)
 
 
-def test_many_rows_get_a_legend_of_methods(tmp_path, write_quickstart):
-    table, figure = drawn(write_quickstart(tmp_path / "runs", seeds=1, ranks=(2, 4, 8, 16)))
-    assert len(figure.axes[0].containers) == len(table.rows) == 9
-    assert len(figure.axes[0].texts) == 3
+def test_more_points_than_can_be_named_get_a_legend_of_methods(tmp_path, write_quickstart):
+    table, figure = drawn(write_quickstart(tmp_path / "few", seeds=1, ranks=(2, 4, 8, 16)))
+    assert len(figure.axes[0].texts) == len(table.rows) == 9
+    assert not figure.legends
+    table, figure = drawn(write_quickstart(tmp_path / "many", seeds=1, ranks=range(2, 10)))
+    assert len(figure.axes[0].containers) == len(table.rows) == 17
+    assert not figure.axes[0].texts
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["full", "lora", "adalora"]
 
 
@@ -103,3 +111,42 @@ def test_time_and_memory_are_drawn_where_one_device_measured_them(quickstart, wr
     (table,) = tables(read_runs(quickstart))
     assert pareto.draw(table, pareto.COSTS[name]) is None
     assert pareto.draw(table, pareto.COSTS["parameters"]) is not None
+
+
+def test_ranks_of_a_method_are_joined_and_trials_of_a_rate_left_out(tmp_path, write_quickstart, write_run):
+    out = write_quickstart(tmp_path / "runs", seeds=1, ranks=(2, 4, 8))
+    write_run(out, "lora", 0, 8, config={"train.lr": 1.0}, metric__best=0.0)
+    table, figure = drawn(out)
+    assert len(figure.axes[0].containers) == len(table.rows) - 1
+    joined = [line for line in figure.axes[0].get_lines() if line.get_linewidth() == 0.9]
+    expected = [[row for row in table.tuned if row.method == method] for method in ("full", "lora", "adalora")]
+    for line, rows in zip(joined, expected, strict=True):
+        assert line.get_xydata().tolist() == [[row.kept, row.mean] for row in rows]
+
+
+@pytest.fixture
+def methods(tmp_path, write_run):
+    """Ten methods of two seeds at one cost, another far cheaper and worse."""
+    for place, method in enumerate(("lora", *"abcdefghi")):
+        for seed in (0, 1):
+            write_run(tmp_path, method, seed, metric__test=0.7 + 0.01 * place + 0.001 * seed, rank=None,
+                      parameters={"total": 10**7, "trainable": 10**5, "adapter": 10**5, "kept": 10**5})  # fmt: skip
+            if place == 0:
+                write_run(tmp_path, "head", seed, metric__test=0.5, rank=None,
+                          parameters={"total": 10**7, "trainable": 10**3, "adapter": 0, "kept": 0})  # fmt: skip
+    return tmp_path
+
+
+def test_many_methods_are_listed_with_metric_and_cost_side_by_side(methods):
+    table, figure = drawn(methods)
+    left, right = figure.axes
+    best_first = sorted(table.rows, key=lambda row: -row.mean)
+    assert [tick.get_text() for tick in left.get_yticklabels()] == [table.labels[row] for row in best_first]
+    assert left.get_ylim()[0] > left.get_ylim()[1]  # the first on top
+    dots = [line for line in right.get_lines() if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in dots] == [row.kept for row in best_first]
+    filled = [best_first[y].method for y, line in enumerate(dots) if line.get_markerfacecolor() == line.get_color()]
+    assert filled == ["i", "head"]
+    seeds = [line for line in left.get_lines() if line.get_marker() == "|"]
+    assert [tuple(line.get_xdata()) for line in seeds] == [tuple(row.scores.values()) for row in best_first]
+    assert (right.get_xscale(), right.get_xlabel().split()) == ("log", pareto.COSTS["parameters"].label.split())

@@ -1,6 +1,7 @@
 import numpy as np
 
-from analysis.load import read_lines, read_runs
+from analysis.files import read_lines
+from analysis.load import read_runs
 from analysis.plots import trajectories
 from analysis.tables import tables
 

@@ -1,3 +1,4 @@
+from collections import Counter
 from itertools import product
 
 import numpy as np
@@ -50,6 +51,17 @@ def test_sign_flip_at_the_edges():
         assert stats.sign_flip_p(np.full(n, 0.1), rng()) == pytest.approx(stats.smallest_p(n))
         assert stats.wilcoxon_p(np.full(n, 0.1), rng()) == pytest.approx(stats.smallest_p(n))
     assert [stats.smallest_p(n) for n in (0, 1, 3, 5, 6)] == [1.0, 1.0, 0.25, 0.0625, 0.03125]
+
+
+@pytest.mark.parametrize("n", [13, 20, 25, EXACT_PAIRS])
+def test_many_pairs_are_still_exact(n):
+    """Whole numbers, whose sums are counted one pair at a time."""
+    d = np.random.default_rng(n).integers(-9, 14, size=n)
+    ways = Counter({0: 1})
+    for value in d.tolist():
+        ways = Counter({s: ways[s - value] + ways[s + value] for s in {t + v for t in ways for v in (value, -value)}})
+    reached = sum(count for total, count in ways.items() if abs(total) >= abs(d.sum()))
+    assert stats.sign_flip_p(d, rng()) == pytest.approx(reached / 2**n, rel=1e-12)
 
 
 def test_many_pairs_are_sampled_close_to_the_exact_value():

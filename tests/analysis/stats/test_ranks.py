@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -37,6 +39,12 @@ def test_unlike_maps_agree_no_more_than_chance_and_like_ones_do():
     assert alike.value > 0.8 > alike.high
     unlike = [stats.agreement(generator.integers(0, 12, size=(3, 36)), generator) for _ in range(40)]
     assert np.mean([a.low <= a.value <= a.high for a in unlike]) > 0.8
+
+
+def test_agreement_is_the_mean_correlation_over_pairs():
+    maps = np.random.default_rng(4).integers(0, 12, size=(5, 36))
+    pairs = [reference.spearmanr(a, b).statistic for a, b in combinations(maps, 2)]
+    assert stats.agreement(maps, np.random.default_rng(0)).value == pytest.approx(np.mean(pairs))
 
 
 def test_chance_for_two_maps_is_the_permutation_law():

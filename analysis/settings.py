@@ -1,0 +1,91 @@
+"""Which settings tell rows apart: what a table shows of them, and what its rows are called."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from analysis import formats
+from analysis.rows import Row
+
+REFERENCE = "lora"  # times and verdicts are relative to this method
+HIDDEN = {"seed", "method", "targets", "rank", "init_rank"}  # shown by other columns
+HIDDEN |= {  # no effect on the result; a group or one key of it
+    "out",
+    "force",
+    "retry",
+    "checkpoint_seconds",
+    "tracker",
+    "experiment",
+    "hydra",
+    "device",
+    "workers",
+    "launcher",
+    "allocator.source",  # a path, another one for every seed
+}
+TERMS = ("train.", "budget.")  # the terms of a comparison: shown even when they differ only between methods
+
+
+def visible(row: Row) -> dict[str, str]:
+    """The settings of `row` that can decide its result and that no other column shows."""
+    return {key: value for key, value in row.settings.items() if not HIDDEN & {key, key.partition(".")[0]}}
+
+
+def in_order(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Reading order: methods without ranks, LoRA, the others by name; then by rank and settings."""
+    return tuple(sorted(rows, key=_order))
+
+
+def differing(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Settings to show: those that vary within a method, and the terms of the comparison where they vary at all."""
+    shown = {row: visible(row) for row in rows}
+    keys = sorted({key for settings in shown.values() for key in settings})
+    methods: dict[str, list[Row]] = {}
+    for row in rows:
+        methods.setdefault(row.method, []).append(row)
+
+    def varies(key: str, among: Iterable[Row]) -> bool:
+        return len({row.settings.get(key) for row in among if row.settings}) > 1
+
+    chosen = [
+        key
+        for key in keys
+        if (key.startswith(TERMS) and varies(key, rows)) or any(varies(key, kin) for kin in methods.values())
+    ]
+    return tuple(sorted(chosen, key=lambda key: (key != "train.lr", key)))
+
+
+def labels(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, str]:
+    """A short name for each row: `adalora 12 → 8`, and the `settings` in which it differs from its method's others.
+
+    Rows that are still alike are told apart by their configuration's hash.
+    """
+    values: dict[tuple[str, str], set[str | None]] = {}
+    for row in rows:
+        for key in settings:
+            values.setdefault((row.method, key), set()).add(row.settings.get(key))
+    names = {}
+    for row in rows:
+        own = [key for key in settings if len(values[row.method, key]) > 1]
+        parts = [row.method, *([formats.ranks(row.initial_rank, row.final_rank)] if row.ranks else [])]
+        told = (f"{key.rpartition('.')[2]} {row.settings.get(key, '?')}" for key in own)
+        names[row] = ", ".join([" ".join(parts), *told])
+    times = Counter(names.values())
+    return {row: name if times[name] == 1 else f"{name} ({row.configuration})" for row, name in names.items()}
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    settings = sorted((key, _number_first(value)) for key, value in visible(row).items())
+    return (
+        bool(row.ranks),
+        row.method != REFERENCE,
+        row.method,
+        row.final_rank or 0.0,
+        row.initial_rank or 0.0,
+        settings,
+    )
+
+
+def _number_first(value: str) -> tuple[int, float, str]:
+    """A sort key that puts 0.002 before 0.01 and numbers before words."""
+    found = formats.as_number(value)
+    return (1, 0.0, value) if found is None else (0, found, "")

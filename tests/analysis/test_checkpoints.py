@@ -1,0 +1,87 @@
+"""Runs that were measured on test twice: with the checkpoint that is best on dev, and with the last one."""
+
+import pytest
+from scipy import stats as reference
+
+from analysis import cells
+from analysis.load import read_runs
+from analysis.notes import LEGEND, notes
+from analysis.report import load, write_report
+from analysis.tables import tables
+
+BEST, LAST = "accuracy, test, best checkpoint", "accuracy, test, last checkpoint"
+GAINS = (0.020, 0.022, 0.018, 0.021, 0.019, 0.023)
+
+
+def only(out):
+    (table,) = tables(read_runs(out))
+    return table
+
+
+def shown(table):
+    return [dict(zip(cells.header(table), cells.cells(table, row), strict=True)) for row in table.rows]
+
+
+@pytest.fixture
+def both(tmp_path, write_run):
+    """AdaLoRA beats LoRA with its best checkpoint, and loses to it with its last."""
+    for seed, gain in enumerate(GAINS):
+        level = 0.7 + 0.01 * seed
+        write_run(tmp_path, "lora", seed, metric__test=level, metric__test_last=level - 0.01)
+        write_run(tmp_path, "adalora", seed, metric__test=level + gain, metric__test_last=level - 0.01 - gain)
+    return tmp_path
+
+
+def test_both_stand_side_by_side_and_say_which_is_which(both):
+    lora, adalora = shown(only(both))
+    assert (lora[BEST][:6], lora[LAST][:6]) == ("0.7250", "0.7150")
+    assert (adalora[BEST][:6], adalora[LAST][:6]) == ("0.7455", "0.6945")
+    values = [0.7 + 0.01 * seed - 0.01 for seed in range(6)]
+    half = reference.t.ppf(0.975, 5) * reference.sem(values)
+    assert lora[LAST] == f"0.7150 ± {half:.4f}"
+
+
+def test_each_has_its_own_verdict(both):
+    best, last, *_ = cells.grids(only(both))
+    assert best.title == f"Against LoRA, over the seeds that both have ({BEST})"
+    assert last.title == f"The same with the last checkpoint ({LAST})"
+    assert [best.rows[0][1], last.rows[0][1]] == ["adalora better", "lora better"]
+    assert [best.rows[0][2], last.rows[0][2]] == ["+0.0205", "-0.0205"]
+    assert len(last.runs[0]) == 12
+
+
+def test_older_runs_keep_the_one_column(quickstart):
+    table = only(quickstart)
+    assert "accuracy, test" in cells.header(table)
+    assert not any("checkpoint" in name for name in cells.header(table))
+    assert not any("last checkpoint" in grid.title for grid in cells.grids(table))
+
+
+@pytest.mark.parametrize("value", [None, 0.61])
+def test_a_seed_without_it_is_counted_and_told(tmp_path, write_run, value):
+    for seed in (0, 1):
+        write_run(tmp_path, "lora", seed, metric__test_last=0.6 if seed else value)
+        write_run(tmp_path, "adalora", seed, metric__test_last=0.6)
+    write_run(tmp_path, "full", 0)
+    table = only(tmp_path)
+    full, lora, _ = shown(table)
+    assert full[LAST] == "–"
+    assert lora[LAST] == ("0.6000 (no interval), n = 1" if value is None else "0.6050 ± 0.0635")
+    lacking = "full, lora 8" if value is None else "full"
+    assert f"No test value of the last checkpoint from every seed: {lacking}." in notes(table)
+    (verdicts,) = [grid for grid in cells.grids(table) if "last checkpoint" in grid.title]
+    assert [(row[0], row[-1]) for row in verdicts.rows] == [("adalora 12 → 8 − lora 8", "1" if value is None else "2")]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_page_has_both_and_the_legend_tells_them_apart(both):
+    page = write_report(both, *load(both)).read_text()
+    assert f'<th tabindex="0">{BEST}</th>' in page
+    assert f'<th tabindex="0">{LAST}</th>' in page
+    assert any("metric.test_last" in line for line in LEGEND)
+
+
+def test_a_value_that_is_no_number_makes_the_run_corrupt(tmp_path, write_run):
+    write_run(tmp_path, "lora", 0, metric__test_last="high")
+    (run,) = read_runs(tmp_path)
+    assert (run.state, run.reason) == ("corrupt", "summary.json: metric.test_last is not a number")

@@ -1,0 +1,105 @@
+"""The list of figures: everything in plots/ that draws is on it, and from a full sweep everything is drawn."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis import figures as room
+from analysis import pictures as drawing
+from analysis import plots
+from analysis.figures import figures
+from analysis.files import read_lines
+from analysis.load import read_runs
+from analysis.plots import style
+from analysis.tables import tables
+
+NAMES = [
+    "forest",
+    "learning_curves",
+    "parameters",
+    "time",
+    "memory",
+    "learning_rates",
+    "budget",
+    "agreement",
+    "trajectories",
+    "scores",
+]
+
+
+@pytest.fixture
+def full(quickstart, write_run):
+    """The quickstart with scores in its allocation records and two more learning rates of LoRA."""
+    for folder in quickstart.glob("adalora-*"):
+        records, _ = read_lines(folder / "allocations.jsonl")
+        for record in records:
+            record["score_quantiles"] = {m: [0.1, 0.2, 0.3, 0.4, 0.5 + record["step"]] for m in record["ranks"]}
+        (folder / "allocations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for lr in (1e-3, 4e-3):
+        write_run(quickstart, "lora", 0, config={"train.lr": lr}, metric__best=0.1)
+    (table,) = tables(read_runs(quickstart))
+    return table
+
+
+def drawn(table):
+    read = [{run.name: read_lines(run.folder / name)[0] for row in table.rows for run in row.runs}
+            for name in ("metrics.jsonl", "allocations.jsonl")]  # fmt: skip
+    return {name: (caption, figure) for name, caption, figure in figures(table, *read)}
+
+
+def test_a_full_sweep_has_every_figure_with_a_caption_and_named_axes(full):
+    found = {name: value for name, value in drawn(full).items() if value[1] is not None}
+    (adaptive,) = [row for row in full.rows if row.adaptive]
+    assert list(found) == [*NAMES, f"rank_map_{adaptive.configuration}"]
+    for name, (caption, figure) in found.items():
+        assert len(caption) > 40
+        assert caption.endswith(".")
+        panel = figure.axes[0]
+        assert panel.get_xlabel(), name
+        assert panel.get_ylabel() or [label.get_text() for label in panel.get_yticklabels()], name
+
+
+def test_no_file_of_plots_is_left_out():
+    files = Path(plots.__path__[0]).glob("*.py")
+    draws = {path.stem for path in files if "\ndef draw(" in path.read_text(encoding="utf-8")}
+    assert draws == {name for name in draws if hasattr(room, name)}
+    assert len(draws) >= 9
+
+
+def test_what_a_sweep_lacks_is_none(tmp_path, write_run):
+    write_run(tmp_path, "lora", 0)
+    (table,) = tables(read_runs(tmp_path))
+    found = drawn(table)
+    assert {name for name, (_, figure) in found.items() if figure is not None} == {
+        "learning_curves", "parameters", "time", "memory",
+    }  # fmt: skip
+
+
+def test_pictures_are_the_drawn_figures_as_png(full, monkeypatch):
+    def two(*arguments):
+        return [one for one in figures(*arguments) if one[0] in ("forest", "learning_rates")]
+
+    monkeypatch.setattr(drawing, "figures", two)
+    found, damaged = drawing.pictures(full, "_3")
+    assert damaged == []
+    assert [picture.name for picture in found] == ["forest_3.png", "learning_rates_3.png"]
+    for picture in found:
+        assert picture.png.startswith(b"\x89PNG")
+        width = int.from_bytes(picture.png[16:20], "big")
+        assert width == pytest.approx(picture.width * drawing.DPI / 96, abs=2)
+
+
+def grey(colour):
+    """Luminance, as a printer without colour renders it (Rec. 601)."""
+    return float(np.dot([0.299, 0.587, 0.114], [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]))
+
+
+def test_lines_stay_apart_without_colour():
+    """Whatever two of eight lines look like in grey, style and marker differ; none is too pale for white paper."""
+    looks = [style.look(place) for place in range(8)]
+    for name in ("color", "linestyle", "marker"):
+        assert len({look[name] for look in looks}) == 8
+    assert max(grey(look["color"]) for look in looks) < 0.72
+    assert len({(look["color"], look["marker"]) for look in map(style.look, range(64))}) == 64
