@@ -279,9 +279,9 @@ def _architecture(source: str, revision: str | None, what: str) -> str:
 
 
 def _pretrained(
-    source: str, revision: str | None, what: str, head_dropout: float | None = None, **more: Any
+    source: str, revision: str | None, what: str, head_dropout: float | None = None, gguf_file: str | None = None
 ) -> Callable[..., Built]:
-    """`Base.build` by from_pretrained; more: what both it and the tokeniser's are given beside."""
+    """`Base.build` by from_pretrained. gguf_file: the file in `source` that holds everything; its weights are unpacked."""
 
     def build(outputs: int, kind: "Kind | None" = None) -> Built:
         import transformers
@@ -290,6 +290,10 @@ def _pretrained(
         transformers.logging.set_verbosity_error()  # a fresh head is expected here, not worth a page of warnings
         transformers.logging.disable_progress_bar()
         head = {"num_labels": outputs} if outputs else {}
+        more = {"gguf_file": gguf_file} if gguf_file else {}
+        unpacked: dict[str, Any] = {}
+        if gguf_file and hasattr(transformers, "GgufConfig"):  # newer Transformers would keep them packed where it can
+            unpacked["quantization_config"] = transformers.GgufConfig(dequantize=True)
         try:
             config = transformers.AutoConfig.from_pretrained(source, revision=revision, **head, **more)
             kind.check(config, what)
@@ -303,6 +307,7 @@ def _pretrained(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **more,
+                **unpacked,
             )
         except SettingError:
             raise

@@ -85,7 +85,7 @@ def test_what_decides_an_answer_decides_the_folder_s_name(data, tmp_path):
         (["model=tiny_bert"], "model=tiny_bert (architecture bert) is no causal language model"),
         (["method=head"], "method=head trains the head alone, and LlamaForCausalLM has none"),
         (["method=bitfit"], "LlamaForCausalLM has no bias"),
-        (["task.max_tokens=20"], "task.max_tokens=20: prompt 1 of train takes "),
+        (["task.max_tokens=20"], "task.max_tokens=20: prompt 10 of train takes 41 tokens"),
         (["task.metric=f1"], "task.metric=f1 is not known; valid: loss, bleu"),
         (["task.max_new_tokens=0"], "task.max_new_tokens=0 leaves nothing"),
         (["task.path=/nowhere"], "task.path=/nowhere is not there"),

@@ -28,9 +28,9 @@ def e2e(
     """
     where = folder(path)
     where = where / "E2E" if (where / "E2E").is_dir() else where
-    found = {split: _read(where / file, path) for split, file in FILES.items() if (where / file).is_file()}
-    if "dev" not in found:
+    if not (where / FILES["dev"]).is_file():
         raise SettingError(f"task.path={path} has no devset.csv; valid: the E2E challenge's files ({holds(where)})")
+    found = {split: _read(where / file, path) for split, file in FILES.items() if (where / file).is_file()}
     if "train" not in found:
         found["dev"], found["train"] = carved(found["dev"], HELD_OUT)
     return assemble(

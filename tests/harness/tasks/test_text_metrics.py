@@ -161,3 +161,20 @@ def test_meteor_and_cider_where_they_are():
     for name in names:
         high, low = (text_metrics.compute([name], texts, [[one] for one in same])[name] for texts in (same, other))
         assert high > 3 * low + 1
+
+
+def test_meteor_by_its_definition_but_for_synonyms(monkeypatch):
+    """F = 10PR / (R + 9P), less half the cube of chunks per match; the best reference counts."""
+    score = pytest.importorskip("nltk.translate.meteor_score")
+
+    class NoSynonyms:
+        @staticmethod
+        def synsets(word):
+            return []
+
+    *first, _, alpha, beta, gamma = score.meteor_score.__defaults__
+    monkeypatch.setattr(score.meteor_score, "__defaults__", (*first, NoSynonyms, alpha, beta, gamma))
+    texts = ["rain sun wind fog", "sun rain wind fog", "rain sun"]
+    references = [["rain sun wind fog"], ["snow", "rain sun wind fog"], ["rain sun wind fog"]]
+    expected = [1 - 0.5 / 64, 1 - 0.5 * (3 / 4) ** 3, 10 * 0.5 / (0.5 + 9) * (1 - 0.5 / 8)]
+    assert text_metrics.meteor(texts, references) == pytest.approx(100 * sum(expected) / 3)
