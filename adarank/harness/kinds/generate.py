@@ -88,6 +88,14 @@ def encode(task: Task, split: str, tokenizer: Any) -> Encoded:
     counted = np.array([len(row) - row.count(IGNORED) for row in tokens["labels"]])
     answered = split == "test" or (split == "dev" and task.metrics[0] != "loss")
     few = task.options["generate_rows"] if answered else 0
+    most = max(map(len, tokens["input_ids"]))
+    if answered:
+        most = max(most, max(map(len, prompts[:few])) + task.options["max_new_tokens"])
+    if most > tokenizer.model_max_length:
+        raise SettingError(
+            f"task.max_tokens={task.max_length}, task.max_new_tokens={task.options['max_new_tokens']}: {split} needs up to "
+            f"{most} tokens, and the model reads at most {tokenizer.model_max_length}; valid: fewer, or another model"
+        )
     made = (prompts[:few], rows.references[:few], tokenizer, tokenizer.pad_token_id, end)
     return Encoded(tokens["input_ids"], tokens["labels"], counted, *made, task.options["max_new_tokens"])
 

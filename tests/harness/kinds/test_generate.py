@@ -68,6 +68,20 @@ def test_a_response_that_is_cut_teaches_no_end_and_a_prompt_that_fills_the_row_i
         encoded(max_tokens=5)
 
 
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_more_tokens_than_the_model_reads_are_refused(split):
+    words, given = byte_tokenizer(), task(max_new_tokens=11)
+    words.model_max_length = 15  # the longest row; the longest prompt is 5
+    if split == "test":
+        with pytest.raises(SettingError, match=r"test needs up to 16 tokens, and the model reads at most 15"):
+            generate.encode(given, split, words)
+    else:
+        assert max(map(len, generate.encode(given, split, words).input_ids)) == 15
+    words.model_max_length = 14
+    with pytest.raises(SettingError, match=rf"{split} needs up to 1[56] tokens, and the model reads at most 14"):
+        generate.encode(given, split, words)
+
+
 def test_a_tokeniser_whose_padding_is_its_end_learns_the_end_all_the_same():
     words = byte_tokenizer()
     words.pad_token = words.eos_token = "[SEP]"
