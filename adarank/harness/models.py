@@ -249,8 +249,8 @@ def _architecture(source: str, revision: str | None, what: str) -> str:
         ) from None
 
 
-def _pretrained(source: str, revision: str | None, what: str, gguf_file: str | None = None) -> Callable[..., Built]:
-    """`Base.build` by from_pretrained. gguf_file: the file in `source` that holds everything; its weights are unpacked."""
+def _pretrained(source: str, revision: str | None, what: str, **more: Any) -> Callable[..., Built]:
+    """`Base.build` by from_pretrained; more: what both it and the tokeniser's are given beside."""
 
     def build(outputs: int, kind: "Kind | None" = None) -> Built:
         import transformers
@@ -259,10 +259,6 @@ def _pretrained(source: str, revision: str | None, what: str, gguf_file: str | N
         transformers.logging.set_verbosity_error()  # a fresh head is expected here, not worth a page of warnings
         transformers.logging.disable_progress_bar()
         head = {"num_labels": outputs} if outputs else {}
-        more = {"gguf_file": gguf_file} if gguf_file else {}
-        unpacked: dict[str, Any] = {}
-        if gguf_file and hasattr(transformers, "GgufConfig"):  # newer Transformers would keep them packed where it can
-            unpacked["quantization_config"] = transformers.GgufConfig(dequantize=True)
         try:
             config = transformers.AutoConfig.from_pretrained(source, revision=revision, **more)
             kind.check(config, what)
@@ -275,7 +271,7 @@ def _pretrained(source: str, revision: str | None, what: str, gguf_file: str | N
                 output_loading_info=True,
                 **head,
                 **more,
-                **unpacked,
+                **_unpacked(more),
             )
         except SettingError:
             raise
@@ -284,6 +280,14 @@ def _pretrained(source: str, revision: str | None, what: str, gguf_file: str | N
         return _built(model, tokenizer, kind, what, report["missing_keys"])
 
     return build
+
+
+def _unpacked(more: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the weights come from a GGUF file: a plain model of them, which newer Transformers makes only when asked."""
+    import transformers
+
+    asked = "gguf_file" in more and hasattr(transformers, "GgufConfig")
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)} if asked else {}
 
 
 def _classify() -> "Kind":
