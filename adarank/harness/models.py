@@ -279,13 +279,9 @@ def _architecture(source: str, revision: str | None, what: str) -> str:
 
 
 def _pretrained(
-    source: str,
-    revision: str | None,
-    what: str,
-    head_dropout: float | None = None,
-    gguf_file: str | None = None,
+    source: str, revision: str | None, what: str, head_dropout: float | None = None, **more: Any
 ) -> Callable[..., Built]:
-    """`Base.build` by from_pretrained. gguf_file: the file in `source` that holds everything; its weights are unpacked."""
+    """`Base.build` by from_pretrained; more: what both it and the tokeniser's are given beside."""
 
     def build(outputs: int, kind: "Kind | None" = None) -> Built:
         import transformers
