@@ -7,7 +7,7 @@ from analysis.cells import Grid
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "→": r"$\to$", "−": r"$-$", "–": "--",
-    "×": r"$\times$", "÷": r"$\div$", "<": r"$<$", ">": r"$>$", "α": r"$\alpha$",
+    "×": r"$\times$", "÷": r"$\div$", "<": r"$<$", ">": r"$>$", "α": r"$\alpha$", "Δ": r"$\Delta$",
 }  # fmt: skip
 
 

@@ -23,11 +23,14 @@ from analysis.plots import (
     agreement,
     budget,
     forest,
+    intruders,
     learning_curves,
     learning_rates,
     pareto,
     rank_map,
     scores,
+    similarity,
+    spectrum,
     trajectories,
 )
 from analysis.tables import Row, Table, tables
@@ -174,6 +177,22 @@ def make_section(table: Table, suffix: str) -> Section:
                 rank_map.draw(row, table.labels[row]),
             )
             for row in adaptive
+        ),
+        _picture(
+            f"spectrum{suffix}",
+            "Singular values of ΔW: median over modules and seeds, the middle half shaded.",
+            spectrum.draw(table),
+        ),
+        _picture(
+            f"similarity{suffix}",
+            "Whether two runs changed the weights in the same directions: φ(i, j) of their leading i and j singular "
+            "vectors of ΔW (1: one subspace lies in the other), and what random directions would share.",
+            similarity.draw(table),
+        ),
+        _picture(
+            f"intruders{suffix}",
+            "Intruder dimensions: leading left singular vectors of W + ΔW that are unlike every one of W's.",
+            intruders.draw(table),
         ),
     ]
     pictures = tuple(picture for picture in drawn if picture is not None)

@@ -25,6 +25,7 @@ HIDDEN |= {
     "workers",
     "launcher",
 }  # no effect
+HIDDEN |= {"allocator.source"}  # a path; another one for every seed
 TERMS = ("train.", "budget.")  # the terms of a comparison: shown even when they differ only between methods
 FEW = 8  # rows that a figure of lines can hold
 
@@ -264,7 +265,7 @@ def _label(row: Row, rows: Sequence[Row], settings: Sequence[str]) -> str:
 
 
 def _visible(key: str) -> bool:
-    return key.partition(".")[0] not in HIDDEN
+    return key not in HIDDEN and key.partition(".")[0] not in HIDDEN
 
 
 def _kept(size: dict[str, Any]) -> float | None:
