@@ -34,7 +34,7 @@ class Worth(NamedTuple):
 
 def read(run: Run) -> list[Worth]:
     """Every score of the run's probe.json, the best correlated first; none where there is no such file to read. Before
-    them the rise itself, over half of the rows against the other half: no score can be asked for more."""
+    them the rise itself, over half of the rows against the other half: how well so many rows tell it."""
     try:
         found = json.loads((run.folder / "probe.json").read_bytes())
         rise = _numbers(found["rise"])

@@ -180,7 +180,7 @@ def make_section(table: Table, suffix: str) -> Section:
         ),
         _picture(
             f"spectrum{suffix}",
-            "Singular values of ΔW: median over modules and seeds, the middle half shaded.",
+            "Singular values of ΔW: median over modules and seeds, the middle half shaded; beyond a module's rank they are 0.",
             spectrum.draw(table),
         ),
         _picture(

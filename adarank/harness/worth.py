@@ -71,8 +71,8 @@ def rises(found: Sequence[Part]) -> tuple[float, list[float]]:
 
 
 def halves(found: Sequence[Part]) -> list[list[float]] | None:
-    """The rises over every other batch, and over the batches between: what they share bounds what a score can know.
-    None for a single batch."""
+    """The rises over every other batch, and over the batches between: how far they agree says how well the rows tell
+    what a triplet is worth. None for a single batch."""
     return [rises(found[0::2])[1], rises(found[1::2])[1]] if len(found) > 1 else None
 
 

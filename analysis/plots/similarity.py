@@ -34,18 +34,24 @@ def draw(table: Table) -> "Figure | None":
     if not pairs:
         return None
     import matplotlib
+    from matplotlib.ticker import MaxNLocator
 
+    top = max(
+        float(np.nanmax(values[side])) for pair in pairs for values in (pair.found, pair.chance) for side in SIDES
+    )
     with matplotlib.rc_context(style.RC | {"axes.grid": False}):
         figure = style.figure(12.5, 0.7 + 3.1 * len(pairs))
         panels = figure.subplots(len(pairs), 4, squeeze=False)
         for line, pair in zip(panels, pairs, strict=True):
             shown = [values[side] for side in SIDES for values in (pair.found, pair.chance)]
             for axes, values, title in zip(line, shown, ("input side", "chance", "output side", "chance"), strict=True):
-                image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto",
+                image = axes.imshow(values, cmap="cividis", vmin=0, vmax=top, origin="lower", aspect="auto",
                                     extent=(0.5, values.shape[1] + 0.5, 0.5, values.shape[0] + 0.5))  # fmt: skip
                 axes.set_title(title, fontsize=10)
                 axes.set_xlabel("j")
-            line[0].set_ylabel(f"{style.plain(pair.label)}\ni", fontsize=9)
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+                axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            line[0].set_ylabel(style.plain(pair.label), fontsize=9)
         figure.colorbar(image, ax=panels, label="φ(i, j), mean over modules", shrink=0.8)
     return figure
 
@@ -56,7 +62,7 @@ def read(run: Run, names: dict[str, str]) -> list[Pair]:
         found = json.loads((run.folder / "similarity.json").read_bytes())["with"]
         return [
             Pair(
-                f"{names.get(run.folder.name, run.folder.name)} and {names.get(other, other)}",
+                f"i: {names.get(run.folder.name, run.folder.name)}\nj: {names.get(other, other)}",
                 {side: _mean([np.array(m[side], dtype=np.float64) for m in modules.values()]) for side in SIDES},
                 {side: _mean([_chance(m, side) for m in modules.values()]) for side in SIDES},
             )

@@ -46,14 +46,15 @@ def test_similarity_is_averaged_over_the_modules_that_have_the_directions(quicks
     }
     table, run = put(quickstart, "similarity.json", {"with": {other: found}})
     (pair,) = similarity.read(run, {run.folder.name: "one", other: "two"})
-    assert pair.label == "one and two"
+    assert pair.label == "i: one\nj: two"
     assert pair.found["input"] == pytest.approx(np.array([[0.3, 0.7], [0.9, 1.0]]))
     assert pair.chance["input"] == pytest.approx(np.array([[0.1, 0.2], [0.2, 0.2]]))
     assert pair.chance["output"] == pytest.approx(np.array([[0.05, 0.1], [0.1, 0.1]]))
     panels = similarity.draw(table).axes[:4]
     assert [axes.get_title() for axes in panels] == ["input side", "chance", "output side", "chance"]
     np.testing.assert_allclose(panels[2].images[0].get_array(), pair.found["output"])
-    assert "adalora 12 → 8, seed 0 and adalora 12 → 8, seed 1" in panels[0].get_ylabel()
+    assert panels[0].get_ylabel() == "i: adalora 12 → 8, seed 0\nj: adalora 12 → 8, seed 1"
+    assert {axes.images[0].get_clim() for axes in panels} == {(0.0, 1.0)}  # the largest value there is
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"with": {}}', json.dumps({"with": {"x": {"a": {"input": [[1]]}}}})])
