@@ -7,11 +7,14 @@ from analysis.plots import (
     agreement,
     budget,
     forest,
+    intruders,
     learning_curves,
     learning_rates,
     pareto,
     rank_map,
     scores,
+    similarity,
+    spectrum,
     trajectories,
 )
 from analysis.tables import Table
@@ -90,6 +93,22 @@ def figures(table: Table, metrics: Records, allocations: Records) -> Iterator[tu
             f"Where the rank went: final rank of every target module of {table.labels[row]}, mean over seeds.",
             rank_map.draw(row, table.labels[row]),
         )
+    yield (
+        "spectrum",
+        "Singular values of ΔW: median over modules and seeds, the middle half shaded.",
+        spectrum.draw(table),
+    )
+    yield (
+        "similarity",
+        "Whether two runs changed the weights in the same directions: φ(i, j) of their leading i and j singular "
+        "vectors of ΔW (1: one subspace lies in the other), and what random directions would share.",
+        similarity.draw(table),
+    )
+    yield (
+        "intruders",
+        "Intruder dimensions: leading left singular vectors of W + ΔW that are unlike every one of W's.",
+        intruders.draw(table),
+    )
 
 
 def _chosen(table: Table) -> str:

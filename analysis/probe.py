@@ -15,6 +15,7 @@ from analysis.tables import Table
 
 SHARE = 0.25  # top b: the best quarter of the triplets
 HEADER = ("run", "score", "rank correlation", "95% BCa", "overlap of the top quarter", "95% BCa", "chance", "triplets")
+HALVES = "(the rise, half of the rows against half)"
 
 Interval = tuple[float, float] | None
 
@@ -33,16 +34,21 @@ class Worth(NamedTuple):
 
 
 def read(run: Run) -> list[Worth]:
-    """Every score of the run's probe.json, the best correlated first; none where there is no such file to read."""
+    """Every score of the run's probe.json, the best correlated first; none where there is no such file to read. Before
+    them the rise itself, over half of the rows against the other half: how well so many rows tell it."""
     try:
         found = json.loads((run.folder / "probe.json").read_bytes())
         rise = _numbers(found["rise"])
+        halves = [_numbers(half) for half in found.get("halves") or ()]
         scores = {str(name): _numbers(values) for name, values in found["scores"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     generator = np.random.default_rng(0)
     worth = [measure(name, x, rise, generator) for name, x in scores.items() if len(x) == len(rise) > 3]
-    return sorted(worth, key=lambda w: 2.0 if w.correlation is None else -w.correlation)
+    worth.sort(key=lambda w: 2.0 if w.correlation is None else -w.correlation)
+    if len(halves) == 2 and len(halves[0]) == len(halves[1]) > 3:
+        worth.insert(0, measure(HALVES, halves[0], halves[1], generator))
+    return worth
 
 
 def measure(name: str, score: NDArray[np.float64], rise: NDArray[np.float64], generator: np.random.Generator) -> Worth:

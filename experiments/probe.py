@@ -1,13 +1,18 @@
-"""What every triplet of a finished run is worth: the rise of the dev loss without it, beside what each score says.
+"""What a finished run's weights show: measures that need the model, written into the run's folder for the report.
 
-    python experiments/probe.py runs/demo/adalora-3bedfa94ae-s0
+    python experiments/probe.py RUN …                          what is every triplet worth?          probe.json
+    python experiments/probe.py RUN … --delta                  what is ΔW like?                      delta.json
+    python experiments/probe.py RUN … --with OTHER [OTHER …]   do two ΔW lie in one subspace?        similarity.json
+    python experiments/probe.py RUN … --stsb FOLDER            what became of the embeddings?        forgetting.json
+    python experiments/probe.py RUN … --text FILE              what became of the language model?    forgetting.json
 
-Writes probe.json into the run's folder; `analysis/report.py` shows rank correlation and top-b overlap of every score.
+docs/probes.md says what each file holds. The first zeroes every triplet in turn, which takes minutes; stopped, the same
+command goes on. Exit status: 0 done, 1 a run failed, 2 something cannot be measured.
 """
 
 import argparse
-import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,72 +23,50 @@ from adarank.errors import RunFailed, SettingError
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="the folder of a finished run of a low-rank method")
-    parser.add_argument("--rows", type=int, default=256, help="rows of dev, the first ones (256)")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run")
+    parser.add_argument("--rows", type=int, default=256, help="rows of dev that the loss is taken over (256)")
     parser.add_argument("--passes", type=int, default=20, help="training batches for the scores that look at data (20)")
+    parser.add_argument("--delta", action="store_true", help="spectrum, ranks, amplification, intruders, orthogonality")
+    parser.add_argument("--with", dest="others", type=Path, nargs="+", metavar="OTHER", help="runs to compare ΔW with")
+    parser.add_argument("--stsb", metavar="FOLDER", help="STS-B as task=stsb task.path=FOLDER reads it")
+    parser.add_argument("--text", metavar="FILE", help="held-out text, a passage a line")
     options = parser.parse_args()
-    try:
-        path = probe(options.run, options.rows, options.passes)
-    except (SettingError, RunFailed, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, RunFailed) else 2
-    print(path)
-    return 0
+    status = 0
+    for folder in options.runs:
+        for name, measure in wanted(folder, options):
+            try:
+                print(write(folder / name, measure))
+            except (SettingError, RunFailed, OSError) as error:
+                print(f"error: {error}", file=sys.stderr)
+                status = max(status, 1 if isinstance(error, RunFailed) else 2)
+    return status
 
 
-def probe(folder: Path, rows: int, passes: int) -> Path:
-    """Write FOLDER/probe.json and return its path. Raises SettingError for a folder that holds no such run."""
-    from dataclasses import replace
+def wanted(folder: Path, options: argparse.Namespace) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
+    """(file's name, what measures its content) of everything that was asked for; the triplets, where nothing was."""
+    from adarank.harness import forgetting, triplets
+    from adarank.harness.delta import measure as delta
 
-    import torch
+    found: list[tuple[str, Callable[[], dict[str, Any]]]] = []
+    if options.delta:
+        found.append(("delta.json", lambda: delta.measure(folder)))
+    if options.others:
+        found.append(("similarity.json", lambda: delta.compare(folder, options.others)))
+    if options.stsb or options.text:
+        found.append(("forgetting.json", lambda: forgetting.measure(folder, options.stsb, options.text)))
+    return found or [("probe.json", lambda: triplets.measure(folder, options.rows, options.passes))]
 
-    import adarank
-    from adarank.harness.data import encode
+
+def write(path: Path, measure: Callable[[], dict[str, Any]]) -> Path:
+    """Write what `measure` finds to `path`, and drop the journal of a measurement that is whole now."""
     from adarank.harness.files import write_json
-    from adarank.harness.measure import choose_device
-    from adarank.harness.prepare import configured
-    from adarank.harness.worth import rises, scores_at_the_end
+    from adarank.harness.triplets import JOURNAL
 
-    if rows < 1 or passes < 1:
-        raise SettingError(f"rows={rows} passes={passes} measure nothing; valid: whole numbers of at least 1")
-    settings = _settings(folder)
-    device = choose_device()
-    task, base = configured(settings["task"]), configured(settings["model"])
-    if task.kind != "classify":
-        raise SettingError(
-            f"{folder} is a run on {task.name}, whose kind of task is {task.kind}; valid: classification"
-        )
-    torch.manual_seed(settings["seed"])
-    built = base.build(max(len(task.labels), 1))
-    configured(settings["quantization"], model=built.model, device=device, precision=settings["train"]["precision"])
-    adapters = adarank.load_adapter(built.model, folder / "adapter")
-    if not adarank.ranks(built.model):
-        raise SettingError(f"{folder} is a run without triplets; valid: a finished run of a low-rank method")
-    dev, train = (encode(split, built.tokenizer, task.max_length) for split in (task.dev, task.train))
-    few = {name: tokens[:rows] for name, tokens in dev.tokens.items()}
-    dev = replace(dev, tokens=few, label=dev.label[:rows])
-    model, batch = built.model.to(device), settings["train"]["batch_size"]
-    loss, rise = rises(model, adapters, dev, batch)
-    scores = scores_at_the_end(model, adapters, train, batch, passes, settings["seed"])
-    counts = [adapter.rank for adapter in adapters.values()]
-    modules = dict(zip(adapters, counts, strict=True))
-    head = {"split": "dev", "rows": len(dev), "passes": passes, "loss": loss, "modules": modules}
-    found = {**head, "rise": rise, "scores": scores}
-    write_json(folder / "probe.json", found)
-    return folder / "probe.json"
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        settings: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        raise SettingError(f"{folder} holds no finished run; valid: a run's folder") from None
-    if summary.get("status") != "finished" or not (folder / "adapter" / "adapter.json").is_file():
-        raise SettingError(f"{folder} holds no finished run with an adapter; valid: that of a low-rank method")
-    return settings
+    found = measure()
+    write_json(path, found)
+    if path.name == "probe.json":
+        (path.parent / JOURNAL).unlink(missing_ok=True)
+    return path
 
 
 if __name__ == "__main__":

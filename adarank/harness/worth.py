@@ -1,23 +1,31 @@
-"""What a triplet is worth: the loss without it, and what the scores say of it."""
+"""What a triplet is worth: the loss without it."""
 
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from adarank import scores
 from adarank.adapters.lowrank import LowRank
-from adarank.bank import Bank
-from adarank.errors import SettingError
-from adarank.harness.data import Encoded, collate, evaluation_order, training_order
-from adarank.harness.kinds.classify import task_loss
+from adarank.harness.data import Encoded, collate, evaluation_order
+
+
+class Part(NamedTuple):
+    """One batch. rows: how many; loss: summed over them; without: the same without each triplet, module by module."""
+
+    rows: int
+    loss: float
+    without: list[float]
 
 
 @torch.no_grad()
-def rises(model: nn.Module, adapters: Mapping[str, LowRank], encoded: Encoded, batch: int) -> tuple[float, list[float]]:
-    """The mean loss over all rows of `encoded`, and by how much it rises without each triplet, module by module.
+def parts(
+    model: nn.Module, adapters: Mapping[str, LowRank], encoded: Encoded, batch: int, begin: int = 0
+) -> Iterator[Part]:
+    """The losses of every batch of `encoded` from number `begin` on, in evaluation's order.
 
     Exact: a forward pass a triplet and batch, without autocast, losses in fp64. λ of one triplet is set to 0 at a time.
     The blocks before the triplet's own (lower places in the same ModuleList) cannot notice: they answer from memory,
@@ -28,74 +36,44 @@ def rises(model: nn.Module, adapters: Mapping[str, LowRank], encoded: Encoded, b
     places = [(name, i) for name, adapter in adapters.items() for i in range(adapter.rank)]
     blocks = {name: _block(model, name) for name in adapters}
     every = {id(block): block for stack, place in blocks.values() for block in stack[: place + 1]}
-    total, without = 0.0, [0.0] * len(places)
-    for rows in evaluation_order(encoded, batch):
-        inputs, labels = collate(encoded, rows, device)
+    order = evaluation_order(encoded, batch)[begin:]
+    left = len(order) * len(places)
+    with tqdm(total=left, unit="triplet", disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False) as bar:
+        for rows in order:
+            inputs, labels = collate(encoded, rows, device)
 
-        def loss(inputs: Any = inputs, labels: Tensor = labels, rows: Any = rows) -> float:
-            return task_loss_64(model(**inputs).logits, labels) * len(rows)
+            def loss(inputs: Any = inputs, labels: Tensor = labels, rows: Any = rows) -> float:
+                return task_loss_64(model(**inputs).logits, labels) * len(rows)
 
-        known: dict[int, Any] = {}
-        with ExitStack() as hooks:
-            for key, block in every.items():
-                hooks.callback(block.register_forward_hook(_keep_output(known, key)).remove)
-            total += loss()
-        for place, (name, i) in enumerate(places):
-            stack, own = blocks[name]
-            lam = adapters[name].lam
-            kept = lam[i].clone()
-            lam[i] = 0.0
-            with _from_memory([(block, known[id(block)]) for block in stack[:own]]):
-                without[place] += loss()
-            lam[i] = kept
-    return total / len(encoded), [(value - total) / len(encoded) for value in without]
+            known: dict[int, Any] = {}
+            with ExitStack() as hooks:
+                for key, block in every.items():
+                    hooks.callback(block.register_forward_hook(_keep_output(known, key)).remove)
+                whole = loss()
+            without = []
+            for name, i in places:
+                stack, own = blocks[name]
+                lam = adapters[name].lam
+                kept = lam[i].clone()
+                lam[i] = 0.0
+                with _from_memory([(block, known[id(block)]) for block in stack[:own]]):
+                    without.append(loss())
+                lam[i] = kept
+                bar.update()
+            yield Part(len(rows), whole, without)
 
 
-def scores_at_the_end(
-    model: nn.Module, adapters: Mapping[str, LowRank], encoded: Encoded, batch: int, passes: int, seed: int
-) -> dict[str, list[float]]:
-    """{score: its value of every triplet}, at its defaults, for every score that is defined for these adapters.
+def rises(found: Sequence[Part]) -> tuple[float, list[float]]:
+    """(mean loss, its rise without each triplet) over all rows of `found`."""
+    rows, total = sum(part.rows for part in found), sum(part.loss for part in found)
+    without = [sum(values) for values in zip(*(part.without for part in found), strict=True)]
+    return total / rows, [(value - total) / rows for value in without]
 
-    What a run averaged while it trained is gone: averages are taken anew, over `passes` training batches at the final
-    weights (dropout active, nothing updated). `random` is the control.
-    """
-    device = next(model.parameters()).device
-    factors = {id(p) for adapter in adapters.values() for p in adapter.parameters(recurse=False)}
-    for p in model.parameters():
-        p.requires_grad_(id(p) in factors)
-    bank = Bank(adapters)
-    found: dict[str, tuple[Any, Any]] = {}
-    for name in scores.__all__:
-        make: Any = getattr(scores, name)
-        score = make(seed=seed) if name == "random" else make()
-        try:
-            found[name] = (score, score.init(bank))
-        except SettingError:  # it has no meaning for these adapters, λ being constant
-            continue
-    looking = [score.activation for score, _ in found.values() if score.activation is not None]
-    assert len(looking) <= 1, "the bank holds the activations of one score"
-    torch.manual_seed(seed)
-    model.train()
-    order = training_order(len(encoded), batch, seed)
-    for _ in range(passes):
-        seen: dict[int, Tensor] = {}
-        for adapter in adapters.values() if looking else ():
-            adapter.watch = _keep_activation(seen, looking[0])
-        inputs, labels = collate(encoded, next(order), device)
-        model.zero_grad(set_to_none=True)
-        task_loss(model(**inputs).logits, labels).backward()
-        bank.adopt()
-        with torch.no_grad():
-            if looking:
-                none = bank.triplet_buffer()[:0]  # of a module without triplets, whose path is not run
-                bank.activation = torch.cat([seen.get(id(adapter), none) for adapter in bank.adapters])
-            for score, buffers in found.values():
-                score.observe(buffers, bank)
-    for adapter in adapters.values():
-        adapter.watch = None
-    model.eval()
-    with torch.no_grad():
-        return {name: score.score(buffers, bank).double().tolist() for name, (score, buffers) in found.items()}
+
+def halves(found: Sequence[Part]) -> list[list[float]] | None:
+    """The rises over every other batch, and over the batches between: how far they agree says how well the rows tell
+    what a triplet is worth. None for a single batch."""
+    return [rises(found[0::2])[1], rises(found[1::2])[1]] if len(found) > 1 else None
 
 
 def task_loss_64(logits: Tensor, labels: Tensor) -> float:
@@ -114,20 +92,13 @@ def _keep_output(known: dict[int, Any], key: int) -> Callable[..., None]:
     return hook
 
 
-def _keep_activation(seen: dict[int, Tensor], activation: Callable[..., Tensor]) -> Callable[[LowRank, Tensor], None]:
-    def watch(adapter: LowRank, x: Tensor) -> None:
-        seen[id(adapter)] = activation(adapter, x.detach()).detach()
-
-    return watch
-
-
 def _block(model: nn.Module, name: str) -> tuple[list[nn.Module], int]:
     """The outermost ModuleList that holds the module `name`, and its place there; ([], 0) where there is none."""
-    parts = name.split(".")
-    for length in range(len(parts) - 1):
-        parent = model.get_submodule(".".join(parts[:length]))
+    path = name.split(".")
+    for length in range(len(path) - 1):
+        parent = model.get_submodule(".".join(path[:length]))
         if isinstance(parent, nn.ModuleList):
-            return list(parent), int(parts[length])
+            return list(parent), int(path[length])
     return [], 0
 
 

@@ -39,6 +39,19 @@ def test_correlation_and_overlap_with_their_intervals(quickstart):
     assert constant.overlap == pytest.approx(0.25)
 
 
+def test_the_rise_of_half_of_the_rows_against_the_other_half_stands_first(quickstart):
+    run = write(quickstart)
+    found = json.loads((run.folder / "probe.json").read_text())
+    halves = [RISE + np.random.default_rng(s).normal(0, 1, size=80) for s in (3, 4)]
+    (run.folder / "probe.json").write_text(json.dumps({**found, "halves": [list(half) for half in halves]}))
+    first, *rest = probe.read(run)
+    assert first.score == probe.HALVES
+    assert first.correlation == pytest.approx(reference.spearmanr(*halves).statistic)
+    assert [worth.score for worth in rest] == ["good", "blind", "constant"]
+    (run.folder / "probe.json").write_text(json.dumps({**found, "halves": None}))
+    assert [worth.score for worth in probe.read(run)] == ["good", "blind", "constant"]
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_the_report_has_a_line_for_every_score_and_run(quickstart):
     write(quickstart)

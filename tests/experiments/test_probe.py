@@ -1,4 +1,4 @@
-"""experiments/probe.py on a tiny run, and what the report makes of it."""
+"""experiments/probe.py on tiny runs, and what the report makes of it."""
 
 import json
 
@@ -6,41 +6,137 @@ import numpy as np
 import pytest
 
 from analysis.report import load, write_report
-from experiments import probe
+from experiments import collect, probe
 from tests.experiments.test_run import inside
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("probe")
-    inside("method=adalora", "tiny=true", "rank=2", "seed=0", f"out={out}")
-    (folder,) = out.glob("adalora-*")
+def out(tmp_path_factory):
+    """An AdaLoRA run, another of its seeds, full fine-tuning, BitFit."""
+    folder = tmp_path_factory.mktemp("probe")
+    for words in (["method=adalora", "seed=0"], ["method=adalora", "seed=1"], ["method=full"], ["method=bitfit"]):
+        inside(*words, "tiny=true", "rank=2", f"out={folder}")
     return folder
 
 
-def call(monkeypatch, *arguments):
+@pytest.fixture
+def run(out):
+    (folder,) = out.glob("adalora-*-s0")
+    return folder
+
+
+def call(monkeypatch, *arguments, script=probe):
     monkeypatch.setattr("sys.argv", ["probe.py", *map(str, arguments)])
-    return probe.main()
+    return script.main()
 
 
-def test_a_finished_run_is_probed_and_the_report_shows_it(run, monkeypatch, capsys):
-    assert call(monkeypatch, run, "--rows", 8, "--passes", 2) == 0
-    assert capsys.readouterr().out.strip() == str(run / "probe.json")
+def test_a_finished_run_is_probed_and_the_report_shows_it(run, monkeypatch, capsys, tmp_path):
+    assert call(monkeypatch, run, "--rows", 12, "--passes", 2) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(run / "probe.json")
+    assert not (run / "probe.jsonl").exists()
     found = json.loads((run / "probe.json").read_text())
     final = json.loads((run / "summary.json").read_text())["rank"]["final"]
     assert found["modules"] == final
     assert len(found["rise"]) == sum(final.values()) == 24
     assert np.isfinite(found["rise"]).all()
-    assert found["rows"] == 8
+    assert found["rows"] == 12
+    assert [len(half) for half in found["halves"]] == [24, 24]
     assert {len(values) for values in found["scores"].values()} == {24}
     page = write_report(run.parent, *load(run.parent)).read_text()
     assert "Do the scores mean anything?" in page
     assert "smoothed_sensitivity" in page
+    target = tmp_path / "gathered.json"
+    assert call(monkeypatch, run.parent, target, "--name", "probe.json", script=collect) == 0
+    assert json.loads(target.read_text()) == {run.name: found}
 
 
-@pytest.mark.parametrize("arguments", [("absent",), ("absent", "--rows", "0")])
-def test_what_cannot_be_probed_is_one_sentence(arguments, monkeypatch, capsys):
-    assert call(monkeypatch, *arguments) == 2
+def test_what_was_measured_before_it_was_stopped_is_not_measured_again(run, monkeypatch):
+    from adarank.harness import triplets
+
+    assert call(monkeypatch, run, "--rows", 16, "--passes", 1) == 0
+    whole = json.loads((run / "probe.json").read_text())
+    (run / "probe.json").unlink()
+    parts = triplets.parts
+    begun = []
+
+    def stopped(*arguments):
+        begun.append(arguments[-1])
+        yield next(parts(*arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(triplets, "parts", stopped)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            call(monkeypatch, run, "--rows", 16, "--passes", 1)
+    monkeypatch.setattr(triplets, "parts", lambda *arguments: begun.append(arguments[-1]) or parts(*arguments))
+    assert call(monkeypatch, run, "--rows", 16, "--passes", 1) == 0
+    assert begun == [0, 1, 2]
+    assert json.loads((run / "probe.json").read_text()) == whole
+
+
+def test_the_change_of_the_weights_and_the_directions_two_runs_share(out, run, monkeypatch):
+    (other,) = out.glob("adalora-*-s1")
+    (full,) = out.glob("full-*")
+    assert call(monkeypatch, run, full, "--delta", "--with", other) == 0
+    adapted, whole = (json.loads((folder / "delta.json").read_text()) for folder in (run, full))
+    final = json.loads((run / "summary.json").read_text())["rank"]["final"]
+    assert {name: module["rank"] for name, module in adapted["modules"].items()} == {
+        n: r for n, r in final.items() if r
+    }
+    assert whole["modules"].keys() == final.keys()
+    for module in whole["modules"].values():
+        assert module["rank"] == min(module["sides"])
+        assert module["orthogonality"] is None
+        assert module["norm"] > 0
+    assert all(0 <= module["orthogonality"]["P"] < 1 for module in adapted["modules"].values())
+    shared = json.loads((run / "similarity.json").read_text())["with"][other.name]
+    for name, module in shared.items():
+        assert np.array(module["input"]).shape[0] == final[name]
+        assert 0 <= np.min(module["output"]) <= np.max(module["output"]) <= 1
+    page = write_report(out, *load(out)).read_text()
+    for title in ("What became of the weights", "Singular values of ΔW", "φ(i, j)", "Intruder dimensions"):
+        assert title in page, title
+
+
+def test_a_run_against_itself_shares_every_direction(run, monkeypatch):
+    assert call(monkeypatch, run, "--with", run) == 0
+    for module in json.loads((run / "similarity.json").read_text())["with"][run.name].values():
+        assert np.diag(module["input"]) == pytest.approx(np.ones(len(module["input"])), abs=1e-4)
+
+
+def test_forgetting_beside_the_metric(out, monkeypatch, tmp_path):
+    (run,) = out.glob("full-*")
+    folder = tmp_path / "STS-B"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    texts = ["".join(draw.choice(list("abcdefgh "), 12)) + "." for _ in range(120)]
+    lines = [f"g\tf\ty\t0\t{i % 6 + 0.5}\t{texts[i]}\t{texts[60 + i]}" for i in range(60)]
+    for split in ("train", "dev", "test"):
+        (folder / f"sts-{split}.csv").write_text("\n".join(lines) + "\n")
+    assert call(monkeypatch, run, "--stsb", tmp_path) == 0
+    found = json.loads((run / "forgetting.json").read_text())["stsb"]
+    assert (found["rows"], found["split"]) == (60, "test")
+    assert -1 <= found["before"] != found["after"] <= 1
+    page = write_report(out, *load(out)).read_text()
+    assert "What was forgotten" in page
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "says"),
+    [
+        ("absent", (), "absent holds no finished run; valid: a run's folder"),
+        ("adalora-*-s0", ("--rows", "0"), "rows=0 passes=20 measure nothing"),
+        ("full-*", (), "is a run without triplets"),
+        ("bitfit-*", ("--delta",), "changed no matrix"),
+        ("adalora-*-s0", ("--stsb", "absent"), "task.path=absent is not there"),
+        ("adalora-*-s0", ("--text", "absent"), "--text absent cannot be read"),
+        ("adalora-*-s0", ("--text", __file__), "whose model predicts no tokens; valid: a causal LM"),
+    ],
+)
+def test_what_cannot_be_probed_is_one_sentence(out, method, arguments, says, monkeypatch, capsys):
+    folder = next(out.glob(method), method)
+    assert call(monkeypatch, folder, *arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
+    assert says in error
     assert error.count("\n") == 1

@@ -6,8 +6,9 @@ from torch.nn import functional as F
 import adarank
 from adarank.harness.data import collate, encode
 from adarank.harness.models import tiny
+from adarank.harness.rescore import scores_at_the_end
 from adarank.harness.tasks.base import Split
-from adarank.harness.worth import rises, scores_at_the_end
+from adarank.harness.worth import halves, parts, rises
 
 WORDS = ["good film", "dull", "a fine long tale of love", "bad", "why not", "it ends", "great", "no", "so so film"]
 
@@ -41,7 +42,7 @@ def loss_of(model, encoded):
 def test_the_rise_is_the_loss_with_the_triplet_s_column_gone(kind):
     model, adapters, encoded = setting(kind)
     before = {name: p.clone() for name, p in model.state_dict().items()}
-    loss, rise = rises(model, adapters, encoded, batch=4)
+    loss, rise = rises(list(parts(model, adapters, encoded, 4)))
     assert loss == pytest.approx(loss_of(model, encoded), rel=1e-9)
     place = 0
     for adapter in adapters.values():
@@ -69,7 +70,7 @@ def test_a_planted_triplet_is_found():
     model.eval()
     with torch.no_grad():
         encoded.label.copy_(model(**inputs).logits.argmax(-1))
-    _, rise = rises(model, adapters, encoded, batch=3)
+    _, rise = rises(list(parts(model, adapters, encoded, 3)))
     place = 2 * list(adapters).index(name) + 1
     assert abs(rise[place]) > 1e-4
     assert all(r == 0.0 for i, r in enumerate(rise) if i != place)
@@ -78,9 +79,23 @@ def test_a_planted_triplet_is_found():
         assert np.argmax(found[score]) == place
 
 
+def test_it_can_begin_at_any_batch_and_the_halves_are_those_of_every_other_one():
+    model, adapters, encoded = setting()
+    found = list(parts(model, adapters, encoded, 2))
+    assert [part.rows for part in found] == [2, 2, 2, 2, 1]
+    assert list(parts(model, adapters, encoded, 2, begin=3)) == found[3:]
+    even, odd = halves(found)
+    whole = rises(found)[1]
+    for place in range(len(whole)):
+        sums = [sum(part.without[place] - part.loss for part in found[start::2]) for start in (0, 1)]
+        assert (even[place], odd[place]) == pytest.approx((sums[0] / 5, sums[1] / 4))
+        assert whole[place] == pytest.approx((5 * even[place] + 4 * odd[place]) / 9)
+    assert halves(found[:1]) is None
+
+
 def test_a_regression_s_loss_is_the_squared_error():
     model, adapters, encoded = setting(labels=np.linspace(0, 1, len(WORDS), dtype=np.float32))
-    assert rises(model, adapters, encoded, batch=4)[0] == pytest.approx(loss_of(model, encoded), rel=1e-9)
+    assert rises(list(parts(model, adapters, encoded, 4)))[0] == pytest.approx(loss_of(model, encoded), rel=1e-9)
 
 
 def test_every_score_is_recomputed_and_nothing_is_updated():

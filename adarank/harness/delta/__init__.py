@@ -1,0 +1,1 @@
+"""What fine-tuning did to the weights: ΔW by its singular value decomposition, beside the W it was added to."""

@@ -1,0 +1,77 @@
+"""Is it the rank map, or how training came to it? An adaptive run, its map retrained from step 0, its map shuffled.
+
+A pair is an adaptive run and what was made of its own map with its own seed: head, data and their order are the same in
+both (common random numbers). Of several shuffles of one map the mean counts, so that a pair stays a pair.
+"""
+
+from collections import defaultdict
+from pathlib import PurePath
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import formats
+from analysis.pairs import Comparison
+from analysis.rows import Row
+from analysis.tables import Table
+from analysis.verdicts import MARGIN, Verdict, judge, unit_scale
+
+TITLE = "Map or dynamics? An adaptive run, its rank map retrained from step 0, and the map shuffled"
+ARMS = {"none": "map", "within_family": "map shuffled within families", "all": "map shuffled"}
+
+
+def verdicts(table: Table) -> list[Verdict]:
+    """Adaptive against its map, and its map against every kind of shuffle, for each adaptive row whose map was retrained;
+    none where there is none."""
+    comparisons, groups = [], found(table)
+    for row, arms in groups.items():
+        adaptive, label = {run.folder.name: run.score[1] for run in row.runs}, _label(row)
+        if sum(_label(other) == label for other in groups) > 1:
+            label = table.labels[row]
+        if "none" in arms:
+            comparisons.append(_compare(f"{label}, adaptive", "its map", ("adaptive", "map"), adaptive, arms["none"]))
+        for arm in ("within_family", "all"):
+            if arm not in arms:
+                continue
+            if "none" in arms:
+                comparisons.append(_compare(f"{label}, map", ARMS[arm], ("map", ARMS[arm]), arms["none"], arms[arm]))
+            names = ("adaptive", ARMS[arm])
+            comparisons.append(_compare(f"{label}, adaptive", ARMS[arm], names, adaptive, arms[arm]))
+    return judge(comparisons, MARGIN if unit_scale(table) else None, table.higher_is_better) if comparisons else []
+
+
+def found(table: Table) -> dict[Row, dict[str, dict[str, float]]]:
+    """{adaptive row: {arm: {adaptive run's folder: mean score of what its map gave with its seed}}}."""
+    rows = {run.folder.name: (row, run.seed) for row in table.rows for run in row.runs if not _is_map(row)}
+    scores: dict[Row, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for mapped in filter(_is_map, table.rows):
+        source = PurePath(mapped.settings.get("allocator.source", "")).name
+        arm = mapped.settings.get("allocator.shuffle", "")
+        row, seed = rows.get(source, (None, None))
+        if row is None or arm not in ARMS:
+            continue
+        scores[row][arm][source] += [run.score[1] for run in mapped.runs if run.seed == seed]
+    return {
+        row: {arm: {source: fmean(v) for source, v in by.items() if v} for arm, by in arms.items()}
+        for row, arms in scores.items()
+    }
+
+
+def _label(row: Row) -> str:
+    return f"{row.method} {formats.ranks(row.initial_rank, row.final_rank)}"
+
+
+def _is_map(row: Row) -> bool:
+    return row.settings.get("allocator") == "rank_map"
+
+
+def _compare(
+    label: str, against: str, methods: tuple[str, str], scores: dict[str, float], others: dict[str, float]
+) -> Comparison:
+    both = sorted(scores.keys() & others.keys())
+
+    def column(values: dict[str, float]) -> NDArray[np.float64]:
+        return np.array([[values[key]] for key in both], dtype=np.float64).reshape(len(both), 1)
+
+    return Comparison(label, against, methods, column(scores), column(others))

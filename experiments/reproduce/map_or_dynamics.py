@@ -1,0 +1,114 @@
+"""Is it the rank map that helps, or how training came to it? An adaptive run against its own map, retrained and shuffled.
+
+    python experiments/reproduce/map_or_dynamics.py --seeds 0 1 2 --shuffles 3 --out runs/map --json FILE \\
+        experiment=quickstart
+
+For every seed: (1) the adaptive method; (2) the rank map that it ended with, as fixed ranks from step 0, with the same seed
+(head, data and their order are the same); (3) the same map with its ranks permuted, within families of modules and over
+all of them, --shuffles times each. Words after the options go to experiments/run.py for all runs, those after --adaptive
+for the adaptive ones alone (init_rank=…, schedule.t_f=…). Finished runs are skipped: the same command goes on.
+
+Cost: seeds · (2 + 2 · shuffles) runs; with experiment=quickstart about a minute each on two CPU cores. At the end the
+paired differences are printed (analysis/dynamics.py) and written to FILE with the value of every run.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from adarank.errors import SettingError  # noqa: E402
+from adarank.harness.files import write_json  # noqa: E402
+from analysis import cells, dynamics, report, terminal, verdicts  # noqa: E402
+
+
+def run(words: Sequence[str]) -> int:
+    """experiments/run.py in a process of its own; its exit status."""
+    return subprocess.run([sys.executable, str(HERE.parent / "run.py"), *words]).returncode
+
+
+def runs_in(out: Path, method: str) -> list[dict[str, Any]]:
+    """Every finished run of `method` in `out`. arm: "adaptive", or the map's shuffle; source: the adaptive run's folder;
+    ranks: of the modules sorted by name."""
+    found = []
+    for path in sorted(out.glob(f"{method}-*/summary.json")):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        allocator = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))["allocator"]
+        mapped = allocator is not None and allocator["_target_"].endswith(".rank_map")
+        shuffled = mapped and allocator["shuffle"] != "none"
+        if summary["status"] == "finished":
+            found.append(
+                {
+                    "run": path.parent.name,
+                    "arm": allocator["shuffle"] if mapped else "adaptive",
+                    "source": Path(allocator["source"]).name if mapped else None,
+                    "shuffle": allocator["seed"] if shuffled else None,
+                    "ranks": [rank for _, rank in sorted(summary["rank"]["final"].items())],
+                    **{key: summary[key] for key in ("seed", "steps", "device", "commit", "dirty")},
+                    **{key: summary["metric"][key] for key in ("name", "best", "last", "test")},
+                }
+            )
+    return found
+
+
+def source(out: Path, method: str, seed: int) -> Path:
+    """The folder of the adaptive run with this seed. Raises SettingError unless there is exactly one."""
+    names = [r["run"] for r in runs_in(out, method) if r["arm"] == "adaptive" and r["seed"] == seed]
+    if len(names) != 1:
+        raise SettingError(f"--out {out} holds {len(names)} adaptive runs of seed {seed}; valid: a folder of its own")
+    return out / names[0]
+
+
+def measure(
+    method: str, seeds: Sequence[int], shuffles: int, adaptive: Sequence[str], out: Path, words: list[str]
+) -> int:
+    """Make what is missing; the first exit status that is not 0."""
+    common = [f"method={method}", *words, f"out={out}"]
+    if status := run(["-m", *common, *adaptive, f"seed={','.join(map(str, seeds))}"]):
+        return status
+    for seed in seeds:
+        mapped = ["allocator=map", f"allocator.source='{source(out, method, seed)}'", f"seed={seed}"]
+        draws = f"allocator.seed={','.join(map(str, range(shuffles)))}"
+        for more in (["allocator.shuffle=none"], ["allocator.shuffle=within_family,all", draws]):
+            if status := run(["-m", *common, *mapped, *more]):
+                return status
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--shuffles", type=int, default=3, help="permutations of each map and kind of shuffle (3)")
+    parser.add_argument("--method", default="adalora", help="an adaptive method that keeps a budget (adalora)")
+    parser.add_argument("--adaptive", nargs="+", default=[], metavar="WORD", help="settings of the adaptive runs alone")
+    parser.add_argument("--out", type=Path, required=True, help="the folder for the runs")
+    parser.add_argument("--json", type=Path, required=True, help="the result file to write")
+    options, words = parser.parse_known_args()
+    out = options.out.absolute()
+    try:
+        if options.shuffles < 1:
+            raise SettingError(f"--shuffles {options.shuffles} shuffles nothing; valid: at least 1")
+        if status := measure(options.method, options.seeds, options.shuffles, options.adaptive, out, words):
+            return status
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    _, tables = report.load(out)
+    judged = [verdict for table in tables for verdict in dynamics.verdicts(table)]
+    grid = cells.Grid(dynamics.TITLE, verdicts.HEADER, list(map(verdicts.cells, judged)))
+    record = {"words": words, "adaptive": options.adaptive, "header": grid.header, "differences": grid.rows}
+    write_json(options.json, {**record, "runs": runs_in(out, options.method)})
+    print(f"{terminal.grid_text(grid)}\n\n{options.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
