@@ -33,7 +33,7 @@ def study(content: Mapping[str, Any], scale: str, data: Path | None) -> Study:
     chosen = own.get("methods", {name: {} for name in content["methods"]})
     found = {
         "settings": own["settings"],
-        "tasks": {name: task(name, scale, data) for name in content["tasks"]},
+        "tasks": {name: task(name, scale, data, own.get("tasks", {}).get(name, {})) for name in content["tasks"]},
         "budgets": own.get("budgets", content["budgets"]),
         "methods": {name: {**content["methods"][name], **more} for name, more in chosen.items()},
         "tuning": own["tuning"],
@@ -42,16 +42,17 @@ def study(content: Mapping[str, Any], scale: str, data: Path | None) -> Study:
     return read(found)
 
 
-def task(name: str, scale: str, data: Path | None) -> dict[str, Any]:
-    """A task's settings; below the paper's scale its phases are fractions and γ is set, at it the recipe sets them."""
+def task(name: str, scale: str, data: Path | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's settings, `more` among them; below the paper's scale its phases are fractions and γ is set, at it the recipe
+    sets them."""
     where = {} if data is None else {"task.path": str(data)}
     if scale == "paper":
-        return {"settings": {"task": name, **where}}
+        return {"settings": {"task": name, **where, **more}}
     shared, own = (yaml.safe_load((RECIPES / r / f"{name}.yaml").read_text()) for r in ("adalora_shared", "adalora"))
     steps = shared["train"]["steps"]
     phases = {f"schedule.{key}": round(own["schedule"][key] / steps, 4) for key in ("t_i", "t_f")}
     return {
-        "settings": {"task": name, "task.max_length": shared["task"]["max_length"], **where},
+        "settings": {"task": name, "task.max_length": shared["task"]["max_length"], **where, **more},
         "adaptive": {**phases, "penalty.gamma": own["penalty"]["gamma"]},
     }
 

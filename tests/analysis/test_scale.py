@@ -1,6 +1,6 @@
 """A mixed sweep: whatever became of a run, its folder is counted or listed with a reason.
 
-How long thousands of them take is measured by experiments/bench/tabulate.py.
+How long thousands of them take is measured by experiments/bench/many_runs.py.
 """
 
 import json

@@ -1,6 +1,6 @@
 """How long a large sweep takes to read and to tabulate: everything that analysis/compare.py prints, on one core.
 
-    python experiments/bench/tabulate.py --json experiments/results/report_cpu.json
+    python experiments/bench/many_runs.py --json experiments/results/report_cpu.json
 
 Makes the folders of a sweep (configurations × seeds, one in twenty failed, half-written, damaged or empty) and reads
 them in processes of their own, as a user does: interpreter and imports count. Seconds of the processor, the median of

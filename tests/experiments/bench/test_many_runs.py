@@ -6,18 +6,18 @@ import sys
 
 import pytest
 
-from experiments.bench import tabulate
+from experiments.bench import many_runs
 
 CONFIG = {"method": "adalora", "rank": 2, "seed": 0, "train": {"lr": 0.01}, "penalty": {"gamma": 0.1}}
 
 
 def test_a_sweep_is_written_read_and_timed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tabulate, "settings", lambda: CONFIG)
+    monkeypatch.setattr(many_runs, "settings", lambda: CONFIG)
     monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None, raising=False)
     target = tmp_path / "found.json"
     words = ["--runs", "240", "--seeds", "6", "--allocations", "3", "--rounds", "2", "--json", str(target)]
-    monkeypatch.setattr(sys, "argv", ["tabulate", *words])
-    assert tabulate.main() == 0
+    monkeypatch.setattr(sys, "argv", ["many_runs", *words])
+    assert many_runs.main() == 0
     (found,) = json.loads(target.read_text())["sweeps"].values()
     assert found["runs"] == {"corrupt": 3, "failed": 3, "finished": 228, "incomplete": 6}  # of 12 broken ones
     assert found["rows"] == 40
@@ -30,7 +30,7 @@ def test_a_sweep_is_written_read_and_timed(tmp_path, monkeypatch, capsys):
 
 
 def test_the_seeds_of_a_configuration_share_their_records(tmp_path):
-    tabulate.write_sweep(tmp_path, CONFIG, configurations=2, seeds=3, allocations=4)
+    many_runs.write_sweep(tmp_path, CONFIG, configurations=2, seeds=3, allocations=4)
     lora, adalora = (sorted(tmp_path.glob(f"{method}-*")) for method in ("lora", "adalora"))
     assert (len(lora), len(adalora)) == (3, 3)
     assert not any((folder / "allocations.jsonl").exists() for folder in lora)
