@@ -3,8 +3,8 @@
     python experiments/pack.py pack runs/table1 experiments/results/table1
     python experiments/pack.py unpack experiments/results/table1 runs/table1
 
-A packed run holds its settings, summary, metrics and allocations; not its weights, nor the scores' quantiles. What is unpacked is
-skipped by experiments/run.py as finished, and analysis/ reads it like any other run.
+A packed run holds its settings (folders by their last name only), summary, metrics and allocations; not its weights, nor the scores'
+quantiles. What is unpacked is skipped by experiments/run.py as finished, and analysis/ reads it like any other run.
 """
 
 import argparse
@@ -52,11 +52,12 @@ def unpack(results: Path, out: Path) -> list[Path]:
 
 
 def packed(folder: Path) -> dict[str, Any]:
-    """What is kept of a run: config, summary and metrics as they are, allocations as one list of ranks a record."""
+    """What is kept of a run: summary and metrics as they are, config without this machine's folders, allocations as one list
+    of ranks a record."""
     allocations = _lines(folder / "allocations.jsonl")
     modules = list(allocations[0]["ranks"]) if allocations else []
     return {
-        "config": yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
+        "config": _anywhere(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))),
         "summary": json.loads((folder / "summary.json").read_text(encoding="utf-8")),
         "metrics": _lines(folder / "metrics.jsonl"),
         "modules": modules,
@@ -77,6 +78,13 @@ def unpacked(record: dict[str, Any], folder: Path) -> None:
         write_text(folder / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     write_json(folder / "summary.json", record["summary"])
     write_json(folder / "status.json", {"state": FINISHED, "step": record["summary"]["steps"], "error": None})
+
+
+def _anywhere(value: Any) -> Any:
+    """`value` with absolute paths cut to their last name: they say something of the machine and nothing of the result."""
+    if isinstance(value, dict):
+        return {key: _anywhere(inside) for key, inside in value.items()}
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

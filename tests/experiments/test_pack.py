@@ -32,8 +32,10 @@ def test_a_run_that_went_through_a_file_is_the_same_but_for_weights_and_quantile
     assert file == tmp_path / "results" / "sweep" / f"{run.name}.json"
     (back,) = unpack(tmp_path / "results", tmp_path / "back")
     assert back == tmp_path / "back" / "sweep" / run.name
-    for name in ("summary.json", "config.yaml"):
-        assert yaml.safe_load((back / name).read_text()) == yaml.safe_load((run / name).read_text())
+    assert json.loads((back / "summary.json").read_text()) == json.loads((run / "summary.json").read_text())
+    config, whole = (yaml.safe_load((f / "config.yaml").read_text()) for f in (back, run))
+    assert config == {**whole, "out": "sweep"}
+    assert str(out) not in file.read_text(), "folders of this machine stay here"
     assert (back / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
     lines = [[json.loads(x) for x in (f / "allocations.jsonl").read_text().splitlines()] for f in (run, back)]
     assert lines[0]

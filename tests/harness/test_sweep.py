@@ -1,6 +1,7 @@
 """What becomes of a sweep's jobs, in this process and in others."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -64,3 +65,15 @@ def test_outside_a_sweep_nothing_is_told(monkeypatch, capsys):
 @pytest.mark.parametrize(("code", "status"), [(0, 0), (None, 0), (3, 1), ("no", 1)])
 def test_a_job_that_calls_sys_exit_ends_alone(code, status):
     assert app.guarded(lambda: sys.exit(code))[0] == status
+
+
+def test_ranks_of_one_sweep_may_conclude_at_the_same_moment(tmp_path, monkeypatch):
+    """The last ones find that another has removed the sweeps' folder already."""
+    folder = tmp_path / ".sweep" / "one"
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text('{"jobs": 2}')
+    monkeypatch.setenv(sweep.FOLDER, str(folder))
+    remove = shutil.rmtree
+    monkeypatch.setattr(sweep.shutil, "rmtree", lambda path: remove(path.parent))
+    assert sweep.conclude() == ([], 2)
+    assert not folder.parent.exists()

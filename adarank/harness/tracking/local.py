@@ -53,13 +53,17 @@ class LocalLog:
 def cut_back(folder: Path, step: int) -> None:
     """Drop what came after `step` optimiser steps from both JSONL files of `folder`, atomically.
 
-    metrics.jsonl counts steps done, allocations.jsonl the steps from 0, so that its step is one less. A last line without its newline was torn by a crash and is dropped too; a missing file stays missing.
+    Test is measured after the last step, at whatever step was best, and will be again: its lines go. metrics.jsonl counts steps done, allocations.jsonl the steps from 0, so that its step is one less. A last line without its newline was torn by a crash and is dropped too; a missing file stays missing.
     Raises json.JSONDecodeError for a broken line elsewhere.
     """
     for path, last in ((folder / METRICS, step), (folder / ALLOCATIONS, step - 1)):
         if path.exists():
             lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-            write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= last))
+            write_text(path, "".join(f"{line}\n" for line in lines if _stays(json.loads(line), last)))
+
+
+def _stays(row: Mapping[str, Any], last: int) -> bool:
+    return row["step"] <= last and row.get("split") != "test"
 
 
 def replay(folder: Path, log: "Log") -> None:
