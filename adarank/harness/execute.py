@@ -2,7 +2,7 @@
 
 import json
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -123,7 +123,13 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
         if on_main(partial(runs.is_finished, folder, settings["force"], "failed")):
             print(f"{title}: finished meanwhile by another process, {folder}", flush=True)
         else:
-            run(settings, prepared, kind, encoded, plan, head, title, folder, held)
+            try:
+                run(settings, prepared, kind, encoded, plan, head, title, folder, held)
+            except OSError as error:  # a full disk, say: as if it had been killed
+                raise RunFailed(
+                    f"{title} stopped: {folder} cannot be written ({error.strerror}); what is there stays, and the same "
+                    "command goes on from it"
+                ) from None
     return on_main(partial(best_of, folder))
 
 
@@ -168,6 +174,8 @@ def run(
         try:
             kept = partial(keep, adapted=adapted, folder=folder)
             outcome = train(prepared, encoded, plan, log, heart.beat, kept, saver, kind)
+        except OSError:
+            raise
         except Exception as error:
             state = "diverged" if isinstance(error, Diverged) else "failed"
             own = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -337,7 +345,7 @@ def final_rank(prepared: Prepared, settings: Mapping[str, Any]) -> dict[str, Any
 def keep(model: nn.Module, adapted: bool, folder: Path) -> None:
     """The best checkpoint on disk: adapter/ (adapter and head), or checkpoint/ where the whole model trained."""
     if adapted:
-        on_main(partial(_write, folder, partial(adarank.save_adapter, model, folder / "adapter")))
+        on_main(partial(adarank.save_adapter, model, folder / "adapter"))
         return
     tensors = {name: whole(p.detach()).cpu().clone().contiguous() for name, p in model.state_dict().items()}
 
@@ -349,11 +357,4 @@ def keep(model: nn.Module, adapted: bool, folder: Path) -> None:
         temporary.replace(target / "model.safetensors")
         write_json(target / "checkpoint.json", {"holds": "the best checkpoint's weights, a plain state dict"})
 
-    on_main(partial(_write, folder, write))
-
-
-def _write(folder: Path, work: Callable[[], None]) -> None:
-    try:
-        work()
-    except OSError as error:
-        raise runs.unwritable(folder, error) from None
+    on_main(write)

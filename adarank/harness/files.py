@@ -21,7 +21,7 @@ def finite(value: Any) -> Any:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to a temporary file beside `path`, then rename it into place."""
+    """Write `data` to a temporary file beside `path`, then rename it into place. An OSError names `path`."""
     temporary = path.with_name(
         f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
     )  # a process number is not unique on a cluster
@@ -31,6 +31,9 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -86,7 +86,10 @@ def tell(job: int, overrides: Sequence[str], status: int, error: str | None) -> 
     folder = Path(os.environ.get(FOLDER, ""))
     if FOLDER not in os.environ or not folder.is_dir():
         return
-    write_json(folder / f"{job}.json", {"overrides": " ".join(overrides), "status": status, "error": error})
+    try:
+        write_json(folder / f"{job}.json", {"overrides": " ".join(overrides), "status": status, "error": error})
+    except OSError as fault:  # the job's own error has been printed; the summary will miss it and say so
+        print(f"error: {fault.filename} cannot be written ({fault.strerror})", file=sys.stderr, flush=True)
     progress()
 
 

@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,28 @@ def test_killed_and_started_again_it_ends_alike(tmp_path):
     assert killed_until_finished(tmp_path / "whole", arguments, 0, random.Random(0)) == 0
     killed_until_finished(tmp_path / "killed", arguments, 1, random.Random(1))
     assert result(tmp_path / "killed") == result(tmp_path / "whole")
+
+
+def test_a_full_disk_stops_a_run_as_if_it_had_been_killed(tmp_path):
+    """No file may grow beyond 100 KB here; the checkpoint does, after the first lines were written."""
+    arguments = ["method=adalora", "train.steps=20"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    full = subprocess.run(
+        command(tmp_path / "full", *arguments), preexec_fn=limit, capture_output=True, text=True, env=environment
+    )
+    assert full.returncode == 1
+    (folder,) = (tmp_path / "full").iterdir()
+    assert full.stderr == (
+        f"error: adalora-r8-all-s0 stopped: {folder} cannot be written (File too large); what is there stays, and the "
+        "same command goes on from it\n"
+    )
+    assert json.loads((folder / "status.json").read_text())["state"] == "running"
+    assert (folder / "metrics.jsonl").read_text()
+    assert not list(folder.rglob("*.tmp")), "nothing half-written stays"
+    killed_until_finished(tmp_path / "full", arguments, 0, random.Random(0))
+    killed_until_finished(tmp_path / "whole", arguments, 0, random.Random(0))
+    assert result(tmp_path / "full") == result(tmp_path / "whole")
 
 
 @pytest.mark.slow
