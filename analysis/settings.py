@@ -44,7 +44,7 @@ def differing(rows: Sequence[Row]) -> tuple[str, ...]:
         methods.setdefault(row.method, []).append(row)
 
     def varies(key: str, among: Iterable[Row]) -> bool:
-        return len({row.settings.get(key) for row in among if row.settings}) > 1
+        return len(_values(key, among)) > 1
 
     chosen = [
         key
@@ -59,18 +59,22 @@ def labels(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, str]:
 
     Rows that are still alike are told apart by their configuration's hash.
     """
-    values: dict[tuple[str, str], set[str | None]] = {}
-    for row in rows:
-        for key in settings:
-            values.setdefault((row.method, key), set()).add(row.settings.get(key))
     names = {}
     for row in rows:
-        own = [key for key in settings if len(values[row.method, key]) > 1]
+        kin = [other for other in rows if other.method == row.method]
+        own = [key for key in settings if (key in row.settings or "." not in key) and len(_values(key, kin)) > 1]
         parts = [row.method, *([formats.ranks(row.initial_rank, row.final_rank)] if row.ranks else [])]
         told = (f"{key.rpartition('.')[2]} {row.settings.get(key, '?')}" for key in own)
         names[row] = ", ".join([" ".join(parts), *told])
     times = Counter(names.values())
     return {row: name if times[name] == 1 else f"{name} ({row.configuration})" for row, name in names.items()}
+
+
+def _values(key: str, among: Iterable[Row]) -> set[str | None]:
+    """What `key` is in these rows. A piece's own setting (allocator.shuffle) counts only where that piece has it: without it,
+    the piece says enough."""
+    found = {row.settings.get(key) for row in among if row.settings}
+    return found - {None} if "." in key else found
 
 
 def _order(row: Row) -> tuple[Any, ...]:

@@ -112,11 +112,28 @@ def test_settings_are_shown_where_they_vary(tmp_path, write_run):
 
 def test_a_path_that_differs_for_every_seed_is_no_setting(tmp_path, write_run):
     for seed in (0, 1):
-        write_run(tmp_path, "lora", seed, digest="aaaaaaaa", config={"allocator.source": f"runs/{seed}"})
+        config = {"allocator.source": f"runs/{seed}", "allocator.shuffle": "none"}
+        write_run(tmp_path, "lora", seed, digest="aaaaaaaa", config=config)
     write_run(tmp_path, "lora", 0, digest="bbbbbbbb", config={"allocator.source": "runs/2", "allocator.shuffle": "all"})
     table = only(tmp_path)
     assert table.settings == ("allocator.shuffle",)
-    assert sorted(table.labels.values()) == ["lora 8, shuffle ?", "lora 8, shuffle all"]
+    assert sorted(table.labels.values()) == ["lora 8, shuffle all", "lora 8, shuffle none"]
+
+
+def test_another_piece_is_named_without_the_settings_that_only_the_first_has(tmp_path, write_run):
+    top = {"allocator._target_": "a.global_top", "allocator.min_rank": 0}
+    top |= {"schedule._target_": "s.cubic", "schedule.t_i": 10}
+    write_run(tmp_path, "adalora", 0, config=top)
+    for shuffle in ("none", "all"):
+        config = {"allocator._target_": "h.rank_map", "allocator.shuffle": shuffle, "schedule": None}
+        write_run(tmp_path, "adalora", 0, config=config)
+    table = only(tmp_path)
+    assert table.settings == ("allocator", "allocator.shuffle", "schedule")
+    assert sorted(label.partition(", ")[2] for label in table.labels.values()) == [
+        "allocator global_top, schedule cubic",
+        "allocator rank_map, shuffle all, schedule null",
+        "allocator rank_map, shuffle none, schedule null",
+    ]
 
 
 def test_rows_are_in_order_of_rank_and_labels_are_unique(tmp_path, write_quickstart):
