@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,25 @@ class Place:
     words: Sequence[str]
 
 
+def load(path: Path) -> Study:
+    """The checked study in a YAML file. Raises SettingError where there is none."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SettingError(
+            f"study={path} cannot be read ({reason}); valid: a YAML file as in experiments/studies"
+        ) from None
+    return read(content)
+
+
 def read(content: Settings) -> Study:
-    """The checked study. Raises SettingError where methods have unlike numbers of rates, or seeds are used twice."""
+    """The checked study. Raises SettingError where a part is missing or unknown, methods have unlike numbers of rates, or
+    seeds are used twice."""
+    parts = {field.name for field in fields(Study)}
+    if not isinstance(content, Mapping) or (wrong := parts ^ content.keys()):
+        named = "no parts" if not isinstance(content, Mapping) else f"{', '.join(sorted(wrong))} missing or unknown"
+        raise SettingError(f"study: {named}; valid: exactly {', '.join(sorted(parts))}")
     study = Study(**content)
     for name, method in study.methods.items():
         if ("rates" in method) == ("tuned_as" in method):
@@ -218,8 +235,7 @@ def main() -> int:
     parser.add_argument("study", type=Path, help="a YAML file of experiments/studies/")
     options, overrides = parser.parse_known_args()
     try:
-        study = read(yaml.safe_load(options.study.read_text(encoding="utf-8")))
-        follow(study, Place(options.out, options.results, overrides), options.tasks)
+        follow(load(options.study), Place(options.out, options.results, overrides), options.tasks)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -148,3 +148,20 @@ def test_it_tunes_then_compares_at_the_chosen_rates_and_maps_follow_their_source
 def test_a_task_that_the_study_lacks_is_refused(recorded):
     with pytest.raises(SettingError, match="--tasks=u is not in the study; valid: t"):
         protocol.follow(protocol.read(STUDY), recorded[1], ["u"])
+
+
+def test_a_study_that_is_none_is_a_sentence(tmp_path):
+    with pytest.raises(SettingError, match=r"study=\S+absent.yaml cannot be read \(.*No such file"):
+        protocol.load(tmp_path / "absent.yaml")
+    path = tmp_path / "study.yaml"
+    path.write_text("a: [")
+    with pytest.raises(SettingError, match=r"study=\S+study.yaml cannot be read"):
+        protocol.load(path)
+    path.write_text("")
+    with pytest.raises(SettingError, match="study: no parts; valid: exactly budgets, methods"):
+        protocol.load(path)
+    path.write_text(yaml.safe_dump({**{k: v for k, v in STUDY.items() if k != "seeds"}, "sedes": [0]}))
+    with pytest.raises(SettingError, match="study: sedes, seeds missing or unknown"):
+        protocol.load(path)
+    path.write_text(yaml.safe_dump(STUDY))
+    assert protocol.load(path).budgets == [2, 8]
