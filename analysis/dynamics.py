@@ -5,13 +5,13 @@ both (common random numbers). Of several shuffles of one map the mean counts, so
 """
 
 from collections import defaultdict
-from pathlib import PurePath
 from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis import formats
+from analysis.maps import is_map, source
 from analysis.pairs import Comparison
 from analysis.rows import Row
 from analysis.tables import Table
@@ -43,27 +43,22 @@ def verdicts(table: Table) -> list[Verdict]:
 
 def found(table: Table) -> dict[Row, dict[str, dict[str, float]]]:
     """{adaptive row: {arm: {adaptive run's folder: mean score of what its map gave with its seed}}}."""
-    rows = {run.folder.name: (row, run.seed) for row in table.rows for run in row.runs if not _is_map(row)}
+    rows = {run.folder.name: (row, run.seed) for row in table.rows for run in row.runs if not is_map(row)}
     scores: dict[Row, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for mapped in filter(_is_map, table.rows):
-        source = PurePath(mapped.settings.get("allocator.source", "")).name
+    for mapped in filter(is_map, table.rows):
         arm = mapped.settings.get("allocator.shuffle", "")
-        row, seed = rows.get(source, (None, None))
-        if row is None or arm not in ARMS:
-            continue
-        scores[row][arm][source] += [run.score[1] for run in mapped.runs if run.seed == seed]
+        for run in mapped.runs:
+            row, seed = rows.get(origin := source(run), (None, None))
+            if row is not None and arm in ARMS and run.seed == seed:
+                scores[row][arm][origin].append(run.score[1])
     return {
-        row: {arm: {source: fmean(v) for source, v in by.items() if v} for arm, by in arms.items()}
+        row: {arm: {origin: fmean(values) for origin, values in by.items()} for arm, by in arms.items()}
         for row, arms in scores.items()
     }
 
 
 def _label(row: Row) -> str:
     return f"{row.method} {formats.ranks(row.initial_rank, row.final_rank)}"
-
-
-def _is_map(row: Row) -> bool:
-    return row.settings.get("allocator") == "rank_map"
 
 
 def _compare(

@@ -1,10 +1,12 @@
 """Tables for a paper: Markdown and LaTeX (booktabs), the same strings as on the page."""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from analysis.cells import Grid
 
 PACKAGES = r"\usepackage{booktabs,graphicx}"
+PAGE = 40  # rows that a page holds
 GREEK = {
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "λ": "lambda", "μ": "mu", "ξ": "xi",
     "ρ": "rho", "σ": "sigma", "φ": "varphi", "Δ": "Delta", "Σ": "Sigma", "Φ": "Phi",
@@ -29,9 +31,10 @@ def markdown(grids: Iterable[Grid]) -> str:
 
 
 def latex(grids: Iterable[Grid]) -> str:
-    """Every grid as a `table`, its title the caption, shrunk to the line where it is wider; needs PACKAGES."""
+    """Every grid as a `table`, its title the caption, shrunk to the line where it is wider, one for each PAGE rows of a longer
+    one; needs PACKAGES."""
     parts = [f"% {PACKAGES}"]
-    for grid in grids:
+    for grid in chain.from_iterable(map(_pages, grids)):
         header, *rows = map(_line, (grid.header, *grid.rows))
         parts.append(
             "\n".join(
@@ -53,6 +56,16 @@ def latex(grids: Iterable[Grid]) -> str:
 def escaped(text: str) -> str:
     """`text` with nothing left that LaTeX would take for a command."""
     return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def _pages(grid: Grid) -> list[Grid]:
+    """The grid in parts of one length that a page holds, each with its number in the title; itself where it fits."""
+    count = max(1, -(-len(grid.rows) // PAGE))
+    size = max(1, -(-len(grid.rows) // count))
+    if count == 1:
+        return [grid]
+    parts = [grid.rows[at : at + size] for at in range(0, len(grid.rows), size)]
+    return [Grid(f"{grid.title} ({i} of {count})", grid.header, rows) for i, rows in enumerate(parts, 1)]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """What a reader of the numbers must know: how every table is read, and what is special about one of them."""
 
 from analysis.cautions import cautions
+from analysis.measures import unreadable
 from analysis.tables import Table, relative_time
 
 LEGEND = (
@@ -46,6 +47,7 @@ def notes(table: Table) -> list[str]:
     for row in table.rows:
         if row.budget is not None and row.triplets is not None and abs(row.triplets - row.budget) > 1e-6:
             lines.append(f"{table.labels[row]} kept {row.triplets:g} triplets; its budget was {row.budget:g}.")
+        lines += unreadable(row, table.labels[row])
         if not row.settings:
             lines.append(f"{table.labels[row]}: no config.yaml can be read, its settings are not shown.")
     return lines

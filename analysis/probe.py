@@ -33,16 +33,34 @@ class Worth(NamedTuple):
     triplets: int
 
 
+class Probed(NamedTuple):
+    """rise: of the loss without each triplet [triplets]; halves: the same over either half of the rows, or nothing; scores:
+    {name: [triplets]}."""
+
+    rise: NDArray[np.float64]
+    halves: list[NDArray[np.float64]]
+    scores: dict[str, NDArray[np.float64]]
+
+
+def content(run: Run) -> Probed | None:
+    """The run's probe.json; None where there is no such file to read."""
+    try:
+        found = json.loads((run.folder / "probe.json").read_bytes())
+        return Probed(
+            _numbers(found["rise"]),
+            [_numbers(half) for half in found.get("halves") or ()],
+            {str(name): _numbers(values) for name, values in found["scores"].items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def read(run: Run) -> list[Worth]:
     """Every score of the run's probe.json, the best correlated first; none where there is no such file to read. Before
     them the rise itself, over half of the rows against the other half: how well so many rows tell it."""
-    try:
-        found = json.loads((run.folder / "probe.json").read_bytes())
-        rise = _numbers(found["rise"])
-        halves = [_numbers(half) for half in found.get("halves") or ()]
-        scores = {str(name): _numbers(values) for name, values in found["scores"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    if (found := content(run)) is None:
         return []
+    rise, halves, scores = found
     generator = np.random.default_rng(0)
     worth = [measure(name, x, rise, generator) for name, x in scores.items() if len(x) == len(rise) > 3]
     worth.sort(key=lambda w: 2.0 if w.correlation is None else -w.correlation)

@@ -64,10 +64,16 @@ def labels(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, str]:
         kin = [other for other in rows if other.method == row.method]
         own = [key for key in settings if (key in row.settings or "." not in key) and len(_values(key, kin)) > 1]
         parts = [row.method, *([formats.ranks(row.initial_rank, row.final_rank)] if row.ranks else [])]
-        told = (f"{key.rpartition('.')[2]} {row.settings.get(key, '?')}" for key in own)
+        told = (f"{_short(key)} {row.settings.get(key, '?')}" for key in own)
         names[row] = ", ".join([" ".join(parts), *told])
     times = Counter(names.values())
     return {row: name if times[name] == 1 else f"{name} ({row.configuration})" for row, name in names.items()}
+
+
+def _short(key: str) -> str:
+    """train.lr → lr; in full where that alone would mean another setting (allocator.seed)."""
+    last = key.rpartition(".")[2]
+    return key if last in HIDDEN else last
 
 
 def _values(key: str, among: Iterable[Row]) -> set[str | None]:

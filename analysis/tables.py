@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from analysis.budgets import Budget, budget
 from analysis.load import Run, identity
+from analysis.maps import pooled
 from analysis.references import references
 from analysis.rows import Row, make_row
 from analysis.settings import REFERENCE, differing, in_order, labels, visible
@@ -83,7 +84,8 @@ def tables(runs: Iterable[Run]) -> list[Table]:
         _, _, model, task, _, name, split = key
         groups[model, task, name, split].append(make_row(group))
     result = []
-    for (model, task, name, split), rows in sorted(groups.items()):
+    for (model, task, name, split), found in sorted(groups.items()):
+        rows = pooled(found)
         metric = rows[0].runs[0].summary["metric"]
         higher = metric.get("higher_is_better") is not False
         for targets in sorted({row.targets for row in rows if row.ranks}) or [""]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.files import number
-from analysis.plots import style
+from analysis.plots import legend, style
 from analysis.rows import Row
 from analysis.tables import Table
 
@@ -30,7 +30,7 @@ def draw(table: Table, rows: Sequence[Row], allocations: Mapping[str, Sequence[M
         2.2 if len(rows) == 1 else 6.0, 2.2, len(rows)
     )  # lines often coincide: those below stay visible
     with matplotlib.rc_context(style.RC):
-        figure = style.figure(7, 3.8 + 0.25 * ((len(rows) + 1) // 2))
+        figure = style.figure(7, 3.8)
         axes = figure.subplots()
         for width, (row, (steps, ranks)) in zip(widths, lines.items(), strict=True):
             if steps.size:
@@ -45,7 +45,7 @@ def draw(table: Table, rows: Sequence[Row], allocations: Mapping[str, Sequence[M
         axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("mean rank per module (triplets)")
-        figure.legend(loc="outside lower center", ncols=2, handlelength=3.5)
+        legend.below(figure, legend.entries([axes]), columns=2, handlelength=3.5)
     return figure
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.files import number
-from analysis.plots import style
+from analysis.plots import legend, style
 from analysis.rows import Row
 from analysis.tables import Table
 
@@ -33,7 +33,7 @@ def draw(table: Table, rows: Sequence[Row], metrics: Mapping[str, Records]) -> "
 
     looks = style.looks(table)
     with matplotlib.rc_context(style.RC):
-        figure = style.figure(10.5, 4.4 + 0.25 * ((len(rows) + 2) // 3))
+        figure = style.figure(10.5, 4.4)
         left, right = figure.subplots(1, 2)
         for axes, (split, key, label) in zip((left, right), panels, strict=True):
             for row, lines in zip(rows, series[split, key], strict=True):
@@ -43,12 +43,7 @@ def draw(table: Table, rows: Sequence[Row], metrics: Mapping[str, Records]) -> "
                 axes.set(xticks=[], yticks=[])
             axes.set_xlabel("optimiser step")
             axes.set_ylabel(label)
-        handles = {
-            label: line for axes in (left, right) for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(3, len(handles)), handlelength=3.5
-        )
+        legend.below(figure, legend.entries([left, right]), columns=3, handlelength=3.5)
     return figure
 
 

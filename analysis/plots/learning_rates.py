@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from analysis.files import number
-from analysis.plots import style
+from analysis.plots import legend, style
 from analysis.tables import FEW, Table
 from analysis.trials import Search, searches
 
@@ -40,14 +40,14 @@ def draw(table: Table) -> "Figure | None":
         own = [looks[search.chosen] for search in several]
         if len({look["color"] for look in own}) < len(own):  # several ranks of one method
             own = [style.look(place) for place in range(len(several))]
-        figure = style.figure(8.5, 4.6 + 0.25 * ((len(several) + 2) // 3))
+        figure = style.figure(8.5, 4.6)
         axes = figure.subplots()
         for search, look in zip(several, own, strict=True):
             _draw_search(axes, search, look)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate (log scale)")
         axes.set_ylabel(f"{table.metric} on dev, best checkpoint")
-        figure.legend(loc="outside lower center", ncols=3, handlelength=3.5)
+        legend.below(figure, legend.entries([axes]), columns=3, handlelength=3.5)
     return figure
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.files import number
-from analysis.plots import style
+from analysis.plots import legend, style
 from analysis.plots.trajectories import by_kind
 from analysis.rows import Row
 from analysis.tables import Table
@@ -35,8 +35,7 @@ def draw(table: Table, rows: Sequence[Row], allocations: Mapping[str, Records]) 
             axes.set_title(style.plain(table.labels[row]), fontsize=10)
             axes.set_xlabel("module: layers within each kind", fontsize=9)
             axes.set_ylabel("score", fontsize=9)
-        handles, labels = max((axes.get_legend_handles_labels() for axes in panels), key=lambda found: len(found[1]))
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
+        legend.below(figure, legend.entries(panels), columns=3, fontsize=9)
     return figure
 
 

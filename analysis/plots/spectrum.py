@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.delta import Delta, read
-from analysis.plots import style
+from analysis.plots import legend, style
 from analysis.tables import Table
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def draw(table: Table) -> "Figure | None":
 
     looks = style.looks(table)
     with matplotlib.rc_context(style.RC):
-        figure = style.figure(8.5, 4.6)
+        figure = style.figure(8.5, 4.3)
         axes = figure.subplots()
         for row, sigma in found.items():
             low, middle, high = (np.where(q > 0, q, np.nan) for q in np.quantile(sigma, [0.25, 0.5, 0.75], axis=0))
@@ -35,7 +35,7 @@ def draw(table: Table) -> "Figure | None":
         axes.set_yscale("log")
         axes.set_xlabel("place of the singular value in its module")
         axes.set_ylabel("singular value of ΔW")
-        figure.legend(loc="outside lower center", ncols=3)
+        legend.below(figure, legend.entries([axes]), columns=3)
     return figure
 
 

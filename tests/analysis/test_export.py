@@ -72,6 +72,17 @@ def structure(text):
     return found
 
 
+def test_a_long_table_is_cut_where_a_page_ends():
+    rows = [[f"lora {i}", "0.8"] for i in range(2 * export.PAGE + 1)]
+    text = export.latex([cells.Grid("all", ["method", "accuracy"], rows), cells.Grid("few", ["method", "n"], rows[:2])])
+    assert re.findall(r"\\caption\{(.*)\}", text) == ["all (1 of 3)", "all (2 of 3)", "all (3 of 3)", "few"]
+    parts = [len(found) - 1 for _, found in structure(text)]
+    assert sum(parts) == len(rows) + 2
+    assert max(parts) <= export.PAGE
+    assert min(parts[:3]) > export.PAGE / 2
+    assert re.findall(r"lora (\d+)", text)[: len(rows)] == [str(i) for i in range(len(rows))]
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_every_row_has_as_many_cells_as_columns(quickstart):
     runs, found = load(quickstart)
@@ -100,14 +111,16 @@ def test_the_files_beside_the_page_hold_the_tables(quickstart):
 
 
 @pytest.mark.skipif(not LATEX, reason="pdflatex with booktabs and graphicx is not installed")
-def test_latex_compiles_and_a_wide_table_stays_on_the_page(quickstart, tmp_path):
+def test_latex_compiles_and_wide_and_long_tables_stay_on_the_page(quickstart, tmp_path):
     (table,) = tables(read_runs(quickstart))
     wide = cells.Grid("wide", ["a wide column"] * 20, [["0.7810 ± 0.0112"] * 20])
-    body = export.latex([HARD, wide, cells.main_grid(table), *cells.grids(table)])
+    long = cells.Grid("long", ["method", "accuracy"], [["lora", "0.8"]] * (2 * export.PAGE))
+    body = export.latex([HARD, wide, long, cells.main_grid(table), *cells.grids(table)])
     document = f"\\documentclass{{article}}{export.PACKAGES}\\begin{{document}}\n{body}\\end{{document}}\n"
     (tmp_path / "t.tex").write_text(document)
     command = [PDFLATEX, "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "Overfull \\hbox" not in done.stdout
+    assert "too large for page" not in done.stdout
     assert (tmp_path / "t.pdf").stat().st_size > 10_000
