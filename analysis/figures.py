@@ -10,6 +10,7 @@ from analysis.plots import (
     intruders,
     learning_curves,
     learning_rates,
+    orthogonality,
     pareto,
     rank_map,
     scores,
@@ -86,6 +87,12 @@ def figures(table: Table, metrics: Records, allocations: Records) -> Iterator[tu
         "Scores at the last allocation, of the first seed with records. Thin: smallest to largest of a module; thick: "
         f"the middle half; mark: median.{chosen}",
         scores.draw(table, adaptive, allocations),
+    )
+    yield (
+        "orthogonality",
+        "Whether the factors stay orthonormal: ‖AAᵀ − I‖ against the step, mean over all P and Q and the seeds."
+        + chosen,
+        orthogonality.draw(table, rows, metrics),
     )
     for row in adaptive:
         yield (

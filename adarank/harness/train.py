@@ -25,6 +25,7 @@ from adarank.harness.measure import clock, peak_mib, reset_peak
 from adarank.harness.plan import Plan, autocast
 from adarank.harness.prepare import Prepared, lr_factor, make_optimizer
 from adarank.harness.tracking import Log
+from adarank.penalties import orthogonality_value
 
 
 class Diverged(RunFailed):
@@ -139,9 +140,8 @@ def train(
         for allocation in pending:
             log.allocation(allocation_record(allocation))
         pending.clear()
-        log.metrics(
-            step, "train", {"loss": mean_loss, "lr": float(scheduler.get_last_lr()[0]), **budget_now(controller)}
-        )
+        rate = float(scheduler.get_last_lr()[0])
+        log.metrics(step, "train", {"loss": mean_loss, "lr": rate, **budget_now(controller), **drift_now(controller)})
         bar.update(step - bar.n)
         bar.set_postfix_str(progress(mean_loss, name, at.last.get(name), controller))
         beat(step)
@@ -201,6 +201,13 @@ def budget_now(controller: RankController | None) -> dict[str, float]:
     if last is None:
         return {"budget": controller.schedule.initial, "mean_rank": int(controller.bank.mask.sum()) / modules}
     return {"budget": last.budget, "mean_rank": last.kept.item() / modules}
+
+
+def drift_now(controller: RankController | None) -> dict[str, float]:
+    """How far the factors are from orthonormal, R / γ of AdaLoRA's penalty, whatever γ is; nothing where λ is constant."""
+    if controller is None or controller.bank.adapters[0].kind != "svd":
+        return {}
+    return {"orthogonality": orthogonality_value(controller.bank, gamma=1.0).item()}
 
 
 def allocation_record(allocation: Allocation) -> dict[str, Any]:

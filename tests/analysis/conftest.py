@@ -136,7 +136,8 @@ def write_run(
     records: list[dict[str, Any]] = []
     for step in range(10, 101, 10):
         loss = 0.69 * np.exp(-step / 90) + 0.1 + float(generator.normal(0, 0.015))
-        records.append({"step": step, "split": "train", "loss": round(loss, 4), "lr": lr, "budget": 288})
+        more = {"budget": 288, "orthogonality": 0.6 + step / 200} if method not in ("full", "lora") else {}
+        records.append({"step": step, "split": "train", "loss": round(loss, 4), "lr": lr, **more})
         if step % 25 == 0 or step in (20, 40, 60, 80, 100):
             value = score + 0.005 - 0.25 * float(np.exp(-step / 25)) + 0.25 * float(np.exp(-4))
             records.append({"step": step, "split": "dev", "accuracy": round(value, 4), "loss": 0.5})

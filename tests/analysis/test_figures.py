@@ -26,6 +26,7 @@ NAMES = [
     "agreement",
     "trajectories",
     "scores",
+    "orthogonality",
 ]
 
 

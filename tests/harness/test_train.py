@@ -87,6 +87,28 @@ def test_every_method_learns_it(method):
         assert outcome.best == max(values["accuracy"] for _, values in dev)
 
 
+def test_how_far_the_factors_are_from_orthonormal_is_recorded_while_they_train():
+    prepared, splits, plan = setup("adalora", steps=40)
+    expected = []
+
+    class Looking(Recorder):
+        def metrics(self, step, split, values):
+            super().metrics(step, split, values)
+            factors = [f.detach().double().numpy() for a in prepared.adapters.values() for f in (a.P, a.Q)]
+            expected.append(np.mean([np.linalg.norm(f @ f.T - np.eye(len(f))) for f in factors]))
+
+    log = Looking()
+    train(prepared, splits, plan, log, lambda _: None, lambda _: None)
+    found = [(v["orthogonality"], e) for (_, split, v), e in zip(log.lines, expected, strict=True) if split == "train"]
+    assert len(found) == 8
+    np.testing.assert_allclose(*zip(*found, strict=True), rtol=1e-5)
+    assert all("orthogonality" not in values for _, split, values in log.lines if split != "train")
+    prepared, splits, plan = setup("lora", steps=5)
+    log = Recorder()
+    train(prepared, splits, plan, log, lambda _: None, lambda _: None)
+    assert all("orthogonality" not in values for _, _, values in log.lines)
+
+
 def test_test_is_measured_at_the_best_checkpoint_which_is_left_in_the_model():
     prepared, splits, plan = setup("lora", steps=40, eval_every=5)
     states = {}
