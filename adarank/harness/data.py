@@ -1,6 +1,7 @@
 """From rows to batches: the same rows in the same order for every method."""
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from adarank.harness import cache
 from adarank.harness.tasks.base import Split
+
+POOL = 50  # batches whose rows are grouped by length together
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,16 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, int64 [rows]."""
+        return lengths(self.tokens["input_ids"])
+
+
+def lengths(lists: Sequence[Sequence[int]]) -> np.ndarray:
+    """Of each of the lists, int64 [lists]."""
+    return np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
 
 
 def encode(split: Split, tokenizer: Any, max_length: int, name: str | None = None) -> Encoded:
@@ -64,6 +77,21 @@ def training_order(rows: int, batch: int, seed: int) -> Iterator[np.ndarray]:
         left = left[batch:]
 
 
+def grouped_by_length(order: Iterator[np.ndarray], lengths: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """The batches of `order`, rows of like length put together, so that little is padded.
+
+    Always the next pool of batches, a quarter of an epoch but POOL at most, is sorted by length and cut anew; the new
+    batches come in random order, which depends on the seed alone. lengths: tokens of each row [rows].
+    """
+    for pool in itertools.count():
+        batches = [next(order)]
+        size = min(POOL, max(1, len(lengths) // (4 * len(batches[0]))))
+        batches += itertools.islice(order, size - 1)
+        rows = np.concatenate(batches)
+        rows = rows[np.argsort(lengths[rows], kind="stable")].reshape(size, -1)
+        yield from rows[np.random.default_rng([seed, pool, size]).permutation(size)]
+
+
 def looks(
     collate: Callable[..., dict[str, Tensor]], rows: Any, batch: int, seed: int, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
@@ -75,5 +103,5 @@ def looks(
 
 def evaluation_order(encoded: Encoded, batch: int) -> list[np.ndarray]:
     """Batches of row numbers, sorted by length, so that little is padded."""
-    longest_first = np.argsort([-len(ids) for ids in encoded.tokens["input_ids"]], kind="stable")
+    longest_first = np.argsort(-encoded.lengths, kind="stable")
     return [longest_first[i : i + batch] for i in range(0, len(longest_first), batch)]

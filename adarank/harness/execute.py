@@ -53,6 +53,7 @@ from adarank.harness.tasks.holdout import hold_out
 from adarank.harness.tracking import no_copy, open_log
 from adarank.harness.train import Diverged, Outcome, train
 
+UNGROUPED = ("group_by_length", False)  # as before it could be set
 WHERE = ("shard", "checkpoint_activations")  # say where tensors are kept, not what they are
 
 
@@ -246,7 +247,7 @@ def identity(
         **{key: settings[key] if adaptive else None for key in ("pruned", "basis")},
         "compaction": settings["compaction"] if adaptive else None,
         "patience": settings["patience"] if settings["compaction"] == "progressive" else None,
-        "train": {k: v for k, v in {**settings["train"], **steps}.items() if k not in WHERE},
+        "train": {k: v for k, v in {**settings["train"], **steps}.items() if k not in WHERE and (k, v) != UNGROUPED},
         "task": {"fingerprint": task.fingerprint, "metrics": list(task.metrics), "max_length": task.max_length}
         | ({} if task.kind == "classify" else {"kind": task.kind, **task.options}),  # as before there were others
         "model": base.fingerprint,

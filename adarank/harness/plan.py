@@ -11,7 +11,7 @@ import torch
 class Plan:
     """Numbers of the loop. lr: peak; optimizer: see `make_optimizer`; lr_ratio: that of every P ÷ lr (LoRA+); steps,
     warmup, eval_every, log_every: optimiser steps; batch_size: rows of one forward pass; accumulation: forward passes of
-    one step; clip: largest gradient norm, 0 for none; precision: "fp32" or "bf16" (autocast); metrics: names, the first
+    one step; group_by_length: see `data.grouped_by_length`; clip: largest gradient norm, 0 for none; precision: "fp32" or "bf16" (autocast); metrics: names, the first
     chooses the best checkpoint, higher_is_better: which way."""
 
     lr: float
@@ -31,6 +31,7 @@ class Plan:
     optimizer: str = "adamw"
     checkpoint_activations: bool = False
     shard: str = "none"
+    group_by_length: bool = False
     higher_is_better: bool = True
 
 

@@ -73,6 +73,7 @@ class Train:
     lr_ratio: float = MISSING
     steps: int = MISSING
     batch_size: int = MISSING
+    group_by_length: bool = MISSING
     accumulation: int = MISSING
     warmup: int | float = MISSING
     decay: Decay = MISSING

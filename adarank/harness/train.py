@@ -18,7 +18,7 @@ from adarank.controller import RankController
 from adarank.errors import RunFailed
 from adarank.harness import parallel
 from adarank.harness.checkpoint import Progress, Saver, trained_state
-from adarank.harness.data import training_order
+from adarank.harness.data import grouped_by_length, training_order
 from adarank.harness.distributed import is_main, rank, world
 from adarank.harness.kinds import KINDS, Kind
 from adarank.harness.measure import clock, peak_mib, reset_peak
@@ -83,6 +83,8 @@ def train(
     net = parallel.replicate(model) if world() > 1 and plan.shard == "none" else model
     at = saved or Progress(best=-math.inf if higher else math.inf)
     batches = training_order(len(splits["train"]), plan.batch_size * plan.accumulation, plan.seed)
+    if plan.group_by_length:
+        batches = grouped_by_length(batches, splits["train"].lengths, plan.seed)
     batches = itertools.islice(batches, at.step, None)
     losses: list[Tensor] = []
     pending: list[Allocation] = []  # made since the last record, still on the device

@@ -75,6 +75,15 @@ def test_run_again_it_repeats_none_and_rewrites_nothing(sweep):
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.parent != out} == before
 
 
+def test_rows_grouped_by_length_are_another_run_and_ungrouped_ones_the_same(sweep, tmp_path):
+    out, _ = sweep
+    words = ["method=lora", "rank=4", "seed=0", "tiny=true"]
+    assert "finished already" in inside(*words, "train.group_by_length=false", f"out={out}").stdout
+    inside(*words, "train.group_by_length=true", f"out={tmp_path}")
+    (name,) = summaries(tmp_path)
+    assert name not in summaries(out)
+
+
 def test_the_budget_is_met_exactly_and_every_count_is_exact(sweep):
     for summary in summaries(sweep[0]).values():
         rank, counts = summary["rank"], summary["parameters"]

@@ -29,7 +29,7 @@ class Stop(BaseException):
 @pytest.mark.parametrize("stop", [5, 20, 35])
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("full", {}), ("lora", {"accumulation": 2}), ("adalora", {}), ("adalora", {"compaction": "final"}),
+    [("full", {}), ("lora", {"accumulation": 2, "group_by_length": True}), ("adalora", {}), ("adalora", {"compaction": "final"}),
      ("adalora", {"compaction": "progressive"})],
 )  # fmt: skip
 def test_stopped_and_resumed_is_bit_identical(method, options, stop, tmp_path):

@@ -15,7 +15,7 @@ class Kind(Protocol):
     """A module that says how rows of one kind of task become batches, a loss and metrics.
 
     `rows` are whatever its `encode` returns; the others only ask for their number, len(rows), the number of training
-    rows. A batch is what the model is called with: {input name: [batch, …]}, targets included under Transformers' own
+    rows, and for their lengths in tokens, rows.lengths, int64 [rows]. A batch is what the model is called with: {input name: [batch, …]}, targets included under Transformers' own
     names, so that `model(**batch).loss` is there for inits that look at data; every tensor's first dimension counts
     rows, so that ranks can share it.
     """

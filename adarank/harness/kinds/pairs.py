@@ -9,6 +9,7 @@ import numpy as np
 
 from adarank.errors import SettingError
 from adarank.harness import cache
+from adarank.harness.data import lengths
 from adarank.harness.tasks.base import Prompts, Task
 
 IGNORED = -100  # the label of a token that does not count
@@ -31,6 +32,11 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each pair, int64 [pairs]."""
+        return lengths(self.input_ids)
 
 
 def encode(task: Task, split: str, tokenizer: Any) -> Encoded:

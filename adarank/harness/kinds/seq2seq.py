@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from adarank.errors import SettingError
 from adarank.harness import cache, parallel
+from adarank.harness.data import lengths
 from adarank.harness.distributed import rank, world
 from adarank.harness.plan import Plan, autocast
 from adarank.harness.tasks import text_metrics
@@ -48,6 +49,11 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, int64 [pairs]."""
+        return lengths(self.source)
 
 
 def check(config: Any, model: str) -> None:

@@ -36,6 +36,11 @@ class Windows:
     def __len__(self) -> int:
         return len(self.row)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each window, int64 [windows]."""
+        return self.encoded.lengths
+
 
 def windows(
     questions: Questions, tokenizer: Any, max_length: int, stride: int, longest_answer: int, none_allowed: bool

@@ -143,6 +143,7 @@ def test_evaluation_puts_windows_back_in_order(tmp_path):
     torch.manual_seed(0)
     built = tiny("deberta_v2").build(2, extract)
     rows = extract.encode(task, "dev", built.tokenizer)
+    assert rows.lengths.tolist() == [len(ids) for ids in rows.encoded.tokens["input_ids"]]
     numbers = {"lr": 1.0, "lr_ratio": 1.0, "steps": 1, "accumulation": 1, "warmup": 0, "decay": "linear", "seed": 0}
     numbers |= {"weight_decay": 0.0, "clip": 0.0, "eval_every": 1, "log_every": 1, "precision": "fp32"}
     found = [

@@ -63,7 +63,7 @@ def test_labels_cover_the_response_and_its_end_alone():
 
 def test_a_response_that_is_cut_teaches_no_end_and_a_prompt_that_fills_the_row_is_refused():
     rows = encoded(max_tokens=8)
-    assert list(map(len, rows.input_ids)) == [6, 8, 6, 8]
+    assert rows.lengths.tolist() == list(map(len, rows.input_ids)) == [6, 8, 6, 8]
     assert [ids[-1] == rows.end for ids in rows.input_ids] == [True, False, True, False]
     with pytest.raises(SettingError, match=r"task.max_tokens=5: prompt 3 of train takes 5 tokens .* more than 5"):
         encoded(max_tokens=5)
