@@ -101,7 +101,7 @@ def looks(
         yield collate(rows, chosen, device)
 
 
-def evaluation_order(encoded: Encoded, batch: int) -> list[np.ndarray]:
-    """Batches of row numbers, sorted by length, so that little is padded."""
-    longest_first = np.argsort(-encoded.lengths, kind="stable")
+def evaluation_order(lengths: np.ndarray, batch: int) -> list[np.ndarray]:
+    """Batches of row numbers, the longest first, so that little is padded. lengths: tokens of each row [rows]."""
+    longest_first = np.argsort(-lengths, kind="stable")
     return [longest_first[i : i + batch] for i in range(0, len(longest_first), batch)]

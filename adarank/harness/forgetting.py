@@ -110,4 +110,4 @@ def language_loss(model: Any, tokenizer: Any, texts: Sequence[str], max_length: 
 
 def _encoded(tokenizer: Any, texts: Sequence[str], max_length: int) -> tuple[list[np.ndarray], Encoded]:
     encoded = encode(Split(list(texts), None, np.zeros(len(texts), np.int64)), tokenizer, max_length)
-    return evaluation_order(encoded, BATCH), encoded
+    return evaluation_order(encoded.lengths, BATCH), encoded

@@ -10,14 +10,15 @@ from adarank import scores
 from adarank.adapters.lowrank import LowRank
 from adarank.bank import Bank
 from adarank.errors import SettingError
-from adarank.harness.data import Encoded, collate, training_order
-from adarank.harness.kinds.classify import task_loss
+from adarank.harness.data import training_order
+from adarank.harness.kinds import Kind
 
 
 def scores_at_the_end(
-    model: nn.Module, adapters: Mapping[str, LowRank], encoded: Encoded, batch: int, passes: int, seed: int
+    model: nn.Module, adapters: Mapping[str, LowRank], rows: Any, kind: Kind, batch: int, passes: int, seed: int
 ) -> dict[str, list[float]]:
-    """{score: its value of every triplet}, at its defaults, for every score that is defined for these adapters.
+    """{score: its value of every triplet}, at its defaults, for every score that is defined for these adapters. rows:
+    those of training, as `kind` encoded them.
 
     What a run averaged while it trained is gone: averages are taken anew, over `passes` training batches at the final
     weights (dropout active, nothing updated). `random` is the control.
@@ -39,14 +40,13 @@ def scores_at_the_end(
     assert len(looking) <= 1, "the bank holds the activations of one score"
     torch.manual_seed(seed)
     model.train()
-    order = training_order(len(encoded), batch, seed)
+    order = training_order(len(rows), batch, seed)
     for _ in range(passes):
         seen: dict[int, Tensor] = {}
         for adapter in adapters.values() if looking else ():
             adapter.watch = _keep_activation(seen, looking[0])
-        inputs, labels = collate(encoded, next(order), device)
         model.zero_grad(set_to_none=True)
-        task_loss(model(**inputs).logits, labels).backward()
+        kind.loss(model, kind.collate(rows, next(order), device)).backward()
         bank.adopt()
         with torch.no_grad():
             if looking:

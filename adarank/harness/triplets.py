@@ -4,15 +4,14 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from adarank.adapters.lowrank import LowRank
 from adarank.errors import SettingError
-from adarank.harness.data import Encoded, encode
 from adarank.harness.files import write_text
 from adarank.harness.finished import finish, open_run
+from adarank.harness.kinds import KINDS
 from adarank.harness.rescore import scores_at_the_end
 from adarank.harness.worth import Part, halves, parts, rises
 
@@ -28,23 +27,20 @@ def measure(folder: Path, rows: int, passes: int) -> dict[str, Any]:
     if rows < 1 or passes < 1:
         raise SettingError(f"rows={rows} passes={passes} measure nothing; valid: whole numbers of at least 1")
     run = open_run(folder)
-    if run.task.kind != "classify":
-        raise SettingError(
-            f"{folder} is a run on {run.task.name}, whose kind of task is {run.task.kind}; valid: classification"
-        )
     adapters = {name: module for name, module in finish(run).items() if isinstance(module, LowRank)}
     if not adapters:
         raise SettingError(f"{folder} is a run without triplets; valid: a finished run of a low-rank method")
     model, seed, batch = run.model, run.settings["seed"], run.settings["train"]["batch_size"]
-    dev, train = (encode(split, run.built.tokenizer, run.task.max_length) for split in (run.task.dev, run.task.train))
-    dev = _first(dev, rows)
-    head = {"rows": len(dev), "batch": batch, "adapter": _digest(folder / "adapter" / "adapter.safetensors")}
-    batches = -(-len(dev) // batch)
-    found = gather(folder / JOURNAL, head, lambda begin: parts(model, adapters, dev, batch, begin), batches)
+    kind = KINDS[run.task.kind]
+    dev, train = (kind.encode(run.task, split, run.built.tokenizer) for split in ("dev", "train"))
+    rows = min(rows, len(dev))
+    head = {"rows": rows, "batch": batch, "adapter": _digest(folder / "adapter" / "adapter.safetensors")}
+    batches = -(-rows // batch)
+    found = gather(folder / JOURNAL, head, lambda begin: parts(model, adapters, dev, kind, rows, batch, begin), batches)
     loss, rise = rises(found)
-    scores = scores_at_the_end(model, adapters, train, batch, passes, seed)
+    scores = scores_at_the_end(model, adapters, train, kind, batch, passes, seed)
     modules = {name: adapter.rank for name, adapter in adapters.items()}
-    start = {"split": "dev", "rows": len(dev), "passes": passes, "loss": loss, "modules": modules}
+    start = {"split": "dev", "rows": rows, "passes": passes, "loss": loss, "modules": modules}
     return {**start, "rise": rise, "halves": halves(found), "scores": scores}
 
 
@@ -76,11 +72,6 @@ def _read(journal: Path, head: Mapping[str, Any]) -> list[Part]:
         except ValueError:
             break
     return [Part(*part) for part in known[1:]] if known[:1] == [dict(head)] else []
-
-
-def _first(encoded: Encoded, rows: int) -> Encoded:
-    few = {name: tokens[:rows] for name, tokens in encoded.tokens.items()}
-    return replace(encoded, tokens=few, label=encoded.label[:rows])
 
 
 def _digest(path: Path) -> str:

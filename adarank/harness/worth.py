@@ -6,44 +6,47 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from adarank.adapters.lowrank import LowRank
-from adarank.harness.data import Encoded, collate, evaluation_order
+from adarank.harness.data import evaluation_order
+from adarank.harness.kinds import Kind
 
 
 class Part(NamedTuple):
-    """One batch. rows: how many; loss: summed over them; without: the same without each triplet, module by module."""
+    """One batch. units: its rows, or the tokens that its loss is a mean over; loss: summed over them; without: the same
+    without each triplet, module by module."""
 
-    rows: int
+    units: int
     loss: float
     without: list[float]
 
 
 @torch.no_grad()
 def parts(
-    model: nn.Module, adapters: Mapping[str, LowRank], encoded: Encoded, batch: int, begin: int = 0
+    model: nn.Module, adapters: Mapping[str, LowRank], rows: Any, kind: Kind, count: int, batch: int, begin: int = 0
 ) -> Iterator[Part]:
-    """The losses of every batch of `encoded` from number `begin` on, in evaluation's order.
+    """The losses of every batch of the first `count` of `rows`, which `kind` encoded, from number `begin` on, in
+    evaluation's order.
 
     Exact: a forward pass a triplet and batch, without autocast, losses in fp64. λ of one triplet is set to 0 at a time.
     The blocks before the triplet's own (lower places in the same ModuleList) cannot notice: they answer from memory,
     which halves the work.
     """
-    model.eval()
+    precise = Precise(model).eval()
     device = next(model.parameters()).device
     places = [(name, i) for name, adapter in adapters.items() for i in range(adapter.rank)]
     blocks = {name: _block(model, name) for name in adapters}
     every = {id(block): block for stack, place in blocks.values() for block in stack[: place + 1]}
-    order = evaluation_order(encoded, batch)[begin:]
+    order = evaluation_order(rows.lengths[:count], batch)[begin:]
     left = len(order) * len(places)
     with tqdm(total=left, unit="triplet", disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False) as bar:
-        for rows in order:
-            inputs, labels = collate(encoded, rows, device)
+        for chosen in order:
+            inputs, units = kind.collate(rows, chosen, device), kind.units(rows, chosen)
 
-            def loss(inputs: Any = inputs, labels: Tensor = labels, rows: Any = rows) -> float:
-                return task_loss_64(model(**inputs).logits, labels) * len(rows)
+            def loss(inputs: Any = inputs, units: int = units) -> float:
+                return kind.loss(precise, inputs).item() * units
 
             known: dict[int, Any] = {}
             with ExitStack() as hooks:
@@ -60,14 +63,14 @@ def parts(
                     without.append(loss())
                 lam[i] = kept
                 bar.update()
-            yield Part(len(rows), whole, without)
+            yield Part(units, whole, without)
 
 
 def rises(found: Sequence[Part]) -> tuple[float, list[float]]:
-    """(mean loss, its rise without each triplet) over all rows of `found`."""
-    rows, total = sum(part.rows for part in found), sum(part.loss for part in found)
+    """(mean loss, its rise without each triplet) over all units of `found`."""
+    units, total = sum(part.units for part in found), sum(part.loss for part in found)
     without = [sum(values) for values in zip(*(part.without for part in found), strict=True)]
-    return total / rows, [(value - total) / rows for value in without]
+    return total / units, [(value - total) / units for value in without]
 
 
 def halves(found: Sequence[Part]) -> list[list[float]] | None:
@@ -76,13 +79,18 @@ def halves(found: Sequence[Part]) -> list[list[float]] | None:
     return [rises(found[0::2])[1], rises(found[1::2])[1]] if len(found) > 1 else None
 
 
-def task_loss_64(logits: Tensor, labels: Tensor) -> float:
-    """The task's loss in fp64: a triplet may move it by less than fp32 resolves."""
-    return float(
-        nn.functional.mse_loss(logits.squeeze(-1).double(), labels.double())
-        if labels.is_floating_point()
-        else nn.functional.cross_entropy(logits.double(), labels)
-    )
+class Precise(nn.Module):
+    """A model whose logits are in fp64, and so its loss: a triplet may move it by less than fp32 resolves."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> Any:
+        found = self.model(**inputs)
+        for key in [key for key in found if key.endswith("logits")]:
+            found[key] = found[key].double()
+        return found
 
 
 def _keep_output(known: dict[int, Any], key: int) -> Callable[..., None]:

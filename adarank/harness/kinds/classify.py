@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from adarank.harness import data, parallel
 from adarank.harness.data import Encoded
 from adarank.harness.distributed import rank, world
-from adarank.harness.plan import Plan, autocast
+from adarank.harness.plan import Plan, at_least_fp32, autocast
 from adarank.harness.tasks import metrics
 from adarank.harness.tasks.base import Task
 from adarank.harness.tasks.metrics import higher_is_better
@@ -54,9 +54,10 @@ def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy for classes (logits [n, classes]), mean squared error for float targets (logits [n, 1])."""
+    logits = at_least_fp32(logits)
     if labels.is_floating_point():
-        return F.mse_loss(logits.squeeze(-1).float(), labels.float())
-    return F.cross_entropy(logits.float(), labels)
+        return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+    return F.cross_entropy(logits, labels)
 
 
 @torch.no_grad()
@@ -66,7 +67,7 @@ def evaluate(model: nn.Module, rows: Encoded, plan: Plan, device: torch.device) 
     Rank i of n takes batches i, i + n, …, so that every batch is the one that a single process would see.
     """
     model.eval()
-    order = data.evaluation_order(rows, 2 * plan.batch_size)
+    order = data.evaluation_order(rows.lengths, 2 * plan.batch_size)
     logits: list[Tensor] = []
     for first in range(0, len(order), world()):
         mine = min(first + rank(), len(order) - 1)  # one too many does no harm: sharded weights need every rank

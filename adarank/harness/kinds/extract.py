@@ -12,7 +12,7 @@ from adarank.errors import SettingError
 from adarank.harness import data, parallel
 from adarank.harness.distributed import rank, world
 from adarank.harness.kinds.windows import Windows, answers, windows
-from adarank.harness.plan import Plan, autocast
+from adarank.harness.plan import Plan, at_least_fp32, autocast
 from adarank.harness.tasks.answers import against, exact_match, f1, with_best_threshold
 from adarank.harness.tasks.base import Task
 
@@ -57,7 +57,7 @@ def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 def span_loss(start: Tensor, end: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """The mean of both cross-entropies over the tokens. start, end [n, tokens]; first, last [n]."""
-    return (F.cross_entropy(start.float(), first) + F.cross_entropy(end.float(), last)) / 2
+    return (F.cross_entropy(at_least_fp32(start), first) + F.cross_entropy(at_least_fp32(end), last)) / 2
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def evaluate(model: nn.Module, rows: Windows, plan: Plan, device: torch.device) 
     Rank i of n takes batches i, i + n, …, so that every batch is the one that a single process would see.
     """
     model.eval()
-    order = data.evaluation_order(rows.encoded, 2 * plan.batch_size)
+    order = data.evaluation_order(rows.lengths, 2 * plan.batch_size)
     width = len(rows.encoded.tokens["input_ids"][order[0][0]])  # the longest come first
     found: list[Tensor] = []
     for step in range(0, len(order), world()):

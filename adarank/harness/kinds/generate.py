@@ -15,10 +15,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from adarank.errors import SettingError
 from adarank.harness import parallel
+from adarank.harness.data import evaluation_order
 from adarank.harness.distributed import rank, world
 from adarank.harness.kinds.decode import answers
 from adarank.harness.kinds.pairs import IGNORED, Encoded, encode
-from adarank.harness.plan import Plan, autocast
+from adarank.harness.plan import Plan, at_least_fp32, autocast
 from adarank.harness.tasks import text_metrics
 from adarank.harness.tasks.base import Task
 from adarank.harness.tasks.text_metrics import higher_is_better, not_computed
@@ -72,7 +73,7 @@ def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """[batch, longest − 1]: the cross-entropy of every token but the first, 0 where it does not count."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
     return F.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), batch["labels"][:, 1:], ignore_index=IGNORED, reduction="none"
+        at_least_fp32(logits[:, :-1]).transpose(1, 2), batch["labels"][:, 1:], ignore_index=IGNORED, reduction="none"
     )
 
 
@@ -81,8 +82,7 @@ def evaluate(model: nn.Module, rows: Encoded, plan: Plan, device: torch.device) 
     """loss: the mean over all tokens of all responses (its exp is the perplexity); the other metrics where prompts are
     answered. Pruned triplets do not count (λ ⊙ mask). Batches go to ranks as in `classify.evaluate`."""
     model.eval()
-    longest_first = np.argsort([-len(ids) for ids in rows.input_ids], kind="stable")
-    order = [longest_first[i : i + 2 * plan.batch_size] for i in range(0, len(rows), 2 * plan.batch_size)]
+    order = evaluation_order(rows.lengths, 2 * plan.batch_size)
     sums: list[Tensor] = []
     for first in range(0, len(order), world()):
         batch = collate(rows, order[min(first + rank(), len(order) - 1)], device)

@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from adarank.errors import SettingError
 from adarank.harness import cache, parallel
-from adarank.harness.data import lengths
+from adarank.harness.data import evaluation_order, lengths
 from adarank.harness.distributed import rank, world
-from adarank.harness.plan import Plan, autocast
+from adarank.harness.plan import Plan, at_least_fp32, autocast
 from adarank.harness.tasks import text_metrics
 from adarank.harness.tasks.base import Prompts, Task
 from adarank.harness.tasks.text_metrics import higher_is_better, not_computed
@@ -125,7 +125,7 @@ def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """[batch, longest reference]: the cross-entropy of every token, 0 where padded. The model shifts the labels itself."""
-    logits = model(**batch, use_cache=False).logits.float()
+    logits = at_least_fp32(model(**batch, use_cache=False).logits)
     return F.cross_entropy(logits.transpose(1, 2), batch["labels"], ignore_index=IGNORED, reduction="none")
 
 
@@ -135,7 +135,7 @@ def evaluate(model: nn.Module, rows: Encoded, plan: Plan, device: torch.device) 
     count (λ ⊙ mask). Batches go to ranks as in `classify.evaluate`."""
     model.eval()
     sums: list[Tensor] = []
-    order = _order(rows, len(rows), 2 * plan.batch_size)
+    order = evaluation_order(rows.lengths, 2 * plan.batch_size)
     for first in range(0, len(order), world()):
         batch = collate(rows, order[min(first + rank(), len(order) - 1)], device)
         with autocast(plan.precision, device):
@@ -152,7 +152,7 @@ def evaluate(model: nn.Module, rows: Encoded, plan: Plan, device: torch.device) 
 
 def answers(model: Any, rows: Encoded, plan: Plan, device: torch.device) -> list[str]:
     """What the model makes of the first `answered` texts, in their order."""
-    order = _order(rows, rows.answered, plan.batch_size)
+    order = evaluation_order(rows.lengths[: rows.answered], plan.batch_size)
     pad = rows.tokenizer.pad_token_id
     found: list[Tensor] = []
     for first in range(0, len(order), world()):
@@ -170,9 +170,3 @@ def answers(model: Any, rows: Encoded, plan: Plan, device: torch.device) -> list
         found += parallel.in_order(new, [len(batch) for batch in order[first : first + world()]])
     texts = rows.tokenizer.batch_decode(torch.cat(found), skip_special_tokens=True)
     return [texts[i] for i in np.argsort(np.concatenate(order))]
-
-
-def _order(rows: Encoded, count: int, batch: int) -> list[np.ndarray]:
-    """Batches of the first `count` row numbers, the longest texts first, so that little is padded."""
-    longest_first = np.argsort([-len(ids) for ids in rows.source[:count]], kind="stable")
-    return [longest_first[i : i + batch] for i in range(0, count, batch)]
