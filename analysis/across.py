@@ -4,10 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from analysis import formats
 from analysis.pairs import compare
 from analysis.rows import Row
-from analysis.tables import Table
+from analysis.tables import Table, kind_and_ranks
 from analysis.verdicts import MARGIN, Verdict, judge, unit_scale
 
 
@@ -21,7 +20,7 @@ class Across(NamedTuple):
 def across(tables: Iterable[Table]) -> list[Across]:
     """Verdicts over the tasks of a model, targets and split; none for a single task.
 
-    A configuration is a method with the ranks it was asked for, on every task the one that is best on dev (each has
+    A configuration is a kind of row with the ranks it was asked for, on every task the one that is best on dev (each has
     its own learning rate). Only metrics to maximise within -1..1 may be averaged over tasks: others are left to their
     own tables.
     """
@@ -39,8 +38,12 @@ def across(tables: Iterable[Table]) -> list[Across]:
         for key in shared:
             pairs = [(rows[key], table.references[rows[key]]) for rows, table in zip(best, group, strict=True)]
             if not any(row is reference for row, reference in pairs):
-                ours, theirs = (sorted({_name(row) for row in rows}) for rows in zip(*pairs, strict=True))
-                comparisons.append(compare(", ".join(ours), ", ".join(theirs), pairs))
+                ours, theirs = (
+                    sorted({kind_and_ranks(table, row) for row, table in zip(rows, group, strict=True)})
+                    for rows in zip(*pairs, strict=True)
+                )
+                kinds = (group[0].kinds[pairs[0][0]], group[0].kinds[pairs[0][1]])
+                comparisons.append(compare(" / ".join(ours), " / ".join(theirs), kinds, pairs))
         if comparisons:
             where = [model, *([f"targets {targets}"] if targets else []), split]
             title = f"{', '.join(where)}, over {len(group)} tasks: {', '.join(table.task for table in group)}"
@@ -49,8 +52,7 @@ def across(tables: Iterable[Table]) -> list[Across]:
 
 
 def _best(table: Table) -> dict[tuple[str, ...], Row]:
-    return {(row.method, *row.asked): row for row in table.best(lambda row: (row.method, row.asked))}
+    def key(row: Row) -> tuple[str, ...]:
+        return (table.kinds[row], *row.asked)
 
-
-def _name(row: Row) -> str:
-    return f"{row.method} {formats.ranks(row.initial_rank, row.final_rank)}".rstrip(f" {formats.BLANK}")
+    return {key(row): row for row in table.best(key)}

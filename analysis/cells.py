@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from analysis import budgets, delta, dynamics, forgetting, formats, probe, stats, tested, trials, verdicts
+from analysis import budgets, controls, delta, dynamics, forgetting, formats, probe, stats, tested, trials, verdicts
 from analysis.across import Across
 from analysis.load import Run
 from analysis.rows import Row
@@ -72,6 +72,8 @@ def grids(table: Table) -> list[Grid]:
     if worth := probe.rows(table):
         title = "Do the scores mean anything? Each beside the rise of the dev loss without the triplet"
         found.append(Grid(title, probe.HEADER, worth))
+    if judged := controls.verdicts(table):
+        found.append(_verdict_grid(controls.TITLE, judged))
     if judged := dynamics.verdicts(table):
         found.append(_verdict_grid(dynamics.TITLE, judged))
     if changes := delta.rows(table):

@@ -123,7 +123,7 @@ def _chosen(table: Table) -> str:
     rows = table.shown
     if len(rows) == len(table.rows):
         return ""
-    words = " Of every method only the configuration that is best on dev."
-    if len({row.method for row in table.rows}) > len(rows):
+    words = " Of every kind only the configuration that is best on dev."
+    if len(set(table.kinds.values())) > len(rows):
         words += f" LoRA and the {len(rows) - 1} best on dev of the others."
     return words

@@ -29,8 +29,14 @@ class Comparison:
         return self.scores - self.others
 
 
-def compare(label: str, against: str, pairs: Sequence[tuple[Row, Row]], last_checkpoint: bool = False) -> Comparison:
-    """Row against reference, a task each; only seeds that both have make a pair.
+def compare(
+    label: str,
+    against: str,
+    methods: tuple[str, str],
+    pairs: Sequence[tuple[Row, Row]],
+    last_checkpoint: bool = False,
+) -> Comparison:
+    """Row against reference, a task each; only seeds that both have make a pair. methods: what a verdict calls them.
 
     The scores are those of the checkpoint that is best on dev, or of the last one.
     """
@@ -45,4 +51,4 @@ def compare(label: str, against: str, pairs: Sequence[tuple[Row, Row]], last_che
     runs = [
         run for pair, both in zip(pairs, common, strict=True) for row in pair for run in row.runs if run.seed in both
     ]
-    return Comparison(label, against, (pairs[0][0].method, pairs[0][1].method), scores, others, tuple(runs))
+    return Comparison(label, against, methods, scores, others, tuple(runs))

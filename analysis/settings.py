@@ -22,6 +22,7 @@ HIDDEN |= {  # no effect on the result; a group or one key of it
     "launcher",
     "allocator.source",  # a path, another one for every seed
 }
+PIECES = ("adapter", "init", "score", "allocator", "schedule", "penalty", "quantization")  # what a method is made of
 TERMS = ("train.", "budget.")  # the terms of a comparison: shown even when they differ only between methods
 
 
@@ -61,13 +62,24 @@ def labels(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, str]:
     """
     names = {}
     for row in rows:
-        kin = [other for other in rows if other.method == row.method]
-        own = [key for key in settings if (key in row.settings or "." not in key) and len(_values(key, kin)) > 1]
         parts = [row.method, *([formats.ranks(row.initial_rank, row.final_rank)] if row.ranks else [])]
-        told = (f"{_short(key)} {row.settings.get(key, '?')}" for key in own)
-        names[row] = ", ".join([" ".join(parts), *told])
+        names[row] = ", ".join([" ".join(parts), *_told(row, rows, settings)])
     times = Counter(names.values())
     return {row: name if times[name] == 1 else f"{name} ({row.configuration})" for row, name in names.items()}
+
+
+def kinds(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, str]:
+    """What each row is, whatever its ranks and learning rate: its method and the `settings` of its pieces in which it differs
+    from its method's others, `adalora, allocator uniform`."""
+    of_pieces = [key for key in settings if key.partition(".")[0] in PIECES]
+    return {row: ", ".join([row.method, *_told(row, rows, of_pieces)]) for row in rows}
+
+
+def _told(row: Row, rows: Sequence[Row], settings: Iterable[str]) -> list[str]:
+    """The settings in which `row` differs from its method's others."""
+    kin = [other for other in rows if other.method == row.method]
+    own = [key for key in settings if (key in row.settings or "." not in key) and len(_values(key, kin)) > 1]
+    return [f"{_short(key)} {row.settings.get(key, '?')}" for key in own]
 
 
 def _short(key: str) -> str:

@@ -4,12 +4,13 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 
+from analysis import formats
 from analysis.budgets import Budget, budget
 from analysis.load import Run, identity
 from analysis.maps import pooled
 from analysis.references import references
 from analysis.rows import Row, make_row
-from analysis.settings import REFERENCE, differing, in_order, labels, visible
+from analysis.settings import REFERENCE, differing, in_order, kinds, labels, visible
 
 FEW = 8  # rows that a figure of lines can hold
 
@@ -18,7 +19,8 @@ FEW = 8  # rows that a figure of lines can hold
 class Table:
     """Rows that may stand side by side, in reading order.
 
-    settings: the settings in which they differ; labels: a short name for each row; references: the LoRA row that a
+    settings: the settings in which they differ; labels: a short name for each row; kinds: what each is, whatever its ranks
+    and learning rate; references: the LoRA row that a
     row is measured against, empty where there is none; budgets: what each was allowed.
     """
 
@@ -31,6 +33,7 @@ class Table:
     rows: tuple[Row, ...]
     settings: tuple[str, ...] = ()
     labels: dict[Row, str] = field(default_factory=dict)
+    kinds: dict[Row, str] = field(default_factory=dict)
     references: dict[Row, Row] = field(default_factory=dict)
     budgets: dict[Row, Budget] = field(default_factory=dict)
 
@@ -61,10 +64,10 @@ class Table:
 
     @property
     def shown(self) -> tuple[Row, ...]:
-        """The rows for figures that hold FEW: all, or of every method the best on dev, LoRA and the best first."""
+        """The rows for figures that hold FEW: all, or of every kind the best on dev, LoRA and the best first."""
         if len(self.rows) <= FEW:
             return self.rows
-        each = self.best(lambda row: row.method)
+        each = self.best(self.kinds.__getitem__)
         order = sorted(self.best_first(each), key=lambda row: row.method != REFERENCE)  # stable
         chosen = set(order[:FEW])
         return tuple(row for row in self.rows if row in chosen)
@@ -102,6 +105,14 @@ def relative_time(row: Row, reference: Row | None) -> float | None:
     return row.step_ms / reference.step_ms if len(devices) == 1 and "unknown" not in devices else None
 
 
+def kind_and_ranks(table: Table, row: Row) -> str:
+    """`adalora 12 → 8, allocator uniform`: a row's name but for its learning rate."""
+    if not row.ranks:
+        return table.kinds[row]
+    method, *told = table.kinds[row].split(", ", 1)
+    return ", ".join([f"{method} {formats.ranks(row.initial_rank, row.final_rank)}", *told])
+
+
 def _finish(table: Table) -> Table:
     """The table with its rows in order, its settings chosen, its rows named and each row's reference found."""
     rows = in_order(table.rows)
@@ -111,6 +122,7 @@ def _finish(table: Table) -> Table:
         rows=rows,
         settings=settings,
         labels=labels(rows, settings),
+        kinds=kinds(rows, settings),
         references=references(table.best_first(rows), rows),
         budgets={row: budget(row.runs, row.kept) for row in rows},
     )

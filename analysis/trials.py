@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 from analysis import formats
 from analysis.rows import Row
-from analysis.tables import Table
+from analysis.tables import Table, kind_and_ranks
 
 HEADER = ("method", "trials", "seeds a trial", "rates tried", "chosen", "best dev", "at the edge", "α/r")
 
 
 class Search(NamedTuple):
-    """Of one method and ranks: tried: {learning rate: row}, in rising order; chosen: the row that is best on dev."""
+    """Of one kind of row and its ranks: tried: {learning rate: row}, in rising order; chosen: the row that is best on dev."""
 
     name: str
     tried: Mapping[float, Row]
@@ -26,19 +26,18 @@ class Search(NamedTuple):
 
 
 def searches(table: Table) -> list[Search]:
-    """The search of every method and ranks, one rate or several; of several rows with one rate the best on dev."""
-    found: dict[tuple[str, ...], dict[float, Row]] = {(row.method, *row.asked): {} for row in table.rows}
+    """The search of every kind of row and its ranks, one rate or several; of several rows with one rate the best on dev."""
+    found: dict[tuple[str, ...], dict[float, Row]] = {(table.kinds[row], *row.asked): {} for row in table.rows}
     for row in table.best_first(table.rows):
         if (rate := formats.as_number(row.settings.get("train.lr"))) is not None:
-            found[row.method, *row.asked].setdefault(rate, row)
-    return [_search(tried) for tried in found.values() if tried]
+            found[table.kinds[row], *row.asked].setdefault(rate, row)
+    return [_search(table, tried) for tried in found.values() if tried]
 
 
-def _search(tried: Mapping[float, Row]) -> Search:
+def _search(table: Table, tried: Mapping[float, Row]) -> Search:
     """tried: the best on dev first."""
     best = next(iter(tried.values()))
-    ranks = [formats.ranks(best.initial_rank, best.final_rank)] if best.ranks else []
-    return Search(" ".join([best.method, *ranks]), dict(sorted(tried.items())), best)
+    return Search(kind_and_ranks(table, best), dict(sorted(tried.items())), best)
 
 
 def searched(table: Table) -> list[Search]:

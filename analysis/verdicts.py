@@ -7,6 +7,7 @@ import numpy as np
 
 from analysis import formats, stats
 from analysis.pairs import Comparison, compare
+from analysis.rows import Row
 from analysis.tables import Table
 
 LEVEL = 0.05
@@ -45,8 +46,16 @@ def verdicts(table: Table, last_checkpoint: bool = False) -> list[Verdict]:
     """
     references = table.references
     pairs = [(row, references[row]) for row in table.tuned if references and row is not references[row]]
-    labels = table.labels
-    found = [compare(labels[row], labels[other], [(row, other)], last_checkpoint) for row, other in pairs]
+    return between(table, pairs, last_checkpoint)
+
+
+def between(table: Table, pairs: Iterable[tuple[Row, Row]], last_checkpoint: bool = False) -> list[Verdict]:
+    """The verdicts on pairs of the table's rows, corrected together."""
+    labels, kinds = table.labels, table.kinds
+    found = [
+        compare(labels[one], labels[other], (kinds[one], kinds[other]), [(one, other)], last_checkpoint)
+        for one, other in pairs
+    ]
     found = [one for one in found if one.runs or not last_checkpoint]
     return judge(found, MARGIN if unit_scale(table) else None, table.higher_is_better)
 

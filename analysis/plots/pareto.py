@@ -1,10 +1,10 @@
 """What the cost buys: the metric against parameters, time or memory, and which configurations nothing dominates."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analysis import formats
-from analysis.plots import dots, style
+from analysis.plots import dots, legend, style
 from analysis.plots.labels import place_labels
 from analysis.rows import Row
 from analysis.tables import FEW, Table
@@ -34,26 +34,27 @@ COSTS = {
 
 
 def draw(table: Table, cost: Cost) -> "Figure | None":
-    """The tuned rows of `table` (beyond LINES the best on dev of every method and rank) as points, those of a method
-    joined by a line; named directly, or beyond NAMED by a legend of methods.
+    """The tuned rows of `table` (beyond LINES the best on dev of every kind and rank) as points, those of a kind
+    joined by a line; named directly, or beyond NAMED by a legend of kinds.
 
-    More than FEW methods are listed instead, metric and cost side by side.
+    More than FEW kinds are listed instead, metric and cost side by side.
     The seeds' own values are small dots, and set the frame; an interval that would leave it is not drawn: one from two
     seeds may be wider than any metric. None without costs, and where a measured one comes from more than one device.
     """
     chosen = table.tuned
     if len(chosen) > LINES:
-        chosen = table.best(lambda row: (row.method, row.asked))
+        chosen = table.best(lambda row: (table.kinds[row], row.asked))
     costs = {row: value for row in chosen if (value := cost.of(row))}
     rows = list(costs)
     if not rows or (cost.measured and len(set[str]().union(*(row.devices for row in rows))) > 1):
         return None
     import matplotlib
+    from matplotlib.lines import Line2D
 
     looks = style.looks(table)
     frame = _frame([value for row in rows for value in row.scores.values()])
     best = front([(costs[row], row.mean) for row in rows], table.higher_is_better)
-    if len({row.method for row in rows}) > FEW:
+    if len({table.kinds[row] for row in rows}) > FEW:
         figure = dots.side_by_side(table, costs, set(best), frame, cost.label)
         _cost_axis(figure.axes[1], cost)
         return figure
@@ -62,8 +63,8 @@ def draw(table: Table, cost: Cost) -> "Figure | None":
         axes = figure.subplots()
         for row in rows:
             _draw_row(axes, row, costs[row], looks[row], frame)
-        for method in {row.method: None for row in rows}:
-            kin = sorted((costs[row], row.mean, looks[row]["color"]) for row in rows if row.method == method)
+        for kind in dict.fromkeys(table.kinds[row] for row in rows):
+            kin = sorted((costs[row], row.mean, looks[row]["color"]) for row in rows if table.kinds[row] == kind)
             axes.plot(
                 [x for x, _, _ in kin], [y for _, y, _ in kin], color=kin[0][2], linewidth=0.9, alpha=0.6, zorder=1
             )
@@ -74,7 +75,9 @@ def draw(table: Table, cost: Cost) -> "Figure | None":
         axes.set_xlabel(cost.label)
         axes.set_ylabel(f"{table.metric} on {table.split}, mean and 95% t interval")
         if len(rows) > NAMED:
-            _method_legend(figure, rows, looks)
+            looks_of = {table.kinds[row]: looks[row] | {"linestyle": "none"} for row in rows}
+            handles = [Line2D([], [], markersize=8, **look) for look in looks_of.values()]
+            legend.below(figure, (handles, list(map(style.plain, looks_of))), columns=6)
             return figure
         rows.sort(key=lambda row: -row.mean)
         points = [(costs[row], row.mean) for row in rows]
@@ -125,11 +128,3 @@ def _frame(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     spare = max((high - low) / 3, 0.01 * max(abs(low), abs(high)), 1e-3)
     return low - spare, high + spare
-
-
-def _method_legend(figure: "Figure", rows: Sequence[Row], looks: Mapping[Row, dict[str, Any]]) -> None:
-    from matplotlib.lines import Line2D
-
-    methods = {row.method: looks[row] | {"linestyle": "none"} for row in rows}
-    handles = [Line2D([], [], markersize=8, label=style.plain(method), **look) for method, look in methods.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6)

@@ -28,13 +28,14 @@ RC: dict[Any, Any] = {
 def looks(table: Table) -> dict[Row, dict[str, Any]]:
     """A colour, a line style and a marker for every row, the same in all figures of the table.
 
-    Every row has its own where all are shown, else every method, those shown first; after eight the markers move on by
+    Every row has its own where all are shown, else every kind of row, those shown first; after eight the markers move on by
     one, so that colour and marker together stay unique up to 64.
     """
     single = len(table.shown) == len(table.rows)
     order = [*table.shown, *table.rows]
-    names = list(dict.fromkeys(table.labels[row] if single else row.method for row in order))
-    places = {row: names.index(table.labels[row] if single else row.method) for row in table.rows}
+    called = table.labels if single else table.kinds
+    names = list(dict.fromkeys(called[row] for row in order))
+    places = {row: names.index(called[row]) for row in table.rows}
     return {row: look(place) for row, place in places.items()}
 
 

@@ -99,7 +99,7 @@ def test_pictures_are_the_files_beside_the_page_and_not_blank(written):
     quickstart, page = written
     files = sorted(path.name for path in (quickstart / "report").iterdir())
     rank_map = next(name for name in files if name.startswith("rank_map_adalora-"))
-    names = "agreement budget forest learning_curves memory parameters time trajectories"
+    names = "agreement budget forest learning_curves memory orthogonality parameters time trajectories"
     pictures = [*(f"{name}.png" for name in names.split()), rank_map]
     assert files == sorted(["index.html", "tables.md", "tables.tex", *pictures])
     embedded = {base64.b64decode(image["src"].partition(",")[2]) for image in page.images}
