@@ -1,6 +1,7 @@
 """The comparison protocol: as many trials for every method, one choice on dev, the same seeds, nothing trained twice."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import yaml
 
 from adarank.errors import SettingError
 from experiments import protocol
+from tests.experiments.test_run import inside, summaries
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = {
@@ -102,10 +104,35 @@ def test_strings_are_quoted_for_hydra():
     ]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "studies").glob("*.yaml")), ids=lambda p: p.stem)
+STUDIES = sorted((ROOT / "experiments" / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_the_studies_that_are_there_are_fair(path):
-    study = protocol.read(yaml.safe_load(path.read_text()))
+    study = protocol.load(path)
     assert study.settings["holdout"]
+    compared = sum(len(study.budgets) if m.get("ranked", True) else 1 for m in study.methods.values())
+    compared -= len(study.budgets)  # LoRA itself
+    assert compared * 2 / 2 ** len(study.seeds) <= 0.05, "no difference could ever be decided"
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_every_method_of_a_study_runs_at_tiny_size(path, tmp_path):
+    """Its own settings reach run.py as it takes them; a map takes the ranks of the run it belongs to."""
+    study = dataclasses.replace(protocol.load(path), settings={"tiny": True, "holdout": 0.25})
+    (task, *_), (budget, *_) = study.tasks, study.budgets
+    for name, method in sorted(study.methods.items(), key=lambda item: "map_of" in item[1]):
+        asked, ranked = study, method.get("ranked", True) and "map_of" not in method
+        if "map_of" in method:
+            (source,) = (tmp_path / method["map_of"]).iterdir()
+            asked = protocol.with_map(study, name, source, seed=3)
+        words = protocol.words(protocol.settings_of(asked, task, name, budget if ranked else None))
+        inside(*words, "seed=3", f"out={tmp_path / name}")
+        (summary,) = summaries(tmp_path / name).values()
+        assert summary["status"] == "finished"
+        if "map_of" in method:
+            final = json.loads((source / "summary.json").read_text())["rank"]["final"]
+            assert sorted(summary["rank"]["final"].values()) == sorted(final.values())
 
 
 @pytest.fixture
