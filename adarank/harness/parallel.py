@@ -5,12 +5,13 @@ shard=fsdp2   frozen weights lie in pieces and are gathered block by block; what
               whole on every rank, its gradients averaged by one all-reduce; where everything trains, all is pieces
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -118,6 +119,18 @@ def mean(value: Tensor) -> Tensor:
         dist.all_reduce(value)
         value /= world()
     return value
+
+
+def over(order: Sequence[np.ndarray], compute: Callable[[np.ndarray], Tensor]) -> Tensor:
+    """compute(rows) [rows, …] of every batch of `order`, joined in that order; every rank gets all of it.
+
+    Rank i of n takes batches i, i + n, …, so that every batch is the one that a single process would see.
+    """
+    found: list[Tensor] = []
+    for first in range(0, len(order), world()):
+        mine = min(first + rank(), len(order) - 1)  # one too many does no harm: sharded weights need every rank
+        found += in_order(compute(order[mine]), [len(rows) for rows in order[first : first + world()]])
+    return torch.cat(found)
 
 
 def in_order(value: Tensor, rows: Sequence[int]) -> list[Tensor]:

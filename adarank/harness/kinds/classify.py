@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from adarank.harness import data, parallel
 from adarank.harness.data import Encoded
-from adarank.harness.distributed import rank, world
 from adarank.harness.plan import Plan, at_least_fp32, autocast
 from adarank.harness.tasks import metrics
 from adarank.harness.tasks.base import Task
@@ -62,22 +61,19 @@ def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, rows: Encoded, plan: Plan, device: torch.device) -> dict[str, float]:
-    """The task's metrics and the loss over a whole split. Pruned triplets do not count (λ ⊙ mask).
-
-    Rank i of n takes batches i, i + n, …, so that every batch is the one that a single process would see.
-    """
+    """The task's metrics and the loss over a whole split. Pruned triplets do not count (λ ⊙ mask)."""
     model.eval()
     order = data.evaluation_order(rows.lengths, 2 * plan.batch_size)
-    logits: list[Tensor] = []
-    for first in range(0, len(order), world()):
-        mine = min(first + rank(), len(order) - 1)  # one too many does no harm: sharded weights need every rank
-        inputs, _ = data.collate(rows, order[mine], device)
+
+    def logits(chosen: np.ndarray) -> Tensor:
+        inputs, _ = data.collate(rows, chosen, device)
         with autocast(plan.precision, device):
-            found = model(**inputs).logits.float()
-        logits += parallel.in_order(found, [len(chosen) for chosen in order[first : first + world()]])
+            found: Tensor = model(**inputs).logits
+        return found.float()
+
+    ordered = parallel.over(order, logits).cpu()
     model.train()
-    chosen = np.concatenate(order)
-    ordered, labels = torch.cat(logits).cpu(), rows.label[torch.from_numpy(chosen)]
+    labels = rows.label[torch.from_numpy(np.concatenate(order))]
     values = metrics.compute(plan.metrics, ordered.numpy(), labels.numpy())
     return {**values, "loss": task_loss(ordered, labels).item()}
 

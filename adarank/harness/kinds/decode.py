@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from adarank.harness import parallel
-from adarank.harness.distributed import rank, world
+from adarank.harness.data import evaluation_order, lengths
+from adarank.harness.distributed import world
 from adarank.harness.plan import Plan, autocast
 
 
@@ -25,13 +26,11 @@ def answers(
 ) -> list[list[int]]:
     """The tokens that follow each prompt, greedily, before `end` or up to `max_new_tokens`, in the prompts' order.
 
-    Batches of 2 · batch_size prompts of like length, padded on the left; rank i of n takes batches i, i + n, …
+    Batches of 2 · batch_size prompts of like length, padded on the left.
     """
-    longest_first = np.argsort([-len(ids) for ids in prompts], kind="stable")
-    order = [longest_first[i : i + 2 * plan.batch_size] for i in range(0, len(prompts), 2 * plan.batch_size)]
-    found: list[Tensor] = []
-    for first in range(0, len(order), world()):
-        chosen = order[min(first + rank(), len(order) - 1)]
+    order = evaluation_order(lengths(prompts), 2 * plan.batch_size)
+
+    def answered(chosen: np.ndarray) -> Tensor:
         ids, mask = left_padded([prompts[i] for i in chosen], pad, device)
         with autocast(plan.precision, device), decoding(model, eos_token_id=end, pad_token_id=pad):
             out = model.generate(
@@ -42,10 +41,11 @@ def answers(
             )
         new = torch.full((len(chosen), max_new_tokens), end, device=device)
         new[:, : out.shape[1] - ids.shape[1]] = out[:, ids.shape[1] :]
-        found += parallel.in_order(new, [len(rows) for rows in order[first : first + world()]])
-    rows = torch.cat(found).tolist()
+        return new
+
+    rows = parallel.over(order, answered).tolist()
     cut = [row[: row.index(end)] if end in row else row for row in rows]
-    return [cut[i] for i in np.argsort(longest_first)]
+    return [cut[i] for i in np.argsort(np.concatenate(order))]
 
 
 def left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

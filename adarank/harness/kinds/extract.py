@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from adarank.errors import SettingError
 from adarank.harness import data, parallel
-from adarank.harness.distributed import rank, world
 from adarank.harness.kinds.windows import Windows, answers, windows
 from adarank.harness.plan import Plan, at_least_fp32, autocast
 from adarank.harness.tasks.answers import against, exact_match, f1, with_best_threshold
@@ -62,25 +61,23 @@ def span_loss(start: Tensor, end: Tensor, first: Tensor, last: Tensor) -> Tensor
 
 @torch.no_grad()
 def evaluate(model: nn.Module, rows: Windows, plan: Plan, device: torch.device) -> dict[str, float]:
-    """SQuAD's measures over all questions, and the loss over all windows. Pruned triplets do not count (λ ⊙ mask).
-
-    Rank i of n takes batches i, i + n, …, so that every batch is the one that a single process would see.
-    """
+    """SQuAD's measures over all questions, and the loss over all windows. Pruned triplets do not count (λ ⊙ mask)."""
     model.eval()
     order = data.evaluation_order(rows.lengths, 2 * plan.batch_size)
     width = len(rows.encoded.tokens["input_ids"][order[0][0]])  # the longest come first
-    found: list[Tensor] = []
-    for step in range(0, len(order), world()):
-        mine = min(step + rank(), len(order) - 1)  # one too many does no harm: sharded weights need every rank
-        inputs, _ = data.collate(rows.encoded, order[mine], device)
+
+    def scores(chosen: np.ndarray) -> Tensor:
+        """[batch, 2, tokens]"""
+        inputs, _ = data.collate(rows.encoded, chosen, device)
         with autocast(plan.precision, device):
             out = model(**inputs)
-        scores = torch.stack([out.start_logits, out.end_logits], dim=1).float()  # [batch, 2, tokens]
-        scores = scores.masked_fill(inputs["attention_mask"][:, None] == 0, NOWHERE)
-        scores = F.pad(scores, (0, width - scores.shape[-1]), value=NOWHERE)
-        found += parallel.in_order(scores, [len(chosen) for chosen in order[step : step + world()]])
+        found = torch.stack([out.start_logits, out.end_logits], dim=1).float()
+        found = found.masked_fill(inputs["attention_mask"][:, None] == 0, NOWHERE)
+        return F.pad(found, (0, width - found.shape[-1]), value=NOWHERE)
+
+    found = parallel.over(order, scores).cpu()
     model.train()
-    start, end = torch.cat(found).cpu()[np.argsort(np.concatenate(order))].unbind(1)
+    start, end = found[np.argsort(np.concatenate(order))].unbind(1)
     spans = rows.encoded.label
     values = measures(rows, start.numpy(), end.numpy(), plan.metrics)
     return {**values, "loss": span_loss(start, end, spans[:, 0], spans[:, 1]).item()}

@@ -16,7 +16,6 @@ from torch.nn.utils.rnn import pad_sequence
 from adarank.errors import SettingError
 from adarank.harness import parallel
 from adarank.harness.data import evaluation_order
-from adarank.harness.distributed import rank, world
 from adarank.harness.kinds.decode import answers
 from adarank.harness.kinds.pairs import IGNORED, Encoded, encode
 from adarank.harness.plan import Plan, at_least_fp32, autocast
@@ -80,16 +79,15 @@ def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 @torch.no_grad()
 def evaluate(model: nn.Module, rows: Encoded, plan: Plan, device: torch.device) -> dict[str, float]:
     """loss: the mean over all tokens of all responses (its exp is the perplexity); the other metrics where prompts are
-    answered. Pruned triplets do not count (λ ⊙ mask). Batches go to ranks as in `classify.evaluate`."""
+    answered. Pruned triplets do not count (λ ⊙ mask)."""
     model.eval()
-    order = evaluation_order(rows.lengths, 2 * plan.batch_size)
-    sums: list[Tensor] = []
-    for first in range(0, len(order), world()):
-        batch = collate(rows, order[min(first + rank(), len(order) - 1)], device)
+
+    def losses(chosen: np.ndarray) -> Tensor:
         with autocast(plan.precision, device):
-            found = token_losses(model, batch).sum(1)
-        sums += parallel.in_order(found, [len(chosen) for chosen in order[first : first + world()]])
-    values = {"loss": torch.cat(sums).double().sum().item() / int(rows.counted.sum())}
+            return token_losses(model, collate(rows, chosen, device)).sum(1)
+
+    order = evaluation_order(rows.lengths, 2 * plan.batch_size)
+    values = {"loss": parallel.over(order, losses).double().sum().item() / int(rows.counted.sum())}
     if rows.prompts:
         tokens = answers(model, rows.prompts, rows.end, rows.pad, rows.max_new_tokens, plan, device)
         texts = [rows.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]

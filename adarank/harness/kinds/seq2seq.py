@@ -17,7 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from adarank.errors import SettingError
 from adarank.harness import cache, parallel
 from adarank.harness.data import evaluation_order, lengths
-from adarank.harness.distributed import rank, world
+from adarank.harness.distributed import world
+from adarank.harness.kinds.pairs import IGNORED
 from adarank.harness.plan import Plan, at_least_fp32, autocast
 from adarank.harness.tasks import text_metrics
 from adarank.harness.tasks.base import Prompts, Task
@@ -30,7 +31,6 @@ __all__ = [
 
 AUTO = "AutoModelForSeq2SeqLM"
 FRESH_HEAD = False
-IGNORED = -100  # the label of a token that does not count
 
 
 @dataclass(frozen=True)
@@ -132,16 +132,15 @@ def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 @torch.no_grad()
 def evaluate(model: nn.Module, rows: Encoded, plan: Plan, device: torch.device) -> dict[str, float]:
     """loss: the mean over all tokens of all references; the other metrics where texts are answered. Pruned triplets do not
-    count (λ ⊙ mask). Batches go to ranks as in `classify.evaluate`."""
+    count (λ ⊙ mask)."""
     model.eval()
-    sums: list[Tensor] = []
-    order = evaluation_order(rows.lengths, 2 * plan.batch_size)
-    for first in range(0, len(order), world()):
-        batch = collate(rows, order[min(first + rank(), len(order) - 1)], device)
+
+    def losses(chosen: np.ndarray) -> Tensor:
         with autocast(plan.precision, device):
-            found = token_losses(model, batch).sum(1)
-        sums += parallel.in_order(found, [len(chosen) for chosen in order[first : first + world()]])
-    values = {"loss": torch.cat(sums).double().sum().item() / int(rows.counted.sum())}
+            return token_losses(model, collate(rows, chosen, device)).sum(1)
+
+    order = evaluation_order(rows.lengths, 2 * plan.batch_size)
+    values = {"loss": parallel.over(order, losses).double().sum().item() / int(rows.counted.sum())}
     if rows.answered:
         texts = answers(model, rows, plan, device)
         wanted = rows.references[: rows.answered]
@@ -154,9 +153,8 @@ def answers(model: Any, rows: Encoded, plan: Plan, device: torch.device) -> list
     """What the model makes of the first `answered` texts, in their order."""
     order = evaluation_order(rows.lengths[: rows.answered], plan.batch_size)
     pad = rows.tokenizer.pad_token_id
-    found: list[Tensor] = []
-    for first in range(0, len(order), world()):
-        chosen = order[min(first + rank(), len(order) - 1)]
+
+    def summaries(chosen: np.ndarray) -> Tensor:
         with autocast(plan.precision, device):
             out = model.generate(
                 **_sources(rows, chosen, device),
@@ -167,6 +165,7 @@ def answers(model: Any, rows: Encoded, plan: Plan, device: torch.device) -> list
             )
         new = torch.full((len(chosen), rows.max_new_tokens + 1), pad, device=device)
         new[:, : out.shape[1]] = out
-        found += parallel.in_order(new, [len(batch) for batch in order[first : first + world()]])
-    texts = rows.tokenizer.batch_decode(torch.cat(found), skip_special_tokens=True)
+        return new
+
+    texts = rows.tokenizer.batch_decode(parallel.over(order, summaries), skip_special_tokens=True)
     return [texts[i] for i in np.argsort(np.concatenate(order))]
