@@ -5,7 +5,8 @@
 For each task of the study: every method tries its grid of learning rates on the tuning seeds, as many trials as any other;
 the best mean on dev is chosen (dev is carved from train where the study sets `holdout`); then every method and budget runs the
 same seeds (same head, same data order) at the chosen rate, and test is measured once a run, at its end. Finished runs are packed
-into --results as they come and are never trained again; what follows the options goes to experiments/run.py.
+into --results as they come and are never trained again; what follows the options goes to experiments/run.py. At the end a report
+is written of the trials and one of the comparison; --read writes them from --results alone.
 """
 
 import argparse
@@ -24,6 +25,9 @@ import yaml
 
 from adarank.errors import SettingError
 from adarank.harness.files import write_json
+from analysis.load import FolderError
+from analysis.page import write_report
+from analysis.report import load as load_runs
 from experiments.pack import pack, unpack
 
 Settings = Mapping[str, Any]
@@ -221,11 +225,29 @@ def follow(study: Study, place: Place, tasks: Sequence[str] | None = None) -> No
         compare(study, place, task, tune(study, place, task))
 
 
+def reports(place: Place) -> None:
+    """Write a report of the trials and one of the comparison into --out, of every run that --results holds too.
+
+    Raises SettingError where there is no finished run.
+    """
+    unpack(place.results, place.out)
+    stages = [place.out / stage for stage in ("tuning", "seeds") if (place.out / stage).is_dir()]
+    if not stages:
+        raise SettingError(f"--results={place.results} holds no run; valid: a folder that this command has filled")
+    for stage in stages:
+        try:
+            page = write_report(stage, *load_runs(stage))
+        except FolderError as error:
+            raise SettingError(f"{error}") from None
+        print(f"report: {page}", flush=True)
+
+
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """What protocol.py and the reproductions that follow it share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the folder for the runs")
     parser.add_argument("--results", type=Path, required=True, help="the folder for the finished runs' JSON files")
+    parser.add_argument("--read", action="store_true", help="train nothing, read what --results holds")
     parser.add_argument("--tasks", type=lambda text: text.split(","), help="some of the study's tasks, t1,t2")
     return parser
 
@@ -235,7 +257,10 @@ def main() -> int:
     parser.add_argument("study", type=Path, help="a YAML file of experiments/studies/")
     options, overrides = parser.parse_known_args()
     try:
-        follow(load(options.study), Place(options.out, options.results, overrides), options.tasks)
+        place = Place(options.out, options.results, overrides)
+        if not options.read:
+            follow(load(options.study), place, options.tasks)
+        reports(place)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,7 +5,8 @@
 
 Follows experiments/protocol.py (rates tuned on a split carved from train, then seeds) with adalora_table1.yaml. --data: the folder
 with GLUE's tasks; without it, the hub. At the scale `paper` levels are compared; below, only AdaLoRA − LoRA on the same seeds
-is set beside the paper's difference, and no cell is called reproduced. Finished runs are skipped; --read only reads.
+is set beside the paper's difference, and no cell is called reproduced. Finished runs are skipped; --read only reads
+--results and writes the reports.
 """
 
 import json
@@ -22,7 +23,7 @@ import yaml
 from adarank.errors import SettingError
 from adarank.harness.files import write_json
 from analysis.stats.intervals import mean_interval
-from experiments.protocol import Place, Study, arguments, follow, read
+from experiments.protocol import Place, Study, arguments, follow, read, reports
 
 RECIPES = Path(__file__).resolve().parents[2] / "conf" / "recipe_by_task"
 
@@ -120,12 +121,13 @@ def main() -> int:
     content = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     parser.add_argument("--scale", choices=tuple(content["scales"]), required=True)
     parser.add_argument("--data", type=Path, help="the folder with GLUE's tasks; without it, the hub")
-    parser.add_argument("--read", action="store_true", help="train nothing, read what --results holds")
     options, overrides = parser.parse_known_args()
     try:
         asked = study(content, options.scale, options.data and options.data.absolute())
+        place = Place(options.out, options.results, overrides)
         if not options.read:
-            follow(asked, Place(options.out, options.results, overrides), options.tasks)
+            follow(asked, place, options.tasks)
+        reports(place)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -60,7 +60,13 @@ def test_tiny_goes_through_and_a_second_call_trains_nothing(cola, tmp_path):
 
     read = call(cola, tmp_path / "nowhere", results, "--read")
     assert read.returncode == 0
-    assert not (tmp_path / "nowhere").exists()
+    for stage in ("tuning", "seeds"):  # a report of each, from the committed files alone
+        page = tmp_path / "nowhere" / stage / "report" / "index.html"
+        assert f"report: {page}" in read.stdout
+        assert "cola" in page.read_text(encoding="utf-8")
+    empty = call(cola, tmp_path / "void", tmp_path / "nothing", "--read")
+    assert (empty.returncode, empty.stdout) == (2, "")
+    assert "holds no run; valid: a folder that this command has filled" in empty.stderr
     assert read.stdout.splitlines()[-2:] == done.stdout.splitlines()[-2:]
 
 
