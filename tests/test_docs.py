@@ -54,13 +54,26 @@ def test_the_step_picture_shows_every_contender_and_model(tmp_path):
 
 def test_the_methods_default_to_the_learning_rates_of_the_committed_search():
     result = json.loads((RESULTS / "quickstart_lr.json").read_text())
-    grids = yaml.safe_load((ROOT / "experiments" / "grids.yaml").read_text())
-    assert result["grids"] == grids
-    assert len({len(rates) for rates in grids.values()}) == 1
-    for method, chosen in result["chosen"].items():
+    assert {len(found) for found in result["trials"].values()} == {3}
+    for method, found in result["trials"].items():
         config = yaml.safe_load((ROOT / "conf" / "method" / f"{method}.yaml").read_text())
-        assert config["train"]["lr"] == chosen["lr"]
-        assert not chosen["at_the_edge"]
+        _, best, _ = sorted(found, key=lambda trial: trial["lr"])  # inside its grid
+        assert best["last"] == max(trial["last"] for trial in found)
+        assert config["train"]["lr"] == best["lr"]
+
+
+def test_three_inits_default_to_the_learning_rates_of_the_committed_trials():
+    trials = [json.loads(path.read_text()) for path in (RESULTS / "inits_lr").glob("*.json")]
+    for method in ("pissa", "olora", "lora_ga"):
+        found = {
+            t["config"]["train"]["lr"]: t["summary"]["metric"]["best"]
+            for t in trials
+            if t["config"]["method"] == method
+        }
+        best = max(found, key=found.__getitem__)
+        assert len(found) == 5
+        assert min(found) < best < max(found)
+        assert yaml.safe_load((ROOT / "conf" / "method" / f"{method}.yaml").read_text())["train"]["lr"] == best
 
 
 def test_the_methods_page_names_every_method():
