@@ -32,14 +32,14 @@ def draw(table: Table, rows: Sequence[Row]) -> "Figure | None":
 
     order = sorted(found, key=lambda row: -found[row].value)
     with matplotlib.rc_context(style.RC):
-        figure = style.figure(8.5, 1.9 + 0.34 * len(order))
+        figure = style.figure(8.5, 2.1 + 0.34 * len(order))
         axes = figure.subplots()
         _draw(axes, order, found)
         axes.set_yticks(range(len(order)), [f"{style.plain(table.labels[r])}  ({len(r.runs)} seeds)" for r in order])
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.set_xlim(-1.04, 1.04)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("Spearman correlation of the seeds' rank maps, mean over pairs of seeds")
+        axes.set_xlabel("Spearman correlation of the seeds' rank maps,\nmean over pairs of seeds")
         figure.legend(loc="outside lower center", ncols=2)
     return figure
 

@@ -62,6 +62,20 @@ def test_a_full_sweep_has_every_figure_with_a_caption_and_named_axes(full):
         assert panel.get_ylabel() or [label.get_text() for label in panel.get_yticklabels()], name
 
 
+def test_no_text_is_cut_off_however_long_the_names(full, quickstart, write_run):
+    for seed in (0, 1):  # another kind of adalora: both get long names
+        write_run(quickstart, "adalora", seed, config={"allocator._target_": "adarank.allocators.a_rather_long_name"})
+    (table,) = tables(read_runs(quickstart))
+    for name, (_, figure) in drawn(table).items():
+        if figure is None:
+            continue
+        figure.draw_without_rendering()
+        drawn_on, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        assert min(drawn_on.x0, drawn_on.y0) >= -0.02, name
+        assert drawn_on.x1 <= width + 0.02, name
+        assert drawn_on.y1 <= height + 0.02, name
+
+
 def test_no_file_of_plots_is_left_out():
     files = Path(plots.__path__[0]).glob("*.py")
     draws = {path.stem for path in files if "\ndef draw(" in path.read_text(encoding="utf-8")}
