@@ -76,6 +76,19 @@ def test_three_inits_default_to_the_learning_rates_of_the_committed_trials():
         assert yaml.safe_load((ROOT / "conf" / "method" / f"{method}.yaml").read_text())["train"]["lr"] == best
 
 
+def test_the_findings_print_the_differences_of_the_committed_file():
+    page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    cells = json.loads((RESULTS / "adalora_table1" / "table1_small.json").read_text())["cells"]
+    assert {cell["task"] for cell in cells} >= {"sst2"}
+    for cell in cells:
+        best = cell["best"]
+        if best["pairs"] < 8:  # under way
+            continue
+        low, high = best["interval"]
+        assert f"{best['mean']:+.2f} [{low:+.2f}, {high:+.2f}]" in page, cell
+        assert cell["paper"] is None or f"(paper {cell['paper']:+.2f})" in page, cell
+
+
 def test_the_methods_page_names_every_method():
     page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     for path in (ROOT / "conf" / "method").glob("*.yaml"):
