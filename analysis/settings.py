@@ -61,9 +61,9 @@ def labels(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, str]:
     Rows that are still alike are told apart by their configuration's hash.
     """
     names = {}
-    for row in rows:
+    for row, told in _told(rows, settings).items():
         parts = [row.method, *([formats.ranks(row.initial_rank, row.final_rank)] if row.ranks else [])]
-        names[row] = ", ".join([" ".join(parts), *_told(row, rows, settings)])
+        names[row] = ", ".join([" ".join(parts), *told])
     times = Counter(names.values())
     return {row: name if times[name] == 1 else f"{name} ({row.configuration})" for row, name in names.items()}
 
@@ -72,14 +72,23 @@ def kinds(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, str]:
     """What each row is, whatever its ranks and learning rate: its method and the `settings` of its pieces in which it differs
     from its method's others, `adalora, allocator uniform`."""
     of_pieces = [key for key in settings if key.partition(".")[0] in PIECES]
-    return {row: ", ".join([row.method, *_told(row, rows, of_pieces)]) for row in rows}
+    return {row: ", ".join([row.method, *told]) for row, told in _told(rows, of_pieces).items()}
 
 
-def _told(row: Row, rows: Sequence[Row], settings: Iterable[str]) -> list[str]:
-    """The settings in which `row` differs from its method's others."""
-    kin = [other for other in rows if other.method == row.method]
-    own = [key for key in settings if (key in row.settings or "." not in key) and len(_values(key, kin)) > 1]
-    return [f"{_short(key)} {row.settings.get(key, '?')}" for key in own]
+def _told(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, list[str]]:
+    """Of every row the settings in which it differs from its method's others."""
+    methods: dict[str, list[Row]] = {}
+    for row in rows:
+        methods.setdefault(row.method, []).append(row)
+    told = {name: [key for key in settings if len(_values(key, kin)) > 1] for name, kin in methods.items()}
+    return {
+        row: [
+            f"{_short(key)} {row.settings.get(key, '?')}"
+            for key in told[row.method]
+            if key in row.settings or "." not in key
+        ]
+        for row in rows
+    }
 
 
 def _short(key: str) -> str:
