@@ -79,9 +79,11 @@ def read(content: Settings) -> Study:
     for name, method in study.methods.items():
         if ("rates" in method) == ("tuned_as" in method):
             raise SettingError(f"methods.{name} needs either rates, or tuned_as: the method whose rate it takes")
-    counts = {name: len(method["rates"]) for name, method in study.methods.items() if "rates" in method}
-    if len(set(counts.values())) > 1:
-        raise SettingError(f"methods.rates have unlike numbers ({counts}); valid: as many rates for every method")
+    counts: dict[str, int] = {}
+    for task in study.tasks:
+        counts = {name: len(rates_of(study, task, name)) for name, method in study.methods.items() if "rates" in method}
+        if len(set(counts.values())) > 1:
+            raise SettingError(f"rates of {task} have unlike numbers ({counts}); valid: as many rates for every method")
     if both := set(study.tuning) & set(study.seeds):
         raise SettingError(f"seeds={sorted(both)} tune and compare; valid: tuning seeds that no comparison uses")
     if len(study.tuning) < len(study.budgets):
@@ -91,6 +93,13 @@ def read(content: Settings) -> Study:
         if absent := [source for source in sources if source not in counts]:
             raise SettingError(f"methods.{name} refers to {absent[0]}; valid: {', '.join(counts)}")
     return study
+
+
+def rates_of(study: Study, task: str, method: str) -> Sequence[float]:
+    """The method's grid of learning rates, the task's own where it has one."""
+    own: Mapping[str, Sequence[float]] = study.tasks[task].get("rates", {})
+    rates: Sequence[float] = own.get(method, study.methods[method]["rates"])
+    return rates
 
 
 def trials(study: Study, method: Settings) -> Iterator[tuple[int | None, list[int]]]:
@@ -164,9 +173,11 @@ def finished(place: Place, stage: str, task: str, method: str) -> list[dict[str,
 
 
 def choose(found: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> dict[str, Any]:
-    """The rate of the best mean on dev, the mean of every rate, and whether the best lies at the edge of its grid.
+    """The rate of the best mean on dev, the mean of every rate, and whether the best lies at the edge of its grid. Trials
+    of other rates (of an earlier grid) do not count.
 
     Raises SettingError where the rates were not tried equally often."""
+    found = [trial for trial in found if trial["rate"] in rates]
     by_rate = {rate: [t["dev"] for t in found if t["rate"] == rate] for rate in sorted(rates)}
     if len({len(values) for values in by_rate.values()}) != 1 or not all(by_rate.values()):
         raise SettingError(f"trials={ {r: len(v) for r, v in by_rate.items()} }; valid: each rate equally often")
@@ -182,12 +193,13 @@ def tune(study: Study, place: Place, task: str) -> dict[str, Any]:
     for name, method in study.methods.items():
         if "tuned_as" in method:
             continue
+        rates = rates_of(study, task, name)
         for budget, seeds in trials(study, method):
-            run(study, place, "tuning", task, name, budget, method["rates"], seeds)
-        found = finished(place, "tuning", task, name)
-        chosen[name] = choose(found, method["rates"])
+            run(study, place, "tuning", task, name, budget, rates, seeds)
+        chosen[name] = choose(finished(place, "tuning", task, name), rates)
         edge = ", at the edge of its grid: widen it" if chosen[name]["at_the_edge"] else ""
-        print(f"{task}, {name}: train.lr={chosen[name]['rate']:g} after {len(found)} trials{edge}", flush=True)
+        count = chosen[name]["trials"]
+        print(f"{task}, {name}: train.lr={chosen[name]['rate']:g} after {count} trials{edge}", flush=True)
     write_json(place.results / "tuning" / task / "rates.json", chosen)
     return chosen
 

@@ -43,18 +43,20 @@ def study(content: Mapping[str, Any], scale: str, data: Path | None) -> Study:
     return read(found)
 
 
-def task(name: str, scale: str, data: Path | None, more: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's settings, `more` among them; below the paper's scale its phases are fractions and γ is set, at it the recipe
-    sets them."""
+def task(name: str, scale: str, data: Path | None, own: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's part of the study, with the settings and rates of its own at this scale; below the paper's scale its phases
+    are fractions and γ is set, at it the recipe sets them."""
     where = {} if data is None else {"task.path": str(data)}
+    rates, more = own.get("rates", {}), own.get("settings", {})
     if scale == "paper":
-        return {"settings": {"task": name, **where, **more}}
-    shared, own = (yaml.safe_load((RECIPES / r / f"{name}.yaml").read_text()) for r in ("adalora_shared", "adalora"))
+        return {"settings": {"task": name, **where, **more}, "rates": rates}
+    shared, phased = (yaml.safe_load((RECIPES / r / f"{name}.yaml").read_text()) for r in ("adalora_shared", "adalora"))
     steps = shared["train"]["steps"]
-    phases = {f"schedule.{key}": round(own["schedule"][key] / steps, 4) for key in ("t_i", "t_f")}
+    phases = {f"schedule.{key}": round(phased["schedule"][key] / steps, 4) for key in ("t_i", "t_f")}
     return {
         "settings": {"task": name, "task.max_length": shared["task"]["max_length"], **where, **more},
-        "adaptive": {**phases, "penalty.gamma": own["penalty"]["gamma"]},
+        "adaptive": {**phases, "penalty.gamma": phased["penalty"]["gamma"]},
+        "rates": rates,
     }
 
 

@@ -55,7 +55,7 @@ def test_settings_reach_the_methods_that_have_them():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lora": {"rates": [1e-3]}}, "methods.rates have unlike numbers"),
+        ({"lora": {"rates": [1e-3]}}, "rates of t have unlike numbers"),
         ({"high": {"tuned_as": "nobody"}}, "methods.high refers to nobody; valid: full, lora, adalora"),
         ({"high": {"rates": [1, 2]}}, "methods.high needs either rates, or tuned_as"),
     ],
@@ -85,6 +85,20 @@ def test_the_rate_of_the_best_mean_is_chosen_and_the_edge_said():
     assert chosen["means"] == [[1, 0.5], [2, 0.6], [3, 0.25]]
     worse = protocol.choose([{**t, "higher_is_better": False} for t in found], [1, 2, 3])
     assert (worse["rate"], worse["at_the_edge"]) == (3, True)
+
+
+def test_a_task_may_have_a_grid_of_its_own_and_trials_of_another_do_not_count(recorded):
+    content = copy.deepcopy(STUDY)
+    content["tasks"]["t"]["rates"] = {"full": [1e-5, 1e-4]}
+    calls, place = recorded
+    protocol.follow(protocol.read(content), place)
+    assert [call[3] for call in calls if call[:2] == ("tuning", "full")] == [[1e-5, 1e-4]]
+    assert [call[3] for call in calls if call[:2] == ("tuning", "lora")] == [[1e-3, 1e-2]] * 2
+    earlier = [trial(1, 0.9), trial(2, 0.6), trial(3, 0.2), trial(3, 0.3)]
+    assert protocol.choose(earlier, [1, 2])["trials"] == 2
+    content["tasks"]["t"]["rates"] = {"full": [1e-5]}
+    with pytest.raises(SettingError, match="rates of t have unlike numbers"):
+        protocol.read(content)
 
 
 def test_rates_tried_unequally_often_choose_nothing():
