@@ -3,7 +3,20 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from analysis import budgets, controls, delta, dynamics, forgetting, formats, probe, stats, tested, trials, verdicts
+from analysis import (
+    budgets,
+    controls,
+    delta,
+    dynamics,
+    foresight,
+    forgetting,
+    formats,
+    probe,
+    stats,
+    tested,
+    trials,
+    verdicts,
+)
 from analysis.across import Across
 from analysis.load import Run
 from analysis.rows import Row
@@ -72,6 +85,10 @@ def grids(table: Table) -> list[Grid]:
     if worth := probe.rows(table):
         title = "Do the scores mean anything? Each beside the rise of the dev loss without the triplet"
         found.append(Grid(title, probe.HEADER, worth))
+    if (over_seeds := foresight.rows(table))[0]:
+        found.append(Grid(foresight.TITLE, foresight.HEADER, *over_seeds))
+    if judged := foresight.verdicts(table):
+        found.append(_verdict_grid(foresight.AGAINST, judged))
     if judged := controls.verdicts(table):
         found.append(_verdict_grid(controls.TITLE, judged))
     if judged := dynamics.verdicts(table):
@@ -81,6 +98,10 @@ def grids(table: Table) -> list[Grid]:
         found.append(Grid(title, delta.HEADER, changes))
     if lost := forgetting.rows(table):
         found.append(Grid("What was forgotten beside what was learned", forgetting.header(table), lost))
+    if (over_seeds := forgetting.over_seeds(table))[0]:
+        found.append(Grid(forgetting.OVER_SEEDS, forgetting.header(table), *over_seeds))
+    if judged := forgetting.verdicts(table):
+        found.append(_verdict_grid(forgetting.AGAINST, judged))
     return found
 
 

@@ -7,12 +7,9 @@ both (common random numbers). Of several shuffles of one map the mean counts, so
 from collections import defaultdict
 from statistics import fmean
 
-import numpy as np
-from numpy.typing import NDArray
-
 from analysis import formats
 from analysis.maps import is_map, source
-from analysis.pairs import Comparison
+from analysis.pairs import by_key
 from analysis.rows import Row
 from analysis.tables import Table
 from analysis.verdicts import MARGIN, Verdict, judge, unit_scale
@@ -30,14 +27,14 @@ def verdicts(table: Table) -> list[Verdict]:
         if sum(_label(other) == label for other in groups) > 1:
             label = table.labels[row]
         if "none" in arms:
-            comparisons.append(_compare(f"{label}, adaptive", "its map", ("adaptive", "map"), adaptive, arms["none"]))
+            comparisons.append(by_key(f"{label}, adaptive", "its map", ("adaptive", "map"), adaptive, arms["none"]))
         for arm in ("within_family", "all"):
             if arm not in arms:
                 continue
             if "none" in arms:
-                comparisons.append(_compare(f"{label}, map", ARMS[arm], ("map", ARMS[arm]), arms["none"], arms[arm]))
+                comparisons.append(by_key(f"{label}, map", ARMS[arm], ("map", ARMS[arm]), arms["none"], arms[arm]))
             names = ("adaptive", ARMS[arm])
-            comparisons.append(_compare(f"{label}, adaptive", ARMS[arm], names, adaptive, arms[arm]))
+            comparisons.append(by_key(f"{label}, adaptive", ARMS[arm], names, adaptive, arms[arm]))
     return judge(comparisons, MARGIN if unit_scale(table) else None, table.higher_is_better) if comparisons else []
 
 
@@ -59,14 +56,3 @@ def found(table: Table) -> dict[Row, dict[str, dict[str, float]]]:
 
 def _label(row: Row) -> str:
     return f"{row.method} {formats.ranks(row.initial_rank, row.final_rank)}"
-
-
-def _compare(
-    label: str, against: str, methods: tuple[str, str], scores: dict[str, float], others: dict[str, float]
-) -> Comparison:
-    both = sorted(scores.keys() & others.keys())
-
-    def column(values: dict[str, float]) -> NDArray[np.float64]:
-        return np.array([[values[key]] for key in both], dtype=np.float64).reshape(len(both), 1)
-
-    return Comparison(label, against, methods, column(scores), column(others))

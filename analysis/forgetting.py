@@ -3,12 +3,17 @@
 import json
 from typing import NamedTuple
 
-from analysis import formats
+from analysis import formats, stats
 from analysis.files import number
 from analysis.load import Run
+from analysis.pairs import by_key
+from analysis.rows import Row
 from analysis.tables import Table
+from analysis.verdicts import Verdict, judge
 
 MEASURES = {"stsb": ("zero-shot STS-B, Spearman", 1.0), "text": ("held-out text, nats per token", -1.0)}
+OVER_SEEDS = "What was forgotten beside what was learned, over the seeds: mean and 95% interval"
+AGAINST = "Who forgets? Against LoRA, over the seeds that both have (better: forgot less)"
 
 
 class Forgotten(NamedTuple):
@@ -47,4 +52,45 @@ def rows(table: Table) -> list[list[str]]:
                 learned = formats.metric(run.score[1])
                 values = (formats.metric(one.before), formats.metric(one.after), formats.metric(one.lost, "+"))
                 found.append([f"{table.labels[row]}, seed {run.seed}", learned, one.measure, *values])
+    return found
+
+
+def over_seeds(table: Table) -> tuple[list[list[str]], list[list[Run]]]:
+    """`rows`, one a configuration and measure with several measured runs, and those runs."""
+    shown, runs = [], []
+    for row in table.rows:
+        for measure, by_seed in _by_measure(row).items():
+            if len(by_seed) < 2:
+                continue
+            measured = [run for run in row.runs if run.seed in by_seed]
+            before, after, lost = ([one[i] for one in by_seed.values()] for i in (1, 2, 3))
+            learned, *values = (
+                formats.interval(*stats.mean_interval(found))
+                for found in ([run.score[1] for run in measured], before, after, lost)
+            )
+            shown.append([table.labels[row], learned, measure, *values])
+            runs.append(measured)
+    return shown, runs
+
+
+def verdicts(table: Table) -> list[Verdict]:
+    """What every tuned row forgot against what its LoRA row did, on the seeds that both have; a pair at least."""
+    comparisons = []
+    for row in table.tuned:
+        if row is (other := table.references.get(row)) or other is None:
+            continue
+        theirs = _by_measure(other)
+        for measure, by_seed in _by_measure(row).items():
+            one, two = ({s: found.lost for s, found in each.items()} for each in (by_seed, theirs.get(measure, {})))
+            if one.keys() & two.keys():
+                label, names = f"{table.labels[row]}, {measure}", (table.kinds[row], table.kinds[other])
+                comparisons.append(by_key(label, table.labels[other], names, one, two))
+    return judge(comparisons, None, higher_is_better=False)
+
+
+def _by_measure(row: Row) -> dict[str, dict[int, Forgotten]]:
+    found: dict[str, dict[int, Forgotten]] = {}
+    for run in row.runs:
+        for one in read(run):
+            found.setdefault(one.measure, {})[run.seed] = one
     return found

@@ -1,13 +1,16 @@
 """Two methods' scores of the same seeds on the same tasks, side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.load import Run
 from analysis.rows import Row
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,15 @@ def compare(
         run for pair, both in zip(pairs, common, strict=True) for row in pair for run in row.runs if run.seed in both
     ]
     return Comparison(label, against, methods, scores, others, tuple(runs))
+
+
+def by_key(
+    label: str, against: str, methods: tuple[str, str], scores: Mapping[K, float], others: Mapping[K, float]
+) -> Comparison:
+    """Values of one kind against values of another on one task: those with the same key make a pair."""
+    both = [key for key in scores if key in others]
+
+    def column(values: Mapping[K, float]) -> NDArray[np.float64]:
+        return np.array([[values[key]] for key in both], dtype=np.float64).reshape(len(both), 1)
+
+    return Comparison(label, against, methods, column(scores), column(others))

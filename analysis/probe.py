@@ -42,6 +42,14 @@ class Probed(NamedTuple):
     scores: dict[str, NDArray[np.float64]]
 
 
+class Agreement(NamedTuple):
+    """Of a score with the rise: Spearman's correlation, overlap of the top b, and what chance would give."""
+
+    correlation: float
+    overlap: float
+    chance: float
+
+
 def content(run: Run) -> Probed | None:
     """The run's probe.json; None where there is no such file to read."""
     try:
@@ -72,7 +80,7 @@ def read(run: Run) -> list[Worth]:
 def measure(name: str, score: NDArray[np.float64], rise: NDArray[np.float64], generator: np.random.Generator) -> Worth:
     """Agreement of a score [triplets] with the rise [triplets]. Intervals keep the ranks of the whole: triplets are
     resampled with them."""
-    top = max(1, round(SHARE * len(rise)))
+    top = _top(rise)
     places = np.arange(len(rise), dtype=np.float64)
     a, b = mean_ranks(score), mean_ranks(rise)
     x, y = stats.ranks.membership(score, top), stats.ranks.membership(rise, top)
@@ -101,6 +109,12 @@ def measure(name: str, score: NDArray[np.float64], rise: NDArray[np.float64], ge
     )
 
 
+def agreement(score: NDArray[np.float64], rise: NDArray[np.float64]) -> Agreement | None:
+    """Agreement of a score [triplets] with the rise [triplets]; None where either is constant."""
+    correlation, top = stats.spearman(score, rise), _top(rise)
+    return None if correlation is None else Agreement(correlation, stats.top_overlap(rise, score, top), top / len(rise))
+
+
 def rows(table: Table) -> list[list[str]]:
     """One row of strings a run and score, for HEADER; none where no run of the table was probed."""
     found = []
@@ -108,6 +122,10 @@ def rows(table: Table) -> list[list[str]]:
         for run in row.runs:
             found += [[f"{table.labels[row]}, seed {run.seed}", *_cells(worth)] for worth in read(run)]
     return found
+
+
+def _top(rise: NDArray[np.float64]) -> int:
+    return max(1, round(SHARE * len(rise)))
 
 
 def _cells(worth: Worth) -> list[str]:

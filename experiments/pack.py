@@ -3,8 +3,8 @@
     python experiments/pack.py pack runs/table1 experiments/results/table1
     python experiments/pack.py unpack experiments/results/table1 runs/table1
 
-A packed run holds its settings (folders by their last name only), summary, metrics and allocations; not its weights, nor the scores'
-quantiles. What is unpacked is skipped by experiments/run.py as finished, and analysis/ reads it like any other run.
+A packed run holds its settings (folders by their last name only), summary, metrics, allocations and what experiments/probe.py
+measured of it (but for similarities); not its weights, nor the scores' quantiles. What is unpacked is skipped by experiments/run.py as finished, and analysis/ reads it like any other run.
 """
 
 import argparse
@@ -20,19 +20,24 @@ import yaml
 from adarank.harness.files import write_json, write_text
 
 FINISHED = "finished"
+MEASURES = ("probe.json", "delta.json", "forgetting.json")
 
 
 def pack(out: Path, results: Path) -> list[Path]:
-    """Write a file below `results` for every finished run below `out`, in the same sub-folders; those that are there stay
-    as they are. Returns the new files."""
+    """Write a file below `results` for every finished run below `out`, in the same sub-folders; those that are there gain
+    what was measured of their run since, and stay as they are otherwise. Returns the files written."""
     new = []
     for status in sorted(out.rglob("status.json")):
         folder = status.parent
         file = results / folder.parent.relative_to(out) / f"{folder.name}.json"
-        if json.loads(status.read_text(encoding="utf-8")).get("state") != FINISHED or file.exists():
+        if _read(status).get("state") != FINISHED:
+            continue
+        known = _read(file) if file.exists() else packed(folder)
+        more = {**known, **measured(folder)}
+        if file.exists() and more == known:
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, packed(folder))
+        write_json(file, more)
         new.append(file)
     return new
 
@@ -58,7 +63,7 @@ def packed(folder: Path) -> dict[str, Any]:
     modules = list(allocations[0]["ranks"]) if allocations else []
     return {
         "config": _anywhere(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))),
-        "summary": json.loads((folder / "summary.json").read_text(encoding="utf-8")),
+        "summary": _read(folder / "summary.json"),
         "metrics": _lines(folder / "metrics.jsonl"),
         "modules": modules,
         "allocations": [
@@ -66,6 +71,12 @@ def packed(folder: Path) -> dict[str, Any]:
             for record in allocations
         ],
     }
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    """{"measures": {file's name: its content}} of those of MEASURES that the run's folder has; nothing without any."""
+    found = {name: _read(folder / name) for name in MEASURES if (folder / name).is_file()}
+    return {"measures": found} if found else {}
 
 
 def unpacked(record: dict[str, Any], folder: Path) -> None:
@@ -76,6 +87,8 @@ def unpacked(record: dict[str, Any], folder: Path) -> None:
     write_text(folder / "config.yaml", yaml.safe_dump(record["config"], sort_keys=False))
     for name, lines in (("metrics", record["metrics"]), ("allocations", allocations)):
         write_text(folder / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    for name, content in record.get("measures", {}).items():
+        write_json(folder / name, content)
     write_json(folder / "summary.json", record["summary"])
     write_json(folder / "status.json", {"state": FINISHED, "step": record["summary"]["steps"], "error": None})
 
@@ -85,6 +98,10 @@ def _anywhere(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _anywhere(inside) for key, inside in value.items()}
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Finished runs as files that can be committed, and back."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,24 @@ def test_nothing_is_written_twice_and_unfinished_runs_are_left_out(out, tmp_path
     assert pack(out, tmp_path / "results") == []
     assert len(unpack(tmp_path / "results", tmp_path / "back")) == 1
     assert unpack(tmp_path / "results", tmp_path / "back") == []
+
+
+def test_what_was_measured_of_a_run_later_is_added_to_its_file(out, tmp_path):
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    shutil.copytree(out, runs)
+    (file,) = pack(runs, results)
+    (run,) = runs.glob("sweep/adalora-*")
+    before = json.loads(file.read_text())
+    for name in ("forgetting.json", "similarity.json"):
+        (run / name).write_text('{"stsb": {"before": 0.8, "after": 0.7}}')
+    assert pack(runs, results) == [file]
+    measures = {"forgetting.json": {"stsb": {"before": 0.8, "after": 0.7}}}
+    assert json.loads(file.read_text()) == {**before, "measures": measures}, "similarities are too large for it"
+    assert pack(runs, results) == []
+    (back,) = unpack(results, tmp_path / "back")
+    assert json.loads((back / "forgetting.json").read_text()) == measures["forgetting.json"]
+    (run / "forgetting.json").unlink()
+    assert pack(runs, results) == [], "what is in a file stays there"
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):
