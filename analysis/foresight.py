@@ -1,6 +1,7 @@
 """Do the scores mean anything, over seeds? The triplets of one run say what holds in it; here a run counts once."""
 
 from collections import defaultdict
+from statistics import fmean
 
 from analysis import formats, probe, stats
 from analysis.load import Run
@@ -26,7 +27,7 @@ def agreements(row: Row) -> Agreements:
         for name, score in content.scores.items():
             if len(score) == len(content.rise) > 3 and (one := probe.agreement(score, content.rise)) is not None:
                 found[name][run.seed] = one
-    return dict(sorted(found.items(), key=lambda item: -_mean([one.correlation for one in item[1].values()])))
+    return dict(sorted(found.items(), key=lambda item: -fmean(one.correlation for one in item[1].values())))
 
 
 def rows(table: Table) -> tuple[list[list[str]], list[list[Run]]]:
@@ -39,7 +40,7 @@ def rows(table: Table) -> tuple[list[list[str]], list[list[Run]]]:
             columns = zip(*by_seed.values(), strict=True)
             correlation, overlap, chance = (list(column) for column in columns)
             spans = [formats.interval(*stats.mean_interval(values)) for values in (correlation, overlap)]
-            shown.append([table.labels[row], name, *spans, formats.metric(_mean(chance)), str(len(by_seed))])
+            shown.append([table.labels[row], name, *spans, formats.metric(fmean(chance)), str(len(by_seed))])
             runs.append([run for run in row.runs if run.seed in by_seed])
     return shown, runs
 
@@ -52,13 +53,8 @@ def verdicts(table: Table) -> list[Verdict]:
         if len(found.get(own, ())) < 2:
             continue
         values = {name: {seed: one.correlation for seed, one in found[name].items()} for name in found}
-        comparisons += [
-            by_key(f"{table.labels[row]}: {name}", own, (name, own), values[name], values[own])
-            for name in found
-            if name != own
-        ]
+        for name in (name for name in found if name != own):
+            runs = [run for run in row.runs if run.seed in values[name].keys() & values[own].keys()]
+            label = f"{table.labels[row]}: {name}"
+            comparisons.append(by_key(label, own, (name, own), values[name], values[own], runs))
     return judge(comparisons, None, higher_is_better=True)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -82,9 +82,10 @@ def verdicts(table: Table) -> list[Verdict]:
         theirs = _by_measure(other)
         for measure, by_seed in _by_measure(row).items():
             one, two = ({s: found.lost for s, found in each.items()} for each in (by_seed, theirs.get(measure, {})))
-            if one.keys() & two.keys():
+            if both := one.keys() & two.keys():
                 label, names = f"{table.labels[row]}, {measure}", (table.kinds[row], table.kinds[other])
-                comparisons.append(by_key(label, table.labels[other], names, one, two))
+                runs = [run for each in (row, other) for run in each.runs if run.seed in both]
+                comparisons.append(by_key(label, table.labels[other], names, one, two, runs))
     return judge(comparisons, None, higher_is_better=False)
 
 

@@ -58,12 +58,18 @@ def compare(
 
 
 def by_key(
-    label: str, against: str, methods: tuple[str, str], scores: Mapping[K, float], others: Mapping[K, float]
+    label: str,
+    against: str,
+    methods: tuple[str, str],
+    scores: Mapping[K, float],
+    others: Mapping[K, float],
+    runs: Sequence[Run] = (),
 ) -> Comparison:
-    """Values of one kind against values of another on one task: those with the same key make a pair."""
+    """Values of one kind against values of another on one task: those with the same key make a pair. runs: where they
+    come from."""
     both = [key for key in scores if key in others]
 
     def column(values: Mapping[K, float]) -> NDArray[np.float64]:
         return np.array([[values[key]] for key in both], dtype=np.float64).reshape(len(both), 1)
 
-    return Comparison(label, against, methods, column(scores), column(others))
+    return Comparison(label, against, methods, column(scores), column(others), tuple(runs))

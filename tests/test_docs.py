@@ -14,6 +14,8 @@ import pytest
 import torch
 import yaml
 
+from analysis.stats import mean_interval
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "experiments" / "results"
@@ -87,6 +89,14 @@ def test_the_findings_print_the_differences_of_the_committed_file():
         low, high = best["interval"]
         assert f"{best['mean']:+.2f} [{low:+.2f}, {high:+.2f}]" in page, cell
         assert cell["paper"] is None or f"(paper {cell['paper']:+.2f})" in page, cell
+
+
+def test_the_findings_print_the_levels_of_map_and_dynamics():
+    page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    for kind in ("adalora", "map", "map_shuffled", "full"):
+        files = (RESULTS / "controls" / "seeds" / "rotten_tomatoes" / kind).glob("*.json")
+        middle, half = mean_interval([json.loads(f.read_text())["summary"]["metric"]["test"] for f in files])
+        assert f"{middle:.3f} ± {half:.3f}".replace("0.", ".") in page, kind
 
 
 def test_the_methods_page_names_every_method():

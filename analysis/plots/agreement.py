@@ -7,6 +7,7 @@ import numpy as np
 
 from analysis import stats
 from analysis.plots import style
+from analysis.plots.names import broken, row_height
 from analysis.rows import Row
 from analysis.tables import Table
 
@@ -32,10 +33,11 @@ def draw(table: Table, rows: Sequence[Row]) -> "Figure | None":
 
     order = sorted(found, key=lambda row: -found[row].value)
     with matplotlib.rc_context(style.RC):
-        figure = style.figure(8.5, 2.1 + 0.34 * len(order))
+        names = [f"{table.labels[row]}  ({len(row.runs)}\u00a0seeds)" for row in order]
+        figure = style.figure(8.5, 2.1 + row_height(names) * len(order))
         axes = figure.subplots()
         _draw(axes, order, found)
-        axes.set_yticks(range(len(order)), [f"{style.plain(table.labels[r])}  ({len(r.runs)} seeds)" for r in order])
+        axes.set_yticks(range(len(order)), list(map(broken, names)))
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.set_xlim(-1.04, 1.04)
         axes.grid(visible=False, axis="y")

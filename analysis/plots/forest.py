@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.plots import style
+from analysis.plots.names import broken, row_height
 from analysis.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def draw(verdicts: Sequence[Verdict], metric: str, margin: float | None) -> "Fig
     from matplotlib.lines import Line2D
 
     with matplotlib.rc_context(style.RC):
-        figure = style.figure(8.5, 1.8 + 0.34 * len(shown))
+        names = [f"{verdict.comparison.label}  (n\u00a0=\u00a0{verdict.pairs})" for verdict in shown]
+        figure = style.figure(8.5, 1.8 + row_height(names) * len(shown))
         axes = figure.subplots()
         if margin:
             axes.axvspan(-margin, margin, color="#e6e6e6", zorder=0)
@@ -38,8 +40,7 @@ def draw(verdicts: Sequence[Verdict], metric: str, margin: float | None) -> "Fig
             if verdict.interval is not None:
                 axes.plot(verdict.interval, [y, y], color=look["color"], linewidth=1.8)
             axes.plot([verdict.difference or 0.0], [y], linestyle="none", markersize=7.5, **look)
-        names = [f"{style.plain(verdict.comparison.label)}  (n = {verdict.pairs})" for verdict in shown]
-        axes.set_yticks(range(len(shown)), names)
+        axes.set_yticks(range(len(shown)), list(map(broken, names)))
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"difference to LoRA in {metric}\n(mean over pairs and 95% BCa interval)")

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from analysis.delta import read
 from analysis.plots import style
+from analysis.plots.names import broken, row_height
 from analysis.rows import Row
 from analysis.tables import Table
 
@@ -29,15 +30,16 @@ def draw(table: Table) -> "Figure | None":
 
     def name(row: Row) -> str:
         seeds = len(found[row])
-        return f"{style.plain(table.labels[row])}  ({seeds} seed{'s' * (seeds != 1)})"
+        return f"{table.labels[row]}  ({seeds}\u00a0seed{'s' * (seeds != 1)})"
 
     with matplotlib.rc_context(style.RC):
-        figure = style.figure(8.5, 1.6 + 0.34 * len(order))
+        names = list(map(name, order))
+        figure = style.figure(8.5, 1.6 + row_height(names) * len(order))
         axes = figure.subplots()
         for y, row in enumerate(order):
             axes.barh(y, sum(found[row]) / len(found[row]), height=0.55, color="#c4c4c4")
             axes.plot(found[row], [y] * len(found[row]), "o", color=style.COLOURS[0], markersize=6.5)
-        axes.set_yticks(range(len(order)), list(map(name, order)))
+        axes.set_yticks(range(len(order)), list(map(broken, names)))
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.set_xlim(left=0)
         axes.grid(visible=False, axis="y")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.files import number
 from analysis.plots import legend, style
+from analysis.plots.names import broken
 from analysis.tables import FEW, Table
 from analysis.trials import Search, searches
 
@@ -30,7 +31,7 @@ def draw(table: Table) -> "Figure | None":
                 axes.sharex(panels[0])
                 axes.sharey(panels[0])
                 _draw_search(axes, search, style.look(0))
-                axes.set_title(style.plain(search.name), fontsize=9)
+                axes.set_title(broken(search.name), fontsize=9)
                 axes.tick_params(labelsize=8)
             panels[0].set_xscale("log")
             figure.supxlabel("learning rate (log scale)", fontsize=10)

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from analysis import formats
 from analysis.plots import dots, legend, style
 from analysis.plots.labels import place_labels
+from analysis.plots.names import broken
 from analysis.rows import Row
 from analysis.tables import FEW, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+BESIDE = 28  # characters in a line of a name beside its point
 
 NAMED = 16  # points that a figure can name directly
 LINES = 40  # configurations that a figure can hold
@@ -82,7 +85,7 @@ def draw(table: Table, cost: Cost) -> "Figure | None":
         rows.sort(key=lambda row: -row.mean)
         points = [(costs[row], row.mean) for row in rows]
         colours = [looks[row]["color"] for row in rows]
-        names = [style.plain(table.labels[row]) for row in rows]
+        names = [broken(table.labels[row], BESIDE) for row in rows]
         place_labels(axes, points, names, colours, size=9 if len(rows) > FEW else None)
     return figure
 

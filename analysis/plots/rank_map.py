@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from analysis import formats
 from analysis.plots import style
+from analysis.plots.names import broken
 from analysis.rows import Row
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def draw(row: Row, label: str) -> "Figure | None":
                 axes.text(x, y, _short(value), ha="center", va="center", color=ink, fontsize=10)
         figure.colorbar(image, ax=axes, label="final rank (triplets)", shrink=0.9)
         seeds = f"mean of {len(row.runs)} seeds" if len(row.runs) > 1 else "one seed"
-        figure.suptitle(f"{style.plain(label)} ({seeds})", fontsize=12)
+        figure.suptitle(broken(f"{label} ({seeds})", round(8 * figure.get_figwidth())), fontsize=12)
     return figure
 
 

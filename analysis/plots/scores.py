@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from analysis.files import number
 from analysis.plots import legend, style
+from analysis.plots.names import broken
 from analysis.plots.trajectories import by_kind
 from analysis.rows import Row
 from analysis.tables import Table
@@ -32,7 +33,7 @@ def draw(table: Table, rows: Sequence[Row], allocations: Mapping[str, Records]) 
         for axes, (row, quantiles) in zip(panels, found.items(), strict=True):
             order, kinds = by_kind(list(row.ranks))
             _draw(axes, quantiles[order], kinds)
-            axes.set_title(style.plain(table.labels[row]), fontsize=10)
+            axes.set_title(broken(table.labels[row]), fontsize=10)
             axes.set_xlabel("module: layers within each kind", fontsize=9)
             axes.set_ylabel("score", fontsize=9)
         legend.below(figure, legend.entries(panels), columns=3, fontsize=9)

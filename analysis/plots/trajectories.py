@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from analysis.files import number
 from analysis.plots import style
+from analysis.plots.names import broken
 from analysis.plots.rank_map import split
 from analysis.rows import Row
 from analysis.tables import Table
@@ -35,7 +36,7 @@ def draw(table: Table, rows: Sequence[Row], allocations: Mapping[str, Records]) 
             axes.set_yticks([(a + b) / 2 for a, b in kinds.values()], [style.plain(k) for k in kinds], fontsize=8)
             for _, end in list(kinds.values())[:-1]:
                 axes.axhline(end, color="white", linewidth=1.5)
-            axes.set_title(style.plain(table.labels[row]), fontsize=10)
+            axes.set_title(broken(table.labels[row]), fontsize=10)
             axes.set_xlabel("optimiser step")
         panels[0].set_ylabel("module: layers within each kind, the first on top", fontsize=9)
         figure.colorbar(image, ax=panels, label="rank (triplets)", shrink=0.9)

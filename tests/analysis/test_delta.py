@@ -115,7 +115,7 @@ def test_who_forgets_is_judged_over_the_seeds_that_both_have(tmp_path, write_qui
         f"{np.mean(adalora):.4f} ± {half:.4f}",
     ]
     (verdict,) = forgetting.verdicts(table)
-    assert (verdict.text, verdict.pairs) == ("adalora better", 8)
+    assert (verdict.text, verdict.pairs, len(verdict.comparison.runs)) == ("adalora better", 8, 16)
     assert verdict.difference == pytest.approx(np.mean(adalora) - np.mean(lora))
     (folder,) = out.glob("lora-*-s3")
     (folder / "forgetting.json").unlink()

@@ -65,6 +65,9 @@ def test_a_full_sweep_has_every_figure_with_a_caption_and_named_axes(full):
 def test_no_text_is_cut_off_however_long_the_names(full, quickstart, write_run):
     for seed in (0, 1):  # another kind of adalora: both get long names
         write_run(quickstart, "adalora", seed, config={"allocator._target_": "adarank.allocators.a_rather_long_name"})
+        pieces = {"allocator": "rank_map", "schedule": "anything_but_short", "score": "smoothed_sensitivity"}
+        config = {f"{piece}._target_": f"adarank.pieces.{name}" for piece, name in pieces.items()}
+        write_run(quickstart, "adalora", seed, config=config)
     (table,) = tables(read_runs(quickstart))
     for name, (_, figure) in drawn(table).items():
         if figure is None:

@@ -52,6 +52,7 @@ def test_every_score_is_judged_against_the_one_that_pruned(table):
     assert (oracle.comparison.against, oracle.text, oracle.pairs) == ("adalora", "oracle better", 8)
     assert oracle.comparison.label.endswith(": oracle")
     assert (random.text, random.holm) == ("adalora better", pytest.approx(2 / 2**7))
+    assert [run.seed for run in oracle.comparison.runs] == list(SEEDS)
     assert oracle.equal is None, "half a point means nothing here"
 
 

@@ -90,6 +90,16 @@ def test_what_was_measured_of_a_run_later_is_added_to_its_file(out, tmp_path):
     assert json.loads((back / "forgetting.json").read_text()) == measures["forgetting.json"]
     (run / "forgetting.json").unlink()
     assert pack(runs, results) == [], "what is in a file stays there"
+    (run / "delta.json").write_text('{"top": 10}')
+    assert pack(runs, results) == [file]
+    assert json.loads(file.read_text())["measures"] == {**measures, "delta.json": {"top": 10}}
+    (run / "delta.json").write_text("{")
+    kept = file.read_text()
+    done = command("experiments/pack.py", "pack", runs, results)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {run / 'delta.json'} cannot be read; valid: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert file.read_text() == kept
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):
