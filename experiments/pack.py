@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import yaml
 
+from adarank.errors import SettingError
 from adarank.harness.files import write_json, write_text
 
 FINISHED = "finished"
@@ -33,11 +34,12 @@ def pack(out: Path, results: Path) -> list[Path]:
         if _read(status).get("state") != FINISHED:
             continue
         known = _read(file) if file.exists() else packed(folder)
-        more = {**known, **measured(folder)}
-        if file.exists() and more == known:
+        measures = {**known.get("measures", {}), **measured(folder)}
+        record = {**known, "measures": measures} if measures else known
+        if file.exists() and record == known:
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, more)
+        write_json(file, record)
         new.append(file)
     return new
 
@@ -74,9 +76,16 @@ def packed(folder: Path) -> dict[str, Any]:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """{"measures": {file's name: its content}} of those of MEASURES that the run's folder has; nothing without any."""
-    found = {name: _read(folder / name) for name in MEASURES if (folder / name).is_file()}
-    return {"measures": found} if found else {}
+    """{file's name: its content} of those of MEASURES that the run's folder has. Raises SettingError for one that is damaged."""
+    found = {}
+    for path in (folder / name for name in MEASURES if (folder / name).is_file()):
+        try:
+            found[path.name] = _read(path)
+        except ValueError:
+            raise SettingError(
+                f"{path} cannot be read; valid: the file as experiments/probe.py writes it, or none"
+            ) from None
+    return found
 
 
 def unpacked(record: dict[str, Any], folder: Path) -> None:
@@ -122,9 +131,13 @@ def main() -> int:
     if not source.is_dir():
         print(f"error: {source} is not a folder; valid: one that holds runs", file=sys.stderr)
         return 2
-    new = (pack if options.command == "pack" else unpack)(
-        source, options.results if source is options.out else options.out
-    )
+    try:
+        new = (pack if options.command == "pack" else unpack)(
+            source, options.results if source is options.out else options.out
+        )
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(f"{len(new)} runs -> {options.results if source is options.out else options.out}")
     return 0
 
