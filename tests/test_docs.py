@@ -41,6 +41,19 @@ def test_the_speed_table_is_the_committed_result():
     assert table(json.loads((RESULTS / "step_cpu.json").read_text())) in README
 
 
+def test_the_gpu_s_ratios_are_those_of_the_committed_result():
+    found = json.loads((RESULTS / "step_h100.json").read_text())
+    assert "H100" in found["machine"]["gpu"]
+    model = found["models"]["decoder_1b"]
+    findings = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    for pair in ("adalora / lora", "adalora / peft_lora", "adalora / peft_adalora", "adalora_compacted / peft_lora"):
+        text = "{median:.2f} [{low:.2f}, {high:.2f}]".format(**model["ratios"][pair])
+        assert text in README, pair
+        assert text in findings or pair.startswith("adalora_compacted"), pair
+    for which in ("adalora", "peft_lora", "peft_adalora"):
+        assert f"{model['kernels'][which]:,}" in README
+
+
 def test_the_step_picture_shows_every_contender_and_model(tmp_path):
     from matplotlib import image
 
@@ -81,7 +94,7 @@ def test_three_inits_default_to_the_learning_rates_of_the_committed_trials():
 def test_the_findings_print_the_differences_of_the_committed_file():
     page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
     cells = json.loads((RESULTS / "adalora_table1" / "table1_small.json").read_text())["cells"]
-    assert {cell["task"] for cell in cells} >= {"cola", "sst2"}
+    assert {cell["task"] for cell in cells} >= {"cola", "sst2", "rte"}
     for cell in cells:
         best = cell["best"]
         if best["pairs"] < 8:  # under way
