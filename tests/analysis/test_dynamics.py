@@ -38,6 +38,16 @@ def test_every_pair_is_a_seed_and_shuffles_are_averaged_within_it(tmp_path, writ
     assert len(grid.rows) == 3
 
 
+def test_every_comparison_leads_to_the_runs_of_its_pairs(tmp_path, write_run):
+    out = write_maps(tmp_path, write_run, seeds=2)
+    write_run(out, "adalora", 7)  # without a map
+    _, judged = verdicts_of(out)
+    own = lambda v: [(run.seed, dynamics.source(run) != "") for run in v.comparison.runs]  # noqa: E731
+    assert own(judged[0]) == [(0, False), (1, False), (0, True), (1, True)]
+    assert own(judged[1]) == [(0, True), (1, True), (0, True), (0, True), (1, True), (1, True)]  # two shuffles a map
+    assert len({run.name for run in judged[1].comparison.runs}) == 6
+
+
 def test_a_map_that_does_as_well_is_equivalent(tmp_path, write_run):
     _, judged = verdicts_of(write_maps(tmp_path, write_run, drop=0.0))
     assert judged[0].text == "equivalent"
