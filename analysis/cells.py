@@ -82,24 +82,17 @@ def grids(table: Table) -> list[Grid]:
     if rows:
         title, names = "The budget, counted four ways", ["method", *budgets.NAMES]
         found.append(Grid(title, names, [_budget_cells(table, row) for row in rows], [row.runs for row in rows]))
-    if worth := probe.rows(table):
-        title = "Do the scores mean anything? Each beside the rise of the dev loss without the triplet"
-        found.append(Grid(title, probe.HEADER, worth))
-    if (over_seeds := foresight.rows(table))[0]:
-        found.append(Grid(foresight.TITLE, foresight.HEADER, *over_seeds))
+    found += _measured(probe.TITLE, probe.HEADER, probe.rows(table))
+    found += _measured(foresight.TITLE, foresight.HEADER, foresight.rows(table))
     if judged := foresight.verdicts(table):
         found.append(_verdict_grid(foresight.AGAINST, judged))
     if judged := controls.verdicts(table):
         found.append(_verdict_grid(controls.TITLE, judged))
     if judged := dynamics.verdicts(table):
         found.append(_verdict_grid(dynamics.TITLE, judged))
-    if changes := delta.rows(table):
-        title = "What became of the weights: ΔW, medians over its modules"
-        found.append(Grid(title, delta.HEADER, changes))
-    if lost := forgetting.rows(table):
-        found.append(Grid("What was forgotten beside what was learned", forgetting.header(table), lost))
-    if (over_seeds := forgetting.over_seeds(table))[0]:
-        found.append(Grid(forgetting.OVER_SEEDS, forgetting.header(table), *over_seeds))
+    found += _measured(delta.TITLE, delta.HEADER, delta.rows(table))
+    found += _measured(forgetting.TITLE, forgetting.header(table), forgetting.rows(table))
+    found += _measured(forgetting.OVER_SEEDS, forgetting.header(table), forgetting.over_seeds(table))
     if judged := forgetting.verdicts(table):
         found.append(_verdict_grid(forgetting.AGAINST, judged))
     return found
@@ -125,6 +118,11 @@ def _last_checkpoint(row: Row) -> str:
         return formats.BLANK
     shown = formats.interval(*stats.mean_interval(list(row.last_scores.values())))
     return shown if len(row.last_scores) == len(row.scores) else f"{shown}, n = {len(row.last_scores)}"
+
+
+def _measured(title: str, names: Sequence[str], found: tuple[list[list[str]], list[list[Run]]]) -> list[Grid]:
+    """A table of (rows, their runs), none where nothing was measured."""
+    return [Grid(title, names, *found)] if found[0] else []
 
 
 def _verdict_grid(title: str, judged: Iterable[verdicts.Verdict]) -> Grid:

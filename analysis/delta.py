@@ -9,6 +9,7 @@ from analysis.files import number
 from analysis.load import Run
 from analysis.tables import Table
 
+TITLE = "What became of the weights: ΔW, medians over its modules"
 HEADER = ("run", "modules", "norm of ΔW, of W's", "rank", "effective rank", "stable rank", "amplification", "random",
           "intruders", "P off orthonormal", "Q off orthonormal")  # fmt: skip
 
@@ -45,14 +46,15 @@ def read(run: Run) -> Delta | None:
         return None
 
 
-def rows(table: Table) -> list[list[str]]:
-    """One row of strings a run, for HEADER; none where no run of the table was looked at."""
-    found = []
+def rows(table: Table) -> tuple[list[list[str]], list[list[Run]]]:
+    """A row of strings for HEADER, and its run, of every run; none where no run of the table was looked at."""
+    shown, runs = [], []
     for row in table.rows:
         for run in row.runs:
             if (delta := read(run)) is not None:
-                found.append([f"{table.labels[row]}, seed {run.seed}", *_cells(delta)])
-    return found
+                shown.append([f"{table.labels[row]}, seed {run.seed}", *_cells(delta)])
+                runs.append([run])
+    return shown, runs
 
 
 def _cells(delta: Delta) -> list[str]:

@@ -12,6 +12,7 @@ from analysis.tables import Table
 from analysis.verdicts import Verdict, judge
 
 MEASURES = {"stsb": ("zero-shot STS-B, Spearman", 1.0), "text": ("held-out text, nats per token", -1.0)}
+TITLE = "What was forgotten beside what was learned"
 OVER_SEEDS = "What was forgotten beside what was learned, over the seeds: mean and 95% interval"
 AGAINST = "Who forgets? Against LoRA, over the seeds that both have (better: forgot less)"
 
@@ -43,16 +44,17 @@ def read(run: Run) -> list[Forgotten]:
     ]
 
 
-def rows(table: Table) -> list[list[str]]:
-    """One row of strings a run and measure, for `header`; none where no run of the table was measured."""
-    found = []
+def rows(table: Table) -> tuple[list[list[str]], list[list[Run]]]:
+    """A row of strings for `header`, and its run, of every run and measure; none where no run of the table was measured."""
+    shown, runs = [], []
     for row in table.rows:
         for run in row.runs:
             for one in read(run):
                 learned = formats.metric(run.score[1])
                 values = (formats.metric(one.before), formats.metric(one.after), formats.metric(one.lost, "+"))
-                found.append([f"{table.labels[row]}, seed {run.seed}", learned, one.measure, *values])
-    return found
+                shown.append([f"{table.labels[row]}, seed {run.seed}", learned, one.measure, *values])
+                runs.append([run])
+    return shown, runs
 
 
 def over_seeds(table: Table) -> tuple[list[list[str]], list[list[Run]]]:

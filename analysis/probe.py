@@ -14,6 +14,7 @@ from analysis.stats.paired import mean_ranks
 from analysis.tables import Table
 
 SHARE = 0.25  # top b: the best quarter of the triplets
+TITLE = "Do the scores mean anything? Each beside the rise of the dev loss without the triplet"
 HEADER = ("run", "score", "rank correlation", "95% BCa", "overlap of the top quarter", "95% BCa", "chance", "triplets")
 HALVES = "(the rise, half of the rows against half)"
 
@@ -115,13 +116,15 @@ def agreement(score: NDArray[np.float64], rise: NDArray[np.float64]) -> Agreemen
     return None if correlation is None else Agreement(correlation, stats.top_overlap(rise, score, top), top / len(rise))
 
 
-def rows(table: Table) -> list[list[str]]:
-    """One row of strings a run and score, for HEADER; none where no run of the table was probed."""
-    found = []
+def rows(table: Table) -> tuple[list[list[str]], list[list[Run]]]:
+    """A row of strings for HEADER, and its run, of every run and score; none where no run of the table was probed."""
+    shown, runs = [], []
     for row in table.rows:
         for run in row.runs:
-            found += [[f"{table.labels[row]}, seed {run.seed}", *_cells(worth)] for worth in read(run)]
-    return found
+            for worth in read(run):
+                shown.append([f"{table.labels[row]}, seed {run.seed}", *_cells(worth)])
+                runs.append([run])
+    return shown, runs
 
 
 def _top(rise: NDArray[np.float64]) -> int:

@@ -43,7 +43,8 @@ def test_a_line_a_run_with_medians_over_its_modules(quickstart):
     found = delta.read(run)
     assert found.top == 10
     assert found.modules[modules()[1]].sigma == (0.8, 0.4, 0.1)
-    (row,) = delta.rows(table)
+    (row,), ((run,),) = delta.rows(table)
+    assert (run.folder / "delta.json").exists()
     assert row[:2] == ["adalora 12 → 8, seed 0", "6"]
     assert row[2:] == ["0.175", "8.5", "4.5", "3.5", "5.5", "22.5", "15 of 60", "0.25", "0.5"]
     assert float(row[2]) == pytest.approx(median(0.5 * (i + 1) / 10 for i in range(6)))
@@ -56,7 +57,8 @@ def test_full_fine_tuning_has_no_factors_and_an_unmoved_module_no_amplification(
     for module in value["modules"].values():
         module["amplification"] = None
     table, _ = put(quickstart, "delta.json", value, "full-*-s0")
-    (row,) = delta.rows(table)
+    (row,), ((run,),) = delta.rows(table)
+    assert (run.folder / "delta.json").exists()
     assert row[6:8] == ["–", "–"]
     assert row[9:] == ["–", "–"]
 
@@ -70,14 +72,15 @@ def test_without_a_file_to_read_there_is_no_line(quickstart, text):
     if text is None:
         (run.folder / "delta.json").unlink()
     assert delta.read(run) is None
-    assert delta.rows(table) == []
+    assert delta.rows(table) == ([], [])
 
 
 def test_what_was_forgotten_stands_beside_what_was_learned(quickstart):
     value = {"stsb": {"before": 0.82, "after": 0.7}, "text": {"before": 3.0, "after": 3.25}}
     table, run = put(quickstart, "forgetting.json", value)
     assert [one.lost for one in forgetting.read(run)] == pytest.approx([0.12, 0.25])  # both: worse by so much
-    stsb, text = forgetting.rows(table)
+    (stsb, text), runs = forgetting.rows(table)
+    assert [[run.seed for run in of_row] for of_row in runs] == [[0], [0]]
     assert stsb[1] == text[1] == f"{run.score[1]:.4f}"
     assert stsb[3:] == ["0.8200", "0.7000", "+0.1200"]
     assert text[3:] == ["3.0000", "3.2500", "+0.2500"]
@@ -89,7 +92,7 @@ def test_what_was_forgotten_stands_beside_what_was_learned(quickstart):
 def test_half_a_measurement_is_none(quickstart, text):
     table, run = put(quickstart, "forgetting.json", text)
     assert forgetting.read(run) == []
-    assert forgetting.rows(table) == []
+    assert forgetting.rows(table) == ([], [])
 
 
 def forgot(out, pattern, lost):
