@@ -326,11 +326,13 @@ def results(outcome: Outcome, prepared: Prepared, settings: Mapping[str, Any], p
 
 
 def final_rank(prepared: Prepared, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Ranks of every target module, rank 0 included; None for methods without a rank. budget_triplets is None where the
+    """Ranks of every target module in the model's order, rank 0 included; None for methods without a rank. budget_triplets is None where the
     budget is counted in parameters; it and budget are where the allocator keeps no budget."""
     if not prepared.adapters:
         return None
-    final = {**dict.fromkeys(prepared.bare, 0), **adarank.ranks(prepared.model)}
+    ranks = {**dict.fromkeys(prepared.bare, 0), **adarank.ranks(prepared.model)}
+    places = {name: i for i, (name, _) in enumerate(prepared.model.named_modules())}
+    final = dict(sorted(ranks.items(), key=lambda item: places.get(item[0], 0)))
     in_triplets = settings["budget"]["unit"] == "triplets"
     controller = prepared.controller
     budgeted = controller is None or getattr(controller.allocator, "keeps_budget", True)
