@@ -80,7 +80,10 @@ def _told(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, list[str]]:
     methods: dict[str, list[Row]] = {}
     for row in rows:
         methods.setdefault(row.method, []).append(row)
-    told = {name: [key for key in settings if len(_values(key, kin)) > 1] for name, kin in methods.items()}
+    told = {
+        name: [key for key in settings if len(_values(key, kin) - _implied(key, kin, settings)) > 1]
+        for name, kin in methods.items()
+    }
     return {
         row: [
             f"{_short(key)} {row.settings.get(key, '?')}"
@@ -102,6 +105,17 @@ def _values(key: str, among: Iterable[Row]) -> set[str | None]:
     the piece says enough."""
     found = {row.settings.get(key) for row in among if row.settings}
     return found - {None} if "." in key else found
+
+
+def _implied(key: str, among: Sequence[Row], settings: Sequence[str]) -> set[str]:
+    """{"null"} for a score or schedule that is absent only with allocators (a map) that never have one: their name tells."""
+    if key not in ("score", "schedule") or "allocator" not in settings:
+        return set()
+    without, others = (
+        {row.settings.get("allocator") for row in among if (row.settings.get(key) == "null") is absent}
+        for absent in (True, False)
+    )
+    return set() if without & others else {"null"}
 
 
 def _order(row: Row) -> tuple[Any, ...]:

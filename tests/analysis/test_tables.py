@@ -130,9 +130,20 @@ def test_another_piece_is_named_without_the_settings_that_only_the_first_has(tmp
     table = only(tmp_path)
     assert table.settings == ("allocator", "allocator.shuffle", "schedule")
     assert sorted(label.partition(", ")[2] for label in table.labels.values()) == [
+        "allocator global_top",
+        "allocator rank_map, shuffle all",
+        "allocator rank_map, shuffle none",
+    ]
+
+
+def test_an_absent_schedule_is_named_where_the_allocator_does_not_imply_it(tmp_path, write_run):
+    for schedule in ({"schedule._target_": "s.cubic"}, {"schedule": None}):
+        write_run(tmp_path, "adalora", 0, config={"allocator._target_": "a.global_top", **schedule})
+    write_run(tmp_path, "adalora", 0, config={"allocator._target_": "h.rank_map", "schedule": None})
+    assert sorted(label.partition(", ")[2] for label in only(tmp_path).labels.values()) == [
         "allocator global_top, schedule cubic",
-        "allocator rank_map, shuffle all, schedule null",
-        "allocator rank_map, shuffle none, schedule null",
+        "allocator global_top, schedule null",
+        "allocator rank_map, schedule null",
     ]
 
 
