@@ -84,8 +84,9 @@ def grids(table: Table) -> list[Grid]:
         found.append(Grid(title, names, [_budget_cells(table, row) for row in rows], [row.runs for row in rows]))
     found += _measured(probe.TITLE, probe.HEADER, probe.rows(table))
     found += _measured(foresight.TITLE, foresight.HEADER, foresight.rows(table))
-    if judged := foresight.verdicts(table):
-        found.append(_verdict_grid(foresight.AGAINST, judged))
+    for of, title in foresight.AGAINST.items():
+        if judged := foresight.verdicts(table, of):
+            found.append(_verdict_grid(title, judged))
     if judged := controls.verdicts(table):
         found.append(_verdict_grid(controls.TITLE, judged))
     if judged := dynamics.verdicts(table):

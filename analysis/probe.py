@@ -1,4 +1,8 @@
-"""Whether the scores mean anything: their order beside the true rise of the loss, as experiments/probe.py found it."""
+"""Whether the scores mean anything: their order beside the true rise of the loss, as experiments/probe.py found it.
+
+The rise has a sign: without a triplet the loss may fall. A score can foresee how much a triplet changes without foreseeing
+whether for the better, so each stands beside the rise and beside its size, abs(rise).
+"""
 
 import json
 from collections.abc import Sequence
@@ -15,19 +19,22 @@ from analysis.tables import Table
 
 SHARE = 0.25  # top b: the best quarter of the triplets
 TITLE = "Do the scores mean anything? Each beside the rise of the dev loss without the triplet"
-HEADER = ("run", "score", "rank correlation", "95% BCa", "overlap of the top quarter", "95% BCa", "chance", "triplets")
+HEADER = ("run", "score", "rank correlation", "95% BCa", "with its size", "95% BCa", "overlap of the top quarter", "95% BCa",
+          "chance", "triplets")  # fmt: skip
 HALVES = "(the rise, half of the rows against half)"
 
 Interval = tuple[float, float] | None
 
 
 class Worth(NamedTuple):
-    """One score in one run. correlation: Spearman's with the rise of the loss; overlap: share of the top b triplets by
-    rise that are in the top b by score, chance = b / triplets; intervals over resampled triplets."""
+    """One score in one run. correlation: Spearman's with the rise of the loss; size: that with abs(rise); overlap: share of
+    the top b triplets by rise that are in the top b by score, chance = b / triplets; intervals over resampled triplets."""
 
     score: str
     correlation: float | None
     correlation_interval: Interval
+    size: float | None
+    size_interval: Interval
     overlap: float
     overlap_interval: Interval
     chance: float
@@ -44,9 +51,11 @@ class Probed(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """Of a score with the rise: Spearman's correlation, overlap of the top b, and what chance would give."""
+    """Of a score with the rise: Spearman's correlation, that with the rise's size, overlap of the top b, and what chance
+    would give of it. size: None where every rise has the same size."""
 
     correlation: float
+    size: float | None
     overlap: float
     chance: float
 
@@ -74,35 +83,35 @@ def read(run: Run) -> list[Worth]:
     worth = [measure(name, x, rise, generator) for name, x in scores.items() if len(x) == len(rise) > 3]
     worth.sort(key=lambda w: 2.0 if w.correlation is None else -w.correlation)
     if len(halves) == 2 and len(halves[0]) == len(halves[1]) > 3:
-        worth.insert(0, measure(HALVES, halves[0], halves[1], generator))
+        worth.insert(0, measure(HALVES, halves[0], halves[1], generator, np.abs(halves[0])))
     return worth
 
 
-def measure(name: str, score: NDArray[np.float64], rise: NDArray[np.float64], generator: np.random.Generator) -> Worth:
-    """Agreement of a score [triplets] with the rise [triplets]. Intervals keep the ranks of the whole: triplets are
-    resampled with them."""
+def measure(
+    name: str,
+    score: NDArray[np.float64],
+    rise: NDArray[np.float64],
+    generator: np.random.Generator,
+    size: NDArray[np.float64] | None = None,
+) -> Worth:
+    """Agreement of a score [triplets] with the rise [triplets]; size: what is set beside abs(rise), the score unless it has
+    a sign too. Intervals keep the ranks of the whole: triplets are resampled with them."""
     top = _top(rise)
     places = np.arange(len(rise), dtype=np.float64)
-    a, b = mean_ranks(score), mean_ranks(rise)
     x, y = stats.ranks.membership(score, top), stats.ranks.membership(rise, top)
-
-    def correlation(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
-        one, other = (v[drawn[..., 0].astype(np.int64)] for v in (a, b))
-        one, other = (v - v.mean(-1, keepdims=True) for v in (one, other))
-        length = np.sqrt((one**2).sum(-1) * (other**2).sum(-1))
-        return np.asarray((one * other).sum(-1) / np.where(length > 0, length, 1.0))
 
     def overlap(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
         one, other = (v[drawn[..., 0].astype(np.int64)] for v in (x, y))
         return np.asarray((one * other).sum(-1) / np.maximum(other.sum(-1), 1e-12))
 
-    found = stats.spearman(score, rise)
+    correlation, correlation_interval = _correlation(score, rise, generator)
+    of_size, size_interval = _correlation(score if size is None else size, np.abs(rise), generator)
     return Worth(
         score=name,
-        correlation=found,
-        correlation_interval=None
-        if found is None
-        else stats.bootstrap_interval(places, generator, correlation, samples=2_000),
+        correlation=correlation,
+        correlation_interval=correlation_interval,
+        size=of_size,
+        size_interval=size_interval,
         overlap=stats.top_overlap(rise, score, top),
         overlap_interval=stats.bootstrap_interval(places, generator, overlap, samples=2_000),
         chance=top / len(rise),
@@ -113,7 +122,10 @@ def measure(name: str, score: NDArray[np.float64], rise: NDArray[np.float64], ge
 def agreement(score: NDArray[np.float64], rise: NDArray[np.float64]) -> Agreement | None:
     """Agreement of a score [triplets] with the rise [triplets]; None where either is constant."""
     correlation, top = stats.spearman(score, rise), _top(rise)
-    return None if correlation is None else Agreement(correlation, stats.top_overlap(rise, score, top), top / len(rise))
+    if correlation is None:
+        return None
+    size, overlap = stats.spearman(score, np.abs(rise)), stats.top_overlap(rise, score, top)
+    return Agreement(correlation, size, overlap, top / len(rise))
 
 
 def rows(table: Table) -> tuple[list[list[str]], list[list[Run]]]:
@@ -127,6 +139,24 @@ def rows(table: Table) -> tuple[list[list[str]], list[list[Run]]]:
     return shown, runs
 
 
+def _correlation(
+    score: NDArray[np.float64], rise: NDArray[np.float64], generator: np.random.Generator
+) -> tuple[float | None, Interval]:
+    """Spearman's with its BCa interval; None where either is constant."""
+    if (found := stats.spearman(score, rise)) is None:
+        return None, None
+    a, b = mean_ranks(score), mean_ranks(rise)
+
+    def correlation(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+        one, other = (v[drawn[..., 0].astype(np.int64)] for v in (a, b))
+        one, other = (v - v.mean(-1, keepdims=True) for v in (one, other))
+        length = np.sqrt((one**2).sum(-1) * (other**2).sum(-1))
+        return np.asarray((one * other).sum(-1) / np.where(length > 0, length, 1.0))
+
+    places = np.arange(len(rise), dtype=np.float64)
+    return found, stats.bootstrap_interval(places, generator, correlation, samples=2_000)
+
+
 def _top(rise: NDArray[np.float64]) -> int:
     return max(1, round(SHARE * len(rise)))
 
@@ -136,6 +166,8 @@ def _cells(worth: Worth) -> list[str]:
         worth.score,
         formats.metric(worth.correlation, "+"),
         formats.span(worth.correlation_interval),
+        formats.metric(worth.size, "+"),
+        formats.span(worth.size_interval),
         formats.metric(worth.overlap),
         formats.span(worth.overlap_interval),
         formats.metric(worth.chance),

@@ -38,9 +38,9 @@ def test_a_score_in_a_configuration_is_the_mean_over_its_runs(table):
         found = [reference.spearmanr(p["scores"][row[1]], p["rise"]).statistic for p in map(probed, SEEDS)]
         half = reference.t.ppf(0.975, 7) * np.std(found, ddof=1) / np.sqrt(8)
         assert row[2] == f"{np.mean(found):.4f} ± {half:.4f}"
-        assert row[4:] == ["0.2500", "8"]
+        assert row[5:] == ["0.2500", "8"]
     overlaps = [len(top(p["rise"]) & top(p["scores"]["oracle"])) / 15 for p in map(probed, SEEDS)]
-    assert rows[0][3].startswith(f"{np.mean(overlaps):.4f} ± ")
+    assert rows[0][4].startswith(f"{np.mean(overlaps):.4f} ± ")
 
 
 def top(values):
@@ -56,6 +56,26 @@ def test_every_score_is_judged_against_the_one_that_pruned(table):
     assert oracle.equal is None, "half a point means nothing here"
 
 
+def test_a_score_can_foresee_the_size_of_a_change_and_not_its_sign(tmp_path, write_run):
+    sizes = {}
+    for seed in SEEDS:
+        generator = np.random.default_rng(seed)
+        size, sign = generator.exponential(1.0, size=60), generator.choice([-1.0, 1.0], size=60)
+        near = size + generator.normal(0, 0.1, size=60)
+        scores = {"adalora": generator.normal(size=60).tolist(), "sized": near.tolist()}
+        sizes[seed] = reference.spearmanr(near, size).statistic
+        folder = write_run(tmp_path, "adalora", seed, config=OWN)
+        (folder / "probe.json").write_text(json.dumps({"rise": (size * sign).tolist(), "scores": scores}))
+    (table,) = tables(read_runs(tmp_path))
+    rows, _ = foresight.rows(table)
+    sized = next(row for row in rows if row[1] == "sized")
+    assert sized[3].startswith(f"{np.mean(list(sizes.values())):.4f} ± ")
+    assert abs(float(sized[2].partition(" ")[0])) < 0.3
+    (of_rise,), (of_size,) = foresight.verdicts(table), foresight.verdicts(table, "size")
+    assert of_rise.text == "cannot be decided with 8 pairs"
+    assert of_size.text == "sized better"
+
+
 def test_one_probed_run_makes_no_seeds(table):
     for seed in SEEDS[1:]:
         next(run for run in table.rows[0].runs if run.seed == seed).folder.joinpath("probe.json").unlink()
@@ -67,7 +87,7 @@ def test_one_probed_run_makes_no_seeds(table):
 def test_both_stand_in_the_report(table):
     out = table.rows[0].runs[0].folder.parent
     titles = [grid.title for grid in cells.grids(table)]
-    assert {foresight.TITLE, foresight.AGAINST} <= set(titles)
+    assert {foresight.TITLE, *foresight.AGAINST.values()} <= set(titles)
     page = report.write_report(out, *report.load(out)).read_text()
     assert foresight.TITLE in page
-    assert foresight.AGAINST in page
+    assert foresight.AGAINST["size"] in page

@@ -32,11 +32,21 @@ def test_correlation_and_overlap_with_their_intervals(quickstart):
     low, high = blind.correlation_interval
     assert low < 0 < high
     top = set(np.argsort(-RISE)[:20])
+    assert good.size == good.correlation  # nothing fell
     assert good.overlap == len(top & set(np.argsort(-SCORES["good"])[:20])) / 20
     low, high = good.overlap_interval
     assert blind.chance == 0.25 < low < good.overlap < high <= 1
     assert (constant.correlation, constant.correlation_interval) == (None, None)
     assert constant.overlap == pytest.approx(0.25)
+
+
+def test_the_size_of_the_rise_has_a_correlation_of_its_own(quickstart):
+    signed = RISE * np.random.default_rng(5).choice([-1.0, 1.0], size=80)
+    good, *_ = [worth for worth in probe.read(write(quickstart, rise=signed)) if worth.score == "good"]
+    assert good.correlation == pytest.approx(reference.spearmanr(SCORES["good"], signed).statistic)
+    assert good.size == pytest.approx(reference.spearmanr(SCORES["good"], RISE).statistic)
+    low, high = good.size_interval
+    assert good.correlation < 0.7 < low < good.size < high
 
 
 def test_the_rise_of_half_of_the_rows_against_the_other_half_stands_first(quickstart):
@@ -47,6 +57,7 @@ def test_the_rise_of_half_of_the_rows_against_the_other_half_stands_first(quicks
     first, *rest = probe.read(run)
     assert first.score == probe.HALVES
     assert first.correlation == pytest.approx(reference.spearmanr(*halves).statistic)
+    assert first.size == pytest.approx(reference.spearmanr(*np.abs(halves)).statistic)
     assert [worth.score for worth in rest] == ["good", "blind", "constant"]
     (run.folder / "probe.json").write_text(json.dumps({**found, "halves": None}))
     assert [worth.score for worth in probe.read(run)] == ["good", "blind", "constant"]
