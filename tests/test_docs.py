@@ -10,10 +10,12 @@ import textwrap
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
+from analysis.probe import agreement
 from analysis.stats import mean_interval
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,6 +116,25 @@ def test_the_findings_print_the_levels_of_every_control():
         cells = [mean_interval([metric[key] for metric in metrics]) for key in ("test", "test_last")]
         best, last = (f"{middle:.3f} ± {half:.3f}".replace("0.", ".") for middle, half in cells)
         assert f"| {best} | {last} |" in page, kind
+
+
+def test_the_findings_print_what_the_scores_foresee():
+    page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    names = {
+        "adalora": "AdaLoRA's (Ī · Ū)",
+        "smoothed_sensitivity": "smoothed sensitivity (Ī)",
+        "sensitivity": "sensitivity of one pass",
+        "fisher": "Fisher",
+        "spectral_entropy": "spectral entropy",
+    }
+    files = sorted((RESULTS / "controls" / "seeds" / "rotten_tomatoes" / "adalora").glob("*.json"))
+    probes = [json.loads(file.read_text())["measures"]["probe.json"] for file in files]
+    assert len(probes) == 10
+    for name in probes[0]["scores"]:
+        found = [agreement(np.array(p["scores"][name]), np.array(p["rise"])) for p in probes]
+        cells = [mean_interval([getattr(one, key) for one in found]) for key in ("correlation", "size", "overlap")]
+        row = " | ".join(f"{middle:.2f} ± {half:.2f}".replace("0.", ".") for middle, half in cells)
+        assert f"| {names.get(name, name)} | {row} |".replace("-.00", ".00") in page, (name, row)
 
 
 def test_the_methods_page_names_every_method():
