@@ -93,7 +93,7 @@ def grids(table: Table) -> list[Grid]:
         found.append(_verdict_grid(dynamics.TITLE, judged))
     found += _measured(delta.TITLE, delta.HEADER, delta.rows(table))
     found += _measured(forgetting.TITLE, forgetting.header(table), forgetting.rows(table))
-    found += _measured(forgetting.OVER_SEEDS, forgetting.header(table), forgetting.over_seeds(table))
+    found += _measured(forgetting.OVER_SEEDS, forgetting.header(table, "method"), forgetting.over_seeds(table))
     if judged := forgetting.verdicts(table):
         found.append(_verdict_grid(forgetting.AGAINST, judged))
     return found

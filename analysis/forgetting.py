@@ -26,8 +26,9 @@ class Forgotten(NamedTuple):
     lost: float
 
 
-def header(table: Table) -> tuple[str, ...]:
-    return ("run", f"{table.metric}, {table.split}", "measure", "before", "after", "forgotten")
+def header(table: Table, of: str = "run") -> tuple[str, ...]:
+    """The column names; of: what a row is."""
+    return (of, f"{table.metric}, {table.split}", "measure", "before", "after", "forgotten")
 
 
 def read(run: Run) -> list[Forgotten]:
