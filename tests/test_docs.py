@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import numpy as np
 import pytest
@@ -135,6 +135,22 @@ def test_the_findings_print_what_the_scores_foresee():
         cells = [mean_interval([getattr(one, key) for one in found]) for key in ("correlation", "size", "overlap")]
         row = " | ".join(f"{middle:.2f} ± {half:.2f}".replace("0.", ".") for middle, half in cells)
         assert f"| {names.get(name, name)} | {row} |".replace("-.00", ".00") in page, (name, row)
+
+
+def test_the_findings_print_who_forgets():
+    page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    for kind in ("full", "lora", "lora_high", "para", "adalora", "uniform", "random"):
+        files = (RESULTS / "controls" / "seeds" / "rotten_tomatoes" / kind).glob("*.json")
+        runs = [json.loads(file.read_text()) for file in files]
+        probed = [run["measures"]["forgetting.json"]["stsb"] for run in runs]
+        values = [run["summary"]["metric"]["test"] for run in runs], [stsb["after"] for stsb in probed]
+        cells = [f"{middle:.3f} ± {half:.3f}".replace("0.", ".") for middle, half in map(mean_interval, values)]
+        assert f"| {cells[0]} | {cells[1]} |" in page, kind
+        assert {f"{stsb['before']:.3f}" for stsb in probed} == {"0.820"}
+        deltas = [run["measures"]["delta.json"]["modules"].values() for run in runs if "delta.json" in run["measures"]]
+        if deltas:
+            sizes = [median(m["norm"] / m["base_norm"] for m in modules) for modules in deltas]
+            assert f"| {cells[1]} | {mean(sizes):.3f} |".replace("0.", ".") in page, kind
 
 
 def test_the_methods_page_names_every_method():
