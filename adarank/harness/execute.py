@@ -326,8 +326,8 @@ def results(outcome: Outcome, prepared: Prepared, settings: Mapping[str, Any], p
 
 
 def final_rank(prepared: Prepared, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Ranks of every target module in the model's order, rank 0 included; None for methods without a rank. budget_triplets is None where the
-    budget is counted in parameters; it and budget are where the allocator keeps no budget."""
+    """Ranks of every target module in the model's order, rank 0 included; None for methods without a rank. budget_triplets
+    is None where the budget is counted in parameters; it and budget are where the allocator keeps no budget."""
     if not prepared.adapters:
         return None
     ranks = {**dict.fromkeys(prepared.bare, 0), **adarank.ranks(prepared.model)}
