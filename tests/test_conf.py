@@ -4,12 +4,12 @@ import inspect
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from adarank.harness import schema
-from adarank.harness.settings import GROUPS, SUPPLIED, conf_folder, locate, settle
+from adarank.harness.config.spec import GROUPS, PASSED, locate
+from adarank.harness.config.validate import conf_folder, settle
+from tests.harness.config.test_validate import composed
+from tests.representatives import representatives
 
 CONF = conf_folder()
 FILES = sorted(p for p in CONF.rglob("*.yaml") if p.parent != CONF)
@@ -32,37 +32,29 @@ NEEDS = {  # what an option cannot do without
     ("task", "e2e"): ["task.path=/d"],
     ("experiment", "paper/lora_table3"): ["task.path=/d"],
     **{("recipe", path.stem): ["task=cola"] for path in CONF.glob("recipe/*.yaml")},
-    ("targets", "modules"): ["target_modules=[query]"],
     ("adapter", "none"): ["method=full"],
     **{("adapter", name): [f"method={name}"] for name in ("houlsby", "pfeiffer", "bitfit", "head")},
     ("init", "none"): ["method=full"],
     ("score", "none"): ["method=lora"],
     ("allocator", "none"): ["method=lora"],
-    ("allocator", "map"): ["allocator.source=/r"],
+    **{("allocator", name): ["pruned_triplets=frozen", "max_rank_factor=2"] for name in ("grow", "prune_expand")},
     ("schedule", "none"): ["method=lora"],
     ("schedule", "constant"): ["init_rank=8"],
-    ("schedule", "growing"): ["init_rank=2", "pruned=frozen"],
+    ("schedule", "growing"): ["init_rank=2", "pruned_triplets=frozen"],
 }
 
 
-def composed(overrides):
-    schema.register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides, return_hydra_config=True)
-    choices = dict(config.hydra.runtime.choices)
-    OmegaConf.set_struct(config, False)
-    config.pop("hydra")
-    return config, choices
+FIRST = {option[0]: option for option in reversed(OPTIONS)}  # of each group
+DEFAULT = [option for option in OPTIONS if option[0] == "method" or option in FIRST.values()]
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+@pytest.mark.parametrize(("group", "option"), representatives(OPTIONS, DEFAULT))
 def test_every_option_settles(group, option):
     overrides = [f"{group}={option}", *NEEDS.get((group, option), [])]
     config, choices = composed(overrides)
-    settings = settle(config, overrides, choices)
+    spec = settle(config, overrides, choices)
     if group in ("method", "targets"):
-        assert settings[group] == option
+        assert getattr(spec, group) == option
 
 
 @pytest.mark.parametrize(
@@ -76,7 +68,7 @@ def test_a_yaml_lists_every_setting_of_its_function(path: Path):
         return
     function = locate(node["_target_"])
     parameters = inspect.signature(function).parameters
-    settings = set(parameters) - SUPPLIED.get(path.parent.name, set())
+    settings = set(parameters) - PASSED.get(path.parent.name, set())
     assert set(node) - {"_target_"} == settings
 
 

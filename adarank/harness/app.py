@@ -20,10 +20,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from adarank.errors import RunFailed, SettingError
-from adarank.harness import distributed, schema, sweep
-from adarank.harness.complaints import sentence
-from adarank.harness.lock import Held
-from adarank.harness.settings import conf_folder
+from adarank.harness import sweep
+from adarank.harness.config import spec
+from adarank.harness.config.messages import sentence
+from adarank.harness.config.validate import conf_folder
+from adarank.harness.run import distributed
+from adarank.runs.lock import RunLocked
 
 
 def job(config: DictConfig) -> float | None:
@@ -39,28 +41,28 @@ def job(config: DictConfig) -> float | None:
     def work() -> None:
         nonlocal best
         sweep.refuse_unswept(hydra_config, in_sweep)
-        from adarank.harness.execute import execute
+        from adarank.harness.run.execute import execute
 
         try:
             best = execute(config, words, dict(hydra_config.runtime.choices))
-        except Held as held:
+        except RunLocked as error:
             if not in_sweep:
                 raise
-            print(f"{held}; skipped here", flush=True)  # a duplicate in a parallel sweep, or another sweep's
+            print(f"{error}; skipped here", flush=True)  # a duplicate in a parallel sweep, or another sweep's
 
     launcher = hydra_config.launcher._target_.rpartition(".")[2]
     if in_sweep and distributed.world() > 1 and launcher != "BasicLauncher":
         error: str | None
         status, error = complain(
             2,
-            f"hydra/launcher: {launcher} does not go with torchrun, whose processes run every job together; valid: basic",
+            f"hydra/launcher must be basic under torchrun, whose processes run every job together (got {launcher})",
         )
     else:
         status, error = guarded(work)
     if in_sweep:
-        sweep.tell(hydra_config.job.num, words, status, error)
+        sweep.write_job_result(hydra_config.job.num, words, status, error)
     else:
-        sweep.answer(best, error)
+        sweep.write_objective(best, error)
     _statuses.append(status)
     return best
 
@@ -69,30 +71,25 @@ _statuses: list[int] = []  # of the jobs that ran in this process
 
 
 def guarded(work: Callable[[], Any]) -> tuple[int, str | None]:
-    """Do `work`; an error that a user can mend becomes one sentence on stderr, and a status. Returns (status, error), the
-    same on every rank."""
-    status, message = distributed.agree(*_outcome(work))
-    return (status, None) if message is None else complain(status, message)
-
-
-def _outcome(work: Callable[[], Any]) -> tuple[int, str | None]:
+    """Do `work`; an error that a user can mend becomes one sentence on stderr and a status. Returns (status, error)."""
     try:
         work()
     except (SettingError, HydraException, OmegaConfBaseException, OSError) as error:
-        return 2, sentence(error)
+        return complain(2, sentence(error))
     except RunFailed as error:
-        return 1, str(error)
+        return complain(1, str(error))
     except BrokenExecutor:
-        return 1, (
-            "a worker process died (out of memory, a signal), and the launcher gave up the jobs left; the same command "
-            "goes on with them"
+        return complain(
+            1,
+            "a worker process died (out of memory, or killed), and the launcher gave up the remaining jobs; the same "
+            "command runs them",
         )
     except SystemExit as error:  # would end a whole sweep
-        return (0, None) if not error.code else (1, f"the run called sys.exit({error.code})")
+        return complain(1, f"the run called sys.exit({error.code})") if error.code else (0, None)
     except Exception as error:
         if distributed.world() > 1:  # the other ranks wait for this one
             traceback.print_exc()
-            return 1, f"{type(error).__name__}: {error}"
+            distributed.fail(f"{type(error).__name__}: {error}")
         raise
     return 0, None
 
@@ -104,10 +101,15 @@ def complain(status: int, message: str) -> tuple[int, str]:
 
 
 def main() -> int:
-    """Run what sys.argv asks for; returns the exit status. In a sweep a failed job is reported and the rest goes on.
+    """Run what sys.argv asks for; returns the exit status. In a sweep a failed job is reported and the others run.
 
     Under torchrun rank 0 alone prints, and the process ends here.
     """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        from adarank.harness.config.help import describe
+
+        print(describe())
+        return 0
     if distributed.is_main():
         return distributed.end(_main())
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
@@ -120,7 +122,7 @@ def _main() -> int:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else DDP tells every rank what may be unused and is not
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other beside a busy core
     os.environ.pop(sweep.FOLDER, None)
-    schema.register()
+    spec.register()
     _statuses.clear()
 
     def compose() -> None:
@@ -131,9 +133,9 @@ def _main() -> int:
         composed, _ = guarded(compose)
     except KeyboardInterrupt:
         if distributed.is_main():
-            print("interrupted; the same command goes on with the unfinished runs", file=sys.stderr)
+            print("interrupted; the same command resumes the unfinished runs", file=sys.stderr)
     finally:
-        found, total = sweep.conclude()
+        found, total = sweep.collect_results()
         if (found or composed == 0) and distributed.is_main():  # else it never began, and why has been said
             for line in sweep.summary(found, total):
                 print(line, file=sys.stderr)

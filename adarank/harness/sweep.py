@@ -1,16 +1,15 @@
-"""What becomes of the jobs of a sweep, wherever they run: one small file a job under OUT/.sweep/ID, read by the parent.
+"""The results of a sweep's jobs, wherever they run: one small file per job under OUT/.sweep/ID, read by the parent.
 
-Launchers run jobs in processes of their own (on other machines, too), so that nothing comes back through memory. The
-folder's name reaches the jobs in the variable ADARANK_SWEEP.
+Launchers run jobs in processes of their own, on other machines, too, so nothing comes back through memory. The folder's
+name reaches the jobs in the variable ADARANK_SWEEP.
 """
 
-import json
 import math
 import os
 import shutil
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,16 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from adarank.errors import SettingError
-from adarank.harness.files import write_json
-from adarank.harness.settings import typed_keys
+from adarank.harness.config.validate import typed_keys
+from adarank.runs.files import read_json, write_json
 
 FOLDER = "ADARANK_SWEEP"
+PLAN = "sweep.json"  # in the sweep's folder: how many jobs there will be
 RESULT = "ADARANK_RESULT"  # the file that a job started as a command of its own writes its result to
 
 
@@ -43,24 +44,23 @@ class Begin(Callback):  # type: ignore[misc]
         params = sweeper.get("params") or {}
         words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
         jobs = None if "n_trials" in sweeper else count_jobs(words)  # Optuna decides as it goes
-        write_json(folder / "sweep.json", {"jobs": jobs})
+        write_json(folder / PLAN, {"jobs": jobs})
         os.environ[FOLDER] = str(folder)
 
 
 def count_jobs(words: Sequence[str]) -> int | None:
     """The number of jobs that a sweep over `words` (key=a,b key=range(1,9) …) makes; None for a glob."""
     overrides: list[Override] = OverridesParser.create().parse_overrides(list(words))
-    sweeps = [
-        o for o in {o.key_or_group: o for o in overrides}.values() if o.is_sweep_override()
-    ]  # the last word counts
+    last = {o.key_or_group: o for o in overrides}  # of two words for one setting the last one counts
+    sweeps = [o for o in last.values() if o.is_sweep_override()]
     if not all(isinstance(o.value(), Sweep) for o in sweeps):
         return None
     return math.prod(sum(1 for _ in o.sweep_string_iterator()) for o in sweeps)
 
 
 def refuse_unswept(hydra_config: DictConfig, in_sweep: bool) -> None:
-    """Raise SettingError for an experiment whose own sweep (hydra.sweeper.params) is not being made: Hydra reads it with
-    -m only, and of one experiment only."""
+    """Raise SettingError for an experiment whose own sweep (hydra.sweeper.params) is not made: Hydra reads it with -m
+    only, and of one experiment only."""
     swept = hydra_config.sweeper.get("params") or {}
     given = typed_keys(hydra_config.overrides.task)
     left = [key for key in swept if key not in given]
@@ -72,7 +72,7 @@ def refuse_unswept(hydra_config: DictConfig, in_sweep: bool) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """How a job ended: its exit status, and the error in a line."""
+    """How a job ended: its exit status, and the error in one line."""
 
     job: int
     overrides: str
@@ -80,9 +80,9 @@ class Result:
     error: str | None
 
 
-def tell(job: int, overrides: Sequence[str], status: int, error: str | None) -> None:
-    """Write down how a job ended, and print how far the sweep has come; nothing outside a sweep,
-    or when its parent has gone."""
+def write_job_result(job: int, overrides: Sequence[str], status: int, error: str | None) -> None:
+    """Write down how a job ended, and print how far the sweep has come. Outside a sweep, or when its parent has gone,
+    nothing happens."""
     folder = Path(os.environ.get(FOLDER, ""))
     if FOLDER not in os.environ or not folder.is_dir():
         return
@@ -93,17 +93,23 @@ def tell(job: int, overrides: Sequence[str], status: int, error: str | None) -> 
     progress()
 
 
-def answer(best: float | None, error: str | None) -> None:
-    """Leave the result of this process where whoever started it asked for it (RESULT)."""
+def job_return(overrides: Sequence[str], value: float | None = None) -> JobReturn:
+    """What a launcher returns for a job of another process. value: its best dev metric, None where it has none."""
+    result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+    result.return_value = value
+    return result
+
+
+def write_objective(best: float | None, error: str | None) -> None:
+    """Write the result of this process to the file that its parent named (RESULT)."""
     if RESULT in os.environ and os.environ.get("RANK", "0") == "0":
         write_json(Path(os.environ[RESULT]), {"best": best, "error": error})
 
 
 def progress(job: int | None = None) -> None:
-    """Print how far the sweep has come, and the error of `job`, which was told in another process."""
+    """Print how far the sweep has come, and the error of `job`, which ran in another process."""
     folder = Path(os.environ[FOLDER])
-    total = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["jobs"]
-    found = results(folder)
+    total, found = read_json(folder / PLAN)["jobs"], results(folder)
     for result in found:
         if result.job == job and result.error:
             print(f"error: {result.error}", file=sys.stderr, flush=True)
@@ -113,22 +119,18 @@ def progress(job: int | None = None) -> None:
 
 
 def results(folder: Path) -> list[Result]:
-    """What the jobs have told so far, by number."""
-    found = []
-    for path in folder.glob("[0-9]*.json"):
-        told: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found.append(Result(int(path.stem), told["overrides"], told["status"], told["error"]))
+    """The results so far, by number."""
+    found = [Result(int(path.stem), **read_json(path)) for path in folder.glob("[0-9]*.json")]
     return sorted(found, key=lambda r: r.job)
 
 
-def conclude() -> tuple[list[Result], int | None]:
+def collect_results() -> tuple[list[Result], int | None]:
     """(results, number of jobs planned or None) of the sweep of this process; its folder is removed."""
     named = os.environ.pop(FOLDER, None)
     if named is None:
         return [], None
     folder = Path(named)
-    found = results(folder)
-    total = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["jobs"]
+    total, found = read_json(folder / PLAN)["jobs"], results(folder)
     shutil.rmtree(folder)
     with suppress(OSError):  # another sweep is still there, or, under torchrun, another rank was faster
         folder.parent.rmdir()
@@ -136,7 +138,7 @@ def conclude() -> tuple[list[Result], int | None]:
 
 
 def summary(found: Sequence[Result], total: int | None) -> list[str]:
-    """The failures again, a line each, and the jobs that nobody heard of."""
+    """One line per failure, then how many jobs wrote no result."""
     failed = [r for r in found if r.status != 0]
     lines = [f"job {r.job} ({r.overrides}): {r.error or f'exit status {r.status}'}" for r in failed]
     if failed:
@@ -144,6 +146,6 @@ def summary(found: Sequence[Result], total: int | None) -> list[str]:
     if total is not None and len(found) < total:
         lines.append(
             f"{total - len(found)} of {total} jobs did not end (a worker died, or the launcher gave up); the same "
-            "command goes on with them"
+            "command runs them"
         )
     return lines

@@ -11,7 +11,7 @@ from adarank.harness import app
 
 
 def kill(after):
-    from adarank.harness.checkpoint import Saver
+    from adarank.harness.run.checkpoint import Saver
 
     save = Saver.save_if_due
 
@@ -24,8 +24,8 @@ def kill(after):
 
 
 def fail(rank):
-    from adarank.harness import distributed
-    from adarank.harness.kinds import classify
+    from adarank.harness.data.task_types import classify
+    from adarank.harness.run import distributed
 
     loss, calls = classify.task_loss, []
 
@@ -36,7 +36,6 @@ def fail(rank):
         return loss(logits, labels)
 
     classify.task_loss = fails
-    distributed.PATIENCE = 2.0
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
-"""Every baseline, prepared as its YAML says, learns the letters of tests/harness/test_train.py."""
+"""Every baseline, prepared as its YAML says, learns the letters of tests/harness/run/test_train.py."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 import adarank
 from adarank.adapters.bottleneck import bottlenecks_of
-from adarank.harness.data import encode
-from adarank.harness.models import Built, resolve_places, resolve_targets, tiny
-from adarank.harness.prepare import prepare
-from adarank.harness.settings import schedule_steps
-from adarank.harness.train import Plan, train
-from tests.harness.test_settings import settled
-from tests.harness.test_train import Recorder, letters
+from adarank.harness.data.batches import encode
+from adarank.harness.models import Built, tiny
+from adarank.harness.run.prepare import prepare
+from adarank.harness.run.train import train
+from adarank.targets import resolve_targets
+from tests.harness.config.test_validate import settled
+from tests.harness.run.test_train import Recorder, letters
 
 STEPS = 60
 # Methods that lean on the base: BERT's N(0, 0.02²) hands [CLS] next to nothing of the text, 0.16 makes random features.
@@ -22,7 +24,7 @@ RATES = {"bitfit": 2e-2, "head": 5e-2, "lora_plus": 1e-3, "svd_lora": 2e-2}  # f
 
 def learn(method, *overrides):
     """(prepared, outcome, what stayed frozen before and after, the log) of 60 steps."""
-    settings = settled(f"method={method}", "rank=4", f"train.steps={STEPS}", "train.warmup=2", *overrides)
+    spec = settled(f"method={method}", "rank=4", f"train.steps={STEPS}", "train.warmup=2", *overrides)
     base = tiny("bert", width=32, layers=2)
     torch.manual_seed(0)
     built = base.build(2)
@@ -32,23 +34,18 @@ def learn(method, *overrides):
                 p.mul_(8)
     if method in WITHOUT_HEAD:
         built = Built(built.model, built.tokenizer, head=[])
-    if method in ("houlsby", "pfeiffer"):
-        settings["adapter"]["places"] = resolve_places(base, settings["adapter"]["places"])
-    if settings["schedule"] is not None:
-        settings["schedule"].update(schedule_steps(settings))
-    prepared = prepare(built, resolve_targets(base, "all", None), settings, torch.device("cpu"))
-    frozen = {n: p.clone() for n, p in prepared.model.named_parameters() if not p.requires_grad}
-    plan = Plan(
-        **{**settings["train"], "lr": RATES.get(method, 5e-3), "batch_size": 16, "eval_every": 20, "precision": "fp32"},
-        seed=0,
-        metrics=("accuracy",),
+    prepared = prepare(
+        built, resolve_targets(base, "all", None) if spec.takes("targets") else None, spec, torch.device("cpu")
     )
+    frozen = {n: p.clone() for n, p in prepared.model.named_parameters() if not p.requires_grad}
+    changes = {"lr": RATES.get(method, 5e-3), "batch_size": 16, "eval_every": 20, "precision": "fp32"}
+    spec = replace(spec, train=replace(spec.train, **changes))
     splits = {
         name: encode(letters(rows, i), built.tokenizer, 16)
         for i, (name, rows) in enumerate([("train", 256), ("dev", 64), ("test", 64)])
     }
     log = Recorder()
-    outcome = train(prepared, splits, plan, log, lambda _: None, lambda _: None)
+    outcome = train(prepared, splits, spec, ("accuracy",), log, lambda _: None, lambda _: None)
     return prepared, outcome, frozen, log
 
 
@@ -87,7 +84,7 @@ def test_pruned_lora_keeps_its_budget_and_what_is_pruned_stays_off():
 
     controller = prepared.controller
     scores = controller.score.score(controller.buffers, controller.bank)
-    importance = controller.bank.cut(controller.buffers["importance"] * controller.buffers["uncertainty"])
+    importance = controller.bank.unflatten(controller.buffers["importance"] * controller.buffers["uncertainty"])
     expected = [
         sum(importance["Q", i][j].tolist()) / a.in_features + sum(importance["P", i][j].tolist()) / a.out_features
         for i, a in enumerate(prepared.adapters.values())

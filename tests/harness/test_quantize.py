@@ -7,12 +7,16 @@ from torch.nn import functional as F
 
 import adarank
 from adarank import SettingError
-from adarank.harness import prepare, quantize
-from adarank.harness.checkpoint import trained_state
-from adarank.harness.measure import base_mib
+from adarank.harness import quantize
+from adarank.harness.config.spec import TrainConfig
+from adarank.harness.device import base_mib
 from adarank.harness.models import tiny
 from adarank.harness.quantize import nf4
+from adarank.harness.run import prepare
+from adarank.harness.run.checkpoint import trained_state
+from adarank.pieces import needs_of
 from tests.experiments.test_run import inside, summaries
+from tests.representatives import representatives
 
 CPU = torch.device("cpu")
 # Appendix E of QLoRA: the quantiles of a normal distribution, scaled to [−1, 1], with an exact zero.
@@ -85,6 +89,10 @@ def test_the_compute_dtype_follows_the_precision(precision, compute_dtype, expec
     assert {m.compute_dtype for m in four_bit(model).values()} == {expected}
 
 
+def test_what_the_harness_supplies_is_declared():
+    assert needs_of(nf4) == {"model", "device", "precision"}
+
+
 def test_without_bitsandbytes_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(quantize, "find_spec", lambda name: None)
     with pytest.raises(SettingError, match=r"quantization=nf4: bitsandbytes is not installed; pip install 'adarank"):
@@ -93,7 +101,7 @@ def test_without_bitsandbytes_it_says_what_to_install(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:merging into a 4-bit base")
 @pytest.mark.parametrize("compaction", ["off", "final"])
-@pytest.mark.parametrize("arch", ["bert", "gpt2", "t5", "llama"])
+@pytest.mark.parametrize("arch", representatives(["bert", "gpt2", "t5", "llama"], 2))
 def test_adalora_over_nf4_end_to_end(arch, compaction, tmp_path):
     model, labels = quantized(arch), torch.arange(6) % 2
     head = {"bert": "classifier", "t5": "classification_head"}.get(arch, "score")
@@ -181,9 +189,11 @@ def test_the_base_s_memory_is_counted_to_the_byte(double):
 
 
 def test_8_bit_optimisers_where_they_do_not_run(monkeypatch):
-    with pytest.raises(SettingError, match=r"paged_adamw_8bit runs on cuda only, this is cpu; .*: adamw, adamw_8bit$"):
+    with pytest.raises(
+        SettingError, match=r"must be adamw or adamw_8bit on cpu \(got paged_adamw_8bit, which runs on cuda only\)$"
+    ):
         prepare.check_optimizer("paged_adamw_8bit", CPU)
-    with pytest.raises(SettingError, match=r"adamw_8bit runs on cuda or cpu only, this is mps; valid here: adamw$"):
+    with pytest.raises(SettingError, match=r"must be adamw on mps \(got adamw_8bit, which runs on cuda or cpu only\)$"):
         prepare.check_optimizer("adamw_8bit", torch.device("mps"))
     prepare.check_optimizer("adamw_8bit", CPU)
     prepare.check_optimizer("adamw", torch.device("mps"))
@@ -199,7 +209,7 @@ def test_8_bit_adamw_goes_adamw_s_way_within_its_8_bits():
         torch.manual_seed(0)
         model = nn.ModuleDict({"inner": nn.Linear(1024, 64)})
         adapters = adarank.adapt(model, adapter="lora", rank=8, targets="inner")
-        optimizer = prepare.make_optimizer(model, adapters, 1e-2, 0.0, name=name)
+        optimizer = prepare.make_optimizer(model, adapters, TrainConfig(lr=1e-2, optimizer=name))
         Q, before, target = adapters["inner"].Q, adapters["inner"].Q.detach().clone(), torch.randn(8, 1024)
         for _ in range(30):
             (Q - target).square().mean().backward()
@@ -217,7 +227,9 @@ def test_8_bit_adamw_goes_adamw_s_way_within_its_8_bits():
 def test_8_bit_optimisers_are_bitsandbytes_own_with_our_groups(name, paged):
     model = tiny("bert", width=32, layers=1).build(2).model
     adapters = adarank.adapt(model, rank=2, train=["classifier"])
-    optimizer = prepare.make_optimizer(model, adapters, 1e-3, 0.1, 2.0, name)
+    optimizer = prepare.make_optimizer(
+        model, adapters, TrainConfig(lr=1e-3, weight_decay=0.1, loraplus_lr_ratio=2.0, optimizer=name)
+    )
     assert type(optimizer).__module__.startswith("bitsandbytes")
     assert optimizer.is_paged is paged
     assert optimizer.args.optim_bits == 8
@@ -253,7 +265,7 @@ def test_methods_that_train_the_base_refuse_4_bits(method, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("setting", ["compaction=final", "pruned=frozen"])
+@pytest.mark.parametrize("setting", ["compaction=final", "pruned_triplets=frozen"])
 def test_8_bit_states_are_neither_compacted_nor_grown(setting, tmp_path):
     settings = ["method=adalora", setting, "train.optimizer=adamw_8bit", "tiny=true", f"out={tmp_path}"]
     says = inside(*settings, status=2).stderr
@@ -268,9 +280,9 @@ def test_the_controller_refuses_to_grow_over_8_bit_states():
         adapters,
         score=adarank.scores.adalora(),
         schedule=adarank.schedules.cubic(initial=8, final=4, t_i=1, t_f=1, total=8, interval=1),
-        pruned="frozen",
+        pruned_triplets="frozen",
     )
-    optimizer = prepare.make_optimizer(model, adapters, 1e-2, 0.0, name="adamw_8bit")
+    optimizer = prepare.make_optimizer(model, adapters, TrainConfig(lr=1e-2, optimizer="adamw_8bit"))
     controller.attach(optimizer)
     x = torch.randn(4, 1024)
 
@@ -281,7 +293,7 @@ def test_the_controller_refuses_to_grow_over_8_bit_states():
             optimizer.step()
             optimizer.zero_grad()
 
-    with pytest.raises(SettingError, match="AdamW8bit cannot be grown: its state 'qmap1'"):
+    with pytest.raises(SettingError, match=r"growth needs .* AdamW8bit, whose state 'qmap1'"):
         steps()
 
 
@@ -297,7 +309,7 @@ def test_a_controller_s_state_is_restored_from_an_8_bit_optimiser_s():
             score=adarank.scores.adalora(),
             schedule=adarank.schedules.cubic(initial=8, final=4, t_i=1, t_f=2, total=12, interval=1),
         )
-        optimizer = prepare.make_optimizer(model, adapters, 1e-2, 0.0, name="adamw_8bit")
+        optimizer = prepare.make_optimizer(model, adapters, TrainConfig(lr=1e-2, optimizer="adamw_8bit"))
         return model, controller.attach(optimizer), optimizer
 
     def steps(model, controller, optimizer, which):

@@ -17,7 +17,7 @@ from adarank.harness import app, sweep
         (["method=lora"], 1),
         (["method=lora,adalora", "seed=0,1,2", "rank=8"], 6),
         (["seed=range(0,5)", "train.lr=choice(1e-3,2e-3)"], 10),
-        (["targets=modules", "target_modules=[query,value]"], 1),
+        (["target_modules=[query,value]"], 1),
         (["method=glob(*)"], None),
     ],
 )
@@ -36,29 +36,29 @@ def begun(tmp_path, monkeypatch):
 
 
 def test_failures_and_silent_jobs_are_told_of_at_the_end(begun, capsys):
-    sweep.tell(1, ["seed=0", "rank=8"], 2, "rank=8 is too large")
-    sweep.tell(0, ["seed=0", "rank=4"], 0, None)
-    sweep.tell(2, ["seed=1", "rank=4"], 1, None)
+    sweep.write_job_result(1, ["seed=0", "rank=8"], 2, "rank=8 is too large")
+    sweep.write_job_result(0, ["seed=0", "rank=4"], 0, None)
+    sweep.write_job_result(2, ["seed=1", "rank=4"], 1, None)
     said = capsys.readouterr().out.splitlines()
     assert said == [
         "sweep: 1 of 4 jobs done, 1 failed",
         "sweep: 2 of 4 jobs done, 1 failed",
         "sweep: 3 of 4 jobs done, 2 failed",
     ]
-    found, total = sweep.conclude()
+    found, total = sweep.collect_results()
     assert sweep.summary(found, total) == [
         "2 of 4 jobs failed:",
         "job 1 (seed=0 rank=8): rank=8 is too large",
         "job 2 (seed=1 rank=4): exit status 1",
-        "1 of 4 jobs did not end (a worker died, or the launcher gave up); the same command goes on with them",
+        "1 of 4 jobs did not end (a worker died, or the launcher gave up); the same command runs them",
     ]
     assert not begun.parent.exists()
-    assert sweep.conclude() == ([], None)
+    assert sweep.collect_results() == ([], None)
 
 
 def test_outside_a_sweep_nothing_is_told(monkeypatch, capsys):
     monkeypatch.delenv(sweep.FOLDER, raising=False)
-    sweep.tell(0, [], 0, None)
+    sweep.write_job_result(0, [], 0, None)
     assert capsys.readouterr().out == ""
 
 
@@ -75,5 +75,5 @@ def test_ranks_of_one_sweep_may_conclude_at_the_same_moment(tmp_path, monkeypatc
     monkeypatch.setenv(sweep.FOLDER, str(folder))
     remove = shutil.rmtree
     monkeypatch.setattr(sweep.shutil, "rmtree", lambda path: remove(path.parent))
-    assert sweep.conclude() == ([], 2)
+    assert sweep.collect_results() == ([], 2)
     assert not folder.parent.exists()

@@ -1,88 +1,109 @@
-"""The files of a run's folder that hold its numbers: metrics.jsonl, allocations.jsonl, summary.json."""
+"""The files in a run's folder that hold its numbers: metrics.jsonl, allocations.jsonl, summary.json."""
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
-from adarank.harness.files import finite, write_json, write_text
+from adarank.errors import RunFailed
+from adarank.runs import allocations
+from adarank.runs.files import ALLOCATIONS, METRICS, SUMMARY, json_line, read_json, read_lines, write_json, write_text
 
 if TYPE_CHECKING:
-    from adarank.harness.tracking.protocol import Log
+    from adarank.harness.tracking.log import Log
 
-METRICS = "metrics.jsonl"
-ALLOCATIONS = "allocations.jsonl"
-SUMMARY = "summary.json"
+Records = list[dict[str, Any]]
 
 
 class LocalLog:
-    """Appends to the files of `folder` (which exists), one whole line a call, flushed at once.
+    """Appends to the files of `folder`, which exists: one whole line per call, flushed at once.
 
-    step: None starts from empty files; a step keeps the lines up to it, for a run that resumes there.
-    Either way an earlier summary is removed: the run is not finished now. Raises OSError if the folder cannot
-    be written.
+    step: None starts with empty files; a number keeps the lines up to that step, for a run that resumes there.
+    Either way an earlier summary is removed, since the run is not finished now. Raises OSError where the folder cannot
+    be written and RunFailed where the lines to keep are damaged.
     """
 
     def __init__(self, folder: Path, step: int | None = None) -> None:
         self.folder = folder
+        records: Records = []
         if step is not None:
             cut_back(folder, step)
+            records, _ = allocations.read(folder / ALLOCATIONS)
         (folder / SUMMARY).unlink(missing_ok=True)
-        self._metrics, self._allocations = (_open(folder / name, fresh=step is None) for name in (METRICS, ALLOCATIONS))
+        self._modules = list(records[0]["ranks"]) if records else []
+        self._allocation_count, self._surplus = len(records), 0
+        mode = "wb" if step is None else "ab"
+        self._metrics, self._allocations = ((folder / name).open(mode) for name in (METRICS, ALLOCATIONS))
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl: step, split, then each metric as a float, null if it is not finite."""
-        _append(self._metrics, {"step": step, "split": split} | {name: float(value) for name, value in values.items()})
+        """One line of metrics.jsonl: step, split, then each metric as a float, null where it is not finite."""
+        record = {"step": step, "split": split} | {name: float(value) for name, value in values.items()}
+        _append(self._metrics, json_line(record))
 
     def allocation(self, record: Mapping[str, Any]) -> None:
-        """One line of allocations.jsonl, the record as it is (plain Python values)."""
-        _append(self._allocations, record)
+        """One line of allocations.jsonl, after the header. record: plain Python values, `ranks` {module name: rank}."""
+        if not self._modules:
+            self._modules = list(record["ranks"])
+            _append(self._allocations, allocations.header(self._modules))
+        _append(self._allocations, allocations.line(record, self._modules))
+        self._allocation_count += 1
+        self._surplus += not allocations.keeps_quantiles(self._allocation_count)
+        if self._surplus > allocations.SURPLUS:
+            self._allocations.close()
+            self._trim()
+            self._allocations, self._surplus = (self.folder / ALLOCATIONS).open("ab"), 0
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json, atomically, and close."""
+        """Close the files, then write summary.json, atomically."""
         self.close()
+        if self._modules:
+            self._trim()
         write_json(self.folder / SUMMARY, summary)
 
     def close(self) -> None:
-        """Close the files; harmless when they are closed."""
+        """Close the files; does nothing when they are closed."""
         self._metrics.close()
         self._allocations.close()
 
+    def _trim(self) -> None:
+        """Remove the quantiles that allocations.jsonl does not keep."""
+        path = self.folder / ALLOCATIONS
+        write_text(path, allocations.trim(path.read_text(encoding="utf-8")))
+
 
 def cut_back(folder: Path, step: int) -> None:
-    """Drop what came after `step` optimiser steps from both JSONL files of `folder`, atomically.
+    """Drop the lines after `step` optimiser steps from both JSONL files of `folder`, atomically.
 
-    Test is measured after the last step, at whatever step was best, and will be again: its lines go. metrics.jsonl counts steps done, allocations.jsonl the steps from 0, so that its step is one less. A last line without its newline was torn by a crash and is dropped too; a missing file stays missing.
-    Raises json.JSONDecodeError for a broken line elsewhere.
+    metrics.jsonl counts the steps done and allocations.jsonl counts from 0, so that its step is one less. Test metrics
+    will be measured again, whatever their step, and are dropped. So is a last line without its newline, which a crash
+    has torn; a missing file stays missing. Raises RunFailed where another line is damaged.
     """
-    for path, last in ((folder / METRICS, step), (folder / ALLOCATIONS, step - 1)):
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-            write_text(path, "".join(f"{line}\n" for line in lines if _stays(json.loads(line), last)))
-
-
-def _stays(row: Mapping[str, Any], last: int) -> bool:
-    return row["step"] <= last and row.get("split") != "test"
+    metrics, ranks = folder / METRICS, folder / ALLOCATIONS
+    if metrics.exists():
+        kept = [row for row in _whole(metrics, read_lines) if row["step"] <= step and row["split"] != "test"]
+        write_text(metrics, "".join(map(json_line, kept)))
+    if ranks.exists():
+        kept = [record for record in _whole(ranks, allocations.read) if record["step"] <= step - 1]
+        write_text(ranks, allocations.document(kept))
 
 
 def replay(folder: Path, log: "Log") -> None:
     """Send what the files of `folder` hold to `log`, as the run itself would have, in the order of the steps.
 
-    Ends with `log.finish` if the run has a summary, else with `log.close`.
+    Ends with `log.finish` where the run has a summary, else with `log.close`. Raises RunFailed for a damaged line.
     """
     replay_steps(folder, log)
     summary = folder / SUMMARY
     if summary.exists():
-        log.finish(json.loads(summary.read_text(encoding="utf-8")))
+        log.finish(read_json(summary))
     else:
         log.close()
 
 
 def replay_steps(folder: Path, log: "Log") -> None:
     """The part of `replay` that has steps: metrics and allocations."""
-    rows = _rows(folder / METRICS) + _rows(folder / ALLOCATIONS)
-    for row in sorted(rows, key=lambda row: row["step"]):  # stable: metrics come first within a step
+    rows = _whole(folder / METRICS, read_lines) + _whole(folder / ALLOCATIONS, allocations.read)
+    for row in sorted(rows, key=lambda row: row["step"]):  # stable: within a step metrics come first
         if "split" in row:
             values = {name: value for name, value in row.items() if name not in ("step", "split")}
             nan_for_null = {name: math.nan if value is None else value for name, value in values.items()}
@@ -91,16 +112,14 @@ def replay_steps(folder: Path, log: "Log") -> None:
             log.allocation(row)
 
 
-def _open(path: Path, *, fresh: bool) -> BinaryIO:
-    return path.open("wb") if fresh else path.open("ab")
+def _whole(path: Path, read: Callable[[Path], tuple[Records, list[int]]]) -> Records:
+    """The records of a JSONL file without a torn last line. Raises RunFailed where another line is damaged."""
+    records, bad = read(path)
+    if bad and bad[0] <= path.read_bytes().count(b"\n"):  # only a torn line has no newline
+        raise RunFailed(f"{path}: line {bad[0]} is damaged; force=true runs it again")
+    return records
 
 
-def _append(file: BinaryIO, record: Mapping[str, Any]) -> None:
-    file.write((json.dumps(finite(record), allow_nan=False) + "\n").encode())
+def _append(file: IO[bytes], line: str) -> None:
+    file.write(line.encode())
     file.flush()
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]

@@ -1,74 +1,85 @@
-"""One log for the training loop: written to the run's folder first, then to the copies."""
+"""What the training loop logs to: the run's folder first, then the copy."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol
 
 from adarank.errors import SettingError
 from adarank.harness.tracking.local import LocalLog, replay_steps
-from adarank.harness.tracking.protocol import Copy
 
 logger = logging.getLogger(__name__)
 
 
-class RunLog:
-    """A `Log` that writes to `truth` and then to each copy; a context manager that closes on the way out.
-
-    What `truth` raises is raised (the run has lost its record); a copy that raises an Exception is dropped
-    with one warning. KeyboardInterrupt passes through.
-    """
-
-    def __init__(self, truth: LocalLog, copies: list[Copy]) -> None:
-        self.truth = truth
-        self.copies = copies
+class Log(Protocol):
+    """What the training loop calls, and what the local files and every copy receive."""
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        self.truth.metrics(step, split, values)
-        self._copy(lambda copy: copy.metrics(step, split, values))
+        """Metrics by name, measured on `split` ("train", "dev" or "test") after optimiser step `step`."""
 
     def allocation(self, record: Mapping[str, Any]) -> None:
-        self.truth.allocation(record)
-        self._copy(lambda copy: copy.allocation(record))
+        """A reallocation: step, budget, unit, kept, parameters, slack, ranks {module name: rank}, and score_quantiles,
+        which a record read from a file may lack."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        self.truth.finish(summary)
-        self._copy(lambda copy: copy.finish(summary))
-        self.copies = []
-
-    def catch_up(self) -> None:
-        """Send the copies what the files hold."""
-        self._copy(lambda copy: replay_steps(self.truth.folder, copy))
+        """The content of summary.json; nothing may be logged afterwards."""
 
     def close(self) -> None:
-        self.truth.close()
-        self._copy(lambda copy: copy.close())
-        self.copies = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _copy(self, call: Callable[[Copy], None]) -> None:
-        for copy in list(self.copies):
-            try:
-                call(copy)
-            except Exception as error:
-                self.copies.remove(copy)
-                logger.warning(
-                    "Tracking stopped (%s): the files in %s are complete, and %s.",
-                    one_line(error),
-                    self.truth.folder,
-                    copy.recovery(),
-                )
-                copy.abandon()
+        """End without a summary, as after an exception; does nothing after `finish`."""
 
 
+class Copy(Log, Protocol):
+    """A log that may fail: when one of its calls raises an Exception, it is abandoned and the run continues."""
+
+    def abandon(self) -> None:
+        """Release what a failed copy still holds; never raises an Exception."""
+
+    def recovery(self) -> str:
+        """How to bring the copy up to date later, as half a sentence."""
+
+
+class RunLog:
+    """A `Log` that writes to the run's folder and then to the copy, if any.
+
+    Exceptions of `local` are raised, since the run has lost its record; a copy that raises one is dropped with one
+    warning.
+    """
+
+    def __init__(self, local: LocalLog, copy: Copy | None) -> None:
+        self.local, self.copy = local, copy
+
+    def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        self._each(lambda log: log.metrics(step, split, values))
+
+    def allocation(self, record: Mapping[str, Any]) -> None:
+        self._each(lambda log: log.allocation(record))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        self._each(lambda log: log.finish(summary))
+        self.copy = None
+
+    def close(self) -> None:
+        self._each(lambda log: log.close())
+        self.copy = None
+
+    def _each(self, call: Callable[[Log], None]) -> None:
+        call(self.local)
+        self.copy_to(call)
+
+    def copy_to(self, call: Callable[[Copy], None]) -> None:
+        if (copy := self.copy) is None:
+            return
+        try:
+            call(copy)
+        except Exception as error:
+            self.copy = None
+            text = "Tracking stopped (%s): the files in %s are complete, and %s."
+            logger.warning(text, one_line(error), self.local.folder, copy.recovery())
+            copy.abandon()
+
+
+@contextmanager
 def open_log(
     tracker: Callable[..., Copy | None],
     *,
@@ -77,45 +88,42 @@ def open_log(
     name: str,
     group: str,
     resume_step: int | None = None,
-) -> RunLog:
-    """Open the log of one run.
+) -> Iterator[RunLog]:
+    """The log of one run, closed at the end of the `with`.
 
-    tracker: the target of the tracker's YAML with its settings bound, e.g. `partial(target, **settings)`;
-    folder: the run's folder, which exists; config: the resolved config as plain dicts, lists and values;
-    name: the run's name for people (`adalora-r8-qkv-s0`); group: the sweep it belongs to, used unless the
-    tracker's own setting names one; resume_step: None starts from empty files, a step keeps what was logged
-    up to it, and the copy, which starts afresh, receives that first.
+    tracker: the target of the tracker's YAML file with its settings bound, `partial(target, **settings)`;
+    folder: the run's folder, which exists; config: the resolved settings as plain dicts, lists and values;
+    name: the run's title (`adalora-r8-qkv-s0`); group: the sweep that the run belongs to, used unless the tracker's own
+    settings name one; resume_step: None starts with empty files; a number keeps what was logged up to that step, and
+    the copy, which always starts empty, receives that first.
 
-    A tracker that cannot start warns once and the run goes on without it. Raises SettingError for a wrong
-    setting of the tracker, before any file is touched, and OSError if the folder cannot be written.
+    Where the tracker cannot start, one warning is logged and the run continues without it. Raises SettingError for a
+    wrong setting of the tracker, before any file is touched, and whatever `LocalLog` raises.
     """
-    copies: list[Copy] = []
+    copy = None
     try:
         copy = tracker(folder=folder, config=config, name=name, default_group=group)
-        copies = [copy] if copy is not None else []
     except SettingError:
         raise
     except Exception as error:
-        logger.warning(
-            "The tracker could not be started (%s): run %s goes on with the files in %s, which are complete "
-            "and can be copied later by python -m adarank sync.",
-            one_line(error),
-            name,
-            folder,
-        )
+        text = "The tracker could not be started (%s): run %s continues, its files in %s are complete, and "
+        logger.warning(f"{text}`adarank sync` can send them later.", one_line(error), name, folder)
     try:
-        log = RunLog(LocalLog(folder, resume_step), copies)
+        log = RunLog(LocalLog(folder, resume_step), copy)
         if resume_step is not None:
-            log.catch_up()
-        return log
+            log.copy_to(lambda copy: replay_steps(folder, copy))
     except BaseException:
-        for copy in copies:
+        if copy is not None:
             copy.abandon()
         raise
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 def no_copy(*, folder: Path, config: dict[str, Any], name: str, default_group: str) -> None:
-    """`tracker=none`: the run's folder is all there is."""
+    """`tracker=none`: no copy of the run's folder."""
 
 
 def one_line(error: Exception) -> str:

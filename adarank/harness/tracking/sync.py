@@ -1,23 +1,25 @@
-"""python -m adarank sync OUT: send to W&B what the files of finished runs hold and W&B lacks."""
+"""`adarank sync OUT`: send finished runs to W&B, unless it has them already."""
 
 from pathlib import Path
 
 import yaml
 
 from adarank.errors import RunFailed
-from adarank.harness import status
-from adarank.harness.tracking import sent
+from adarank.harness.tracking import wandb_state
 from adarank.harness.tracking.local import replay
 from adarank.harness.tracking.log import one_line
+from adarank.runs import status
+from adarank.runs.files import CONFIG
 
-KEPT = ("project", "entity", "group", "tags", "job_type", "init_timeout", "finish_timeout")  # of a run's own tracker
+# What is taken from the settings of a run's own tracker.
+KEPT = ("project", "entity", "group", "tags", "job_type", "init_timeout", "finish_timeout")
 
 
 def sync(out: Path, project: str | None = None, entity: str | None = None) -> None:
-    """Send every finished run under `out` that W&B lacks or that changed, each under its id, and say so.
+    """Send every finished run below `out` that W&B lacks or that has changed, under its id, and print what was sent.
 
-    project, entity: None is the run's own tracker's, else "adarank" and the user's own; the runs of one folder are one
-    group. Raises SettingError where `out` is no folder, RunFailed at the first run that cannot be sent.
+    project, entity: None takes those of the run's own tracker, else "adarank" and the user's default. The runs of one
+    folder are one group. Raises SettingError where `out` is not a folder, RunFailed where a run cannot be sent.
     """
     counts = {"sent": 0, "there already": 0, "not finished": 0}
     for row in status.read(out):
@@ -29,29 +31,32 @@ def sync(out: Path, project: str | None = None, entity: str | None = None) -> No
             arrived = _send((out / row.name).absolute(), project, entity)
         except Exception as error:
             raise RunFailed(
-                f"{row.name} could not be sent to W&B ({one_line(error)}); {counts['sent']} were sent before it, and the "
-                "same command goes on"
+                f"{row.name} could not be sent to W&B ({one_line(error)}); {counts['sent']} were sent before it; the "
+                "same command sends the rest"
             ) from None
         if arrived:
             print(f"{row.name}: sent", flush=True)
         counts["sent" if arrived else "there already"] += 1
-    print(", ".join(f"{number} {what}" for what, number in counts.items()))
+    print(", ".join(f"{number} {state}" for state, number in counts.items()))
 
 
 def _send(folder: Path, project: str | None, entity: str | None) -> bool:
-    """Send a finished run unless W&B has it; returns whether that was so."""
-    from adarank.harness.execute import run_title
+    """Send a finished run unless W&B has it already. Returns whether it was sent."""
+    from adarank.harness.config.spec import spec_of
+    from adarank.harness.run.identity import title
     from adarank.harness.tracking import wandb
 
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     settings = {key: value for key, value in (config["tracker"] or {}).items() if key in KEPT}
     settings["project"] = project or settings.get("project") or "adarank"
     settings["entity"] = entity or settings.get("entity")
-    settings["group"] = settings.get("group") or folder.parent.name
-    if sent.read(folder)["digest"] == sent.digest(folder, settings["project"], settings["entity"]):
+    if wandb_state.read(folder)["digest"] == wandb_state.digest(folder, settings["project"], settings["entity"]):
         return False
+    about = {"config": config, "name": title(spec_of(config)), "default_group": folder.parent.name}
     try:
-        replay(folder, wandb.start("online", folder=folder, config=config, name=run_title(config), **settings))
+        copy = wandb.wandb_copy("online", **settings, folder=folder, **about, fallback=False)
+        assert copy is not None
+        replay(folder, copy)
     except Exception:
         wandb.stop_service()
         raise

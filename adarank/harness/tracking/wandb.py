@@ -8,21 +8,22 @@ What W&B receives (the names of metrics.jsonl and allocations.jsonl, prefixed so
     summary   `best`, `last`, `test`; the rest of summary.json flattened, such as `time/train_s`
     config    the resolved config
 
-`step` is a logged value and not W&B's own step, which must never fall: the test metrics of the best checkpoint
-come after later steps of training.
+`step` is a logged value and not W&B's own step, which must never decrease: the test metrics of the best checkpoint are
+logged after later training steps.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from adarank.errors import SettingError
-from adarank.harness.tracking import sent
-from adarank.harness.tracking.heatmap import rank_heatmap
+from adarank.harness.tracking import wandb_state
 from adarank.harness.tracking.log import one_line
+from adarank.runs.modules import rank_grid
 
 if TYPE_CHECKING:
     import wandb
@@ -48,101 +49,78 @@ def wandb_copy(
     config: dict[str, Any],
     name: str,
     default_group: str,
+    fallback: bool = True,
 ) -> "WandbCopy | None":
-    """Start a W&B run and return the copy that feeds it, or None when `mode` is "disabled".
+    """Start the W&B run of `folder`, under the id that it has or gets now, and return the copy that feeds it, or None
+    when `mode` is "disabled". What W&B had under that id is replaced.
 
-    mode: None leaves it to W&B (the variable WANDB_MODE, else online); entity: None is the user's own;
+    mode: None leaves the choice to W&B (the variable WANDB_MODE, else online); entity: None is the user's default;
     group: None is `default_group`; dir: the folder for W&B's own files, None is the run's folder;
-    init_timeout, finish_timeout: the seconds that W&B may hold up the start and the end of the run.
+    init_timeout, finish_timeout: the seconds for which W&B may delay the start and the end of the run.
 
-    Without a key (it never asks for one) or a server the run is recorded offline instead, with one warning.
-    Raises SettingError for a setting out of range, and what W&B raises if it cannot record offline either.
+    Without a key (W&B never prompts for one) or without a server the run is recorded offline, with one warning, unless
+    `fallback` is False. Raises SettingError for a setting out of range, and W&B's own error where it cannot start.
     """
     if mode is not None and mode not in MODES:
-        raise SettingError(f"tracker.mode={mode} is not a mode of W&B: choose {', '.join(MODES)} or null.")
+        raise SettingError(f"tracker.mode must be {', '.join(MODES)} or null (got {mode})")
     for setting, seconds in (("init_timeout", init_timeout), ("finish_timeout", finish_timeout)):
         if seconds < 1:
-            raise SettingError(f"tracker.{setting}={seconds} must be at least 1 second.")
+            raise SettingError(f"tracker.{setting} must be at least 1 second (got {seconds})")
     if mode == "disabled":
         return None
-    begin = partial(
-        start, folder=folder, config=config, name=name, project=project, entity=entity, group=group or default_group,
-        tags=tags, job_type=job_type, dir=dir, init_timeout=init_timeout, finish_timeout=finish_timeout,
-    )  # fmt: skip
+
+    def start(mode: str | None) -> WandbCopy:
+        import wandb
+
+        # show_info=False silences W&B's chatter and, with it, the prompt for a key; its own warnings stay.
+        wandb.setup(wandb.Settings(show_info=False))
+        run = wandb.init(
+            id=wandb_state.read(folder)["id"],
+            mode=mode,  # type: ignore[arg-type]
+            project=project,
+            entity=entity,
+            group=group or default_group,
+            tags=tags,
+            job_type=job_type,
+            dir=Path(dir).expanduser() if dir else folder,
+            config=config,
+            name=name,
+            reinit="create_new",  # never continue the previous run of this process
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                symlink=False,
+                init_timeout=init_timeout,
+                finish_timeout=finish_timeout,
+                finish_timeout_raises=True,
+            ),
+        )
+        run.define_metric("*", step_metric="step")
+        return WandbCopy(run, folder, lambda: wandb_state.digest(folder, project, entity))
+
     try:
-        return begin(mode)
+        return start(mode)
     except Exception as error:
         stop_service()
-        if mode == "offline":
+        if mode == "offline" or not fallback:
             raise
-        copy = begin("offline")
-        logger.warning(
-            "W&B is not available (%s): run %s is recorded offline, the files in %s are complete, and %s.",
-            one_line(error),
-            name,
-            folder,
-            copy.recovery(),
-        )
+        copy = start("offline")
+        text = "W&B is not available (%s): run %s is recorded offline, the files in %s are complete, and %s."
+        logger.warning(text, one_line(error), name, folder, copy.recovery())
         return copy
 
 
-def start(
-    mode: str | None,
-    *,
-    folder: Path,
-    config: dict[str, Any],
-    name: str,
-    project: str,
-    entity: str | None,
-    group: str,
-    tags: list[str] | None = None,
-    job_type: str = "train",
-    dir: str | None = None,
-    init_timeout: float = 20.0,
-    finish_timeout: float = 30.0,
-) -> "WandbCopy":
-    """Start the W&B run of `folder` afresh, under the id that it has or gets now: what W&B had of it is replaced.
-    Raises what W&B raises."""
-    import wandb
-
-    # show_info=False silences W&B's chatter and, with it, the prompt for a key; its own warnings stay.
-    wandb.setup(wandb.Settings(show_info=False))
-    run = wandb.init(
-        id=sent.read(folder)["id"],
-        mode=mode,  # type: ignore[arg-type]
-        project=project,
-        entity=entity,
-        group=group,
-        tags=tags,
-        job_type=job_type,
-        dir=Path(dir).expanduser() if dir else folder,
-        config=config,
-        name=name,
-        reinit="create_new",  # never the previous run of this process
-        settings=wandb.Settings(
-            silent=True,
-            console="off",
-            symlink=False,
-            init_timeout=init_timeout,
-            finish_timeout=finish_timeout,
-            finish_timeout_raises=True,
-        ),
-    )
-    run.define_metric("*", step_metric="step")
-    return WandbCopy(run, folder, lambda: sent.digest(folder, project, entity))
-
-
 class WandbCopy:
-    """Feeds one W&B run (a `tracking.Copy`)."""
+    """Feeds one W&B run; a `tracking.Copy`."""
 
     def __init__(self, run: "wandb.Run", home: Path, digest: Callable[[], str]) -> None:
-        """home: the run's folder, which remembers the id, and `digest()` of its files once all were sent."""
+        """home: the run's folder, where the id is stored and, once everything was sent, `digest()` of its files."""
         self.run, self._home, self._digest = run, home, digest
-        sent.write(home, run.id, None)
+        wandb_state.write(home, run.id, None)
         self._folder = Path(run.dir).parent
         self._allocations = 0
         self._highest_rank = 1
-        self._unpictured: Mapping[str, Any] | None = None
+        self._undrawn: Mapping[str, Any] | None = None
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
         self.run.log({"step": step} | {f"{split}/{name}": float(value) for name, value in values.items()})
@@ -154,16 +132,16 @@ class WandbCopy:
         self.run.log({"step": record["step"]} | {f"allocation/{name}": value for name, value in numbers.items()})
         self._allocations += 1
         self._highest_rank = max(self._highest_rank, *ranks.values(), 1)  # one colour scale for all pictures
-        self._unpictured = record
+        self._undrawn = record
         if self._allocations & (self._allocations - 1) == 0:  # powers of two: about ten pictures for 1,000 allocations
-            self._picture()
+            self._draw()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        self._picture()
+        self._draw()
         self.run.summary.update(_summary(summary))
         self.run.finish(exit_code=0 if summary.get("status") == "finished" else 1)
         if not self.run.offline:
-            sent.write(self._home, self.run.id, self._digest())
+            wandb_state.write(self._home, self.run.id, self._digest())
 
     def close(self) -> None:
         self.run.finish(exit_code=1)
@@ -176,19 +154,43 @@ class WandbCopy:
     def recovery(self) -> str:
         return f"`wandb sync --include-online {self._folder}` copies what W&B has on disk"
 
-    def _picture(self) -> None:
-        if self._unpictured is not None:
+    def _draw(self) -> None:
+        if self._undrawn is not None:
             import wandb
 
-            step, ranks = self._unpictured["step"], self._unpictured["ranks"]
+            step, ranks = self._undrawn["step"], self._undrawn["ranks"]
             picture = rank_heatmap(ranks, highest=self._highest_rank, title=f"ranks after step {step}")
             self.run.log({"step": step, "allocation/ranks": wandb.Image(picture)})
-            self._unpictured = None
+            self._undrawn = None
+
+
+def rank_heatmap(ranks: Mapping[str, int], *, highest: int, title: str) -> np.ndarray:
+    """Draw {module name: rank} as an RGBA image, uint8 [height, width, 4]: one row per block, one column per kind.
+
+    highest: the top of the colour scale. A cell without a module is grey. pyplot is not used, so neither the user's
+    backend nor open figures are touched.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows, columns, grid = rank_grid(ranks)
+    figure = Figure(figsize=(2.5 + 0.6 * len(columns), 2.5 + 0.35 * len(rows)), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot(facecolor="0.9")
+    image = axes.imshow(grid, vmin=0, vmax=highest, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(title=title, xlabel="module", ylabel="layer")
+    figure.colorbar(image, ax=axes, label="rank")
+    for (row, column), rank in np.ndenumerate(grid):
+        if not np.isnan(rank):
+            axes.text(column, row, f"{rank:g}", ha="center", va="center", color="k" if rank > highest / 2 else "w")
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba()).copy()
 
 
 def stop_service() -> None:
-    """End W&B's background process after a failure: a dead one would fail every later run of this process and
-    print a traceback when Python exits."""
+    """End W&B's background process after a failure. A dead one would make every later run of this process fail."""
     import wandb
 
     with suppress(Exception, SystemExit):  # W&B calls sys.exit with the status of its background process

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from adarank.errors import RunFailed
 from adarank.harness.tracking import LocalLog, cut_back, replay
 
 ROOT = Path(__file__).parents[3]
@@ -40,8 +41,9 @@ def test_lines_have_the_documented_fields_and_no_number_that_json_lacks(tmp_path
     log.finish({"status": "finished", "metric": {"best": -math.inf}})
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert line == '{"step": 3, "split": "dev", "accuracy": 0.75, "loss": null}'
-    (allocation,) = rows(tmp_path / "allocations.jsonl")
-    assert allocation["ranks"] == RECORD["ranks"]
+    header, allocation = rows(tmp_path / "allocations.jsonl")
+    assert header == {"modules": ["layer.0.query", "layer.1.query"]}
+    assert allocation["ranks"] == [8, 4]
     assert allocation["score_quantiles"]["layer.0.query"] == [0.0, None]
     assert json.loads((tmp_path / "summary.json").read_text()) == {"status": "finished", "metric": {"best": None}}
 
@@ -54,7 +56,8 @@ def test_a_killed_run_leaves_whole_lines(tmp_path):
         "os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT).returncode == -9
-    assert [row["step"] for row in rows(tmp_path / "allocations.jsonl")] == list(range(20))
+    _, *records = rows(tmp_path / "allocations.jsonl")
+    assert [record["step"] for record in records] == list(range(20))
 
 
 def test_a_fresh_log_starts_from_nothing(tmp_path):
@@ -81,12 +84,12 @@ def test_cut_back_drops_later_steps_the_test_and_a_torn_line(tmp_path):
 def test_a_broken_line_in_the_middle_is_an_error_and_changes_nothing(tmp_path):
     text = '{"step": 1}\n{"st\n{"step": 2}\n'
     (tmp_path / "metrics.jsonl").write_text(text)
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(RunFailed, match=r"metrics\.jsonl: line 2 is damaged; force=true runs it again"):
         cut_back(tmp_path, 1)
     assert (tmp_path / "metrics.jsonl").read_text() == text
 
 
-def test_a_resumed_log_goes_on_after_its_step(tmp_path):
+def test_a_resumed_log_continues_after_its_step(tmp_path):
     log_a_run(tmp_path)
     log = LocalLog(tmp_path, step=10)
     log.metrics(11, "train", {"loss": 0.0})

@@ -53,7 +53,7 @@ def run(tracker, folder) -> None:
 
 def complete(folder) -> bool:
     files = {name: (folder / name).read_text() for name in ("metrics.jsonl", "allocations.jsonl", "summary.json")}
-    return files["metrics.jsonl"].count("\n") == 2 and files["allocations.jsonl"].count("\n") == 1
+    return files["metrics.jsonl"].count("\n") == 2 and files["allocations.jsonl"].count("\n") == 2
 
 
 def test_a_copy_receives_every_call_once(tmp_path):

@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 
 from adarank.cli import main
-from adarank.harness import runs
-from adarank.harness.tracking import no_copy, open_log, sent
+from adarank.harness.tracking import no_copy, open_log, wandb_state
 from adarank.harness.tracking.wandb import wandb_copy
+from adarank.runs import state as runs
 from tests.harness.tracking import test_wandb
 from tests.harness.tracking.test_wandb import SUMMARY, assert_arrived, log_a_run
 from tests.harness.tracking.wandb_server import WandbServer
@@ -64,7 +64,7 @@ def test_one_group_arrives_whole_and_once(out, server, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "0 sent, 3 there already, 2 not finished"
     assert not server.runs  # nothing was even begun
 
-    name = sent.read(folders[1])["id"]
+    name = wandb_state.read(folders[1])["id"]
     with (folders[1] / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "split": "train", "loss": 9.0}\n')
     assert main(["sync", str(out), "--project", "mine", "--entity", "team"]) == 0
@@ -80,8 +80,8 @@ def test_what_was_sent_while_it_ran_is_there_already(out, server, capsys):
     assert main(["sync", str(out)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 sent, 1 there already, 0 not finished"
     assert len(server.runs) == 2
-    assert sent.read(offline)["id"] in server.runs
-    run = server.runs[sent.read(offline)["id"]]
+    assert wandb_state.read(offline)["id"] in server.runs
+    run = server.runs[wandb_state.read(offline)["id"]]
     assert (run["project"], run["groupName"], run["displayName"]) == ("live", "g", "adalora-r8-qkv-s1")
 
 
@@ -103,8 +103,8 @@ def test_a_dead_server_is_a_sentence_and_the_rest_is_sent_later(out, monkeypatch
     assert main(["sync", str(out)]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: adalora-0123456789-s0 could not be sent to W&B (")
-    assert said.endswith("0 were sent before it, and the same command goes on\n")
-    assert sent.read(folder)["digest"] is None
+    assert said.endswith("0 were sent before it; the same command sends the rest\n")
+    assert wandb_state.read(folder)["digest"] is None
     with WandbServer() as server:
         for key, value in server.environment.items():
             monkeypatch.setenv(key, value)
@@ -114,7 +114,7 @@ def test_a_dead_server_is_a_sentence_and_the_rest_is_sent_later(out, monkeypatch
 
 def test_no_folder_is_refused(tmp_path, capsys):
     assert main(["sync", str(tmp_path / "nowhere")]) == 2
-    assert "is no folder; valid: " in capsys.readouterr().err
+    assert "OUT must be a folder that holds runs" in capsys.readouterr().err
 
 
 def test_a_resumed_run_s_history_is_whole_under_one_id(server, folder):

@@ -11,14 +11,17 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 
 from adarank.errors import SettingError
+from adarank.harness.config.spec import PASSED
 from adarank.harness.tracking import open_log
-from adarank.harness.tracking.wandb import wandb_copy
+from adarank.harness.tracking.wandb import rank_heatmap, wandb_copy
 from tests.harness.tracking.wandb_server import WandbServer, environment
+from tests.representatives import representatives
 
 ROOT = Path(__file__).parents[3]
 CONFIG = {"method": "adalora", "rank": 8, "seed": 0, "train": {"lr": 1e-3, "steps": 40}}
@@ -36,7 +39,7 @@ import json, os, signal, sys, time
 from functools import partial
 from pathlib import Path
 from adarank.harness.tracking import open_log
-from adarank.harness.tracking.wandb import wandb_copy
+from adarank.harness.tracking.wandb import rank_heatmap, wandb_copy
 from tests.harness.tracking.test_wandb import log_a_run
 
 def kill():
@@ -113,7 +116,7 @@ def run_process(folder, settings, *kill, **options):
 
 def assert_complete(folder):
     count = {name: len((folder / name).read_text().splitlines()) for name in ("metrics.jsonl", "allocations.jsonl")}
-    assert count == {"metrics.jsonl": 45, "allocations.jsonl": 4}
+    assert count == {"metrics.jsonl": 45, "allocations.jsonl": 1 + 4}
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
 
 
@@ -230,7 +233,7 @@ def test_a_place_that_cannot_be_written_warns_once(folder, caplog):
     assert "Not a directory" in record.message
 
 
-@pytest.mark.parametrize("stdin", ["closed", "terminal"])
+@pytest.mark.parametrize("stdin", representatives(["terminal", "closed"], 1))
 def test_without_a_key_nothing_is_asked_and_the_run_is_kept_for_later(folder, stdin):
     ours, theirs = pty.openpty()
     streams = {"stdin": theirs} if stdin == "terminal" else {"preexec_fn": partial(os.close, 0)}
@@ -301,7 +304,7 @@ def test_a_server_that_refuses_the_history_does_no_harm(server, folder, capfd):
 
 @pytest.mark.parametrize(("setting", "value"), [("mode", "on"), ("init_timeout", 0), ("finish_timeout", -1)])
 def test_a_wrong_setting_is_named(folder, setting, value):
-    with pytest.raises(SettingError, match=rf"tracker\.{setting}={value}"):
+    with pytest.raises(SettingError, match=rf"tracker\.{setting} must be .*\(got {value}\)"):
         log_a_run(partial(wandb_copy, **{setting: value}), folder)
 
 
@@ -311,4 +314,14 @@ def test_the_yaml_lists_every_setting_with_the_default_of_its_function(tracker):
     target = get_method(settings.pop("_target_"))
     parameters = inspect.signature(target).parameters.values()
     assert settings == {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
-    assert {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} == {"folder", "config", "name", "default_group"}
+    assert {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} <= PASSED["tracker"]
+
+
+def test_the_picture_follows_the_ranks():
+    same = rank_heatmap({"layer.0.q": 4, "layer.1.q": 8}, highest=12, title="t")
+    other = rank_heatmap({"layer.0.q": 8, "layer.1.q": 4}, highest=12, title="t")
+    assert same.dtype == np.uint8
+    assert same.ndim == 3
+    assert same.shape[2] == 4
+    assert same.shape == other.shape
+    assert (same != other).any()

@@ -1,0 +1,50 @@
+"""What `adarank settings` and `adarank run --help` print: every setting with its default and its sentence."""
+
+import textwrap
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from adarank.harness.config.spec import GROUPS, BudgetConfig, Spec, TrainConfig
+from adarank.harness.config.validate import conf_folder
+
+USAGE = """adarank run SETTING=VALUE …        one run
+adarank run -m SETTING=A,B …       a sweep over every combination, finished runs skipped
+adarank run … --cfg job            print the composed settings and stop
+adarank run --hydra-help           Hydra's own flags (--config-dir, hydra/launcher=…)
+"""
+CHOSEN = ("method", "targets", *GROUPS, "recipe", "experiment")  # groups of conf/
+
+
+def describe() -> str:
+    """Every group with its options, and every other setting with its default and one sentence of help."""
+    conf = conf_folder()
+    options = {group: sorted(p.relative_to(conf / group).with_suffix("").as_posix() for p in (conf / group).rglob("*.yaml"))
+               for group in CHOSEN}  # fmt: skip
+    lines = [
+        USAGE,
+        "Choose one option of each group (a file of conf/GROUP, whose comments explain its own settings):",
+        "",
+    ]
+    lines += [_wrapped(f"  {group}=", "  ".join(names)) for group, names in options.items() if names]
+    lines += ["", "Settings, with their defaults:", ""]
+    for prefix, part in (("", Spec), ("budget.", BudgetConfig), ("train.", TrainConfig)):
+        for f in fields(part):
+            if f.name not in (*CHOSEN, "budget", "train"):
+                default = "required" if f.default is MISSING else "null" if f.default is None else str(f.default)
+                default = default.lower() if isinstance(f.default, bool) else default
+                lines.append(f"  {prefix}{f.name} = {default}")
+                lines.append(_wrapped("      ", f.metadata["help"] + _valid(f.metadata)))
+    return "\n".join(lines)
+
+
+def _valid(about: Mapping[str, Any]) -> str:
+    if "choices" in about:
+        return f" One of {', '.join(map(str, about['choices']))}."
+    if "at_least" in about:
+        return f" At least {about['at_least']}."
+    return f" Above {about['above']}." if "above" in about else ""
+
+
+def _wrapped(start: str, text: str) -> str:
+    return textwrap.fill(text, 110, initial_indent=start, subsequent_indent=" " * len(start), break_long_words=False)

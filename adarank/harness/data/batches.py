@@ -1,0 +1,116 @@
+"""From rows to batches: the same rows in the same order for every method."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adarank.harness.data import cache
+from adarank.harness.data.tasks.base import Split
+
+BATCHES_PER_POOL = 50  # at most so many batches are sorted by length together
+INIT_SEED_OFFSET = 2**31  # inits draw their batches in another order than training
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The tokenised rows of a split.
+
+    tokens: {model input name: one list of token ids per row}, unpadded; label: [rows]; pad: {model input name: the
+    value that pads it}.
+    """
+
+    tokens: dict[str, list[list[int]]]
+    label: Tensor
+    pad: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, int64 [rows]."""
+        return lengths(self.tokens["input_ids"])
+
+
+def lengths(lists: Sequence[Sequence[int]]) -> np.ndarray:
+    """The length of each list, int64 [lists]."""
+    return np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
+
+
+def padding(tokenizer: Any) -> dict[str, int]:
+    """The value that pads each of an encoder's inputs."""
+    return {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id, "attention_mask": 0}
+
+
+def encode(split: Split, tokenizer: Any, max_length: int, name: str | None = None) -> Encoded:
+    """Tokenise every row without padding, truncated to `max_length` tokens (the longer of two sentences first).
+
+    name: identifies the rows (the data's fingerprint and the split). If it is given, the tokens are cached on disk.
+    """
+    pad = padding(tokenizer)
+    key = None if name is None else cache.key(tokenizer, rows=name, max_length=max_length)
+    tokens = cache.read(key)
+    if tokens is None:
+        out = tokenizer(split.text, split.pair, truncation=True, max_length=max_length)
+        tokens = {part: out[part] for part in pad if part in out}
+        cache.write(key, tokens)
+    return Encoded(tokens, torch.from_numpy(split.label), pad)
+
+
+def collate(encoded: Encoded, rows: np.ndarray, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """(model inputs [batch, longest], labels [batch]) of the rows with these numbers, padded on the right."""
+    inputs = {}
+    for name, lists in encoded.tokens.items():
+        ids = [torch.tensor(lists[i]) for i in rows]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=encoded.pad[name])
+        inputs[name] = padded.to(device, non_blocking=True)
+    return inputs, encoded.label[torch.from_numpy(rows)].to(device, non_blocking=True)
+
+
+def training_order(rows: int, batch: int, seed: int) -> Iterator[np.ndarray]:
+    """Endless batches of row numbers, int64 [batch]: one permutation per epoch, joined so that every batch is full.
+
+    The order depends on nothing but the number of rows, the batch size and the seed.
+    """
+    left = np.empty(0, dtype=np.int64)
+    epoch = 0
+    while True:
+        while len(left) < batch:
+            left = np.concatenate([left, np.random.default_rng([seed, epoch]).permutation(rows)])
+            epoch += 1
+        yield left[:batch]
+        left = left[batch:]
+
+
+def grouped_by_length(order: Iterator[np.ndarray], lengths: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """The batches of `order`, regrouped so that rows of similar length share a batch and little padding is needed.
+
+    Each pool of consecutive batches (a quarter of an epoch, at most BATCHES_PER_POOL) is sorted by length and split
+    again into batches, in a random order that depends on the seed alone. lengths: tokens of each row, [rows].
+    """
+    for pool in itertools.count():
+        batches = [next(order)]
+        size = min(BATCHES_PER_POOL, max(1, len(lengths) // (4 * len(batches[0]))))
+        batches += itertools.islice(order, size - 1)
+        rows = np.concatenate(batches)
+        rows = rows[np.argsort(lengths[rows], kind="stable")].reshape(size, -1)
+        yield from rows[np.random.default_rng([seed, pool, size]).permutation(size)]
+
+
+def init_batches(
+    collate: Callable[..., dict[str, Tensor]], rows: Any, batch: int, seed: int, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """Endless batches of the encoded training rows, for inits that read data, in another order than in training."""
+    for numbers in training_order(len(rows), batch, seed + INIT_SEED_OFFSET):
+        yield collate(rows, numbers, device)
+
+
+def evaluation_order(lengths: np.ndarray, batch: int) -> list[np.ndarray]:
+    """Batches of row numbers, longest rows first to save padding. lengths: tokens of each row, [rows]."""
+    longest_first = np.argsort(-lengths, kind="stable")
+    return [longest_first[i : i + batch] for i in range(0, len(longest_first), batch)]

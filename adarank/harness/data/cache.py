@@ -1,0 +1,80 @@
+"""Tokenised rows on disk, so that the jobs of a sweep do not tokenise the same rows again.
+
+One file per split in the folder that ADARANK_CACHE names (empty: no cache), by default ~/.cache/adarank, named by the
+digest of everything that decides its content: data, tokeniser and length. Jobs may share the folder, since files are
+written atomically. You can delete it at any time.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from adarank.runs.files import write_bytes
+
+logger = logging.getLogger(__name__)
+FORMAT = 1  # increase it when the same key comes to mean other tokens
+
+Tokens = dict[str, list[list[int]]]
+
+
+def folder() -> Path | None:
+    """The cache's folder; None if there is to be no cache."""
+    setting = os.environ.get("ADARANK_CACHE")
+    if setting is not None:
+        return Path(setting).expanduser() if setting else None
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "adarank"
+
+
+def key(tokenizer: Any, **inputs: Any) -> str | None:
+    """The name of a cached file. inputs: what is tokenised (data, split, length, …), plain values.
+
+    None for tokenisers written in Python (the slow ones), which cannot be serialised.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    state = json.loads(backend.to_str())
+    state = {k: v for k, v in state.items() if k not in ("truncation", "padding")}  # left over from the last call
+    sides = [tokenizer.truncation_side, tokenizer.model_input_names, type(tokenizer).__name__]
+    canonical = json.dumps([FORMAT, inputs, state, sides], sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def read(name: str | None) -> Tokens | None:
+    """The cached tokens of that name; None if there are none or they cannot be read."""
+    where = folder()
+    if where is None or name is None:
+        return None
+    try:
+        arrays = load_file(where / f"{name}.safetensors")
+    except (OSError, SafetensorError) as error:
+        if not isinstance(error, FileNotFoundError):
+            logger.warning("%s cannot be read (%s); tokenising again", where / name, error)
+        return None
+    bounds = list(pairwise(accumulate(arrays.pop("lengths").tolist(), initial=0)))
+    flat = {part: array.tolist() for part, array in arrays.items()}
+    return {part: [ids[first:end] for first, end in bounds] for part, ids in flat.items()}
+
+
+def write(name: str | None, tokens: Mapping[str, list[list[int]]]) -> None:
+    """Cache tokens, equally many per row in each part. A folder that cannot be written is only logged."""
+    where = folder()
+    if where is None or name is None:
+        return
+    lengths = [len(row) for row in next(iter(tokens.values()))]
+    flat = {part: np.array([i for row in rows for i in row], dtype=np.int32) for part, rows in tokens.items()}
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        write_bytes(where / f"{name}.safetensors", save({**flat, "lengths": np.array(lengths, dtype=np.int64)}))
+    except OSError as error:
+        logger.warning("%s cannot be written (%s); the run continues without a cache", where, error.strerror)

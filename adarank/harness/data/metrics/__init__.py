@@ -1,0 +1,7 @@
+"""Metrics of labels, of answer spans and of generated texts. Packages are imported when a metric is first computed."""
+
+LOWER_IS_BETTER = {"loss"}
+
+
+def higher_is_better(name: str) -> bool:
+    return name not in LOWER_IS_BETTER

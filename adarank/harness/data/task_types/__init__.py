@@ -1,0 +1,66 @@
+"""Types of task: one module per type turns a task's rows into batches, a loss and metrics.
+
+A task names its type (`Task.task_type`); models, the training loop and evaluation call that module. To add a type,
+write a module with everything that `TaskType` lists, add it to TASK_TYPES, and let tasks name it. A metric for which
+lower is better is added to `metrics.LOWER_IS_BETTER`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adarank.harness.config.spec import TrainConfig
+from adarank.harness.data.task_types import classify, extract, generate, seq2seq
+from adarank.harness.data.tasks.base import Task
+
+
+class TaskType(Protocol):
+    """What a module in this folder has to have.
+
+    `rows` are whatever its `encode` returns. Everything else asks them only for len(rows), the number of training rows,
+    and for rows.lengths, their tokens, int64 [rows]. A batch is what the model is called with, {input name: [batch,
+    …]}, with targets under Transformers' own names, so that inits that read data can use `model(**batch).loss`. The
+    first dimension of every tensor counts rows, so that a batch can be divided among processes.
+    """
+
+    @property
+    def AUTO(self) -> str:
+        """The Auto class of Transformers that builds its models."""
+
+    @property
+    def FRESH_HEAD(self) -> bool:
+        """Whether what lies outside the base model is initialised at random and therefore trained by every method."""
+
+    def check(self, config: Any, model: str) -> None:
+        """Raise SettingError if a model cannot do such tasks. config: Transformers'; model: its name in messages."""
+
+    def outputs(self, task: Task) -> int:
+        """The head's outputs per row (num_labels); 0 where the model decides."""
+
+    def encode(self, task: Task, split: str, tokenizer: Any) -> Any:
+        """The encoded rows of the task's "train", "dev" or "test". Raises SettingError for rows that cannot be used."""
+
+    def collate(self, rows: Any, numbers: np.ndarray, device: torch.device) -> dict[str, Tensor]:
+        """The batch of the training rows with these numbers."""
+
+    def units(self, rows: Any, numbers: np.ndarray) -> int:
+        """How many units (rows, or tokens) the loss of those rows is a mean over."""
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """The mean loss of the batch over its units, a scalar in fp32."""
+
+    def evaluate(
+        self, model: nn.Module, rows: Any, names: Sequence[str], config: TrainConfig, device: torch.device
+    ) -> dict[str, float]:
+        """{metric: value} of the named metrics and of "loss", over all rows; NaN for what cannot be computed here.
+
+        Under torchrun every process gets the same values, which are those of a single process.
+        """
+
+
+TASK_TYPES: dict[str, TaskType] = {"classify": classify, "extract": extract, "generate": generate, "seq2seq": seq2seq}
+
+__all__ = ["TASK_TYPES", "TaskType"]

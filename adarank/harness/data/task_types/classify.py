@@ -1,0 +1,76 @@
+"""Classification and regression of texts or pairs of texts: a head on the model, one label per row."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adarank.harness.config.spec import TrainConfig
+from adarank.harness.data import batches
+from adarank.harness.data.batches import Encoded
+from adarank.harness.data.metrics import labels as metrics
+from adarank.harness.data.tasks.base import Task
+from adarank.harness.device import at_least_fp32, autocast
+from adarank.harness.run import parallel
+
+AUTO = "AutoModelForSequenceClassification"
+FRESH_HEAD = True
+
+
+def check(config: Any, model: str) -> None:
+    """Accepts any encoder, decoder or encoder-decoder for which Transformers has a classifier."""
+
+
+def outputs(task: Task) -> int:
+    return max(len(task.labels), 1)
+
+
+def encode(task: Task, split: str, tokenizer: Any) -> Encoded:
+    return batches.encode(getattr(task, split), tokenizer, task.max_length, f"{task.fingerprint} {split}")
+
+
+def collate(rows: Encoded, numbers: np.ndarray, device: torch.device) -> dict[str, Tensor]:
+    """Model inputs [batch, longest] and labels [batch]."""
+    inputs, labels = batches.collate(rows, numbers, device)
+    return {**inputs, "labels": labels}
+
+
+def units(rows: Encoded, numbers: np.ndarray) -> int:
+    return len(numbers)
+
+
+def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    return task_loss(model(**inputs).logits, batch["labels"])
+
+
+def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy for classes (logits [n, classes]), mean squared error for float targets (logits [n, 1])."""
+    logits = at_least_fp32(logits)
+    if labels.is_floating_point():
+        return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+    return F.cross_entropy(logits, labels)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, rows: Encoded, names: Sequence[str], config: TrainConfig, device: torch.device
+) -> dict[str, float]:
+    """The task's metrics and the loss over a whole split, without pruned triplets (λ ⊙ mask)."""
+    model.eval()
+    order = batches.evaluation_order(rows.lengths, 2 * config.batch_size)
+
+    def batch_logits(numbers: np.ndarray) -> Tensor:
+        inputs, _ = batches.collate(rows, numbers, device)
+        with autocast(config.precision, device):
+            logits: Tensor = model(**inputs).logits
+        return logits.float()
+
+    logits = parallel.gather_batches(order, batch_logits).cpu()
+    model.train()
+    labels = rows.label[torch.from_numpy(np.concatenate(order))]
+    values = metrics.compute(names, logits.numpy(), labels.numpy())
+    return {**values, "loss": task_loss(logits, labels).item()}

@@ -1,0 +1,281 @@
+"""Text to text by a causal language model: a prompt, then a response, and only the response's tokens count in the loss.
+
+A row is [start tokens] prompt response [end token], truncated to the task's length, with label −100 on all but the
+response and its end. Every reference of a prompt is a row of its own; evaluation answers each prompt once and compares
+the answer with all of its references.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from adarank.errors import SettingError
+from adarank.harness.config.spec import TrainConfig
+from adarank.harness.data import cache
+from adarank.harness.data.batches import evaluation_order, lengths
+from adarank.harness.data.metrics import texts as text_metrics
+from adarank.harness.data.tasks.base import Prompts, Task
+from adarank.harness.device import at_least_fp32, autocast
+from adarank.harness.run import parallel
+from adarank.harness.run.distributed import world
+
+AUTO = "AutoModelForCausalLM"
+FRESH_HEAD = False
+IGNORED = -100  # the label of a token that does not count
+
+
+def check(config: Any, model: str) -> None:
+    from transformers.models.auto import modeling_auto as auto
+
+    arch = config.model_type
+    bidirectional = arch in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    if arch not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or bidirectional or config.is_encoder_decoder:
+        raise SettingError(
+            f"{model} must be a causal language model, because this task generates text (got the architecture {arch}); "
+            "choose a decoder such as model=smollm2_135m or model=tiny_llama, or a task with labels"
+        )
+
+
+def outputs(task: Task) -> int:
+    return 0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split as tokens.
+
+    input_ids, labels: one list per pair of a text and a reference; prompts, references: the texts that evaluation
+    answers, [] where it answers none; end: the token that ends an answer.
+    """
+
+    input_ids: list[list[int]]
+    labels: list[list[int]]
+    prompts: list[list[int]]
+    references: list[list[str]]
+    tokenizer: Any
+    end: int
+    max_new_tokens: int
+    beams: int = 1
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def pad(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each pair, int64 [pairs]."""
+        return lengths(self.input_ids)
+
+    @cached_property
+    def counted(self) -> np.ndarray:
+        """Tokens of each pair that count in the loss, int64 [pairs]."""
+        return np.array([len(row) - row.count(IGNORED) for row in self.labels])
+
+
+def answered(task: Task, split: str) -> int | None:
+    """How many of a split's texts evaluation answers, None for all."""
+    evaluated = split == "test" or (split == "dev" and task.metrics[0] != "loss")
+    return task.options["generate_rows"] if evaluated else 0
+
+
+def encode(task: Task, split: str, tokenizer: Any) -> Encoded:
+    """Raises SettingError if a prompt fills the task's length, or the model cannot read what evaluation needs."""
+    rows: Prompts = getattr(task, split)
+    before, end = special_tokens(tokenizer)
+    prompts = [before + ids for ids in tokenizer(rows.prompt, add_special_tokens=False)["input_ids"]]
+    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+    if len(prompts[longest]) >= task.max_length:
+        raise SettingError(
+            f"task.max_tokens must be more than {len(prompts[longest])}, the tokens of prompt {longest + 1} of "
+            f"{split}, to leave some for the response (got {task.max_length}; the prompt begins "
+            f"{rows.prompt[longest][:40]!r})"
+        )
+    rows_key = {"rows": f"{task.fingerprint} {split}", "max_length": task.max_length, "kind": task.task_type}
+    key = cache.key(tokenizer, **rows_key, specials=[before, end])  # the end token is not the backend's
+    tokens = cache.read(key)
+    if tokens is None:
+        tokens = _pairs(rows, prompts, end, task.max_length, tokenizer)
+        cache.write(key, tokens)
+    count, new = answered(task, split), task.options["max_new_tokens"]
+    prompts = prompts[:count]
+    most = max([*map(len, tokens["input_ids"]), *(len(ids) + new for ids in prompts)])
+    if most > tokenizer.model_max_length:
+        raise SettingError(
+            f"task.max_tokens={task.max_length} and task.max_new_tokens={new}: {split} needs up to {most} tokens, but "
+            f"the model reads at most {tokenizer.model_max_length}; lower them, or choose another model"
+        )
+    return Encoded(tokens["input_ids"], tokens["labels"], prompts, rows.references[:count], tokenizer, end, new)
+
+
+def _pairs(
+    rows: Prompts, prompts: Sequence[list[int]], end: int, max_length: int, tokenizer: Any
+) -> dict[str, list[list[int]]]:
+    texts = [text for references in rows.references for text in references]
+    owners = [i for i, references in enumerate(rows.references) for _ in references]
+    responses = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    pairs: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    for i, response in zip(owners, responses, strict=True):
+        pairs["input_ids"].append([*prompts[i], *response, end][:max_length])
+        pairs["labels"].append([*[IGNORED] * len(prompts[i]), *response, end][:max_length])
+    return pairs
+
+
+def special_tokens(tokenizer: Any) -> tuple[list[int], int]:
+    """(tokens that the tokeniser puts before a text, the token that ends a response: end token or separator)."""
+    whole, plain = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
+    start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    if end is None:
+        raise SettingError(
+            f"the model's tokeniser ({type(tokenizer).__name__}) has no end token, so a response could not end; "
+            "choose a model whose tokeniser has an eos_token"
+        )
+    return list(whole[:start]), int(end)
+
+
+def collate(rows: Encoded, numbers: np.ndarray, device: torch.device) -> dict[str, Tensor]:
+    """input_ids, attention_mask and labels, each [batch, longest], padded on the right."""
+    ids, labels = ([torch.tensor(lists[i]) for i in numbers] for lists in (rows.input_ids, rows.labels))
+    batch = {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=rows.pad),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+    }
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def units(rows: Encoded, numbers: np.ndarray) -> int:
+    return int(rows.counted[numbers].sum())
+
+
+def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """The mean cross-entropy per token of the responses."""
+    return token_losses(model, batch).sum() / (batch["labels"] != IGNORED).sum()
+
+
+def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """[batch, longest − 1]: the cross-entropy of every token but the first, 0 where it does not count."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    return F.cross_entropy(
+        at_least_fp32(logits[:, :-1]).transpose(1, 2), batch["labels"][:, 1:], ignore_index=IGNORED, reduction="none"
+    )
+
+
+def evaluate(
+    model: nn.Module, rows: Encoded, names: Sequence[str], config: TrainConfig, device: torch.device
+) -> dict[str, float]:
+    def texts() -> list[str]:
+        tokens = answers(model, rows.prompts, rows.end, rows.pad, rows.max_new_tokens, config, device)
+        return [rows.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
+
+    return evaluate_texts(model, rows, names, config, device, token_losses, texts)
+
+
+@torch.no_grad()
+def evaluate_texts(
+    model: nn.Module,
+    rows: Encoded,
+    names: Sequence[str],
+    config: TrainConfig,
+    device: torch.device,
+    losses: Callable[[nn.Module, Mapping[str, Tensor]], Tensor],
+    texts: Callable[[], list[str]],
+) -> dict[str, float]:
+    """loss: the mean over all tokens that count (its exp is the perplexity); the other metrics where texts are
+    answered. losses: see `token_losses`; texts: writes the answers. Pruned triplets do not count (λ ⊙ mask)."""
+    model.eval()
+
+    def row_losses(numbers: np.ndarray) -> Tensor:
+        with autocast(config.precision, device):
+            return losses(model, collate(rows, numbers, device)).sum(1)
+
+    order = evaluation_order(rows.lengths, 2 * config.batch_size)
+    values = {"loss": parallel.gather_batches(order, row_losses).double().sum().item() / int(rows.counted.sum())}
+    if rows.prompts:
+        values |= text_metrics.compute([m for m in names if m != "loss"], texts(), rows.references)
+    model.train()
+    return values
+
+
+@torch.no_grad()
+def answers(
+    model: Any,
+    prompts: Sequence[list[int]],
+    end: int,
+    pad: int,
+    max_new_tokens: int,
+    config: TrainConfig,
+    device: torch.device,
+) -> list[list[int]]:
+    """The tokens that follow each prompt, decoded greedily until `end` or `max_new_tokens`, in the prompts' order.
+
+    Batches of 2 · batch_size prompts of similar length, padded on the left; the same in any number of processes.
+    """
+    order = evaluation_order(lengths(prompts), 2 * config.batch_size)
+
+    def inputs(numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        return left_padded([prompts[i] for i in numbers], pad, device)
+
+    with greedy(model, eos_token_id=end, pad_token_id=pad):
+        tokens = decode(model, order, inputs, max_new_tokens, end, config, max_new_tokens=max_new_tokens)
+    return [row[: row.index(end)] if end in row else row for row in tokens.tolist()]
+
+
+@torch.no_grad()
+def decode(
+    model: Any,
+    order: Sequence[np.ndarray],
+    inputs: Callable[[np.ndarray], tuple[Tensor, Tensor]],
+    width: int,
+    fill: int,
+    config: TrainConfig,
+    **settings: Any,
+) -> Tensor:
+    """[texts, width]: the tokens that model.generate writes for every text, in the texts' order, then `fill`.
+
+    order: the texts' numbers, batch by batch; inputs(numbers) -> (input_ids, attention_mask) of a batch; settings: of
+    model.generate. A decoder's own prompt is left out.
+    """
+
+    def batch_tokens(numbers: np.ndarray) -> Tensor:
+        ids, mask = inputs(numbers)
+        whole = world() > 1 and config.shard != "none"  # sharded weights need every process to the end
+        with autocast(config.precision, ids.device):
+            out = model.generate(input_ids=ids, attention_mask=mask, synced_gpus=whole, **settings)
+        out = out if model.config.is_encoder_decoder else out[:, ids.shape[1] :]
+        return F.pad(out, (0, width - out.shape[1]), value=fill)
+
+    return parallel.gather_batches(order, batch_tokens)[np.argsort(np.concatenate(order))]
+
+
+def left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(input_ids, attention_mask), each [prompts, longest]: every prompt ends where generation continues."""
+    longest = max(map(len, prompts))
+    ids = [[pad] * (longest - len(row)) + row for row in prompts]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+@contextmanager
+def greedy(model: Any, **settings: Any) -> Iterator[None]:
+    """Inside the `with`, model.generate decodes greedily with these settings alone; the checkpoint's own generation
+    settings (sampling, penalties) are ignored."""
+    from transformers import GenerationConfig
+
+    original = model.generation_config
+    model.generation_config = GenerationConfig(**{"do_sample": False, "num_beams": 1, **settings})
+    try:
+        yield
+    finally:
+        model.generation_config = original

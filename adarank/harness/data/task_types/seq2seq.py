@@ -1,0 +1,86 @@
+"""Text to text by an encoder-decoder: the encoder reads the text, the decoder writes the reference.
+
+Labels are the reference's tokens with the model's own end token, −100 where padded. Evaluation decodes with beams and
+the model's own generation settings, as the published summarisation scripts do, and compares with the reference.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adarank.errors import SettingError
+from adarank.harness.config.spec import TrainConfig
+from adarank.harness.data import cache
+from adarank.harness.data.batches import evaluation_order, lengths
+from adarank.harness.data.task_types.generate import IGNORED, Encoded, answered, decode, evaluate_texts
+from adarank.harness.data.task_types.generate import collate as collate
+from adarank.harness.data.task_types.generate import outputs as outputs
+from adarank.harness.data.task_types.generate import units as units
+from adarank.harness.data.tasks.base import Prompts, Task
+from adarank.harness.device import at_least_fp32
+
+AUTO = "AutoModelForSeq2SeqLM"
+FRESH_HEAD = False
+
+
+def check(config: Any, model: str) -> None:
+    if not config.is_encoder_decoder:
+        raise SettingError(
+            f"{model} must be an encoder-decoder for this task (got the architecture {config.model_type}); choose "
+            "BART or T5, for example model=hub model.name=facebook/bart-large"
+        )
+
+
+def encode(task: Task, split: str, tokenizer: Any) -> Encoded:
+    rows: Prompts = getattr(task, split)
+    longest, count = task.options["max_new_tokens"], answered(task, split)
+    labels = _tokens("text_target", [texts[0] for texts in rows.references], longest, task, split, tokenizer)
+    texts = _tokens("text", rows.prompt, task.max_length, task, split, tokenizer)
+    end, beams = tokenizer.eos_token_id, task.options["beams"]
+    return Encoded(texts, labels, texts[:count], rows.references[:count], tokenizer, end, longest, beams)
+
+
+def _tokens(side: str, texts: list[str], longest: int, task: Task, split: str, tokenizer: Any) -> list[list[int]]:
+    """One list of at most `longest` ids per text; side: "text" or "text_target", as tokenisers call them."""
+    key = cache.key(tokenizer, rows=f"{task.fingerprint} {split}", kind=task.task_type, side=side, max_length=longest)
+    tokens = cache.read(key)
+    if tokens is None:
+        tokens = {"input_ids": tokenizer(**{side: texts}, truncation=True, max_length=longest)["input_ids"]}
+        cache.write(key, tokens)
+    return tokens["input_ids"]
+
+
+def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """The mean cross-entropy per token of the references."""
+    return token_losses(model, batch).sum() / (batch["labels"] != IGNORED).sum()
+
+
+def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """[batch, longest reference]: the cross-entropy of every token, 0 where padded. The model shifts labels."""
+    logits = at_least_fp32(model(**batch, use_cache=False).logits)
+    return F.cross_entropy(logits.transpose(1, 2), batch["labels"], ignore_index=IGNORED, reduction="none")
+
+
+def evaluate(
+    model: nn.Module, rows: Encoded, names: Sequence[str], config: TrainConfig, device: torch.device
+) -> dict[str, float]:
+    texts = partial(answers, model, rows, config, device)
+    return evaluate_texts(model, rows, names, config, device, token_losses, texts)
+
+
+def answers(model: Any, rows: Encoded, config: TrainConfig, device: torch.device) -> list[str]:
+    """What the model writes for each of `rows.prompts`, in their order."""
+    order = evaluation_order(lengths(rows.prompts), config.batch_size)
+
+    def inputs(numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        batch = collate(rows, numbers, device)
+        return batch["input_ids"], batch["attention_mask"]
+
+    settings = {"num_beams": rows.beams, "do_sample": False, "max_new_tokens": rows.max_new_tokens}
+    tokens = decode(model, order, inputs, rows.max_new_tokens + 1, rows.pad, config, **settings)
+    return rows.tokenizer.batch_decode(tokens, skip_special_tokens=True)

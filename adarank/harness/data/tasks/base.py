@@ -1,0 +1,107 @@
+"""Rows and tasks: what every task function returns to the training loop."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+
+from adarank.errors import SettingError
+
+HOLDOUT_SEED = 0  # one holdout for all runs: a run's own seed must not decide which rows are held out
+SALT = "adarank 0"  # of `salted_order`, which a run's own seed does not influence either
+
+
+class Rows:
+    """A dataclass of columns: lists or arrays of one length, or None."""
+
+    def __len__(self) -> int:
+        return len(next(iter(vars(self).values())))
+
+    def take(self, rows: np.ndarray | Sequence[int]) -> Self:
+        """The rows with these numbers, in that order."""
+
+        def pick(column: Any) -> Any:
+            return column[rows] if isinstance(column, np.ndarray) else column and [column[i] for i in rows]
+
+        return type(self)(*map(pick, vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Split(Rows):
+    """Texts with labels, the rows of one split in a fixed order.
+
+    text: one string per row; pair: the second sentence of each row, or None for tasks with one sentence; label: int64
+    class indices [rows], or float32 targets [rows] for regression.
+    """
+
+    text: list[str]
+    pair: list[str] | None
+    label: np.ndarray
+
+
+@dataclass(frozen=True)
+class Prompts(Rows):
+    """Prompts with responses, the rows of one split of a task that generates text, in a fixed order.
+
+    prompt: one text per row; references: one or more responses to each.
+    """
+
+    prompt: list[str]
+    references: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A loaded task.
+
+    train, dev, test: the rows, in the form that the task's type takes (classify: `Split`); test may be None; labels:
+    the class names in index order, empty if there are no classes; metrics: the first is reported and chooses the best
+    checkpoint (on dev); max_length: tokens kept of a row; fingerprint: SHA-256 (hex) of the rows, part of the run's
+    identity; task_type: a key of `task_types.TASK_TYPES`; options: further plain values that the type needs, part of
+    the run's identity.
+    """
+
+    name: str
+    train: Any
+    dev: Any
+    test: Any
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    max_length: int
+    fingerprint: str
+    task_type: str = "classify"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def hold_out(task: Task, size: float | None) -> Task:
+    """`task` with `size` of its training rows as dev, drawn once, so that the reported rows choose nothing.
+
+    size: a number of rows, or a fraction between 0 and 1; None leaves the task unchanged. The reported rows, the
+    labelled test set or else the task's own dev set, become test: they are measured at the end and choose neither a
+    checkpoint nor a learning rate. Raises SettingError if train or dev would be empty.
+    """
+    if size is None:
+        return task
+    rows = len(task.train)
+    count = round(size * rows) if isinstance(size, float) and 0 < size < 1 else size
+    if not isinstance(count, int) or not 0 < count < rows:
+        raise SettingError(
+            f"holdout must be from 1 to {rows - 1} of the {rows} training rows, or a fraction between 0 and 1 (got "
+            f"{size})"
+        )
+    order = np.random.default_rng(HOLDOUT_SEED).permutation(rows)
+    return replace(
+        task,
+        train=task.train.take(np.sort(order[count:])),
+        dev=task.train.take(np.sort(order[:count])),
+        test=task.test or task.dev,
+        fingerprint=hashlib.sha256(f"{task.fingerprint} holdout {count}".encode()).hexdigest(),
+    )
+
+
+def salted_order(texts: Sequence[str]) -> list[int]:
+    """Row numbers in the order of the salted SHA-256 of their texts: shuffled, but the same everywhere."""
+    digests = [hashlib.sha256(f"{SALT}:{text}".encode()).digest() for text in texts]
+    return sorted(range(len(texts)), key=lambda row: digests[row])

@@ -1,0 +1,137 @@
+"""File formats: every reader takes a path and the file's name in messages, and returns {column: values}."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from adarank.errors import SettingError
+
+Columns = dict[str, list[Any]]
+
+
+def delimited(
+    path: Path, source: str, delimiter: str, quoted: bool, header: bool = True, torn: bool = False
+) -> Columns:
+    """Text columns of a delimited UTF-8 file; no value is interpreted as missing or as a number.
+
+    quoted=False: quotes are ordinary characters. header=False: columns are called `column 1`, `column 2`, … as far as
+    every row has them. torn: leave out rows that do not fit the header. Raises SettingError if the rows do not fit the
+    header otherwise.
+    """
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    separator = "tabs" if delimiter == "\t" else "commas"
+    quotes = 'and texts with commas, quotes or line breaks in "…"' if quoted else "and no quoting"
+    dialect = f"fields separated by {separator} {quotes}"
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file, delimiter=delimiter, quoting=quoting, strict=quoted) if row]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise SettingError(f"{source} cannot be read ({error}); it must be UTF-8 text with {dialect}") from None
+    names = rows[0] if header and rows else [f"column {i + 1}" for i in range(min(map(len, rows), default=0))]
+    rows = [row for row in rows[1:] if not torn or len(row) == len(names)] if header else rows
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise SettingError(f"{source} has two columns named {min(twice)!r}; column names must differ")
+    for number, row in enumerate(rows, 1):
+        if header and len(row) != len(names):
+            raise SettingError(
+                f"{source}: row {number} has {len(row)} fields, but the header has {len(names)}; the file must have "
+                f"{dialect}"
+            )
+    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
+
+
+def comma_separated(path: Path, source: str) -> Columns:
+    return delimited(path, source, ",", quoted=True)
+
+
+def tab_separated(path: Path, source: str) -> Columns:
+    """Without quoting, as in GLUE and in the definition of text/tab-separated-values."""
+    return delimited(path, source, "\t", quoted=False)
+
+
+def json_lines(path: Path, source: str) -> Columns:
+    """One JSON object per line; keys that a row lacks are None in that row."""
+    rows = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except ValueError as error:
+                raise SettingError(f"{source}: line {number} must be a JSON object ({error})") from None
+            if not isinstance(row, dict):
+                raise SettingError(f"{source}: line {number} must be a JSON object (got {type(row).__name__})")
+            rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def parquet(path: Path, source: str) -> Columns:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import read_table
+    except ImportError:
+        raise SettingError(f"{source} cannot be read without pyarrow; pip install 'adarank[parquet]'") from None
+    try:
+        return dict(read_table(path).to_pydict())
+    except ArrowException as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise SettingError(f"{source} must be a table in Parquet ({reason})") from None
+
+
+READERS: dict[str, Callable[[Path, str], Columns]] = {
+    ".csv": comma_separated, ".tsv": tab_separated, ".jsonl": json_lines, ".parquet": parquet,
+}  # fmt: skip
+
+
+def folder(path: str) -> Path:
+    """The folder that task.path names. Raises SettingError if there is none."""
+    where = Path(str(path)).expanduser()
+    if not where.is_dir():
+        problem = "is a file" if where.exists() else "does not exist"
+        raise SettingError(f"task.path must be a folder with the task's files ({path} {problem})")
+    return where
+
+
+def folder_with(path: str, *files: str, owner: str = "", inside: str = "") -> Path:
+    """The folder `path`, or its sub-folder `inside` if it has one, in which all of `files` lie.
+
+    owner: whose files they are, for messages. Raises SettingError if one is missing.
+    """
+    where = folder(path)
+    where = where / inside if (where / inside).is_dir() else where
+    for file in files:
+        if not (where / file).is_file():
+            raise SettingError(f"task.path must hold {owner}{file} ({path}: {holds(where)})")
+    return where
+
+
+def read_splits(path: str, required: Sequence[str]) -> dict[str, tuple[str, Columns]]:
+    """{split: (its file's name in messages, columns)} of the files called train, dev and test in the folder `path`.
+
+    Raises SettingError if there are several files for a split, or none for one of those that are required.
+    """
+    where = folder(path)
+    splits = {}
+    for split in ("train", "dev", "test"):
+        files = sorted(p for p in where.iterdir() if p.stem == split and p.suffix.lower() in READERS and p.is_file())
+        if len(files) > 1:
+            names = ", ".join(p.name for p in files)
+            raise SettingError(f"task.path={path} must have one file per split (it has {names} for {split})")
+        if files:
+            source = f"{files[0].name} (task.path={path})"
+            splits[split] = (source, READERS[files[0].suffix.lower()](files[0], source))
+        elif split in required:
+            names = " or ".join(f"{split}{suffix}" for suffix in READERS)
+            raise SettingError(f"task.path={path} has no {split} file; it must hold {names} ({holds(where)})")
+    return splits
+
+
+def holds(where: Path) -> str:
+    """The names of a folder's files, for messages."""
+    names = sorted(p.name + "/" * p.is_dir() for p in where.iterdir() if not p.name.startswith("."))
+    return f"it holds: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}" if names else "it is empty"

@@ -1,0 +1,215 @@
+"""Texts with labels: from columns as read to a checked `Task` of classification or regression."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adarank.errors import SettingError
+from adarank.harness.data.metrics import labels as metrics
+from adarank.harness.data.tasks.base import Split, Task
+
+DEFAULT_METRICS = {True: ("pearson_spearman",), False: ("accuracy",)}  # by whether it is a regression
+MIN_LENGTH = 8  # tokens; the special tokens of two sentences take four
+_INTEGER = re.compile(r"[+-]?\d+")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A split as read.
+
+    source: where it comes from, for messages; names: the columns of text, pair and label; order: the classes in index
+    order, if the source defines one.
+    """
+
+    source: str
+    text: list[Any]
+    pair: list[Any] | None
+    label: list[Any]
+    names: tuple[str, str | None, str]
+    order: tuple[str, ...] | None = None
+
+
+def require_rows(source: str, columns: Mapping[str, Sequence[Any]]) -> None:
+    if not any(len(values) for values in columns.values()):
+        raise SettingError(f"{source} has no rows; every split needs at least one")
+
+
+def pick_columns(source: str, columns: Mapping[str, Sequence[Any]], wanted: Mapping[str, str]) -> dict[str, list[Any]]:
+    """{setting: values} of the columns that `wanted`, {setting: column}, names.
+
+    A column that no setting chooses has itself as setting. Raises SettingError if a column or all rows are missing.
+    """
+    require_rows(source, columns)
+    for setting, name in wanted.items():
+        if name not in columns:
+            chosen_by = "" if setting == name else f"{setting}={name}: "
+            raise SettingError(f"{chosen_by}{source} has no column {name}; its columns are {', '.join(columns)}")
+    return {setting: list(columns[name][:]) for setting, name in wanted.items()}
+
+
+def table(source: str, columns: Mapping[str, Sequence[Any]], text: str, pair: str | None, label: str) -> Table:
+    """The columns that task.text, task.pair and task.label name. Raises SettingError as `pick_columns` does."""
+    names = (str(text), None if pair is None else str(pair), str(label))
+    settings = zip(("task.text", "task.pair", "task.label"), names, strict=True)
+    picked = pick_columns(source, columns, {setting: name for setting, name in settings if name is not None})
+    return Table(source, picked["task.text"], picked.get("task.pair"), picked["task.label"], names)
+
+
+def check_sizes(limit: int | None, max_length: int) -> None:
+    """Raise SettingError if task.limit or task.max_length would keep nothing."""
+    if limit is not None and limit < 1:
+        raise SettingError(f"task.limit must be at least 1, or null for all rows (got {limit})")
+    if max_length < MIN_LENGTH:
+        raise SettingError(f"task.max_length must be at least {MIN_LENGTH} tokens (got {max_length})")
+
+
+def check_metric(name: str | None, regression: bool | None = None) -> None:
+    """Raise SettingError if task.metric is unknown or, once the labels are read, does not fit them."""
+    if name is None:
+        return
+    metrics.require_known(name)
+    if regression is not None and name not in metrics.fitting(regression):
+        labels = "numbers with fractions" if regression else "classes (words or whole numbers)"
+        remedy = "write classes as words or whole numbers" if regression else "write targets with a point (3.0)"
+        valid = ", ".join(metrics.fitting(regression))
+        raise SettingError(f"task.metric must be one of {valid} for labels that are {labels} (got {name}); or {remedy}")
+
+
+def assemble(
+    name: str,
+    train: Table,
+    dev: Table,
+    test: Table | None,
+    *,
+    limit: int | None,
+    max_length: int,
+    metric: str | Sequence[str] | None = None,
+) -> Task:
+    """A `Task` of checked rows: labels become indices or targets, then `limit` rows per split are kept and
+    fingerprinted.
+
+    Labels that are whole numbers or words are classes (sorted, numbers by size; or in train's own order); numbers with
+    fractions are regression targets. metric: one name, several (the first is reported), or None: accuracy, or
+    pearson_spearman for regression. Raises SettingError, naming file and row, for values that cannot be used.
+    """
+    check_sizes(limit, max_length)
+    tables = {"train": train, "dev": dev} | ({} if test is None else {"test": test})
+    for table in tables.values():
+        _check_values(table)
+    labels = typed_labels({key: table.label for key, table in tables.items()}, words=train.order is not None)
+    regression = isinstance(labels["train"][0], float)
+    names = (metric,) if isinstance(metric, str) else tuple(metric or DEFAULT_METRICS[regression])
+    for each in names:
+        check_metric(each, regression)
+    classes: list[Any] = [] if regression else class_order(train.source, labels["train"], train.order)
+    splits: dict[str, Split] = {}
+    for key, table in tables.items():
+        if regression:
+            label = regression_targets(table.source, labels[key])
+        else:
+            label = class_indices(table.source, labels[key], classes)
+        splits[key] = Split(table.text, table.pair, label).take(limited(label, limit))
+    parts: dict[str, Any] = {"test": None, **splits}
+    about: dict[str, Any] = {"labels": tuple(map(str, classes)), "metrics": names, "max_length": max_length}
+    return Task(name, **parts, **about, fingerprint=fingerprint(splits))
+
+
+def _number(value: Any) -> int | float | None:
+    """The number that a label is or spells; None for a word (`nan` and `inf` are words)."""
+    if isinstance(value, str):
+        if _INTEGER.fullmatch(value):
+            return int(value)
+        return float(value) if _NUMBER.fullmatch(value) else None
+    return None if isinstance(value, bool) else value
+
+
+def typed_labels(splits: Mapping[str, Sequence[Any]], words: bool = False) -> dict[str, list[Any]]:
+    """The labels of all splits: as int if all of them are whole numbers, as float if all are numbers, otherwise as str.
+
+    words: as str, whatever they spell.
+    """
+    numbers = {split: [_number(value) for value in values] for split, values in splits.items()}
+    flat = [number for values in numbers.values() for number in values]
+    if words or any(number is None for number in flat):
+        return {split: [str(value) for value in values] for split, values in splits.items()}
+    number_type = float if any(isinstance(number, float) for number in flat) else int
+    return {
+        split: [number_type(number) for number in values if number is not None] for split, values in numbers.items()
+    }
+
+
+def class_order(source: str, values: Sequence[Any], order: Sequence[str] | None = None) -> list[Any]:
+    """The classes in index order: sorted, or in the given order. Raises SettingError if there is only one."""
+    seen = set(values)
+    if len(seen) < 2:
+        raise SettingError(f"{source}: every label is {values[0]!r}; there must be at least two classes")
+    return sorted(seen) if order is None else [name for name in order if name in seen]
+
+
+def class_indices(source: str, values: Sequence[Any], classes: Sequence[Any]) -> np.ndarray:
+    """Class indices, int64 [rows]. Raises SettingError for a label that is not among the classes."""
+    index = {value: i for i, value in enumerate(classes)}
+    for row, value in enumerate(values, 1):
+        if value not in index:
+            names = ", ".join(map(str, classes[:10])) + (f", … ({len(classes)} in all)" if len(classes) > 10 else "")
+            raise SettingError(
+                f"{source}: the label {value!r} of row {row} does not occur in train, whose labels are {names}"
+            )
+    return np.array([index[value] for value in values], dtype=np.int64)
+
+
+def regression_targets(source: str, values: Sequence[float]) -> np.ndarray:
+    """Targets, float32 [rows]. Raises SettingError for a value that float32 cannot hold."""
+    with np.errstate(over="ignore"):
+        label = np.array(values).astype(np.float32)
+    if not np.isfinite(label).all():
+        row = int(np.flatnonzero(~np.isfinite(label))[0])
+        raise SettingError(f"{source}: the label {values[row]} of row {row + 1} is too large for float32")
+    return label
+
+
+def limited(label: np.ndarray, limit: int | None) -> np.ndarray:
+    """Row numbers, in order, of at most `limit` rows: the first of each class in turn, or for regression the first."""
+    if limit is None or limit >= len(label) or label.dtype == np.float32:
+        return np.arange(len(label))[:limit]
+    turn = np.empty(len(label), dtype=np.int64)
+    for each in np.unique(label):
+        rows = np.flatnonzero(label == each)
+        turn[rows] = np.arange(len(rows))
+    return np.sort(np.argsort(turn, kind="stable")[:limit])
+
+
+def fingerprint(splits: Mapping[str, Split]) -> str:
+    """SHA-256 (hex) of the names, texts, pairs and labels of all splits, in order."""
+    digest = hashlib.sha256()
+    for name, split in splits.items():
+        digest.update(json.dumps([name, split.text, split.pair, split.label.tolist()]).encode("ascii"))
+    return digest.hexdigest()
+
+
+def missing(value: Any) -> bool:
+    """Whether a value is None, NaN or a blank string."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _check_values(table: Table) -> None:
+    require_rows(table.source, {"label": table.label})
+    columns = list(zip(table.names, (table.text, table.pair or [], table.label), strict=True))
+    for name, values in columns:
+        gaps = [row for row, value in enumerate(values, 1) if missing(value)]
+        if gaps:
+            others = f" and {len(gaps) - 1} more" if len(gaps) > 1 else ""
+            raise SettingError(f"{table.source}: {name} is missing in row {gaps[0]}{others}; every row needs a value")
+    for (name, values), valid in zip(columns, ("a text", "a text", "a word or a number"), strict=True):
+        for row, value in enumerate(values, 1):
+            if not isinstance(value, str if valid == "a text" else str | int | float):
+                raise SettingError(f"{table.source}: {name} in row {row} must be {valid} (got {value!r:.60})")

@@ -1,0 +1,252 @@
+"""One run from a composed configuration to a finished folder."""
+
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save
+from torch import nn
+
+import adarank
+from adarank.adaptation import reach
+from adarank.adapters.bottleneck import bottlenecks_of
+from adarank.errors import RunFailed
+from adarank.harness.config.spec import Spec
+from adarank.harness.data.batches import init_batches
+from adarank.harness.data.metrics import higher_is_better
+from adarank.harness.data.metrics.texts import not_computed
+from adarank.harness.device import base_mib, device_name
+from adarank.harness.run import distributed, identity
+from adarank.harness.run.checkpoint import Saver
+from adarank.harness.run.distributed import is_main, on_main
+from adarank.harness.run.parallel import full_tensor
+from adarank.harness.run.prepare import Prepared, describe_schedule, enable_gradient_checkpointing, prepare
+from adarank.harness.run.resolve import Resolved, build, resolve
+from adarank.harness.run.train import Diverged, Outcome, train
+from adarank.harness.tracking import no_copy, open_log
+from adarank.runs import lock, state
+from adarank.runs.files import ADAPTER, CHECKPOINT, CONFIG, SUMMARY, read_json, write_json, write_text
+
+
+def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> float | None:
+    """Run what a composed configuration asks for, or skip it where it is finished; returns the run's best dev metric.
+
+    Nothing is written before the settings, the data, the model and the adapters have been found good. Raises
+    SettingError (exit status 2) or RunFailed (1).
+    """
+    run = resolve(config, overrides, choices)
+    spec, folder = run.spec, run.folder
+    provenance = identity.provenance()
+    if on_main(partial(state.is_finished, folder, spec.force, spec.retry)):
+        if is_main():
+            state.warn_if_other_code(folder, provenance["commit"])
+        print(f"{run.title}: finished already, {folder} (force=true runs it again)", flush=True)
+        return on_main(partial(best_of, folder))
+    on_main(partial(lock.refuse_locked, folder))  # early; the lock below decides
+
+    built = build(spec, run.task, run.base, run.device)
+    if spec.train.gradient_checkpointing:
+        enable_gradient_checkpointing(built.model)
+    encoded = {
+        name: run.task_type.encode(run.task, name, built.tokenizer)
+        for name in ("train", "dev", "test")
+        if getattr(run.task, name) is not None
+    }
+    torch.manual_seed(spec.seed)  # the factors
+    collate, size = run.task_type.collate, spec.train.batch_size
+    batches = init_batches(collate, encoded["train"], size, spec.seed, run.device)
+    prepared = prepare(built, run.targets, spec, run.device, batches, run.rank_map)
+    about = describe(run, prepared, provenance)
+    print_start(run, prepared)
+    on_main(partial(state.make_folder, folder))
+    with ExitStack() as stack:
+        held = on_main(lambda: stack.enter_context(lock.locked(folder)))
+        if on_main(partial(state.is_finished, folder, spec.force, "failed")):
+            print(f"{run.title}: finished meanwhile by another process, {folder}", flush=True)
+        else:
+            try:
+                train_in_folder(run, prepared, encoded, about, held)
+            except OSError as error:  # a full disk, say: as if the run had been killed
+                message = (
+                    f"{run.title} stopped because {folder} cannot be written ({error.strerror}); its files stay, and the "
+                    "same command resumes the run"
+                )
+                if distributed.world() > 1:
+                    distributed.fail(message)
+                raise RunFailed(message) from None
+    return on_main(partial(best_of, folder))
+
+
+def print_start(run: Resolved, prepared: Prepared) -> None:
+    where = f"{device_name(run.device)}, {run.spec.train.precision}"
+    print(f"{run.title}: {run.base.name} on {run.task.name}, {where} -> {run.folder}", flush=True)
+    if prepared.adapters:
+        print(f"  adapters on {reach(prepared.model).share:.0%} of the base's matrix parameters", flush=True)
+    if added := list(bottlenecks_of(prepared.model).values()):
+        print(f"  {len(added)} bottlenecks of width {added[0].width}", flush=True)
+    if run.spec.adaptive and prepared.controller is not None:
+        print(f"  {describe_schedule(prepared.controller)}", flush=True)
+
+
+def best_of(folder: Path) -> float | None:
+    """metric.best of a finished run."""
+    best: float | None = read_json(folder / SUMMARY)["metric"]["best"]
+    return best
+
+
+def train_in_folder(
+    run: Resolved, prepared: Prepared, encoded: Mapping[str, Any], about: Mapping[str, Any], held: Path | None
+) -> None:
+    """Train in the run's folder, from the last checkpoint where the run was interrupted. held: the lock's file, if any."""
+    spec, folder, metrics = run.spec, run.folder, run.task.metrics
+    record = spec.record()
+    resumes = on_main(partial(state.is_interrupted, folder)) and not spec.force
+    saver = Saver(folder / CHECKPOINT, spec.checkpoint_seconds, resumes)
+    if saver.step is None:
+        on_main(partial(begin, folder, record))
+    else:
+        print(f"  resumes from its checkpoint after step {saver.step}", flush=True)
+    tracker = no_copy if spec.tracker is None else spec.tracker
+    group = Path(spec.out).absolute().name
+    with ExitStack() as stack:
+        heart: Any = distributed.Nothing()
+        log: Any = heart
+
+        def open_files() -> None:
+            nonlocal heart, log
+            heart = stack.enter_context(state.Heartbeat(folder, held, saver.step or 0, spec.train.steps))
+            opened = open_log(
+                tracker, folder=folder, config=record, name=run.title, group=group, resume_step=saver.step
+            )
+            log = stack.enter_context(opened)
+
+        on_main(open_files)
+        try:
+            keep = partial(keep_best, adapted=spec.adapter is not None, folder=folder)
+            outcome = train(prepared, encoded, spec, metrics, log, heart.beat, keep, saver, run.task_type)
+        except OSError:
+            raise
+        except Exception as error:
+            how = "diverged" if isinstance(error, Diverged) else "failed"
+            message = str(error).strip().partition("\n")[0] or type(error).__name__
+            log.finish({"status": how, "error": message, **about})
+            heart.end(how, message)
+            sentence = f"{run.title} {how}: {message} ({folder})"
+            if not isinstance(error, RunFailed):
+                traceback.print_exc()
+                if distributed.world() > 1:
+                    distributed.fail(sentence)
+            raise RunFailed(sentence) from None
+        counts = {**about["parameters"], "kept": parameters(prepared.model)["kept"]}  # the others as they were trained
+        found = results(outcome, prepared, run)
+        log.finish({"status": "finished", "error": None, **about, **found, "parameters": counts})
+        heart.end("finished")
+    if is_main():
+        saver.remove()
+    shown, split = (outcome.last, "dev") if outcome.test is None else (outcome.test, "test")
+    print(f"  {split} {metrics[0]} {shown:.4f} in {outcome.train_s:.0f} s of training", flush=True)
+    if further := others(outcome.tested or {}, metrics[1:], about["not_computed"]):
+        print(f"  {split} {further}", flush=True)
+
+
+def others(tested: Mapping[str, float], names: Sequence[str], absent: Mapping[str, str]) -> str:
+    """The test metrics beside the first: `bleu 21.3000, meteor not computed (nltk is not installed)`."""
+    words = [f"{name} {tested[name]:.4f}" for name in names if name in tested and name not in absent]
+    return ", ".join([*words, *(f"{name} not computed ({why})" for name, why in absent.items())])
+
+
+def begin(folder: Path, record: Mapping[str, Any]) -> None:
+    """A folder for a run that starts from step 0."""
+    state.begin(folder)
+    write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(record))))
+
+
+def describe(run: Resolved, prepared: Prepared, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of summary.json that is known before training; every key is there whatever becomes of the run."""
+    spec = run.spec
+    scales = {adapter.scale for adapter in prepared.adapters.values()}
+    return {
+        "method": spec.method,
+        "model": run.base.name,
+        "task": run.task.name,
+        "targets": spec.targets,
+        "seed": spec.seed,
+        "steps": spec.train.steps,
+        "metric": None,
+        "test": None,
+        "not_computed": not_computed(run.task.metrics),
+        "rank": None,
+        "parameters": parameters(prepared.model),
+        "scale": scales.pop() if len(scales) == 1 else None,
+        "time": None,
+        "memory": None,
+        "device": device_name(run.device),
+        **provenance,
+        "recipe": identity.RECIPE,
+    }
+
+
+def parameters(model: nn.Module) -> dict[str, int]:
+    counts = adarank.trainable_parameters(model)
+    return {key: counts[key] for key in ("total", "trainable", "adapter", "kept")}
+
+
+def results(outcome: Outcome, prepared: Prepared, run: Resolved) -> dict[str, Any]:
+    """The part of summary.json that training found. test: all metrics there, null what could not be computed."""
+    values, name = asdict(outcome), run.task.metrics[0]
+    metric = {
+        "name": name,
+        "higher_is_better": higher_is_better(name),
+        **{k: values[k] for k in ("best", "best_step", "last", "test", "test_last")},
+    }
+    return {
+        "metric": metric,
+        "test": outcome.tested,
+        "rank": final_rank(prepared, run.spec),
+        "time": {k: values[k] for k in ("train_s", "step_ms", "eval_s")},
+        "memory": {"peak_mib": outcome.peak_mib, "base_mib": base_mib(prepared.model)},
+    }
+
+
+def final_rank(prepared: Prepared, spec: Spec) -> dict[str, Any] | None:
+    """Ranks of every target module in the model's order, rank 0 included; None for methods without a rank. budget_triplets
+    is None where the budget is counted in parameters; it and budget are where the allocator keeps no budget."""
+    if not prepared.adapters:
+        return None
+    ranks = {**dict.fromkeys(prepared.unadapted, 0), **adarank.ranks(prepared.model)}
+    places = {name: i for i, (name, _) in enumerate(prepared.model.named_modules())}
+    final = dict(sorted(ranks.items(), key=lambda item: places.get(item[0], 0)))
+    in_triplets = spec.budget.unit == "triplets"
+    controller = prepared.controller
+    budgeted = controller is None or getattr(controller.allocator, "keeps_budget", True)
+    triplets = sum(final.values()) if spec.ranks_from is not None else spec.rank * len(final)
+    return {
+        "initial": spec.initial_rank,
+        "budget": spec.rank if budgeted else None,
+        "budget_triplets": triplets if in_triplets and budgeted else None,
+        "final": final,
+    }
+
+
+def keep_best(model: nn.Module, adapted: bool, folder: Path) -> None:
+    """The best checkpoint on disk: adapter/ (adapter and head), or checkpoint/ where the whole model trained."""
+    if adapted:
+        on_main(partial(adarank.save_adapter, model, folder / ADAPTER))
+        return
+    tensors = {name: full_tensor(p.detach()).cpu().clone().contiguous() for name, p in model.state_dict().items()}
+
+    def write() -> None:
+        target = folder / CHECKPOINT
+        target.mkdir(exist_ok=True)
+        temporary = target / ".model.safetensors.tmp"
+        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
+        temporary.replace(target / "model.safetensors")
+        write_json(target / "checkpoint.json", {"holds": "the best checkpoint's weights, a plain state dict"})
+
+    on_main(write)

@@ -1,0 +1,206 @@
+"""A built model made ready for its method: adapters, controller, optimiser, learning-rate curve."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import adarank
+from adarank.adapters.lowrank import LowRank
+from adarank.controller import RankController
+from adarank.errors import SettingError
+from adarank.harness.config.spec import Spec, TrainConfig
+from adarank.harness.models import Built
+from adarank.harness.run.ranks_from import RankMap, fixed_ranks
+from adarank.schedules import Schedule
+from adarank.targets import find_targets, sides
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """model on its device; adapters {name: module} (empty in full fine-tuning); controller where the rank adapts;
+    unadapted: target modules to which ranks_from gives rank 0."""
+
+    model: nn.Module
+    adapters: dict[str, LowRank]
+    controller: RankController | None
+    unadapted: tuple[str, ...] = ()
+
+
+def prepare(
+    built: Built,
+    targets: str | list[str] | None,
+    spec: Spec,
+    device: torch.device,
+    batches: Iterable[Mapping[str, Tensor]] | None = None,
+    rank_map: RankMap | None = None,
+) -> Prepared:
+    """Adapt `built.model` as the settings say. targets: None for methods that take none; batches: for inits that look at
+    data, model inputs with labels, on `device`; rank_map: the ranks of ranks_from. Raises SettingError before anything
+    is trained or written."""
+    model = built.model
+    if spec.adapter is None:
+        return Prepared(model.to(device), {}, None)
+    offered = {"model": model, "rank": spec.rank, "targets": targets, "train": built.head, "batches": batches}
+    unadapted: tuple[str, ...] = ()
+    if spec.low_rank:
+        assert targets is not None, "an adapter with triplets takes targets"
+        init = None if spec.init is None else spec.init()
+        if init is not None and init.measure is not None:
+            model.to(device)  # what is learned from data is learned where training will be
+        limits = {name: min(sides(model, name)) for name in find_targets(model, targets)}
+        ranks = _ranks(limits, spec)
+        if rank_map is not None:
+            if init is not None and init.ranks is not None:
+                raise SettingError(
+                    f"init={init.name} moves ranks between modules, which ranks_from has fixed; choose another init"
+                )
+            final = fixed_ranks(rank_map, limits, spec.ranks_shuffle, spec.ranks_shuffle_seed)
+            ranks = {name: rank for name, rank in final.items() if rank}
+            unadapted = tuple(name for name, rank in final.items() if not rank)
+            offered["targets"] = list(ranks)
+        offered |= {"rank": ranks, "init": init or "default"}
+    made = spec.adapter(**offered)
+    adapters = {name: module for name, module in made.items() if isinstance(module, LowRank)}
+    model.to(device)
+    if spec.low_rank:
+        _keep_scale(adapters, spec)
+    if not spec.adaptive and spec.penalty is None:
+        return Prepared(model, adapters, None, unadapted)
+    controller = adarank.RankController(
+        adapters,
+        score=None if spec.score is None else spec.score(seed=spec.seed),
+        allocator=None if spec.allocator is None else spec.allocator(seed=spec.seed),
+        schedule=_schedule(adapters, spec),
+        penalty=None if spec.penalty is None else spec.penalty(),
+        variant=spec.variant,
+        unit=spec.budget.unit,
+        pruned_triplets=spec.pruned_triplets,
+        svd_before_allocation=spec.svd_before_allocation,
+        compaction=spec.compaction,
+        compact_after=spec.compact_after,
+        seed=spec.seed,
+    )
+    controller.prepare_adapters()  # so that the scale and the initial ranks can be reported before training
+    return Prepared(model, adapters, controller, unadapted)
+
+
+def _schedule(adapters: Mapping[str, LowRank], spec: Spec) -> Schedule | None:
+    """The configured schedule between the initial and the final budget, in budget.unit."""
+    if not spec.adaptive or spec.schedule is None:
+        return None
+    in_parameters = spec.budget.unit == "parameters"
+    costs = [a.in_features + a.out_features + 1 if in_parameters else 1 for a in adapters.values()]
+    held = sum(a.rank * c for a, c in zip(adapters.values(), costs, strict=True))
+    starts = spec.initial_rank * sum(costs)
+    return spec.schedule(  # type: ignore[no-any-return]
+        initial=held if spec.pruned_triplets == "trainable" else min(starts, held),
+        final=min(spec.rank * sum(costs), held),
+        total=spec.train.steps,
+    )
+
+
+def _ranks(limits: Mapping[str, int], spec: Spec) -> int | dict[str, int]:
+    """The rank of every module at creation; a module holds no more than its smaller side, given by `limits`."""
+    smallest = min(limits, key=lambda name: limits[name])
+    if spec.initial_rank > limits[smallest]:
+        raise SettingError(
+            f"{'init_rank' if spec.adaptive else 'rank'} must be a whole number from 1 to {limits[smallest]}, the smaller "
+            f"side of {smallest} (got {spec.initial_rank})"
+        )
+    held = spec.held_rank
+    return held if held <= limits[smallest] else {name: min(held, limit) for name, limit in limits.items()}
+
+
+def _keep_scale(adapters: Mapping[str, LowRank], spec: Spec) -> None:
+    """s = α / r with the larger of the initial and final rank: not with what a growing method holds in memory, nor with
+    what ranks_from gives each module (its run's ranks count)."""
+    alpha = (spec.adapter.settings if spec.adapter else {}).get("alpha")
+    mapped = spec.ranks_from is not None
+    if alpha is None or (spec.held_rank == spec.initial_rank and not mapped):
+        return
+    first = spec.init_rank if mapped and spec.init_rank is not None else spec.initial_rank
+    reference = max(first, spec.rank)
+    rslora = spec.adapter is not None and spec.adapter.settings.get("rslora")
+    for adapter in adapters.values():
+        adapter.scale = alpha / (math.sqrt(reference) if rslora else reference)
+
+
+def describe_schedule(controller: RankController) -> str:
+    """The effective schedule in one line: the budget at five steps and the number of allocations."""
+    schedule, modules = controller.schedule, len(controller.bank.names)
+    last = schedule.total - 1
+    steps = sorted({round(last * part / 4) for part in range(5)})
+    budgets = ", ".join(f"{schedule.budget(t)} at step {t}" for t in steps)
+    count = len(schedule.allocations())
+    return f"budget in {controller.unit} over {modules} modules: {budgets}; {count} allocation{'s' * (count != 1)}"
+
+
+def check_optimizer(name: str, device: torch.device) -> None:
+    """Raise SettingError for one of bitsandbytes' optimisers where it is not installed or does not run on `device`."""
+    if name == "adamw":
+        return
+    runs_on = ("cuda",) if name == "paged_adamw_8bit" else ("cuda", "cpu")
+    if device.type not in runs_on:
+        others = "adamw or adamw_8bit" if device.type == "cpu" else "adamw"
+        raise SettingError(
+            f"train.optimizer must be {others} on {device.type} (got {name}, which runs on {' or '.join(runs_on)} only)"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise SettingError(f"train.optimizer={name}: bitsandbytes is not installed; pip install 'adarank[quant]'")
+
+
+def enable_gradient_checkpointing(model: Any) -> None:
+    """Let the model's blocks recompute their activations in the backward pass. Raises SettingError where they cannot."""
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise SettingError(
+            f"train.gradient_checkpointing must be false with {type(model).__name__}, which does not support it (got true)"
+        )
+    newer = getattr(model, "activation_checkpointing_enable", None)  # its name in newer Transformers
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def make_optimizer(model: nn.Module, adapters: Mapping[str, LowRank], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, as `config.optimizer` says, over everything that trains. Weights decay; biases and norms (vectors outside the
+    adapters) do not. config.loraplus_lr_ratio: LoRA+ (arXiv 2402.12354), the learning rate of every P (B) ÷ config.lr.
+    """
+    factors = {id(p) for a in adapters.values() for p in (a.Q, a.lam, a.P)}
+    faster = {id(a.P) for a in adapters.values()} if config.loraplus_lr_ratio != 1.0 else set()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decays = {id(p): p.ndim > 1 or id(p) in factors for p in trained}
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [p for p in trained if decays[id(p)] == decay and (id(p) in faster) == fast],
+            "weight_decay": config.weight_decay if decay else 0.0,
+            "lr": config.lr * config.loraplus_lr_ratio if fast else config.lr,
+        }
+        for decay in (True, False)
+        for fast in (False, True)
+    ]
+    assert sum(len(g["params"]) for g in groups) == len(trained), "every trained parameter belongs to exactly one group"
+    groups = [g for g in groups if g["params"]]
+    if config.optimizer != "adamw":
+        from bitsandbytes import optim
+
+        optimizers = {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}
+        return optimizers[config.optimizer](groups, lr=config.lr)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=trained[0].device.type in ("cpu", "cuda"))
+
+
+def lr_factor(config: TrainConfig) -> Callable[[int], float]:
+    """Step -> factor on the learning rate: linear warm-up, then linear, cosine or no decay to 0 at the last step."""
+    warmup, total = config.warmup_steps, config.steps
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        left = (total - step) / (total - warmup)
+        return {"linear": left, "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left))), "constant": 1.0}[
+            config.lr_scheduler
+        ]
+
+    return factor

@@ -1,0 +1,84 @@
+"""ranks_from: the final ranks of a finished run, or a permutation of them, as the fixed ranks of a new one.
+
+Was it the rank map that helped, or how training came to it? Retrain the map (ranks_shuffle=none) and permutations of it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from adarank.errors import SettingError
+from adarank.runs.files import SUMMARY, read_object
+from adarank.runs.modules import place_of
+
+
+class RankMap(NamedTuple):
+    """What a finished run says of its ranks. rank: the mean rank it was asked for; initial: the mean rank it started
+    with; final: {module name: rank at the end}, rank 0 included."""
+
+    rank: int
+    initial: int
+    final: dict[str, int]
+
+
+def read_rank_map(source: str) -> RankMap:
+    """The ranks in the summary of the run folder `source`. Raises SettingError where it holds no finished run with ranks."""
+    summary, fault = read_object(Path(source).expanduser() / SUMMARY)
+    if fault or not summary:
+        raise SettingError(
+            f"ranks_from must be the folder of a finished run ({source} holds no summary.json that can be read)"
+        )
+    status, rank = summary.get("status"), summary.get("rank")
+    if status != "finished":
+        raise SettingError(f"ranks_from must be the folder of a finished run ({source} holds one that {status})")
+    if rank is None:
+        raise SettingError(f"ranks_from must be the run of a low-rank method ({source} holds one without ranks)")
+    if rank["budget"] is None:
+        raise SettingError(f"ranks_from must be the run of a method with a budget ({source} holds one without)")
+    return RankMap(rank["budget"], rank["initial"], rank["final"])
+
+
+def fixed_ranks(rank_map: RankMap, limits: Mapping[str, int], shuffle: str = "none", seed: int = 0) -> dict[str, int]:
+    """{module name: rank} of the map; shuffled, the same ranks in other places, drawn from `seed`.
+
+    limits: {module name: the largest rank that fits it} of the modules to adapt, which must be the map's. shuffle:
+    "within_family" moves ranks only between modules of one kind (see `adarank.runs.modules.place_of`), "all" between
+    all. Every permutation whose ranks fit is equally likely. Raises SettingError where a name or rank does not fit.
+    """
+    final = rank_map.final
+    if differing := sorted(final.keys() ^ limits.keys()):
+        where = "is not a target here" if differing[0] in final else "had no adapter there"
+        raise SettingError(
+            f"ranks_from must be a run with this model and these targets ({len(differing)} modules differ: {differing[0]}, "
+            f"for one, {where})"
+        )
+    if too_large := [name for name, rank in final.items() if rank > limits[name]]:
+        raise SettingError(
+            f"ranks_from gives {too_large[0]} the rank {final[too_large[0]]}, and its matrix holds at most "
+            f"{limits[too_large[0]]}"
+        )
+    ranks = {name: final[name] for name in limits}
+    if shuffle == "none":
+        return ranks
+    draw = np.random.default_rng(seed)
+    groups: dict[str, list[str]] = {}
+    for name in ranks:
+        groups.setdefault(place_of(name).kind if shuffle == "within_family" else "", []).append(name)
+    shuffled: dict[str, int] = {}
+    for names in groups.values():
+        shuffled |= _permuted(names, ranks, limits, draw)
+    return {name: shuffled[name] for name in limits}
+
+
+def _permuted(
+    names: list[str], ranks: Mapping[str, int], limits: Mapping[str, int], draw: np.random.Generator
+) -> dict[str, int]:
+    """The largest rank first, each to a module drawn from the free ones that it fits. What a rank fits a smaller one fits,
+    too, so that there always is one, and how many there are does not depend on the draws before."""
+    permuted: dict[str, int] = {}
+    for rank in sorted((ranks[name] for name in names), reverse=True):
+        free = [name for name in names if name not in permuted and limits[name] >= rank]
+        permuted[free[draw.integers(len(free))]] = rank
+    return permuted

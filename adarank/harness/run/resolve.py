@@ -1,0 +1,95 @@
+"""From a composed configuration to everything that decides a run: settings, data, base model, targets, fixed ranks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from adarank.errors import SettingError
+from adarank.harness.config.spec import Spec
+from adarank.harness.config.validate import settle, typed_keys
+from adarank.harness.data.task_types import TASK_TYPES, TaskType
+from adarank.harness.data.tasks.base import Task, hold_out
+from adarank.harness.device import choose_device, choose_precision
+from adarank.harness.models import Base, Built
+from adarank.harness.run import distributed, identity
+from adarank.harness.run.prepare import check_optimizer
+from adarank.harness.run.ranks_from import RankMap, read_rank_map
+from adarank.runs import state
+from adarank.targets import resolve_targets
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One run before its model is built. targets: what the adapter gets, None where it takes none; rank_map: of
+    ranks_from."""
+
+    spec: Spec
+    task: Task
+    base: Base
+    targets: str | list[str] | None
+    rank_map: RankMap | None
+    device: torch.device
+
+    @property
+    def task_type(self) -> TaskType:
+        return TASK_TYPES[self.task.task_type]
+
+    @cached_property
+    def folder(self) -> Path:
+        """The run's folder, `<method>-<digest of what decides its result>-s<seed>`."""
+        decides = identity.decides(self.spec, self.task, self.base.fingerprint, self.targets, self.rank_map)
+        return identity.run_folder(self.spec.out, self.spec.method, decides, self.spec.seed)
+
+    @property
+    def title(self) -> str:
+        return identity.title(self.spec)
+
+
+def resolve(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> Resolved:
+    """Everything that decides the run, found and checked; nothing is built or written. Raises SettingError."""
+    spec = settle(config, overrides, choices)
+    distributed.join()
+    distributed.on_main(partial(state.check_writable, spec.out))
+    rank_map = None if spec.ranks_from is None else read_rank_map(spec.ranks_from)
+    if rank_map is not None:
+        if "rank" in typed_keys(overrides) and spec.rank != rank_map.rank:
+            raise SettingError(
+                f"rank must be that of the run in ranks_from, {rank_map.rank}, or be left out (got {spec.rank})"
+            )
+        spec = replace(spec, rank=rank_map.rank, init_rank=rank_map.initial)
+    device = choose_device()
+    spec = replace(spec, train=replace(spec.train, precision=choose_precision(spec.train.precision, device)))
+    check_optimizer(spec.train.optimizer, device)
+    task, base = load_task(spec), load_base(spec)
+    targets = resolve_targets(base, spec.targets, spec.target_modules) if spec.takes("targets") else None
+    return Resolved(spec, task, base, targets, rank_map, device)
+
+
+def load_task(spec: Spec) -> Task:
+    """The task's rows, with dev carved from train where `holdout` says so."""
+    if spec.task is None:
+        raise SettingError("task=none trains on nothing; choose a task")
+    return hold_out(spec.task(), spec.holdout)
+
+
+def load_base(spec: Spec) -> Base:
+    """The base model, found but not built."""
+    if spec.model is None:
+        raise SettingError("model=none leaves nothing to train; choose a model")
+    base: Base = spec.model()
+    return base
+
+
+def build(spec: Spec, task: Task, base: Base, device: torch.device) -> Built:
+    """The base model with its head, drawn from the seed alone so that every method starts from the same, and quantised."""
+    task_type = TASK_TYPES[task.task_type]
+    torch.manual_seed(spec.seed)
+    built = base.build(task_type.outputs(task), task_type)
+    if spec.quantization is not None:
+        spec.quantization(model=built.model, device=device, precision=spec.train.precision)
+    return built

@@ -1,0 +1,249 @@
+"""The training loop: one for every method."""
+
+import itertools
+import math
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from adarank.controller import Allocation, RankController
+from adarank.errors import RunFailed
+from adarank.harness.config.spec import Spec
+from adarank.harness.data.batches import grouped_by_length, training_order
+from adarank.harness.data.metrics import higher_is_better
+from adarank.harness.data.task_types import TASK_TYPES, TaskType
+from adarank.harness.device import autocast, clock, peak_mib, reset_peak
+from adarank.harness.run import parallel
+from adarank.harness.run.checkpoint import Progress, Saver, trained_state
+from adarank.harness.run.distributed import is_main, rank, world
+from adarank.harness.run.prepare import Prepared, lr_factor, make_optimizer
+from adarank.harness.tracking import Log
+from adarank.penalties import orthogonality_value
+
+
+class Diverged(RunFailed):
+    """The loss became NaN or infinite."""
+
+
+@dataclass
+class Outcome:
+    """What a run found: the metric on dev, best and last, and on test at the best checkpoint, where `tested` holds all
+    metrics, and at the last step; times; peak memory."""
+
+    best: float
+    best_step: int
+    last: float
+    test: float | None
+    test_last: float | None
+    train_s: float
+    eval_s: float
+    step_ms: float
+    peak_mib: float | None
+    tested: dict[str, float] | None = None
+
+
+def train(
+    prepared: Prepared,
+    splits: Mapping[str, Any],
+    spec: Spec,
+    metrics: Sequence[str],
+    log: Log,
+    beat: Callable[[int], None],
+    keep: Callable[[nn.Module], None],
+    saver: Saver | None = None,
+    task_type: TaskType = TASK_TYPES["classify"],
+) -> Outcome:
+    """Train, evaluating on dev as `spec.train` says, and end with test at the best dev checkpoint.
+
+    splits: "train", "dev" and, where there is one, "test", as `task_type` encodes them. metrics: names; the first
+    chooses the best checkpoint. beat(step) is called often; keep(model) once, with the best checkpoint's weights in the
+    model. For an adaptive method only checkpoints at the final budget may be best. Under torchrun every rank runs this
+    loop with its share of each batch; files are written by rank 0 alone. saver: resumes from its checkpoint, where it
+    has one, and saves at the records. Raises Diverged where the loss is no longer finite.
+    """
+    config = spec.train
+    model, controller = prepared.model, prepared.controller
+    device = next(model.parameters()).device
+    parallel.broadcast_model(model)
+    if config.shard == "fsdp2":
+        parallel.shard(model)
+    optimizer = make_optimizer(model, prepared.adapters, config)
+    if controller is not None:
+        controller.attach(optimizer)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(config))
+    name = metrics[0]
+    higher = higher_is_better(name)
+
+    torch.manual_seed(spec.seed + (rank() << 32))  # dropout: the same stream whatever was drawn for the factors
+    saved = saver.load(model, optimizer, scheduler) if saver is not None else None
+    net = parallel.replicate(model) if world() > 1 and config.shard == "none" else model
+    at = saved or Progress(best=-math.inf if higher else math.inf)
+    batches = training_order(len(splits["train"]), config.batch_size * config.gradient_accumulation_steps, spec.seed)
+    if config.group_by_length:
+        batches = grouped_by_length(batches, splits["train"].lengths, spec.seed)
+    batches = itertools.islice(batches, at.step, None)
+    losses: list[Tensor] = []
+    pending: list[Allocation] = []  # made since the last record, still on the device
+    reset_peak(device)
+    bar = tqdm(
+        total=config.steps,
+        initial=at.step,
+        unit="step",
+        disable=not (is_main() and sys.stderr.isatty()),
+        dynamic_ncols=True,
+        leave=False,
+    )
+    model.train()
+    started = clock(device)
+
+    for step in range(at.step + 1, config.steps + 1):
+        rows = next(batches)
+        mean_units = task_type.units(splits["train"], rows) / config.gradient_accumulation_steps / world()
+        for i, part in enumerate(np.split(rows, config.gradient_accumulation_steps), 1):
+            batch = parallel.local_batch(task_type.collate(splits["train"], part, device))
+            # The step's loss is the mean over all of its rows or tokens, not over forward passes that hold more or fewer.
+            weight = task_type.units(splits["train"], part[parallel.local_slice(len(part))]) / mean_units
+            with parallel.no_sync(net, last=i == config.gradient_accumulation_steps):
+                with autocast(config.precision, device):
+                    loss = weight * task_type.loss(net, batch)
+                (loss / config.gradient_accumulation_steps).backward()
+            losses.append(loss.detach())
+        if config.shard == "fsdp2":
+            parallel.average_gradients(model)
+        if controller is not None:
+            controller.after_backward()
+        if config.max_grad_norm:
+            # not model.parameters(): compaction makes new ones
+            nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], config.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        if controller is not None and (new := controller.last_allocation) is not None and new.step == step - 1:
+            pending.append(new)
+            if parallel.is_outdated(net):
+                net = None  # its hooks on the parameters go first
+                net = parallel.replicate(model)
+
+        evaluates = step % config.eval_steps == 0 or step == config.steps
+        if not evaluates and step % config.log_every:
+            continue
+        # A record is due: only here is anything read back from the device.
+        mean_loss = parallel.mean(torch.stack(losses).mean()).item()
+        at.seconds.append((clock(device) - started) / (len(losses) / config.gradient_accumulation_steps))
+        at.train_s += at.seconds[-1] * len(losses) / config.gradient_accumulation_steps
+        losses.clear()
+        if not np.isfinite(mean_loss):
+            bar.close()
+            raise Diverged(f"the loss became {mean_loss} by step {step}; try a train.lr below {config.lr:g}")
+        for allocation in pending:
+            log.allocation(allocation_record(allocation))
+        pending.clear()
+        rate = float(scheduler.get_last_lr()[0])
+        log.metrics(step, "train", {"loss": mean_loss, "lr": rate, **budget_now(controller), **drift_now(controller)})
+        bar.update(step - bar.n)
+        bar.set_postfix_str(progress(mean_loss, name, at.last.get(name), controller))
+        beat(step)
+        if evaluates:
+            before = clock(device)
+            at.last = last = task_type.evaluate(model, splits["dev"], metrics, config, device)
+            at.eval_s += clock(device) - before
+            log.metrics(step, "dev", last)
+            better = last[name] > at.best if higher else last[name] < at.best
+            if is_settled(controller) and (not at.best_state or better):
+                at.best, at.best_step, at.best_state = last[name], step, trained_state(model)
+            if not sys.stderr.isatty():
+                print(f"  step {step}/{config.steps}  {progress(mean_loss, name, last[name], controller)}", flush=True)
+        at.step = step
+        if saver is not None:
+            saver.save_if_due(model, optimizer, scheduler, at)
+        started = clock(device)
+
+    bar.close()
+    memory = peak_mib(device)
+    tested: dict[int, dict[str, float]] = {}  # by step
+    for step, state in ((config.steps, {}), (at.best_step, at.best_state)):
+        model.load_state_dict(state, strict=False)
+        if "test" in splits and step not in tested:
+            before = clock(device)
+            tested[step] = task_type.evaluate(model, splits["test"], metrics, config, device)
+            at.eval_s += clock(device) - before
+            log.metrics(step, "test", tested[step])
+    keep(model)
+    return Outcome(
+        best=at.best,
+        best_step=at.best_step,
+        last=at.last[name],
+        test=tested[at.best_step][name] if tested else None,
+        test_last=tested[config.steps][name] if tested else None,
+        train_s=at.train_s,
+        eval_s=at.eval_s,
+        step_ms=1000 * statistics.median(at.seconds),
+        peak_mib=memory,
+        tested=tested.get(at.best_step),
+    )
+
+
+def is_settled(controller: RankController | None) -> bool:
+    """Whether the ranks are what they will be at the end."""
+    if controller is None or controller.schedule.initial == controller.schedule.final == int(controller.cost.sum()):
+        return True
+    last = controller.last_allocation
+    return last is not None and last.step >= controller.schedule.settled
+
+
+def budget_now(controller: RankController | None) -> dict[str, float]:
+    """The budget and the mean rank kept; nothing for methods whose rank is fixed."""
+    if controller is None or controller.score is None:
+        return {}
+    last, modules = controller.last_allocation, len(controller.bank.names)
+    if last is None:
+        return {"budget": controller.schedule.initial, "mean_rank": int(controller.bank.mask.sum()) / modules}
+    return {"budget": last.budget, "mean_rank": last.kept.item() / modules}
+
+
+def drift_now(controller: RankController | None) -> dict[str, float]:
+    """How far the factors are from orthonormal, R / γ of AdaLoRA's penalty, whatever γ is; nothing where λ is constant."""
+    if controller is None or not controller.bank.adapters[0].learns_lambda:
+        return {}
+    return {"orthogonality": orthogonality_value(controller.bank, gamma=1.0).item()}
+
+
+def allocation_record(allocation: Allocation) -> dict[str, Any]:
+    """What is logged of an allocation, as plain Python values; ranks: {module name: rank}.
+
+    step: the optimiser step that it followed, counted from 0; score_quantiles: {module name: the 0, 25, 50, 75 and 100 %
+    quantiles of its scores}; slack: budget − what was spent, in the budget's unit.
+    """
+    levels = torch.linspace(0, 1, 5, dtype=allocation.scores.dtype, device=allocation.scores.device)
+    counts = torch.bincount(allocation.module, minlength=len(allocation.names)).tolist()
+    quantiles = {
+        name: torch.quantile(scores, levels).tolist()
+        for name, scores in zip(allocation.names, allocation.scores.split(counts), strict=True)
+    }
+    kept, parameters = int(allocation.kept), int(allocation.parameters)
+    return {
+        "step": allocation.step,
+        "budget": allocation.budget,
+        "unit": allocation.unit,
+        "kept": kept,
+        "parameters": parameters,
+        "slack": allocation.budget - (parameters if allocation.unit == "parameters" else kept),
+        "ranks": allocation.ranks,
+        "score_quantiles": quantiles,
+    }
+
+
+def progress(loss: float, name: str, metric: float | None, controller: RankController | None) -> str:
+    shown = [f"loss {loss:.3f}"]
+    if metric is not None:
+        shown.append(f"dev {name} {metric:.3f}")
+    if controller is not None and controller.score is not None:
+        shown.append(f"mean rank {budget_now(controller)['mean_rank']:.1f}")
+    return "  ".join(shown)

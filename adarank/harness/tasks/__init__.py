@@ -1,1 +1,0 @@
-"""Tasks: each loader is a plain function that returns a `base.Task`."""

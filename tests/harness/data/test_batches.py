@@ -1,0 +1,89 @@
+from itertools import pairwise
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adarank.harness.data.batches import collate, encode, evaluation_order, grouped_by_length, training_order
+from adarank.harness.data.tasks.base import Split
+from adarank.harness.models import byte_tokenizer
+
+
+def encoded(texts, pair=None, max_length=16):
+    return encode(Split(texts, pair, np.arange(len(texts))), byte_tokenizer(), max_length)
+
+
+@given(rows=st.integers(1, 50), batch=st.integers(1, 70), seed=st.integers(0, 5))
+def test_every_epoch_sees_every_row_once_and_every_batch_is_full(rows, batch, seed):
+    order = training_order(rows, batch, seed)
+    seen = np.concatenate([next(order) for _ in range(-(-3 * rows // batch))])
+    assert len(seen) % batch == 0
+    for epoch in range(3):
+        assert sorted(seen[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
+
+
+def test_the_order_depends_on_the_seed_alone():
+    first, again, other = training_order(40, 8, 0), training_order(40, 8, 0), training_order(40, 8, 1)
+    torch.rand(5)
+    assert all((next(first) == next(again)).all() for _ in range(20))
+    assert (next(training_order(40, 8, 0)) != next(other)).any()
+
+
+@given(rows=st.integers(1, 200), batch=st.integers(1, 20), seed=st.integers(0, 5))
+def test_grouped_batches_hold_the_same_rows_pool_by_pool(rows, batch, seed):
+    sizes = np.random.default_rng(seed).integers(1, 40, rows)
+    pool = min(50, max(1, rows // (4 * batch)))
+    plain, grouped = (
+        training_order(rows, batch, seed),
+        grouped_by_length(training_order(rows, batch, seed), sizes, seed),
+    )
+    for _ in range(3):
+        one, other = ([next(order) for _ in range(pool)] for order in (plain, grouped))
+        assert sorted(np.concatenate(one)) == sorted(np.concatenate(other))
+        assert all(len(found) == batch for found in other)
+        ends = sorted((sizes[found].min(), sizes[found].max()) for found in other)
+        assert all(low[1] <= high[0] for low, high in pairwise(ends))  # no two batches overlap
+
+
+def test_grouped_batches_pad_less_and_come_in_no_order_of_length():
+    sizes = np.random.default_rng(0).geometric(0.08, 4000)
+
+    def padded(order):
+        return [16 * sizes[next(order)].max() for _ in range(200)]
+
+    plain = padded(training_order(4000, 16, 3))
+    grouped = padded(grouped_by_length(training_order(4000, 16, 3), sizes, 3))
+    assert sum(grouped) < 0.5 * sum(plain)
+    assert sum(grouped) < 1.2 * 200 * 16 * sizes.mean()
+    rises = np.sign(np.diff(grouped[:50]))
+    assert 10 < (rises > 0).sum() < 40
+
+
+def test_the_grouped_order_depends_on_the_seed_alone():
+    sizes = np.arange(300) % 17
+    first, again, other = (grouped_by_length(training_order(300, 8, s), sizes, s) for s in (0, 0, 1))
+    found = [[next(order).tolist() for _ in range(30)] for order in (first, again, other)]
+    assert found[0] == found[1] != found[2]
+
+
+def test_batches_are_padded_to_their_longest_row_only():
+    rows = encoded(["a", "abc", "abcdefgh"])
+    inputs, labels = collate(rows, np.array([1, 0]), torch.device("cpu"))
+    assert inputs["input_ids"].shape == (2, 5)
+    assert inputs["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
+    assert inputs["input_ids"][1, 3:].tolist() == [rows.pad["input_ids"]] * 2
+    assert labels.tolist() == [1, 0]
+
+
+def test_pairs_are_cut_to_max_length():
+    rows = encoded(["abcdef" * 10], ["xyz"], max_length=12)
+    assert len(rows.tokens["input_ids"][0]) == 12
+    assert rows.lengths.tolist() == [12]
+
+
+def test_evaluation_covers_every_row_once_sorted_by_length():
+    rows = encoded(["a" * n for n in (3, 9, 1, 7, 5)])
+    order = np.concatenate(evaluation_order(rows.lengths, 2))
+    assert sorted(order) == list(range(5))
+    assert order.tolist() == [1, 3, 4, 0, 2]

@@ -1,0 +1,105 @@
+"""Tokens kept on disk are the tokens, and nothing else is ever read for them."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from adarank.harness.data import cache
+from adarank.harness.data.batches import encode
+from adarank.harness.data.tasks.base import Split
+from adarank.harness.models import byte_tokenizer
+
+SPLIT = Split(["one", "", "zwölf, dreizehn"], ["a", "bb", ""], np.array([0, 1, 1]))
+
+
+@pytest.fixture(autouse=True)
+def at(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADARANK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Counting:
+    """A tokenizer that counts its calls."""
+
+    def __init__(self):
+        self.inner, self.calls = byte_tokenizer(), 0
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        return self.inner(*args, **kwargs)
+
+
+def test_read_again_they_are_the_same(at):
+    tokenizer = Counting()
+    first = encode(SPLIT, tokenizer, 12, "data train")
+    again = encode(SPLIT, tokenizer, 12, "data train")
+    assert tokenizer.calls == 1
+    assert again.tokens == first.tokens == encode(SPLIT, tokenizer, 12).tokens
+    assert again.pad == first.pad
+    assert len(list(at.iterdir())) == 1
+
+
+def test_data_split_length_and_tokenizer_all_count():
+    tokenizer, other = byte_tokenizer(), byte_tokenizer()
+    other.add_tokens(["zw"])
+    left = byte_tokenizer()
+    left.truncation_side = "left"
+    keys = {
+        cache.key(tokenizer, rows="data train", max_length=12),
+        cache.key(tokenizer, rows="data dev", max_length=12),
+        cache.key(tokenizer, rows="other train", max_length=12),
+        cache.key(tokenizer, rows="data train", max_length=13),
+        cache.key(other, rows="data train", max_length=12),
+        cache.key(left, rows="data train", max_length=12),
+    }
+    assert len(keys) == 6
+    before = cache.key(tokenizer, rows="data train", max_length=12)
+    tokenizer(["a longer text"], truncation=True, max_length=4)  # leaves its state in the tokenizer
+    assert cache.key(tokenizer, rows="data train", max_length=12) == before
+
+
+def test_a_damaged_file_is_made_again(at):
+    tokenizer = Counting()
+    first = encode(SPLIT, tokenizer, 12, "data train")
+    (file,) = at.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert encode(SPLIT, tokenizer, 12, "data train").tokens == first.tokens
+    assert tokenizer.calls == 2
+    assert file.read_bytes() == whole
+
+
+def test_where_it_cannot_be_written_the_run_goes_on(at, caplog):
+    at.write_text("a file")
+    assert len(encode(SPLIT, byte_tokenizer(), 12, "data train")) == 3
+    assert "continues without a cache" in caplog.text
+
+
+def test_empty_means_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("ADARANK_CACHE", "")
+    assert cache.folder() is None
+    monkeypatch.delenv("ADARANK_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.folder() == tmp_path / "adarank"
+
+
+def test_many_at_once_never_read_half_a_file():
+    rows = {"input_ids": [[i, i + 1] for i in range(3000)]}
+    wrong = []
+
+    def work():
+        for _ in range(20):
+            cache.write("same", rows)
+            if cache.read("same") != rows:
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -1,0 +1,198 @@
+"""Stopped at a record and started again, a run ends as if it had never stopped."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from adarank.errors import RunFailed
+from adarank.harness.run.checkpoint import STATE, Saver, _put_back, _take_out, trained_state
+from adarank.harness.run.train import train
+from tests.experiments.test_run import inside
+from tests.harness.run.test_train import Recorder, setup
+from tests.representatives import representatives
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Stop(BaseException):
+    """What nothing catches."""
+
+
+@pytest.mark.parametrize("stop", representatives([5, 20, 35], (20,)))
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("full", {}), ("lora", {"gradient_accumulation_steps": 2, "group_by_length": True}), ("adalora", {}), ("adalora", {"compaction": "final"}),
+     ("adalora", {"compaction": "progressive"})],
+)  # fmt: skip
+def test_stopped_and_resumed_is_bit_identical(method, options, stop, tmp_path):
+    def go(saver, until=None):
+        prepared, splits, spec = setup(method, steps=40, **options)
+        log = Recorder()
+
+        def beat(step):
+            if until is not None and step > until:
+                raise Stop
+
+        try:
+            outcome = train(prepared, splits, spec, ("accuracy",), log, beat, lambda _: None, saver)
+        except Stop:
+            return None
+        timeless = (outcome.best, outcome.best_step, outcome.last, outcome.test)
+        return timeless, log, trained_state(prepared.model)
+
+    whole, whole_log, whole_state = go(None)
+    assert go(Saver(tmp_path, 0.0, resume=False), until=stop) is None
+    saver = Saver(tmp_path, 0.0, resume=True)
+    assert saver.step == stop
+    found, log, state = go(saver)
+    assert found == whole
+    assert [line for line in whole_log.lines if line[0] > stop or line[1] == "test"] == log.lines
+    assert [r for r in whole_log.allocations if r["step"] >= stop] == log.allocations
+    assert state.keys() == whole_state.keys()
+    assert all(torch.equal(state[name], whole_state[name]) for name in state)
+
+
+def test_without_resume_what_lies_there_is_left_alone(tmp_path):
+    prepared, splits, spec = setup("lora", steps=10)
+    train(
+        prepared,
+        splits,
+        spec,
+        ("accuracy",),
+        Recorder(),
+        lambda _: None,
+        lambda _: None,
+        Saver(tmp_path, 0.0, resume=False),
+    )
+    assert Saver(tmp_path, 0.0, resume=False).step is None
+    saver = Saver(tmp_path, 0.0, resume=True)
+    assert saver.step == 10
+    saver.remove()
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize("seconds", [None, 3600.0])
+def test_it_saves_no_more_often_than_asked(seconds, tmp_path):
+    prepared, splits, spec = setup("lora", steps=10)
+    train(
+        prepared,
+        splits,
+        spec,
+        ("accuracy",),
+        Recorder(),
+        lambda _: None,
+        lambda _: None,
+        Saver(tmp_path / "c", seconds, False),
+    )
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_damaged_file_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / STATE).write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
+    with pytest.raises(RunFailed, match=r"is damaged .*force=true starts the run again"):
+        Saver(tmp_path, 0.0, resume=True)
+
+
+def test_any_nesting_of_tensors_numbers_and_names_survives():
+    value = {"a": [1, 2.5, None, True, "x"], 3: {"t": torch.arange(3), "e": torch.empty(0, 4)}, "inf": float("-inf")}
+    tensors = {}
+    found = _put_back(json.loads(json.dumps(_take_out(value, tensors))), tensors)
+    assert found["a"] == value["a"]
+    assert found["inf"] == value["inf"]
+    assert torch.equal(found[3]["t"], value[3]["t"])
+    assert found[3]["e"].shape == (0, 4)
+
+
+def words(out, *arguments):
+    return ["tiny=true", "train.log_every=2", "checkpoint_seconds=0", f"out={out}", *arguments]
+
+
+def command(out, *arguments):
+    return [sys.executable, str(ROOT / "experiments" / "run.py"), *words(out, *arguments)]
+
+
+def result(out):
+    """What a run leaves, without times and places."""
+    (folder,) = [p for p in out.iterdir() if p.is_dir()]
+    summary = json.loads((folder / "summary.json").read_text())
+    weights = sorted(p for p in folder.rglob("*.safetensors"))
+    return {
+        "metrics": (folder / "metrics.jsonl").read_text(),
+        "allocations": (folder / "allocations.jsonl").read_text(),
+        "rank": summary["rank"],
+        "metric": summary["metric"],
+        "weights": {p.name: p.read_bytes() for p in weights},
+    }
+
+
+def killed_until_finished(out, arguments, kills, draw):
+    """Run, kill -9 after a random while, run again, `kills` times; then let it finish, in this process. Returns in how many
+    starts it went on from a checkpoint."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    resumes = 0
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command(out, *arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
+        for line in process.stdout:
+            if "->" in line:  # about to train
+                time.sleep(draw.uniform(0.0, 2.5))
+                break
+        os.kill(process.pid, signal.SIGKILL)
+        resumes += "resumes from its checkpoint" in process.communicate()[0]
+    done = inside(*words(out, *arguments))
+    return resumes + ("resumes from its checkpoint" in done.stdout)
+
+
+def test_killed_and_started_again_it_ends_alike(tmp_path):
+    arguments = ["method=adalora", "compaction=final", "train.steps=60"]
+    assert killed_until_finished(tmp_path / "whole", arguments, 0, random.Random(0)) == 0
+    killed_until_finished(tmp_path / "killed", arguments, 1, random.Random(1))
+    assert result(tmp_path / "killed") == result(tmp_path / "whole")
+
+
+def test_a_full_disk_stops_a_run_as_if_it_had_been_killed(tmp_path):
+    """No file may grow beyond 100 KB here; the checkpoint does, after the first lines were written."""
+    arguments = ["method=adalora", "train.steps=20"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    full = subprocess.run(
+        command(tmp_path / "full", *arguments), preexec_fn=limit, capture_output=True, text=True, env=environment
+    )
+    assert full.returncode == 1
+    (folder,) = (tmp_path / "full").iterdir()
+    assert full.stderr == (
+        f"error: adalora-r8-all-s0 stopped because {folder} cannot be written (File too large); its files stay, "
+        "and the same command resumes the run\n"
+    )
+    assert json.loads((folder / "status.json").read_text())["state"] == "running"
+    assert (folder / "metrics.jsonl").read_text()
+    assert not list(folder.rglob("*.tmp")), "nothing half-written stays"
+    killed_until_finished(tmp_path / "full", arguments, 0, random.Random(0))
+    killed_until_finished(tmp_path / "whole", arguments, 0, random.Random(0))
+    assert result(tmp_path / "full") == result(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [["method=full"], ["method=lora"], ["method=adalora"], ["method=adalora", "compaction=final"]],
+    ids=lambda a: "-".join(a),
+)
+def test_five_random_kills_each(arguments, tmp_path):
+    arguments = [*arguments, "train.steps=600"]
+    killed_until_finished(tmp_path / "whole", arguments, 0, random.Random(0))
+    resumes = killed_until_finished(tmp_path / "killed", arguments, 5, random.Random(len(arguments[0])))
+    print(f"{arguments}: resumed {resumes} times")
+    assert resumes > 0
+    assert result(tmp_path / "killed") == result(tmp_path / "whole")

@@ -1,0 +1,130 @@
+"""A run's name: what enters it, what never does, and that it stays what it was."""
+
+from dataclasses import MISSING, fields, replace
+
+import numpy as np
+import pytest
+
+from adarank.harness.config.spec import NEVER, Spec, TrainConfig, identity_default
+from adarank.harness.data.tasks.base import Split, Task
+from adarank.harness.run import identity
+from adarank.harness.run.ranks_from import RankMap
+from tests.harness.config.test_validate import settled
+
+ROWS = Split(["a"], None, np.zeros(1, np.int64))
+TASK = Task("t", ROWS, ROWS, None, ("x", "y"), ("accuracy",), 64, "abc")
+
+
+def decides(*overrides, rank_map=None, task=TASK, targets="all-linear"):
+    spec = settled(*overrides)
+    spec = replace(spec, train=replace(spec.train, precision="fp32"))
+    return identity.decides(spec, task, "model", targets if spec.takes("targets") else None, rank_map)
+
+
+def test_only_what_differs_from_the_identity_defaults_enters():
+    rows = {"fingerprint": "abc", "metrics": ["accuracy"], "max_length": 64, "task_type": "classify"}
+    lr = settled("method=full").train.lr
+    assert decides("method=full") == {"train": {"lr": lr}, "task": rows, "model": "model"}
+    assert decides("method=adalora", "train.max_grad_norm=0.5") == {
+        "adapter": {"_target_": "adarank.adapt", "rank": 12, "targets": "all-linear"},
+        "init": {"_target_": "adarank.inits.default"},
+        "score": {"_target_": "adarank.scores.adalora"},
+        "allocator": {"_target_": "adarank.allocators.global_top"},
+        "schedule": {"_target_": "adarank.schedules.cubic", "t_i": 100, "t_f": 300, "interval": 10},
+        "penalty": {"_target_": "adarank.penalties.orthogonality"},
+        "budget": {"initial_rank": 12, "rank": 8},
+        "train": {"lr": 0.01, "max_grad_norm": 0.5},
+        "task": rows,
+        "model": "model",
+    }
+
+
+def test_the_names_of_today_stay():
+    """What is written down here was computed when the rule was made: a change renames every run that anyone has."""
+    found = {
+        method: identity.digest(decides(f"method={method}")) for method in ("full", "lora", "adalora", "increlora")
+    }
+    assert found == {
+        "full": "3b8d7f31ce", "lora": "a7e04253c5", "adalora": "c2728a63dd", "increlora": "eddf31516f",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["out=elsewhere"], ["tracker=wandb"], ["force=true"], ["retry=failed"], ["checkpoint_seconds=1"],
+        ["train.gradient_checkpointing=true"], ["train.eval_every=100"], ["train.warmup=60"], ["init_rank=12"],
+        ["score.beta1=0.85"], ["budget.unit=triplets"], ["seed=7"], ["targets=qv"],
+    ],
+)  # fmt: skip
+def test_what_decides_no_result_or_says_the_same_enters_no_name(words):
+    assert decides(*words) == decides()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["rank=4"], ["init_rank=16"], ["variant=paper"], ["compaction=final"], ["pruned_triplets=frozen"],
+        ["svd_before_allocation=true"], ["train.steps=500"], ["train.eval_every=0.2"], ["train.batch_size=16"],
+        ["train.lr_scheduler=cosine"], ["score.beta1=0.9"], ["score=magnitude"], ["schedule.t_i=0.2"],
+        ["penalty.gamma=0.2"], ["penalty=none"], ["adapter.alpha=16"], ["budget.unit=parameters"],
+        ["compaction=progressive"], ["train.group_by_length=true"],
+    ],
+)  # fmt: skip
+def test_what_decides_a_result_enters_its_name(words):
+    assert identity.digest(decides(*words)) != identity.digest(decides())
+
+
+def test_what_has_no_effect_enters_no_name():
+    assert decides("method=full", "rank=4", "targets=qv") == decides("method=full")
+    assert decides("method=lora", "budget.unit=parameters") == decides("method=lora")
+    rank_map = RankMap(8, 12, {"a": 3})
+    plain = decides("ranks_from=/one", rank_map=rank_map)
+    assert plain == decides("ranks_from=/other", rank_map=rank_map)
+    assert plain != decides("ranks_from=/one", rank_map=RankMap(8, 12, {"a": 4}))
+    assert plain != decides("ranks_from=/one", "ranks_shuffle=all", rank_map=rank_map)
+    shuffled = [
+        decides("ranks_from=/one", "ranks_shuffle=all", f"ranks_shuffle_seed={s}", rank_map=rank_map) for s in (0, 1)
+    ]
+    assert shuffled[0] != shuffled[1]
+
+
+def test_data_model_and_targets_enter_by_their_content():
+    assert decides(task=replace(TASK, fingerprint="other")) != decides()
+    assert decides(task=replace(TASK, options={"max_new_tokens": 8})) != decides()
+    assert decides(targets="query|value") != decides()
+
+
+DECIDING = {"train": {"lr": 0.001, "steps": 10}, "adapter": {"rank": 8}, "score": None}
+
+
+def test_identity_follows_content_and_not_order():
+    assert identity.digest(DECIDING) == identity.digest(dict(reversed(DECIDING.items())))
+    changed = {**DECIDING, "train": {"lr": 0.002, "steps": 10}}
+    assert identity.digest(DECIDING) != identity.digest(changed)
+
+
+def test_the_recipe_is_part_of_the_identity(monkeypatch):
+    before = identity.digest(DECIDING)
+    monkeypatch.setattr(identity, "RECIPE", identity.RECIPE + 1)
+    assert identity.digest(DECIDING) != before
+
+
+def test_seeds_of_one_configuration_share_the_hash(tmp_path):
+    names = {identity.run_folder(str(tmp_path), "lora", DECIDING, seed).name.rpartition("-s")[0] for seed in range(3)}
+    assert names == {f"lora-{identity.digest(DECIDING)}"}
+
+
+@pytest.mark.parametrize("cls", [Spec, TrainConfig])
+def test_every_setting_has_a_sentence_and_an_identity_default(cls):
+    for f in fields(cls):
+        if f.metadata:
+            assert f.metadata["help"].endswith("."), f.name
+            assert identity_default(f) is NEVER or f.name in ("lr", "train") or identity_default(f) is not MISSING, (
+                f.name
+            )
+
+
+def test_a_null_setting_that_the_run_supplies_enters_no_name():
+    assert "seed" not in decides("score=random")["score"]
+    assert decides("score=random", "score.seed=3")["score"]["seed"] == 3

@@ -1,0 +1,197 @@
+"""The loop on a task that can be learned: which of two letters a text is made of."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import adarank
+from adarank.harness.config.spec import Spec, TrainConfig
+from adarank.harness.data.batches import encode
+from adarank.harness.data.task_types.classify import evaluate, task_loss
+from adarank.harness.data.tasks.base import Split
+from adarank.harness.models import tiny
+from adarank.harness.run.checkpoint import trained_state
+from adarank.harness.run.prepare import Prepared
+from adarank.harness.run.train import Diverged, is_settled, train
+
+
+class Recorder:
+    """A log that keeps what it is told."""
+
+    def __init__(self):
+        self.lines, self.allocations = [], []
+
+    def metrics(self, step, split, values):
+        self.lines.append((step, split, values))
+
+    def allocation(self, record):
+        self.allocations.append(record)
+
+
+def letters(rows, seed):
+    draw = np.random.default_rng(seed)
+    label = draw.integers(0, 2, rows)
+    return Split(["".join(draw.choice(list("ab" if y else "cd"), 6)) for y in label], None, label)
+
+
+def setup(method, steps=40, seed=0, compaction="off", **changes):
+    torch.manual_seed(seed)
+    built = tiny("bert", width=32, layers=2).build(2)
+    adapters, controller = {}, None
+    if method != "full":
+        kind = "lora" if method == "lora" else "svd"
+        adapters = adarank.adapt(built.model, kind, rank=6 if method == "adalora" else 4, train=built.head)
+    if method == "adalora":
+        n = len(adapters)
+        controller = adarank.RankController(
+            adapters,
+            score=adarank.scores.adalora(),
+            schedule=adarank.schedules.cubic(6 * n, 4 * n, t_i=5, t_f=12, total=steps, interval=2),
+            penalty=adarank.penalties.orthogonality(),
+            compaction=compaction,
+        )
+    lr = {"full": 1e-3, "lora": 5e-3, "adalora": 2e-2}[method]
+    numbers = {
+        "lr": lr,
+        "steps": steps,
+        "batch_size": 16,
+        "warmup": 2,
+        "eval_every": 10,
+        "log_every": 5,
+        "precision": "fp32",
+    }
+    spec = Spec(method=method, seed=seed, train=TrainConfig(**{**numbers, **changes}))
+    splits = {
+        n: encode(letters(r, i), built.tokenizer, 16)
+        for i, (n, r) in enumerate([("train", 256), ("dev", 64), ("test", 64)])
+    }
+    return Prepared(built.model, adapters, controller), splits, spec
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "adalora"])
+def test_every_method_learns_it(method):
+    prepared, splits, spec = setup(method, steps=80)
+    log, kept, beats = Recorder(), [], []
+    outcome = train(prepared, splits, spec, ("accuracy",), log, beats.append, kept.append)
+    assert outcome.test > 0.9
+    assert kept == [prepared.model]
+    assert beats[-1] == 80
+    dev = [(step, values) for step, split, values in log.lines if split == "dev"]
+    assert [step for step, _ in dev] == list(range(10, 81, 10))
+    assert outcome.last == dev[-1][1]["accuracy"]
+    if method == "adalora":
+        settled = [values["accuracy"] for step, values in dev if step > 80 - 12]
+        assert outcome.best == max(settled)
+        assert outcome.best_step > 80 - 12
+        assert sum(adarank.ranks(prepared.model).values()) == 4 * 12
+        assert [r["step"] for r in log.allocations] == prepared.controller.schedule.allocations()
+    else:
+        assert outcome.best == max(values["accuracy"] for _, values in dev)
+
+
+def test_how_far_the_factors_are_from_orthonormal_is_recorded_while_they_train():
+    prepared, splits, spec = setup("adalora", steps=40)
+    expected = []
+
+    class Looking(Recorder):
+        def metrics(self, step, split, values):
+            super().metrics(step, split, values)
+            factors = [f.detach().double().numpy() for a in prepared.adapters.values() for f in (a.P, a.Q)]
+            expected.append(np.mean([np.linalg.norm(f @ f.T - np.eye(len(f))) for f in factors]))
+
+    log = Looking()
+    train(prepared, splits, spec, ("accuracy",), log, lambda _: None, lambda _: None)
+    found = [(v["orthogonality"], e) for (_, split, v), e in zip(log.lines, expected, strict=True) if split == "train"]
+    assert len(found) == 8
+    np.testing.assert_allclose(*zip(*found, strict=True), rtol=1e-5)
+    assert all("orthogonality" not in values for _, split, values in log.lines if split != "train")
+    prepared, splits, spec = setup("lora", steps=5)
+    log = Recorder()
+    train(prepared, splits, spec, ("accuracy",), log, lambda _: None, lambda _: None)
+    assert all("orthogonality" not in values for _, _, values in log.lines)
+
+
+def test_test_is_measured_at_the_best_checkpoint_which_is_left_in_the_model():
+    prepared, splits, spec = setup("lora", steps=40, eval_every=5)
+    states = {}
+
+    def keep(model):
+        states["kept"] = trained_state(model)
+
+    log = Recorder()
+    outcome = train(prepared, splits, spec, ("accuracy",), log, lambda _: None, keep)
+    step, split, values = log.lines[-1]
+    assert (step, split, values["accuracy"]) == (outcome.best_step, "test", outcome.test)
+    again = evaluate(prepared.model, splits["dev"], ("accuracy",), spec.train, torch.device("cpu"))
+    assert again["accuracy"] == outcome.best
+    assert all(torch.equal(t, trained_state(prepared.model)[n]) for n, t in states["kept"].items())
+
+
+def test_a_run_is_reproducible_and_its_seed_matters():
+    losses = []
+    for seed in (0, 0, 1):
+        prepared, splits, spec = setup("adalora", steps=30, seed=seed)
+        log = Recorder()
+        train(prepared, splits, spec, ("accuracy",), log, lambda _: None, lambda _: None)
+        losses.append([values["loss"] for _, split, values in log.lines if split == "train"])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_loss_that_is_no_number_ends_the_run():
+    prepared, splits, spec = setup("full", lr=1e30, max_grad_norm=0.0, warmup=0, lr_scheduler="constant")
+    with pytest.raises(Diverged, match="the loss became"):
+        train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None)
+
+
+@pytest.mark.usefixtures("safe_bf16")
+def test_bf16_autocast_trains_fp32_weights():
+    prepared, splits, spec = setup("adalora", steps=30, precision="bf16")
+    log = Recorder()
+    train(prepared, splits, spec, ("accuracy",), log, lambda _: None, lambda _: None)
+    assert all(math.isfinite(values["loss"]) for _, _, values in log.lines)
+    assert prepared.controller.bank.weight.dtype == torch.float32
+
+
+def test_evaluation_leaves_out_pruned_triplets():
+    prepared, splits, spec = setup("adalora")
+    before = evaluate(prepared.model, splits["dev"], ("accuracy",), spec.train, torch.device("cpu"))["loss"]
+    bank = prepared.controller.bank
+    bank.lam.fill_(5.0)
+    changed = evaluate(prepared.model, splits["dev"], ("accuracy",), spec.train, torch.device("cpu"))["loss"]
+    bank.mask.zero_()
+    assert evaluate(prepared.model, splits["dev"], ("accuracy",), spec.train, torch.device("cpu"))[
+        "loss"
+    ] == pytest.approx(before)
+    assert changed != pytest.approx(before)
+
+
+def test_losses():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))) / 2
+    assert task_loss(logits, torch.tensor([0, 1])).item() == pytest.approx(expected)
+    assert task_loss(torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 1.0])).item() == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("compaction", ["final", "progressive"])
+def test_compaction_gives_the_same_run_in_less_memory(compaction):
+    found = {}
+    for option in ("off", compaction):
+        prepared, splits, spec = setup("adalora", steps=40, compaction=option)
+        log = Recorder()
+        outcome = train(prepared, splits, spec, ("accuracy",), log, lambda _: None, lambda _: None)
+        found[option] = [line for line in log.lines if line[1] == "dev"], outcome.test
+        held = sum(a.rank for a in prepared.adapters.values())
+        assert held == (72 if option == "off" else 48)
+        assert sum(adarank.ranks(prepared.model).values()) == 48
+    if compaction == "final":
+        (a, test_a), (b, test_b) = found.values()
+        assert test_a == pytest.approx(test_b, abs=0.05)
+        assert [v["loss"] for _, _, v in a] == pytest.approx([v["loss"] for _, _, v in b], rel=0.05)
+
+
+def test_only_a_final_budget_is_settled():
+    prepared, _, _ = setup("adalora")
+    assert not is_settled(prepared.controller)
+    assert is_settled(None)
