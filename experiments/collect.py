@@ -1,40 +1,58 @@
-"""Gather the summaries of a sweep's finished runs, or another file of theirs, into one file that can be committed.
+"""Gather the summaries of finished runs, or another of their JSON files, into one file that can be committed.
 
-python experiments/collect.py runs/demo experiments/results/quickstart.json
-python experiments/collect.py runs/demo experiments/results/probe.json --name probe.json
+    python experiments/collect.py runs/demo experiments/results/quickstart.json
+    python experiments/collect.py runs/demo experiments/results/probe.json --name probe.json
+
+Runs are found at any depth below OUT, as run folders or packed by experiments/pack.py, and named by their path below OUT.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adarank.harness.files import write_json
+from adarank.runs.files import SUMMARY, read_json, read_object, write_json
+from experiments.pack import FINISHED, read_record, record_files, run_name
+
+LARGE = 64_000  # bytes above which a file is written without white space
 
 
-def read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def collect(out: Path, name: str = SUMMARY) -> dict[str, Any]:
+    """{path of the run below `out`: content of its file `name`} of every finished run that has the file."""
+    contents = {}
+    for file in record_files(out):
+        record = read_record(file)
+        if (content := {SUMMARY: record["summary"], **record.get("measures", {})}.get(name)) is not None:
+            contents[(file.parent / run_name(file)).relative_to(out).as_posix()] = content
+    for path in sorted(out.rglob(SUMMARY)):
+        file = path.parent / name
+        if read_object(path)[0].get("status") == FINISHED and file.is_file():
+            contents[path.parent.relative_to(out).as_posix()] = read_json(file)
+    return contents
+
+
+def write_result(path: Path, value: Any) -> None:
+    """Write a result file, indented where it is small enough to be read by people."""
+    write_json(path, value)
+    if path.stat().st_size > LARGE:
+        write_json(path, value, indent=None)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the folder of the runs")
+    parser.add_argument("out", type=Path, help="the folder that holds the runs")
     parser.add_argument("file", type=Path, help="the JSON file to write")
-    parser.add_argument("--name", default="summary.json", help="which file of every run (summary.json)")
+    parser.add_argument("--name", default=SUMMARY, help=f"the file to gather from every run ({SUMMARY})")
     options = parser.parse_args()
-    folders = [path.parent for path in sorted(options.out.glob("*/summary.json")) if read(path)["status"] == "finished"]
-    finished = {folder.name: read(folder / options.name) for folder in folders if (folder / options.name).is_file()}
-    if not finished:
-        print(
-            f"error: OUT={options.out} holds no finished run with {options.name}; valid: a folder of run folders",
-            file=sys.stderr,
-        )
+    contents = collect(options.out, options.name)
+    if not contents:
+        valid = f"OUT must be a folder that holds finished runs with {options.name}"
+        print(f"error: {valid} (got {options.out})", file=sys.stderr)
         return 2
-    write_json(options.file, finished)
-    print(f"{len(finished)} runs -> {options.file}")
+    write_result(options.file, contents)
+    print(f"{len(contents)} runs -> {options.file}")
     return 0
 
 

@@ -1,15 +1,18 @@
-"""Finished runs as one small JSON file each, that can be committed, and back again as run folders.
+"""Finished runs as one small file each, that can be committed, and back again as run folders.
 
     python experiments/pack.py pack runs/table1 experiments/results/table1
     python experiments/pack.py unpack experiments/results/table1 runs/table1
 
-A packed run holds its settings (folders by their last name only), summary, metrics, allocations and what experiments/probe.py
-measured of it (but for similarities); not its weights, nor the scores' quantiles. What is unpacked is skipped by experiments/run.py as finished, and analysis/ reads it like any other run.
+A packed run, `<run>.json.gz`, holds settings (of absolute paths, the last name), summary, metrics, allocations and the
+measurements of `adarank probe` except similarities, but no weights, predictions or quantiles of scores. The same run
+always gives the same bytes. experiments/run.py skips an unpacked run as finished; analysis/ reads it like any run.
 """
 
 import argparse
+import gzip
 import json
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,105 +21,119 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import yaml
 
 from adarank.errors import SettingError
-from adarank.harness.files import write_json, write_text
+from adarank.runs import allocations, files
+from adarank.runs.files import SUMMARY, read_json, read_object, write_text
 
 FINISHED = "finished"
-MEASURES = ("probe.json", "delta.json", "forgetting.json")
+MEASURES = (files.PROBE, files.DELTA, files.FORGETTING)
+SUFFIX = ".json.gz"
+
+
+def record_files(results: Path) -> list[Path]:
+    """The packed runs below `results`, at any depth, sorted by path."""
+    return sorted(results.rglob(f"*-s*{SUFFIX}"))
+
+
+def run_name(file: Path) -> str:
+    """The name of a packed run's folder."""
+    return file.name.removesuffix(SUFFIX)
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """The content of a packed run. Raises SettingError where the file is damaged."""
+    try:
+        record: dict[str, Any] = json.loads(gzip.decompress(file.read_bytes()))
+    except (gzip.BadGzipFile, zlib.error, EOFError, ValueError):
+        raise SettingError(f"{file} is damaged; restore it, or pack its run again") from None
+    return record
+
+
+def write_record(file: Path, record: dict[str, Any]) -> None:
+    """Write a packed run, atomically. The bytes depend on `record` alone."""
+    text = json.dumps(record, separators=(",", ":"), allow_nan=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(file, gzip.compress(text.encode(), mtime=0))
 
 
 def pack(out: Path, results: Path) -> list[Path]:
-    """Write a file below `results` for every finished run below `out`, in the same sub-folders; those that are there gain
-    what was measured of their run since, and stay as they are otherwise. Returns the files written."""
+    """Write a file below `results` for every finished run below `out`, in the same sub-folders, and return the files
+    written. A file that exists gains the run's new measurements and stays the same otherwise."""
     new = []
-    for status in sorted(out.rglob("status.json")):
+    for status in sorted(out.rglob(files.STATUS)):
         folder = status.parent
-        file = results / folder.parent.relative_to(out) / f"{folder.name}.json"
-        if _read(status).get("state") != FINISHED:
+        file = results / folder.parent.relative_to(out) / f"{folder.name}{SUFFIX}"
+        if read_object(status)[0].get("state") != FINISHED:
             continue
-        known = _read(file) if file.exists() else packed(folder)
+        known = read_record(file) if file.exists() else packed(folder)
         measures = {**known.get("measures", {}), **measured(folder)}
         record = {**known, "measures": measures} if measures else known
         if file.exists() and record == known:
             continue
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, record)
+        write_record(file, record)
         new.append(file)
     return new
 
 
 def unpack(results: Path, out: Path) -> list[Path]:
-    """Make a run folder below `out` of every file below `results`; folders that are there stay as they are. Returns the
-    new ones."""
+    """Make a run folder below `out` of every packed run below `results`, except existing ones; returns the new ones."""
     new = []
-    for file in sorted(results.rglob("*-s*.json")):
-        folder = out / file.parent.relative_to(results) / file.stem
+    for file in record_files(results):
+        folder = out / file.parent.relative_to(results) / run_name(file)
         if folder.exists():
             continue
         folder.mkdir(parents=True)
-        unpacked(json.loads(file.read_text(encoding="utf-8")), folder)
+        write_run(read_record(file), folder)
         new.append(folder)
     return new
 
 
 def packed(folder: Path) -> dict[str, Any]:
-    """What is kept of a run: summary and metrics as they are, config without this machine's folders, allocations as one list
-    of ranks a record."""
-    allocations = _lines(folder / "allocations.jsonl")
-    modules = list(allocations[0]["ranks"]) if allocations else []
+    """The record of a run's folder: summary and metrics unchanged, config without this machine's folders, `ranks` of
+    allocations as arrays in the order of `modules`."""
+    records, _ = allocations.read(folder / files.ALLOCATIONS)
     return {
-        "config": _anywhere(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))),
-        "summary": _read(folder / "summary.json"),
-        "metrics": _lines(folder / "metrics.jsonl"),
-        "modules": modules,
+        "config": _without_folders(yaml.safe_load((folder / files.CONFIG).read_text(encoding="utf-8"))),
+        "summary": read_json(folder / SUMMARY),
+        "metrics": files.read_lines(folder / files.METRICS)[0],
+        "modules": list(records[0]["ranks"]) if records else [],
         "allocations": [
-            {**{k: v for k, v in record.items() if k != "score_quantiles"}, "ranks": list(record["ranks"].values())}
-            for record in allocations
+            {**{k: v for k, v in record.items() if k != allocations.QUANTILES}, "ranks": list(record["ranks"].values())}
+            for record in records
         ],
     }
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """{file's name: its content} of those of MEASURES that the run's folder has. Raises SettingError for one that is damaged."""
-    found = {}
+    """{file name: content} of those of MEASURES that the run's folder has. Raises SettingError for a damaged one."""
+    contents = {}
     for path in (folder / name for name in MEASURES if (folder / name).is_file()):
         try:
-            found[path.name] = _read(path)
+            contents[path.name] = read_json(path)
         except ValueError:
-            raise SettingError(
-                f"{path} cannot be read; valid: the file as experiments/probe.py writes it, or none"
-            ) from None
-    return found
+            raise SettingError(f"{path} is damaged; delete it, or measure again with experiments/probe.py") from None
+    return contents
 
 
-def unpacked(record: dict[str, Any], folder: Path) -> None:
-    """Write the files of a run folder; status.json last, so that a half-written folder is not taken for a finished run."""
-    allocations = [
+def write_run(record: dict[str, Any], folder: Path) -> None:
+    """Write the files of a run's folder; status.json last, so that a half-written folder does not pass for a finished
+    run."""
+    records = [
         {**kept, "ranks": dict(zip(record["modules"], kept["ranks"], strict=True))} for kept in record["allocations"]
     ]
-    write_text(folder / "config.yaml", yaml.safe_dump(record["config"], sort_keys=False))
-    for name, lines in (("metrics", record["metrics"]), ("allocations", allocations)):
-        write_text(folder / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_text(folder / files.CONFIG, yaml.safe_dump(record["config"], sort_keys=False))
+    write_text(folder / files.METRICS, "".join(map(files.json_line, record["metrics"])))
+    write_text(folder / files.ALLOCATIONS, allocations.document(records))
     for name, content in record.get("measures", {}).items():
-        write_json(folder / name, content)
-    write_json(folder / "summary.json", record["summary"])
-    write_json(folder / "status.json", {"state": FINISHED, "step": record["summary"]["steps"], "error": None})
+        files.write_json(folder / name, content)
+    files.write_json(folder / SUMMARY, record["summary"])
+    files.write_json(folder / files.STATUS, {"state": FINISHED, "step": record["summary"]["steps"], "error": None})
 
 
-def _anywhere(value: Any) -> Any:
-    """`value` with absolute paths cut to their last name: they say something of the machine and nothing of the result."""
+def _without_folders(value: Any) -> Any:
+    """`value` with absolute paths cut to their last name, which is all that other machines have in common."""
     if isinstance(value, dict):
-        return {key: _anywhere(inside) for key, inside in value.items()}
+        return {key: _without_folders(item) for key, item in value.items()}
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def main() -> int:
@@ -127,18 +144,16 @@ def main() -> int:
         for word in words:
             command.add_argument(word, type=Path)
     options = parser.parse_args()
-    source = options.out if options.command == "pack" else options.results
-    if not source.is_dir():
-        print(f"error: {source} is not a folder; valid: one that holds runs", file=sys.stderr)
-        return 2
+    packs = options.command == "pack"
+    source, target = (options.out, options.results) if packs else (options.results, options.out)
     try:
-        new = (pack if options.command == "pack" else unpack)(
-            source, options.results if source is options.out else options.out
-        )
+        if not source.is_dir():
+            raise SettingError(f"{'OUT' if packs else 'RESULTS'} must be a folder that holds runs (got {source})")
+        new = (pack if packs else unpack)(source, target)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{len(new)} runs -> {options.results if source is options.out else options.out}")
+    print(f"{len(new)} runs -> {target}")
     return 0
 
 

@@ -1,16 +1,15 @@
-"""A comparison that a sceptical reviewer would accept: tune every method alike, then run the seeds. docs/protocol.md says why.
+"""A controlled comparison: tune every method alike, then run the seeds. docs/protocol.md says why.
 
-    python experiments/protocol.py experiments/studies/controls.yaml --out runs/controls --results experiments/results/controls
+    python experiments/protocol.py experiments/studies/controls.yaml --out runs/controls --results results/controls
 
-For each task of the study: every method tries its grid of learning rates on the tuning seeds, as many trials as any other;
-the best mean on dev is chosen (dev is carved from train where the study sets `holdout`); then every method and budget runs the
-same seeds (same head, same data order) at the chosen rate, and test is measured once a run, at its end. Finished runs are packed
-into --results as they come and are never trained again; what follows the options goes to experiments/run.py. At the end a report
-is written of the trials and one of the comparison; --read writes them from --results alone.
+For each task of the study, every method tries its grid of learning rates on the tuning seeds, as many trials as any
+other; the best mean on dev is chosen (dev is carved from train where the study sets `holdout`). Then every method and
+budget runs the same seeds (same head, same data order) at the chosen rate; test is measured once, at the end of a run.
+Finished runs are packed into --results and never trained again; further words go to experiments/run.py. At the end, one
+report of the trials and one of the comparison are written; --read writes them from --results alone.
 """
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -24,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import yaml
 
 from adarank.errors import SettingError
-from adarank.harness.files import write_json
+from adarank.runs.files import write_json
 from analysis.load import FolderError
-from analysis.page import write_report
 from analysis.report import load as load_runs
-from experiments.pack import pack, unpack
+from analysis.report import write_report
+from experiments.pack import pack, read_record, record_files, run_name, unpack
 
 Settings = Mapping[str, Any]
 RUN = str(Path(__file__).resolve().parent / "run.py")
@@ -36,8 +35,8 @@ RUN = str(Path(__file__).resolve().parent / "run.py")
 
 @dataclass(frozen=True)
 class Study:
-    """settings: of every run; tasks and methods: by name, as in the YAML files of experiments/studies/; budgets: values of
-    rank; tuning, seeds: of the trials and of the comparison, none in both."""
+    """settings: of every run; tasks, methods: by name, as in experiments/studies/; budgets: values of rank; tuning and
+    seeds: of the trials and of the comparison, without overlap."""
 
     settings: Settings
     tasks: Mapping[str, Settings]
@@ -49,7 +48,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the runs go and how they are run. words: for every run, behind all others."""
+    """Where the runs go. words: further words for every run, after all others."""
 
     out: Path
     results: Path
@@ -62,44 +61,40 @@ def load(path: Path) -> Study:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = str(error).partition("\n")[0]
-        raise SettingError(
-            f"study={path} cannot be read ({reason}); valid: a YAML file as in experiments/studies"
-        ) from None
+        raise SettingError(f"study must be a YAML file as in experiments/studies (got {path}: {reason})") from None
     return read(content)
 
 
 def read(content: Settings) -> Study:
-    """The checked study. Raises SettingError where a part is missing or unknown, methods have unlike numbers of rates, or
-    seeds are used twice."""
+    """The checked study. Raises SettingError where a part is missing or unknown, methods differ in their number of
+    rates, or seeds are used twice."""
     parts = {field.name for field in fields(Study)}
     if not isinstance(content, Mapping) or (wrong := parts ^ content.keys()):
         named = "no parts" if not isinstance(content, Mapping) else f"{', '.join(sorted(wrong))} missing or unknown"
-        raise SettingError(f"study: {named}; valid: exactly {', '.join(sorted(parts))}")
+        raise SettingError(f"the study must have exactly the parts {', '.join(sorted(parts))} (got {named})")
     study = Study(**content)
     for name, method in study.methods.items():
         if ("rates" in method) == ("tuned_as" in method):
-            raise SettingError(f"methods.{name} needs either rates, or tuned_as: the method whose rate it takes")
+            raise SettingError(f"methods.{name} must have either rates or tuned_as, the method whose rate it takes")
     counts: dict[str, int] = {}
     for task in study.tasks:
         counts = {name: len(rates_of(study, task, name)) for name, method in study.methods.items() if "rates" in method}
         if len(set(counts.values())) > 1:
-            raise SettingError(f"rates of {task} have unlike numbers ({counts}); valid: as many rates for every method")
+            raise SettingError(f"every method must have the same number of rates for {task} (got {counts})")
     if both := set(study.tuning) & set(study.seeds):
-        raise SettingError(f"seeds={sorted(both)} tune and compare; valid: tuning seeds that no comparison uses")
+        raise SettingError(f"tuning must have seeds that no comparison uses (got {sorted(both)} in both)")
     if len(study.tuning) < len(study.budgets):
-        raise SettingError(f"tuning={list(study.tuning)} has fewer seeds than budgets; valid: one for each at least")
+        raise SettingError(f"tuning must have at least one seed for each budget (got {list(study.tuning)})")
     for name, method in study.methods.items():
         sources = [method[key] for key in ("tuned_as", "map_of") if key in method]
         if absent := [source for source in sources if source not in counts]:
-            raise SettingError(f"methods.{name} refers to {absent[0]}; valid: {', '.join(counts)}")
+            raise SettingError(f"methods.{name} must refer to one of {', '.join(counts)} (got {absent[0]})")
     return study
 
 
 def rates_of(study: Study, task: str, method: str) -> Sequence[float]:
     """The method's grid of learning rates, the task's own where it has one."""
-    own: Mapping[str, Sequence[float]] = study.tasks[task].get("rates", {})
-    rates: Sequence[float] = own.get(method, study.methods[method]["rates"])
-    return rates
+    return study.tasks[task].get("rates", {}).get(method, study.methods[method]["rates"])
 
 
 def trials(study: Study, method: Settings) -> Iterator[tuple[int | None, list[int]]]:
@@ -125,8 +120,8 @@ def _value(value: Any) -> str:
 
 
 def settings_of(study: Study, task: str, method: str, budget: int | None) -> dict[str, Any]:
-    """One run's settings but for rate, seed and folder; a method's own win over the task's, `adaptive` ones reach the methods
-    that say so."""
+    """One run's settings except rate, seed and folder. A method's own settings override the task's, whose `adaptive`
+    settings apply to the methods marked adaptive."""
     about, of_task = study.methods[method], study.tasks[task]
     adaptive = of_task.get("adaptive", {}) if about.get("adaptive") else {}
     ranked = {} if budget is None else {"rank": round(budget * about.get("times", 1))}
@@ -136,11 +131,13 @@ def settings_of(study: Study, task: str, method: str, budget: int | None) -> dic
 def run(
     study: Study, place: Place, stage: str, task: str, method: str, budget: int | None, rates: Any, seeds: Any
 ) -> None:
-    """Every pair of a rate and a seed, finished ones skipped; packs what finished, then exits where run.py failed.
+    """Run every pair of a rate and a seed, except finished ones, and pack them; exits where run.py failed.
 
-    stage: "tuning" or "seeds", so that no trial gets into a table."""
+    stage: "tuning" or "seeds", which keeps the trials out of the comparison."""
     own = words(settings_of(study, task, method, budget))
-    jobs = [f"train.lr={_listed(rates)}", f"seed={_listed(seeds)}", f"out={place.out / stage / task / method}"]
+    sweep = {"train.lr": rates, "seed": seeds}
+    jobs = [f"{key}={','.join(map(str, values))}" for key, values in sweep.items()]
+    jobs.append(f"out={place.out / stage / task / method}")
     command = [RUN, "-m", *own, *jobs, *place.words]
     print(f"$ {shlex.join(command)}", flush=True)
     status = subprocess.run([sys.executable, *command]).returncode
@@ -149,38 +146,26 @@ def run(
         sys.exit(status)
 
 
-def _listed(values: Sequence[Any]) -> str:
-    return ",".join(map(str, values))
-
-
 def finished(place: Place, stage: str, task: str, method: str) -> list[dict[str, Any]]:
-    """rate, rank, seed, dev (best), run of the finished runs."""
+    """rate, rank, seed, dev (best), higher_is_better and run (its name) of every finished run."""
     found = []
-    for file in sorted((place.results / stage / task / method).glob("*-s*.json")):
-        record = json.loads(file.read_text(encoding="utf-8"))
+    for file in record_files(place.results / stage / task / method):
+        record = read_record(file)
         config, metric = record["config"], record["summary"]["metric"]
-        found.append(
-            {
-                "rate": config["train"]["lr"],
-                "rank": config["rank"],
-                "seed": config["seed"],
-                "dev": metric["best"],
-                "higher_is_better": metric["higher_is_better"],
-                "run": file.stem,
-            }
-        )
+        about = {"rate": config["train"]["lr"], "rank": config["rank"], "seed": config["seed"], "run": run_name(file)}
+        found.append({**about, "dev": metric["best"], "higher_is_better": metric["higher_is_better"]})
     return found
 
 
 def choose(found: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> dict[str, Any]:
-    """The rate of the best mean on dev, the mean of every rate, and whether the best lies at the edge of its grid. Trials
-    of other rates (of an earlier grid) do not count.
+    """The rate of the best mean on dev, the mean of every rate, and whether the best lies at the edge of its grid.
 
-    Raises SettingError where the rates were not tried equally often."""
+    Trials of other rates (of an earlier grid) do not count. Raises SettingError where rates differ in their trials."""
     found = [trial for trial in found if trial["rate"] in rates]
     by_rate = {rate: [t["dev"] for t in found if t["rate"] == rate] for rate in sorted(rates)}
     if len({len(values) for values in by_rate.values()}) != 1 or not all(by_rate.values()):
-        raise SettingError(f"trials={ {r: len(v) for r, v in by_rate.items()} }; valid: each rate equally often")
+        counts = {rate: len(values) for rate, values in by_rate.items()}
+        raise SettingError(f"the trials must try each rate equally often (got {counts})")
     means = {rate: sum(values) / len(values) for rate, values in by_rate.items()}
     best = (max if found[0]["higher_is_better"] else min)(means, key=lambda rate: means[rate])
     edge = best in (min(means), max(means))
@@ -188,7 +173,7 @@ def choose(found: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> dict[s
 
 
 def tune(study: Study, place: Place, task: str) -> dict[str, Any]:
-    """{method: `choose`'s finding}, written to tuning/TASK/rates.json."""
+    """{method: the result of `choose`}, written to tuning/TASK/rates.json."""
     chosen: dict[str, Any] = {}
     for name, method in study.methods.items():
         if "tuned_as" in method:
@@ -205,7 +190,7 @@ def tune(study: Study, place: Place, task: str) -> dict[str, Any]:
 
 
 def compare(study: Study, place: Place, task: str, chosen: Mapping[str, Any]) -> None:
-    """The seeds of every method and budget, at the method's rate; maps last, as they need their sources' runs."""
+    """Run the seeds of every method and budget at the method's rate; rank maps last, since they need other runs."""
     for name, method in sorted(study.methods.items(), key=lambda item: "map_of" in item[1]):
         rate = chosen[method.get("tuned_as", name)]["rate"]
         for budget in study.budgets if method.get("ranked", True) else [None]:
@@ -222,30 +207,31 @@ def compare(study: Study, place: Place, task: str, chosen: Mapping[str, Any]) ->
 
 
 def with_map(study: Study, name: str, source: Path, seed: int) -> Study:
-    """The study whose method `name` takes its ranks from the run folder `source`; seed: of a permutation."""
-    settings = {**study.methods[name]["settings"], "allocator.source": str(source), "allocator.seed": seed}
+    """The study whose method `name` takes its ranks from the run folder `source`. seed: of a shuffle of the ranks."""
+    about = study.methods[name]["settings"]
+    draws = {"ranks_shuffle_seed": seed} if about.get("ranks_shuffle", "none") != "none" else {}
+    settings = {**about, "ranks_from": str(source), **draws}
     return replace(study, methods={**study.methods, name: {**study.methods[name], "settings": settings}})
 
 
 def follow(study: Study, place: Place, tasks: Sequence[str] | None = None) -> None:
-    """The whole protocol, going on where an earlier call stopped."""
+    """The whole protocol, resumed where an earlier call stopped."""
     if place.results.is_dir():
         unpack(place.results, place.out)
     for task in tasks or study.tasks:
         if task not in study.tasks:
-            raise SettingError(f"--tasks={task} is not in the study; valid: {', '.join(study.tasks)}")
+            raise SettingError(f"--tasks must be among {', '.join(study.tasks)} (got {task})")
         compare(study, place, task, tune(study, place, task))
 
 
 def reports(place: Place) -> None:
-    """Write a report of the trials and one of the comparison into --out, of every run that --results holds too.
-
-    Raises SettingError where there is no finished run.
-    """
+    """Write the reports of the trials and of the comparison into --out. Raises SettingError without a finished run."""
     unpack(place.results, place.out)
     stages = [place.out / stage for stage in ("tuning", "seeds") if (place.out / stage).is_dir()]
     if not stages:
-        raise SettingError(f"--results={place.results} holds no run; valid: a folder that this command has filled")
+        raise SettingError(
+            f"--results must be a folder that this command has filled (got {place.results}, without runs)"
+        )
     for stage in stages:
         try:
             page = write_report(stage, *load_runs(stage))
@@ -255,10 +241,10 @@ def reports(place: Place) -> None:
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """What protocol.py and the reproductions that follow it share."""
+    """The options of protocol.py and of the reproductions that follow it."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the folder for the runs")
-    parser.add_argument("--results", type=Path, required=True, help="the folder for the finished runs' JSON files")
+    parser.add_argument("--results", type=Path, required=True, help="the folder for the finished runs, packed")
     parser.add_argument("--read", action="store_true", help="train nothing, read what --results holds")
     parser.add_argument("--tasks", type=lambda text: text.split(","), help="some of the study's tasks, t1,t2")
     return parser

@@ -9,20 +9,27 @@ from pathlib import Path
 import pytest
 import yaml
 
+from adarank.errors import SettingError
+from adarank.runs import allocations
 from analysis.load import read_runs
-from experiments.pack import pack, unpack
+from experiments.collect import collect
+from experiments.pack import pack, read_record, record_files, unpack
+from tests.experiments.test_run import inside
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "experiments" / "results"
 
 
-def command(*words):
-    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+def command(script, *words, cwd=ROOT):
+    command = [sys.executable, str(ROOT / script), *map(str, words)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    done = command("experiments/run.py", "method=adalora", "tiny=true", f"out={out / 'sweep'}")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")  # a process of its own, from another directory
+    done = command("experiments/run.py", "method=adalora", "tiny=true", f"out={out / 'sweep'}", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -30,18 +37,18 @@ def out(tmp_path_factory):
 def test_a_run_that_went_through_a_file_is_the_same_but_for_weights_and_quantiles(out, tmp_path):
     (file,) = pack(out, tmp_path / "results")
     (run,) = out.glob("sweep/adalora-*")
-    assert file == tmp_path / "results" / "sweep" / f"{run.name}.json"
+    assert file == tmp_path / "results" / "sweep" / f"{run.name}.json.gz"
     (back,) = unpack(tmp_path / "results", tmp_path / "back")
     assert back == tmp_path / "back" / "sweep" / run.name
     assert json.loads((back / "summary.json").read_text()) == json.loads((run / "summary.json").read_text())
     config, whole = (yaml.safe_load((f / "config.yaml").read_text()) for f in (back, run))
     assert config == {**whole, "out": "sweep"}
-    assert str(out) not in file.read_text(), "folders of this machine stay here"
+    assert str(out) not in json.dumps(read_record(file)), "folders of this machine stay here"
     assert (back / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
-    lines = [[json.loads(x) for x in (f / "allocations.jsonl").read_text().splitlines()] for f in (run, back)]
-    assert lines[0]
-    assert all(line.pop("score_quantiles") for line in lines[0])
-    assert lines[0] == lines[1]
+    records, unpacked = (allocations.read(f / "allocations.jsonl")[0] for f in (run, back))
+    assert records[-1].pop("score_quantiles")
+    assert unpacked == [{k: v for k, v in record.items() if k != "score_quantiles"} for record in records]
+    assert (back / "allocations.jsonl").read_text().startswith('{"modules": [')
     assert sorted(p.name for p in back.iterdir()) == [
         "allocations.jsonl",
         "config.yaml",
@@ -57,8 +64,7 @@ def test_what_came_back_is_analysed_and_skipped_like_any_run(out, tmp_path):
     (run,) = read_runs(tmp_path / "back")
     assert (run.state, run.score) == ("finished", read_runs(out)[0].score)
     before = {p.name: p.stat().st_mtime_ns for p in back.iterdir()}
-    done = command("experiments/run.py", "method=adalora", "tiny=true", f"out={tmp_path / 'back' / 'sweep'}")
-    assert done.returncode == 0
+    done = inside("method=adalora", "tiny=true", f"out={tmp_path / 'back' / 'sweep'}")
     assert "finished already" in done.stdout
     assert {p.name: p.stat().st_mtime_ns for p in back.iterdir()} == before
 
@@ -79,12 +85,12 @@ def test_what_was_measured_of_a_run_later_is_added_to_its_file(out, tmp_path):
     shutil.copytree(out, runs)
     (file,) = pack(runs, results)
     (run,) = runs.glob("sweep/adalora-*")
-    before = json.loads(file.read_text())
+    before = read_record(file)
     for name in ("forgetting.json", "similarity.json"):
         (run / name).write_text('{"stsb": {"before": 0.8, "after": 0.7}}')
     assert pack(runs, results) == [file]
     measures = {"forgetting.json": {"stsb": {"before": 0.8, "after": 0.7}}}
-    assert json.loads(file.read_text()) == {**before, "measures": measures}, "similarities are too large for it"
+    assert read_record(file) == {**before, "measures": measures}, "similarities are too large for it"
     assert pack(runs, results) == []
     (back,) = unpack(results, tmp_path / "back")
     assert json.loads((back / "forgetting.json").read_text()) == measures["forgetting.json"]
@@ -92,17 +98,91 @@ def test_what_was_measured_of_a_run_later_is_added_to_its_file(out, tmp_path):
     assert pack(runs, results) == [], "what is in a file stays there"
     (run / "delta.json").write_text('{"top": 10}')
     assert pack(runs, results) == [file]
-    assert json.loads(file.read_text())["measures"] == {**measures, "delta.json": {"top": 10}}
+    assert read_record(file)["measures"] == {**measures, "delta.json": {"top": 10}}
     (run / "delta.json").write_text("{")
-    kept = file.read_text()
+    kept = file.read_bytes()
     done = command("experiments/pack.py", "pack", runs, results)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {run / 'delta.json'} cannot be read; valid: ")
+    assert done.stderr.startswith(f"error: {run / 'delta.json'} is damaged; ")
     assert len(done.stderr.splitlines()) == 1
-    assert file.read_text() == kept
+    assert file.read_bytes() == kept
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path):
-    done = command("experiments/pack.py", "pack", tmp_path / "absent", tmp_path / "results")
+def test_a_folder_that_is_missing_is_refused(tmp_path):
+    for command_name, source in (("pack", "OUT"), ("unpack", "RESULTS")):
+        done = command("experiments/pack.py", command_name, tmp_path / "absent", tmp_path / "target")
+        assert done.returncode == 2
+        assert done.stderr == f"error: {source} must be a folder that holds runs (got {tmp_path / 'absent'})\n"
+
+
+def test_the_form_of_allocations_without_a_header_is_packed_alike(out, tmp_path):
+    shutil.copytree(out, tmp_path / "runs")
+    (run,) = (tmp_path / "runs").glob("sweep/adalora-*")
+    records, _ = allocations.read(run / "allocations.jsonl")
+    (run / "allocations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (old,), (new,) = pack(tmp_path / "runs", tmp_path / "old"), pack(out, tmp_path / "new")
+    assert old.read_bytes() == new.read_bytes(), "the bytes depend on the run alone"
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x1f\x8b damaged"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    file = tmp_path / "lora-0123456789-s0.json.gz"
+    file.write_bytes(content)
+    with pytest.raises(SettingError, match=r"lora-0123456789-s0\.json\.gz is damaged"):
+        unpack(tmp_path, tmp_path / "out")
+
+
+def make_run(folder, status="finished", value=0.5, **files):
+    folder.mkdir(parents=True)
+    summary = {"status": status, "steps": 4, "metric": {"test": value}}
+    for name, content in {"summary": summary, "status": {"state": status}, **files}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    (folder / "config.yaml").write_text("method: lora\n")
+
+
+def test_runs_of_the_protocol_are_collected_wherever_they_lie(tmp_path):
+    """experiments/protocol.py nests them: STAGE/TASK/METHOD/RUN. The same name occurs in several of its folders."""
+    name = "lora-0123456789-s0"
+    make_run(tmp_path / "runs" / "seeds" / "cola" / "lora" / name, value=0.25, probe={"rows": 8})
+    make_run(tmp_path / "runs" / "tuning" / "cola" / "lora" / name)
+    make_run(tmp_path / "runs" / "tuning" / "cola" / "lora" / "lora-0123456789-s1", status="failed")
+    make_run(tmp_path / "runs" / "lora-0123456789-s2")
+    collected = collect(tmp_path / "runs")
+    assert {run: summary["metric"]["test"] for run, summary in collected.items()} == {
+        f"seeds/cola/lora/{name}": 0.25,
+        f"tuning/cola/lora/{name}": 0.5,
+        "lora-0123456789-s2": 0.5,
+    }
+    assert collect(tmp_path / "runs", "probe.json") == {f"seeds/cola/lora/{name}": {"rows": 8}}
+    pack(tmp_path / "runs", tmp_path / "results")
+    for file in ("summary.json", "probe.json"):
+        assert collect(tmp_path / "results", file) == collect(tmp_path / "runs", file)
+
+
+def test_the_command_collects_into_one_file_or_says_what_is_missing(tmp_path):
+    make_run(tmp_path / "runs" / "seeds" / "cola" / "lora" / "lora-0123456789-s0")
+    done = command("experiments/collect.py", tmp_path / "runs", tmp_path / "file.json")
+    assert (done.returncode, done.stdout) == (0, f"1 runs -> {tmp_path / 'file.json'}\n")
+    assert list(json.loads((tmp_path / "file.json").read_text())) == ["seeds/cola/lora/lora-0123456789-s0"]
+    done = command("experiments/collect.py", tmp_path / "runs", tmp_path / "file.json", "--name", "delta.json")
     assert done.returncode == 2
-    assert done.stderr == f"error: {tmp_path / 'absent'} is not a folder; valid: one that holds runs\n"
+    assert (
+        done.stderr
+        == f"error: OUT must be a folder that holds finished runs with delta.json (got {tmp_path / 'runs'})\n"
+    )
+
+
+def test_committed_results_are_small():
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    sizes = {name: (ROOT / name).stat().st_size for name in tracked.split("\0") if name and (ROOT / name).is_file()}
+    assert max(sizes.values()) < 1_000_000
+    blocks = [-(-size // 4096) * 4096 for name, size in sizes.items() if name.startswith("experiments/results/")]
+    assert sum(blocks) < 4_000_000
+    assert not list(RESULTS.rglob("*-s*.json")), "every packed run is compressed"
+    assert len(record_files(RESULTS)) > 400
+
+
+def test_committed_runs_can_be_unpacked(tmp_path):
+    new = unpack(RESULTS / "controls" / "seeds" / "rotten_tomatoes" / "adalora", tmp_path)
+    assert len(new) == 10
+    assert {run.state for run in read_runs(tmp_path)} == {"finished"}

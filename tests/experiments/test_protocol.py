@@ -10,6 +10,7 @@ import yaml
 
 from adarank.errors import SettingError
 from experiments import protocol
+from experiments.pack import write_record
 from tests.experiments.test_run import inside, summaries
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,9 +56,9 @@ def test_settings_reach_the_methods_that_have_them():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lora": {"rates": [1e-3]}}, "rates of t have unlike numbers"),
-        ({"high": {"tuned_as": "nobody"}}, "methods.high refers to nobody; valid: full, lora, adalora"),
-        ({"high": {"rates": [1, 2]}}, "methods.high needs either rates, or tuned_as"),
+        ({"lora": {"rates": [1e-3]}}, "every method must have the same number of rates for t"),
+        ({"high": {"tuned_as": "nobody"}}, "methods.high must refer to one of full, lora, adalora \\(got nobody\\)"),
+        ({"high": {"rates": [1, 2]}}, "methods.high must have either rates or tuned_as"),
     ],
 )
 def test_an_unfair_study_is_refused(change, message):
@@ -67,7 +68,10 @@ def test_an_unfair_study_is_refused(change, message):
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
-    [("tuning", [100, 1], r"seeds=\[1\] tune and compare"), ("tuning", [100], r"tuning=\[100\] has fewer seeds")],
+    [
+        ("tuning", [100, 1], r"tuning must have seeds that no comparison uses \(got \[1\] in both\)"),
+        ("tuning", [100], r"tuning must have at least one seed for each budget \(got \[100\]\)"),
+    ],
 )
 def test_seeds_that_tune_do_not_compare(key, value, message):
     with pytest.raises(SettingError, match=message):
@@ -97,14 +101,14 @@ def test_a_task_may_have_a_grid_of_its_own_and_trials_of_another_do_not_count(re
     earlier = [trial(1, 0.9), trial(2, 0.6), trial(3, 0.2), trial(3, 0.3)]
     assert protocol.choose(earlier, [1, 2])["trials"] == 2
     content["tasks"]["t"]["rates"] = {"full": [1e-5]}
-    with pytest.raises(SettingError, match="rates of t have unlike numbers"):
+    with pytest.raises(SettingError, match="every method must have the same number of rates for t"):
         protocol.read(content)
 
 
 def test_rates_tried_unequally_often_choose_nothing():
-    with pytest.raises(SettingError, match="each rate equally often"):
+    with pytest.raises(SettingError, match="must try each rate equally often"):
         protocol.choose([trial(1, 0.9), trial(1, 0.1), trial(2, 0.6)], [1, 2])
-    with pytest.raises(SettingError, match="each rate equally often"):
+    with pytest.raises(SettingError, match="must try each rate equally often"):
         protocol.choose([trial(1, 0.9)], [1, 2])
 
 
@@ -158,13 +162,12 @@ def recorded(tmp_path, monkeypatch):
         settings = protocol.settings_of(study, task, method, budget)
         calls.append((stage, method, settings.get("rank"), list(rates), list(seeds), settings))
         folder = place.results / stage / task / method
-        folder.mkdir(parents=True, exist_ok=True)
         for rate in rates:
             for seed in seeds:
                 config = {"train": {"lr": rate}, "rank": settings.get("rank", 8), "seed": seed}
                 summary = {"metric": {"best": -rate, "higher_is_better": True}}
                 name = f"{method}-{settings.get('rank')}-{rate}-s{seed}"
-                (folder / f"{name}.json").write_text(json.dumps({"config": config, "summary": summary}))
+                write_record(folder / f"{name}.json.gz", {"config": config, "summary": summary})
 
     monkeypatch.setattr(protocol, "run", fake)
     monkeypatch.setattr(protocol, "unpack", lambda *_: [])
@@ -180,29 +183,29 @@ def test_it_tunes_then_compares_at_the_chosen_rates_and_maps_follow_their_source
     assert ("seeds", "high", 12, [1e-3], [0, 1]) in seeds
     assert ("seeds", "full", None, [1e-4], [0, 1]) in seeds
     maps = [call for call in calls if call[1] == "map"]
-    sources = [Path(call[5]["allocator.source"]).name for call in maps]
+    sources = [Path(call[5]["ranks_from"]).name for call in maps]
     assert sources == [f"adalora-{rank}-0.01-s{seed}" for rank in (2, 8) for seed in (0, 1)]
     assert all(call[3] == [1e-2] for call in maps)
     assert json.loads((place.results / "tuning" / "t" / "rates.json").read_text())["lora"]["rate"] == 1e-3
 
 
 def test_a_task_that_the_study_lacks_is_refused(recorded):
-    with pytest.raises(SettingError, match="--tasks=u is not in the study; valid: t"):
+    with pytest.raises(SettingError, match=r"--tasks must be among t \(got u\)"):
         protocol.follow(protocol.read(STUDY), recorded[1], ["u"])
 
 
 def test_a_study_that_is_none_is_a_sentence(tmp_path):
-    with pytest.raises(SettingError, match=r"study=\S+absent.yaml cannot be read \(.*No such file"):
+    with pytest.raises(SettingError, match=r"study must be a YAML file .* \(got \S+absent.yaml: .*No such file"):
         protocol.load(tmp_path / "absent.yaml")
     path = tmp_path / "study.yaml"
     path.write_text("a: [")
-    with pytest.raises(SettingError, match=r"study=\S+study.yaml cannot be read"):
+    with pytest.raises(SettingError, match=r"study must be a YAML file .* \(got \S+study.yaml: "):
         protocol.load(path)
     path.write_text("")
-    with pytest.raises(SettingError, match="study: no parts; valid: exactly budgets, methods"):
+    with pytest.raises(SettingError, match=r"the study must have exactly the parts budgets, methods, .* no parts"):
         protocol.load(path)
     path.write_text(yaml.safe_dump({**{k: v for k, v in STUDY.items() if k != "seeds"}, "sedes": [0]}))
-    with pytest.raises(SettingError, match="study: sedes, seeds missing or unknown"):
+    with pytest.raises(SettingError, match=r"the study must have .* \(got sedes, seeds missing or unknown\)"):
         protocol.load(path)
     path.write_text(yaml.safe_dump(STUDY))
     assert protocol.load(path).budgets == [2, 8]

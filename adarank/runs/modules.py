@@ -1,0 +1,57 @@
+"""Where a module stands in a model, read from its name: which stack of blocks, which block, which kind of module."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Place(NamedTuple):
+    """Where a module stands.
+
+    stack: the name of the list of blocks that holds it, "bert.encoder.layer"; "" for a module outside every block.
+    block: its number in that list; None outside. path: what the module is called inside its block,
+    "attention.self.query"; its whole name outside. kind: `path` without numbers, so that the experts of a block and
+    the query of every block are of one kind.
+    """
+
+    stack: str
+    block: int | None
+    path: str
+    kind: str
+
+
+def place_of(name: str) -> Place:
+    """The place of the module `name`. The outermost number in a dotted name is the block.
+
+    Example: place_of("model.decoder.layers.3.self_attn.q_proj") is
+    Place("model.decoder.layers", 3, "self_attn.q_proj", "self_attn.q_proj").
+    """
+    parts = name.split(".")
+    number = next((i for i, part in enumerate(parts) if part.isdecimal() and i + 1 < len(parts)), None)
+    if number is None:
+        return Place("", None, name, name)
+    inside = parts[number + 1 :]
+    kind = [part for part in inside if not part.isdecimal()] or inside
+    return Place(".".join(parts[:number]), int(parts[number]), ".".join(inside), ".".join(kind))
+
+
+def rank_grid(ranks: Mapping[str, float]) -> tuple[list[str], list[str], np.ndarray]:
+    """Lay {module name: rank} out as (row labels, column labels, float64 [rows, columns]); NaN: no module.
+
+    One row per block, labelled with its number, or with stack and number where a model has several stacks (encoder and
+    decoder); modules outside every block share a last row. One column per kind of module, or per path where a block
+    holds several modules of one kind, so that no two modules share a cell.
+    """
+    places = {name: place_of(name) for name in ranks}
+    kinds = {(p.stack, p.block, p.kind) for p in places.values()}
+    columns = {name: p.kind if len(kinds) == len(places) else p.path for name, p in places.items()}
+    stacks = list(dict.fromkeys(p.stack for p in places.values()))
+    row_of = {name: (p.block is None, stacks.index(p.stack), p.block or 0) for name, p in places.items()}
+    rows, labels = sorted(set(row_of.values())), list(dict.fromkeys(columns.values()))
+    grid = np.full((len(rows), len(labels)), np.nan)
+    for name, rank in ranks.items():
+        grid[rows.index(row_of[name]), labels.index(columns[name])] = rank
+    alone = len({stack for outside, stack, _ in rows if not outside}) == 1
+    shown = ["outside" if outside else str(i) if alone else f"{stacks[stack]}.{i}" for outside, stack, i in rows]
+    return shown, labels, grid

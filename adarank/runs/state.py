@@ -1,0 +1,144 @@
+"""The state of a run: status.json, and what it takes to begin, skip or resume one."""
+
+import logging
+import os
+import shutil
+import socket
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from adarank.errors import RunFailed, SettingError
+from adarank.runs import files
+from adarank.runs.files import STATUS, SUMMARY, read_object, write_json
+
+logger = logging.getLogger(__name__)
+
+FILES = (files.CONFIG, files.METRICS, files.ALLOCATIONS, SUMMARY, STATUS, files.PREDICTIONS)
+FOLDERS = (files.CHECKPOINT, files.ADAPTER, files.WANDB)
+BEAT = 5.0  # seconds between heartbeats
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """status.json, {} where it is missing or damaged."""
+    return read_object(folder / STATUS)[0]
+
+
+def is_finished(folder: Path, force: bool, retry: str) -> bool:
+    """Whether `folder` holds the finished run. Raises RunFailed where the run failed before and neither `force` nor
+    retry="failed" asks for another try."""
+    if force:
+        return False
+    status = read_status(folder)
+    state = status.get("state")
+    if state in ("failed", "diverged") and retry != "failed":
+        raise RunFailed(f"{folder} {state} before ({status.get('error')}); retry=failed runs it again")
+    return state == "finished" and (folder / SUMMARY).is_file()
+
+
+def is_interrupted(folder: Path) -> bool:
+    """Whether the process that trained here ended without finishing. Only the holder of the lock may conclude this."""
+    return read_status(folder).get("state") == "running"
+
+
+def make_folder(folder: Path) -> None:
+    """Make the run's folder. Raises SettingError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder.parent, error) from None
+
+
+def begin(folder: Path) -> None:
+    """Remove an earlier attempt's files from the run's folder; everything else in it stays."""
+    try:
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+        for name in FOLDERS:
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+        write_status(folder, "running", 0)
+    except OSError as error:
+        raise unwritable(folder.parent, error) from None
+
+
+def unwritable(out: Path | str, error: OSError) -> SettingError:
+    """The error for an `out` folder that cannot be made or written."""
+    return SettingError(f"out={out} cannot be written ({error.strerror}); choose a folder that you can write to")
+
+
+def check_writable(out: str) -> None:
+    """Raise SettingError where `out` cannot be made or written. Nothing is left behind."""
+    path = Path(out).expanduser().absolute()
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    if not existing.is_dir():
+        raise SettingError(f"out={out} cannot be written ({existing} is a file); choose a folder that you can write to")
+    probe = existing / f".adarank-{os.getpid()}.tmp"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise unwritable(out, error) from None
+
+
+def write_status(folder: Path, state: str, step: int, error: str | None = None, **more: Any) -> None:
+    """Replace status.json. The heartbeat is the present time, in UTC; more: further fields."""
+    process = {"host": socket.gethostname(), "pid": os.getpid(), "heartbeat": _now()}
+    write_json(folder / STATUS, {"state": state, **process, "step": step, "error": error, **more})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Heartbeat:
+    """While open, a thread refreshes status.json every BEAT seconds, however long a step or an evaluation takes.
+
+    `beat(step)` records how far the run is, `end(state, error)` writes its final state.
+    """
+
+    def __init__(self, folder: Path, lock: Path | None, step: int = 0, steps: int = 0) -> None:
+        """lock: the lock's file, touched at every beat, None where the kernel keeps it; step, steps: where the run starts
+        and will end, from which `adarank status` estimates the time left."""
+        self.folder, self.lock, self.step = folder, lock, step
+        self._more: dict[str, Any] = {"steps": steps, "started": _now(), "started_step": step}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        write_status(self.folder, "running", self.step, **self._more)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def beat(self, step: int) -> None:
+        self.step = step
+
+    def end(self, state: str, error: str | None = None) -> None:
+        self._stop()
+        write_status(self.folder, state, self.step, error, **self._more)
+
+    def _stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(BEAT):
+            try:
+                if self.lock is not None:
+                    self.lock.touch()
+                write_status(self.folder, "running", self.step, **self._more)
+            except OSError as error:
+                logger.warning("%s: no heartbeat (%s); the run continues", self.folder, error.strerror)
+
+
+def warn_if_other_code(folder: Path, commit: str | None) -> None:
+    """Print a note where the finished run that is about to be skipped was made by another commit."""
+    made_by = read_object(folder / SUMMARY)[0].get("commit")
+    if made_by and commit and made_by != commit:
+        made = f"{folder.name} was made by commit {made_by[:10]}, this is {commit[:10]}"
+        print(f"note: {made}; force=true runs it again", file=sys.stderr)
