@@ -1,13 +1,17 @@
 """experiments/probe.py on tiny runs, and what the report makes of it."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+import adarank
+from adarank.probe import cli
 from analysis.report import load, write_report
-from experiments import collect, probe
-from tests.experiments.test_run import inside
+from experiments import collect
+from tests.experiments.test_run import ROOT, inside
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +29,12 @@ def run(out):
     return folder
 
 
-def call(monkeypatch, *arguments, script=probe):
-    monkeypatch.setattr("sys.argv", ["probe.py", *map(str, arguments)])
-    return script.main()
+def call(*arguments):
+    return cli.main([str(argument) for argument in arguments])
 
 
 def test_a_finished_run_is_probed_and_the_report_shows_it(run, monkeypatch, capsys, tmp_path):
-    assert call(monkeypatch, run, "--rows", 12, "--passes", 2) == 0
+    assert call(run, "--rows", 12, "--passes", 2) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(run / "probe.json")
     assert not (run / "probe.jsonl").exists()
     found = json.loads((run / "probe.json").read_text())
@@ -43,41 +46,65 @@ def test_a_finished_run_is_probed_and_the_report_shows_it(run, monkeypatch, caps
     assert [len(half) for half in found["halves"]] == [24, 24]
     assert {len(values) for values in found["scores"].values()} == {24}
     page = write_report(run.parent, *load(run.parent)).read_text()
-    assert "Do the scores mean anything?" in page
+    assert "Score fidelity:" in page
     assert "smoothed_sensitivity" in page
     target = tmp_path / "gathered.json"
-    assert call(monkeypatch, run.parent, target, "--name", "probe.json", script=collect) == 0
+    monkeypatch.setattr("sys.argv", ["collect.py", str(run.parent), str(target), "--name", "probe.json"])
+    assert collect.main() == 0
     assert json.loads(target.read_text()) == {run.name: found}
 
 
-def test_what_was_measured_before_it_was_stopped_is_not_measured_again(run, monkeypatch):
-    from adarank.harness import triplets
+def test_a_user_s_own_scores_are_probed_or_named(run, monkeypatch, capsys):
+    """A second score that reads activations, and one that has no defaults, used to end in a traceback."""
+    monkeypatch.setattr(adarank.scores, "second", adarank.scores.output, raising=False)
+    monkeypatch.setattr(adarank.scores, "powerless", lambda power: None, raising=False)
+    monkeypatch.setattr(adarank.scores, "__all__", [*adarank.scores.__all__, "second", "powerless"])
+    assert call(run, "--rows", 4, "--passes", 1) == 0
+    assert capsys.readouterr().err.startswith(
+        "score powerless is left out, because it cannot be made with its defaults"
+    )
+    scores = json.loads((run / "probe.json").read_text())["scores"]
+    assert scores["second"] == scores["output"]
+    assert "powerless" not in scores
 
-    assert call(monkeypatch, run, "--rows", 16, "--passes", 1) == 0
+
+def test_the_script_is_the_same_command():
+    done = subprocess.run([sys.executable, ROOT / "experiments" / "probe.py", "absent"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "error: absent must be the folder of a finished run (summary.json or config.yaml is missing or damaged)\n"
+    )
+
+
+def test_what_was_measured_before_it_was_stopped_is_not_measured_again(run, monkeypatch):
+    from adarank.probe import score_fidelity
+
+    assert call(run, "--rows", 16, "--passes", 1) == 0
     whole = json.loads((run / "probe.json").read_text())
     (run / "probe.json").unlink()
-    parts = triplets.parts
+    ablate = score_fidelity.ablate
     begun = []
 
     def stopped(*arguments):
         begun.append(arguments[-1])
-        yield next(parts(*arguments))
+        yield next(ablate(*arguments))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(triplets, "parts", stopped)
+    monkeypatch.setattr(score_fidelity, "ablate", stopped)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            call(monkeypatch, run, "--rows", 16, "--passes", 1)
-    monkeypatch.setattr(triplets, "parts", lambda *arguments: begun.append(arguments[-1]) or parts(*arguments))
-    assert call(monkeypatch, run, "--rows", 16, "--passes", 1) == 0
+            call(run, "--rows", 16, "--passes", 1)
+    monkeypatch.setattr(score_fidelity, "ablate", lambda *arguments: begun.append(arguments[-1]) or ablate(*arguments))
+    assert call(run, "--rows", 16, "--passes", 1) == 0
     assert begun == [0, 1, 2]
     assert json.loads((run / "probe.json").read_text()) == whole
 
 
-def test_the_change_of_the_weights_and_the_directions_two_runs_share(out, run, monkeypatch):
+def test_the_change_of_the_weights_and_the_directions_two_runs_share(out, run):
     (other,) = out.glob("adalora-*-s1")
     (full,) = out.glob("full-*")
-    assert call(monkeypatch, run, full, "--delta", "--with", other) == 0
+    assert call(run, full, "--delta", "--with", other) == 0
     adapted, whole = (json.loads((folder / "delta.json").read_text()) for folder in (run, full))
     final = json.loads((run / "summary.json").read_text())["rank"]["final"]
     assert {name: module["rank"] for name, module in adapted["modules"].items()} == {
@@ -94,17 +121,17 @@ def test_the_change_of_the_weights_and_the_directions_two_runs_share(out, run, m
         assert np.array(module["input"]).shape[0] == final[name]
         assert 0 <= np.min(module["output"]) <= np.max(module["output"]) <= 1
     page = write_report(out, *load(out)).read_text()
-    for title in ("What became of the weights", "Singular values of ΔW", "φ(i, j)", "Intruder dimensions"):
+    for title in ("The weight change ΔW", "Singular values of ΔW", "φ(i, j)", "Intruder dimensions"):
         assert title in page, title
 
 
-def test_a_run_against_itself_shares_every_direction(run, monkeypatch):
-    assert call(monkeypatch, run, "--with", run) == 0
+def test_a_run_against_itself_shares_every_direction(run):
+    assert call(run, "--with", run) == 0
     for module in json.loads((run / "similarity.json").read_text())["with"][run.name].values():
         assert np.diag(module["input"]) == pytest.approx(np.ones(len(module["input"])), abs=1e-4)
 
 
-def test_forgetting_beside_the_metric(out, monkeypatch, tmp_path):
+def test_forgetting_beside_the_metric(out, tmp_path):
     (run,) = out.glob("full-*")
     folder = tmp_path / "STS-B"
     folder.mkdir()
@@ -113,29 +140,33 @@ def test_forgetting_beside_the_metric(out, monkeypatch, tmp_path):
     lines = [f"g\tf\ty\t0\t{i % 6 + 0.5}\t{texts[i]}\t{texts[60 + i]}" for i in range(60)]
     for split in ("train", "dev", "test"):
         (folder / f"sts-{split}.csv").write_text("\n".join(lines) + "\n")
-    assert call(monkeypatch, run, "--stsb", tmp_path) == 0
+    assert call(run, "--stsb", tmp_path) == 0
     found = json.loads((run / "forgetting.json").read_text())["stsb"]
     assert (found["rows"], found["split"]) == (60, "test")
     assert -1 <= found["before"] != found["after"] <= 1
     page = write_report(out, *load(out)).read_text()
-    assert "What was forgotten" in page
+    assert "Learned and forgotten" in page
 
 
 @pytest.mark.parametrize(
     ("method", "arguments", "says"),
     [
-        ("absent", (), "absent holds no finished run; valid: a run's folder"),
-        ("adalora-*-s0", ("--rows", "0"), "rows=0 passes=20 measure nothing"),
-        ("full-*", (), "is a run without triplets"),
+        ("absent", (), "absent must be the folder of a finished run"),
+        ("adalora-*-s0", ("--rows", "0"), "--rows must be a whole number of at least 1 (got 0)"),
+        ("full-*", (), "has no triplets to ablate; choose a finished run of a low-rank method"),
         ("bitfit-*", ("--delta",), "changed no matrix"),
-        ("adalora-*-s0", ("--stsb", "absent"), "task.path=absent is not there"),
-        ("adalora-*-s0", ("--text", "absent"), "--text absent cannot be read"),
-        ("adalora-*-s0", ("--text", __file__), "whose model predicts no tokens; valid: a causal LM"),
+        (
+            "adalora-*-s0",
+            ("--stsb", "absent"),
+            "task.path must be a folder with the task's files (absent does not exist)",
+        ),
+        ("adalora-*-s0", ("--text", "absent"), "--text absent must be a text file in UTF-8 ("),
+        ("adalora-*-s0", ("--text", __file__), "--text needs a causal language model, but the model of"),
     ],
 )
-def test_what_cannot_be_probed_is_one_sentence(out, method, arguments, says, monkeypatch, capsys):
+def test_what_cannot_be_probed_is_one_sentence(out, method, arguments, says, capsys):
     folder = next(out.glob(method), method)
-    assert call(monkeypatch, folder, *arguments) == 2
+    assert call(folder, *arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert says in error

@@ -1,0 +1,4 @@
+"""Measurements that open a finished run and load its weights: ablations, score fidelity, weight change, forgetting.
+
+`cli` is the command (`adarank probe`, `experiments/probe.py`); docs/probes.md describes the files it writes.
+"""

@@ -1,0 +1,61 @@
+"""Measure what a finished run's weights show, and write it into the run's folder for the report.
+
+    adarank probe RUN …                          ablate every triplet: which scores predict the loss?   probe.json
+    adarank probe RUN … --delta                  how did the weights change?                            delta.json
+    adarank probe RUN … --with OTHER [OTHER …]   do two runs change the same subspace?                  similarity.json
+    adarank probe RUN … --stsb FOLDER            what happened to the sentence embeddings?              forgetting.json
+    adarank probe RUN … --text FILE              what happened to the language model?                   forgetting.json
+
+docs/probes.md describes the files. Ablating takes minutes; an interrupted measurement resumes with the same command.
+Exit status: 0 done, 1 a run failed, 2 something cannot be measured.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from adarank.errors import RunFailed, SettingError
+from adarank.runs.files import DELTA, FORGETTING, JOURNAL, PROBE, SIMILARITY, write_json
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `adarank probe`. argv: its arguments; None: those of the process. Returns the exit status."""
+    prog = None if argv is None else "adarank probe"
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=form)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run")
+    parser.add_argument("--rows", type=int, default=256, help="dev rows that the loss is averaged over (256)")
+    parser.add_argument("--passes", type=int, default=20, help="training batches for scores that need data (20)")
+    parser.add_argument("--delta", action="store_true", help="spectrum, ranks, amplification, intruders, orthogonality")
+    parser.add_argument("--with", dest="others", type=Path, nargs="+", metavar="OTHER", help="runs to compare ΔW with")
+    parser.add_argument("--stsb", metavar="FOLDER", help="STS-B, as task=stsb task.path=FOLDER reads it")
+    parser.add_argument("--text", metavar="FILE", help="held-out text, one passage per line")
+    options = parser.parse_args(argv)
+    status = 0
+    for folder in options.runs:
+        for name, measure in measurements(folder, options):
+            try:
+                write_json(folder / name, measure())
+                if name == PROBE:  # the measurement is complete
+                    (folder / JOURNAL).unlink(missing_ok=True)
+                print(folder / name)
+            except (SettingError, RunFailed, OSError) as error:
+                print(f"error: {error}", file=sys.stderr)
+                status = max(status, 1 if isinstance(error, RunFailed) else 2)
+    return status
+
+
+def measurements(folder: Path, options: argparse.Namespace) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
+    """[(file name, function that measures its content)] of what the options ask for; by default the ablations."""
+    from adarank.probe import forgetting, score_fidelity, weight_change
+
+    chosen: list[tuple[str, Callable[[], dict[str, Any]]]] = []
+    if options.delta:
+        chosen.append((DELTA, lambda: weight_change.measure(folder)))
+    if options.others:
+        chosen.append((SIMILARITY, lambda: weight_change.compare(folder, options.others)))
+    if options.stsb or options.text:
+        chosen.append((FORGETTING, lambda: forgetting.measure(folder, options.stsb, options.text)))
+    return chosen or [(PROBE, lambda: score_fidelity.measure(folder, options.rows, options.passes))]

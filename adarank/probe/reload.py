@@ -1,0 +1,83 @@
+"""The model of a finished run: its base as it was before training, then its trained weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+import adarank
+from adarank.errors import SettingError
+from adarank.harness.config.spec import Spec, spec_of
+from adarank.harness.data.tasks.base import Task
+from adarank.harness.device import choose_device
+from adarank.harness.models import Built
+from adarank.harness.run.resolve import build, load_base, load_task
+from adarank.runs.files import ADAPTER, CHECKPOINT, CONFIG, SUMMARY, read_object
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run. spec: its settings; task: its data; built: its base with the head as before training."""
+
+    folder: Path
+    spec: Spec
+    task: Task
+    built: Built
+    device: torch.device
+
+    @property
+    def model(self) -> nn.Module:
+        return self.built.model
+
+
+def read_spec(folder: Path) -> Spec:
+    """The settings of the finished run in `folder`. Raises SettingError if there is none."""
+    summary, fault = read_object(folder / SUMMARY)
+    try:
+        record: Any = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        record = None
+    if fault or not summary or not isinstance(record, dict):
+        raise SettingError(
+            f"{folder} must be the folder of a finished run ({SUMMARY} or {CONFIG} is missing or damaged)"
+        )
+    if summary.get("status") != "finished":
+        raise SettingError(f"{folder} must be the folder of a finished run (its status is {summary.get('status')})")
+    return spec_of(record)
+
+
+def open_run(folder: Path) -> FinishedRun:
+    """The run in `folder` with its base rebuilt, initialised and quantised as it was.
+
+    Raises SettingError if there is no finished run, or its data or model are no longer available.
+    """
+    spec = read_spec(folder)
+    task, base, device = load_task(spec), load_base(spec), choose_device()
+    built = build(spec, task, base, device)
+    built.model.to(device)
+    return FinishedRun(folder, spec, task, built, device)
+
+
+def load_trained_weights(run: FinishedRun) -> dict[str, nn.Module]:
+    """Load the best checkpoint into `run.model`: its adapters, returned by name (none for BitFit), or all its weights.
+
+    Raises SettingError if the folder holds neither.
+    """
+    folder, weights = run.folder / ADAPTER, run.folder / CHECKPOINT / "model.safetensors"
+    if (folder / "adapter.json").is_file():
+        adapters: dict[str, nn.Module] = adarank.load_adapter(run.model, folder)
+        run.model.to(run.device)
+        return adapters
+    if not weights.is_file():
+        raise SettingError(f"{run.folder} has no trained weights; it must hold adapter/ or checkpoint/")
+    try:
+        run.model.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise SettingError(f"{weights} does not fit the run's model ({reason})") from None
+    return {}

@@ -1,0 +1,156 @@
+"""Score fidelity: the increase of the loss without each triplet, and how every score values it."""
+
+import hashlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adarank import scores
+from adarank.activations import ActivationRecorder
+from adarank.adapters.lowrank import LowRank
+from adarank.bank import Bank
+from adarank.errors import SettingError
+from adarank.harness.data.batches import training_order
+from adarank.harness.data.task_types import TASK_TYPES, TaskType
+from adarank.pieces import needs_of
+from adarank.probe.ablation import Ablation, ablate, halves, loss_increase
+from adarank.probe.reload import load_trained_weights, open_run
+from adarank.runs.files import JOURNAL, write_text
+from adarank.scores.score import Buffers, Score
+
+
+def measure(folder: Path, rows: int, passes: int) -> dict[str, Any]:
+    """The content of probe.json: the loss increase over the first `rows` rows of dev without each triplet ("rise"), and
+    every score, computed over `passes` training batches.
+
+    Raises SettingError if the folder holds no finished run with triplets.
+    """
+    for option, value in (("--rows", rows), ("--passes", passes)):
+        if value < 1:
+            raise SettingError(f"{option} must be a whole number of at least 1 (got {value})")
+    run = open_run(folder)
+    adapters = {name: module for name, module in load_trained_weights(run).items() if isinstance(module, LowRank)}
+    if not adapters:
+        raise SettingError(f"{folder} has no triplets to ablate; choose a finished run of a low-rank method")
+    model, seed, batch = run.model, run.spec.seed, run.spec.train.batch_size
+    task_type = TASK_TYPES[run.task.task_type]
+    dev, train = (task_type.encode(run.task, split, run.built.tokenizer) for split in ("dev", "train"))
+    rows = min(rows, len(dev))
+    weights = hashlib.sha256((folder / "adapter" / "adapter.safetensors").read_bytes()).hexdigest()
+    head = {"rows": rows, "batch": batch, "adapter": weights}
+    rest = partial(ablate, model, adapters, dev, task_type, rows, batch)
+    ablations = resume(folder / JOURNAL, head, rest, total=-(-rows // batch))
+    loss, increase = loss_increase(ablations)
+    ranks = {name: adapter.rank for name, adapter in adapters.items()}
+    values = final_scores(model, adapters, train, task_type, batch, passes, seed)
+    about = {"split": "dev", "rows": rows, "passes": passes, "loss": loss, "modules": ranks}
+    return {**about, "rise": increase, "halves": halves(ablations), "scores": values}
+
+
+def resume(
+    journal: Path, head: Mapping[str, Any], rest: Callable[[int], Iterator[Ablation]], total: int
+) -> list[Ablation]:
+    """All batches: those in `journal`, then rest(number of them), each appended to it as it is finished.
+
+    head: identifies the measurement; a journal with another head is discarded. A truncated last line is measured again.
+    """
+    lines: list[Any] = []
+    for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    ablations = [Ablation(*line) for line in lines[1:]] if lines[:1] == [dict(head)] else []
+    write_text(journal, "".join(json.dumps(line) + "\n" for line in (head, *ablations)))
+    with journal.open("a", encoding="utf-8") as file:
+        for ablation in rest(len(ablations)):
+            ablations.append(ablation)
+            file.write(json.dumps(ablation) + "\n")
+            file.flush()
+            if not sys.stderr.isatty():
+                print(f"  {len(ablations)} of {total} batches", flush=True)
+    return ablations
+
+
+def final_scores(
+    model: nn.Module,
+    adapters: Mapping[str, LowRank],
+    rows: Any,
+    task_type: TaskType,
+    batch: int,
+    passes: int,
+    seed: int,
+) -> dict[str, list[float]]:
+    """{score: its value for every triplet} of every score in `adarank.scores.__all__`, with default arguments.
+
+    rows: the training rows, as `task_type` encoded them. A run's own averages are not kept; they are computed over
+    `passes` training batches at the final weights (dropout active, no updates). Scores that are undefined for these
+    adapters are left out. `random` is the control.
+    """
+    device = next(model.parameters()).device
+    factors = {id(p) for adapter in adapters.values() for p in adapter.parameters(recurse=False)}
+    for p in model.parameters():
+        p.requires_grad_(id(p) in factors)
+    bank = Bank(adapters)
+    made = _default_scores(bank, seed)
+    recorders = _record_activations(bank, {name: score for name, (score, _) in made.items()})
+    torch.manual_seed(seed)
+    model.train()
+    order = training_order(len(rows), batch, seed)
+    for _ in range(passes):
+        model.zero_grad(set_to_none=True)
+        task_type.loss(model, task_type.collate(rows, next(order), device)).backward()
+        bank.sync_views()
+        with torch.no_grad():
+            for name, (score, buffers) in made.items():
+                if name in recorders:
+                    bank.activation = recorders[name].mean()
+                score.observe(buffers, bank)
+    for adapter in adapters.values():
+        adapter.watch = None
+    model.eval()
+    with torch.no_grad():
+        return {name: score.score(buffers, bank).double().tolist() for name, (score, buffers) in made.items()}
+
+
+def _default_scores(bank: Bank, seed: int) -> dict[str, tuple[Score, Buffers]]:
+    """{name: (score, its buffers)}. A score without usable defaults is reported on stderr and left out."""
+    made = {}
+    for name in scores.__all__:
+        make: Callable[..., Score] = getattr(scores, name)
+        supplied = {"seed": seed} if "seed" in needs_of(make) else {}
+        try:
+            inspect.signature(make).bind(**supplied)
+            score = make(**supplied)
+        except (TypeError, SettingError) as error:
+            print(f"score {name} is left out, because it cannot be made with its defaults ({error})", file=sys.stderr)
+            continue
+        try:
+            made[name] = (score, score.init(bank))
+        except SettingError:  # undefined for these adapters
+            continue
+    return made
+
+
+def _record_activations(bank: Bank, scores: Mapping[str, Score]) -> dict[str, ActivationRecorder]:
+    """{name: recorder} of the scores that read activations. An adapter has one `watch`, which calls all recorders."""
+    recorders, watches = {}, []
+    for name, score in scores.items():
+        if score.activation is not None:
+            recorders[name] = ActivationRecorder(bank, score.activation)
+            watches.append([adapter.watch for adapter in bank.adapters])
+    for adapter, *functions in zip(bank.adapters, *watches, strict=True):
+        adapter.watch = partial(_call_all, functions) if functions else None
+    return recorders
+
+
+def _call_all(functions: list[Callable[[LowRank, Tensor], None]], adapter: LowRank, x: Tensor) -> None:
+    for function in functions:
+        function(adapter, x)
