@@ -1,6 +1,6 @@
 """adarank: low-rank adapters whose rank budget adapts.
 
-Importing the package is light; torch comes with the first name that needs it.
+Importing the package is fast: torch is imported with the first name that needs it.
 """
 
 from importlib import import_module
@@ -9,67 +9,47 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from adarank import allocators, inits, integrations, penalties, schedules, scores
-    from adarank.adapters.bitfit import bitfit, head
-    from adarank.adapters.inject import adapt, ranks, reach, trainable_parameters
-    from adarank.adapters.insert import bottlenecks
-    from adarank.adapters.merge import disabled, merge, unmerge
-    from adarank.adapters.saving import load_adapter, save_adapter
-    from adarank.compaction import compact
-    from adarank.compression import compress
-    from adarank.controller import RankController
-    from adarank.errors import SettingError
-    from adarank.integrations.peft_export import to_peft
-    from adarank.integrations.peft_import import from_peft
+    from adarank import allocators as allocators
+    from adarank import inits as inits
+    from adarank import integrations as integrations
+    from adarank import penalties as penalties
+    from adarank import schedules as schedules
+    from adarank import scores as scores
+    from adarank.adaptation import adapt as adapt
+    from adarank.adaptation import ranks as ranks
+    from adarank.adaptation import reach as reach
+    from adarank.adaptation import trainable_parameters as trainable_parameters
+    from adarank.adapters.bitfit import bitfit as bitfit
+    from adarank.adapters.bitfit import head as head
+    from adarank.adapters.bottleneck import bottlenecks as bottlenecks
+    from adarank.adapters.merge import disabled as disabled
+    from adarank.adapters.merge import merge as merge
+    from adarank.adapters.merge import unmerge as unmerge
+    from adarank.adapters.saving import load_adapter as load_adapter
+    from adarank.adapters.saving import save_adapter as save_adapter
+    from adarank.compaction import compact as compact
+    from adarank.compression import compress as compress
+    from adarank.controller import RankController as RankController
+    from adarank.errors import SettingError as SettingError
+    from adarank.integrations.peft_export import to_peft as to_peft
+    from adarank.integrations.peft_import import from_peft as from_peft
 
-_HOME = {
-    "adapt": "adapters.inject",
-    "bitfit": "adapters.bitfit",
-    "head": "adapters.bitfit",
-    "bottlenecks": "adapters.insert",
-    "ranks": "adapters.inject",
-    "reach": "adapters.inject",
-    "trainable_parameters": "adapters.inject",
-    "merge": "adapters.merge",
-    "unmerge": "adapters.merge",
-    "disabled": "adapters.merge",
-    "save_adapter": "adapters.saving",
-    "load_adapter": "adapters.saving",
-    "compact": "compaction",
-    "compress": "compression",
-    "RankController": "controller",
-    "SettingError": "errors",
-    "to_peft": "integrations.peft_export",
-    "from_peft": "integrations.peft_import",
+_NAMES = {  # {module: the public names that it defines}
+    "adaptation": ("adapt", "ranks", "reach", "trainable_parameters"),
+    "adapters.bitfit": ("bitfit", "head"),
+    "adapters.bottleneck": ("bottlenecks",),
+    "adapters.merge": ("disabled", "merge", "unmerge"),
+    "adapters.saving": ("load_adapter", "save_adapter"),
+    "compaction": ("compact",),
+    "compression": ("compress",),
+    "controller": ("RankController",),
+    "errors": ("SettingError",),
+    "integrations.peft_export": ("to_peft",),
+    "integrations.peft_import": ("from_peft",),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 _ROOMS = ("allocators", "inits", "integrations", "penalties", "schedules", "scores")
-
-__all__ = [
-    "RankController",
-    "SettingError",
-    "adapt",
-    "allocators",
-    "bitfit",
-    "bottlenecks",
-    "compact",
-    "compress",
-    "disabled",
-    "from_peft",
-    "head",
-    "inits",
-    "integrations",
-    "load_adapter",
-    "merge",
-    "penalties",
-    "ranks",
-    "reach",
-    "save_adapter",
-    "schedules",
-    "scores",
-    "to_peft",
-    "trainable_parameters",
-    "unmerge",
-]
+__all__ = [*_HOME, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:

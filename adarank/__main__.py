@@ -1,7 +1,8 @@
-"""python -m adarank …"""
+"""python -m adarank: the same as the `adarank` command."""
 
 import sys
 
 from adarank.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,11 +1,11 @@
 """One flat buffer behind the adapters' ordinary Parameters.
 
-    weight:  [ all Q | all λ | all P ]      every Parameter is a view of its stretch; the model never knows it
-    grad:    [ all Q | all λ | all P ]      every .grad is, once adopted, a view of the same stretch
+    weight:  [ all Q | all λ | all P ]      every Parameter is a view of its segment; the model does not notice
+    grad:    [ all Q | all λ | all P ]      after `sync_views`, every .grad is a view of the same segment
 
-Q and P are ordered by row length and rank inside their part, so that factors of one shape lie side by side and one
-batched operation serves them all; λ and the mask keep the modules' order. A *triplet* is row i of a module's Q,
-entry i of its λ and row i of its P; triplets are numbered module by module.
+Inside their part, Q and P are ordered by row length and rank, so that factors of one shape are contiguous and one
+batched operation handles them all; λ and the mask keep the modules' order. A *triplet* is row i of a module's Q, entry
+i of its λ and row i of its P; triplets are numbered module by module.
 """
 
 from collections.abc import Mapping
@@ -22,16 +22,16 @@ Entry = tuple[str, int]
 
 
 class Block(NamedTuple):
-    """Factors of one shape, side by side: weight and grad are [modules, r, d] views of the bank."""
+    """Contiguous factors of one shape: weight and grad are [modules, r, d] views of the bank."""
 
     weight: Tensor
     grad: Tensor
 
 
 class _Slot(NamedTuple):
-    """A tensor of an adapter and its stretch of the flat buffers; home[part] is where the module keeps it."""
+    """A tensor of an adapter and its segment of the flat buffers; owner[part] is where the module stores it."""
 
-    home: dict[str, Any]
+    owner: dict[str, Any]
     part: str
     tensor: Tensor
     weight: Tensor
@@ -39,18 +39,21 @@ class _Slot(NamedTuple):
 
 
 def _slot(adapter: LowRank, part: str, weight: Tensor, grad: Tensor | None) -> _Slot:
-    trains = part in adapter._parameters
-    home: dict[str, Any] = adapter._parameters if trains else adapter._buffers
-    return _Slot(home, part, home[part], weight, grad if trains else None)
+    trained = part in adapter._parameters
+    owner: dict[str, Any] = adapter._parameters if trained else adapter._buffers
+    return _Slot(owner, part, owner[part], weight, grad if trained else None)
 
 
 class Bank:
-    """Flat storage for the factors of `adapters` ({module name: LowRank}); the adapters stay what they are.
+    """Flat storage for the factors of `adapters` ({module name: LowRank}), whose values and modules do not change.
 
-    weight, grad: flat [numel]; lam, lam_grad: [triplets] views of them; mask: bool [triplets]; module: int64
-    [triplets], the index of each triplet's module in `names`; cost: int64 [triplets], d_in + d_out + 1; blocks: see
-    `Block`; block_triplets: for each block the triplet of every row, int64 [modules, r]; frozen: pruned triplets are
-    out of the game, penalties included; activation: [triplets], where the score asks for it (see `scores.score`).
+    weight, grad: flat [numel], in the factors' dtype. lam, lam_grad: [triplets], views of them. mask: bool [triplets].
+    module: int64 [triplets], the index of each triplet's module in `names`. cost: int64 [triplets], d_in + d_out + 1.
+    blocks: see `Block`. block_triplets: for each block the triplet of every row, int64 [modules, r]. frozen: whether
+    pruned triplets are frozen, so that penalties leave them out. activation: [triplets], if the score records
+    activations (see `adarank.scores.score.Score`).
+
+    Raises SettingError if there are no adapters, or if they lie on several devices or in several dtypes.
     """
 
     activation: Tensor
@@ -58,22 +61,23 @@ class Bank:
 
     def __init__(self, adapters: Mapping[str, LowRank]) -> None:
         if not adapters:
-            raise SettingError("adapters is empty; pass what adarank.adapt returned")
+            raise SettingError("adapters must not be empty; pass the dictionary that adarank.adapt returned")
         self.names = list(adapters)
         self.adapters = list(adapters.values())
-        self.lay_out()
+        self.allocate()
 
     @property
     def triplets(self) -> int:
+        """The number of triplets of all modules together, pruned ones included."""
         return len(self.mask)
 
     @torch.no_grad()
-    def lay_out(self) -> None:
-        """Copy the adapters' tensors, as they are now, into fresh flat buffers and make them views."""
-        kinds = {(a.Q.device, a.Q.dtype) for a in self.adapters}
-        if len(kinds) > 1:
-            raise SettingError(f"the adapters lie on several devices or in several dtypes ({kinds}); give them one")
-        device, _dtype = kinds.pop()
+    def allocate(self) -> None:
+        """Copy the adapters' current tensors into new flat buffers and make them views of these."""
+        placements = {(a.Q.device, a.Q.dtype) for a in self.adapters}
+        if len(placements) > 1:
+            raise SettingError(f"all adapters must have one device and one dtype (got {placements})")
+        device, _dtype = placements.pop()
         order = range(len(self.adapters))
         by_shape = {
             part: sorted(order, key=lambda i: getattr(self.adapters[i], part).shape[::-1]) for part in ("Q", "P")
@@ -87,7 +91,9 @@ class Bank:
         sizes = [t.numel() for t in tensors]
         self._shapes = [t.shape for t in tensors]
         ranks = [a.rank for a in self.adapters]
-        views = zip(self._entries, self.cut(self.weight).values(), self.cut(self.grad).values(), strict=True)
+        views = zip(
+            self._entries, self.unflatten(self.weight).values(), self.unflatten(self.grad).values(), strict=True
+        )
         self._slots = [_slot(self.adapters[i], part, weight, grad) for (part, i), weight, grad in views]
         self._slots += [
             _slot(a, "mask", view, None) for a, view in zip(self.adapters, self.mask.split(ranks), strict=True)
@@ -97,7 +103,7 @@ class Bank:
 
         start = dict(zip(self._entries, accumulate(sizes, initial=0), strict=False))
         self._lam = slice(start["lam", 0], start["lam", 0] + sum(ranks))
-        self.blocks, self._means, rows = self._group(by_shape, start)
+        self.blocks, self._segments, rows = self._group(by_shape, start)
         numbers = torch.arange(sum(ranks), device=device).split(ranks)
         self.block_triplets = [torch.stack([numbers[i] for i in group]) for group in self._block_modules]
         self._rows = {part: torch.cat([rows[part, i] for i in order]).to(device) for part in ("Q", "P")}
@@ -105,24 +111,24 @@ class Bank:
         costs = torch.tensor([a.in_features + a.out_features + 1 for a in self.adapters], device=device)
         self.cost = costs[self.module]
 
-    def cut(self, flat: Tensor) -> dict[Entry, Tensor]:
-        """A flat buffer laid out as `weight`, as views: {("Q" | "lam" | "P", index of the module): tensor}."""
+    def unflatten(self, flat: Tensor) -> dict[Entry, Tensor]:
+        """Views of a flat buffer laid out as `weight`: {("Q" | "lam" | "P", index of the module): tensor}."""
         pieces = flat.split([shape.numel() for shape in self._shapes])
         return {e: p.view(s) for e, p, s in zip(self._entries, pieces, self._shapes, strict=True)}
 
-    def join(self, pieces: Mapping[Entry, Tensor]) -> Tensor:
-        """The inverse of `cut`: one new flat buffer."""
+    def flatten(self, pieces: Mapping[Entry, Tensor]) -> Tensor:
+        """The inverse of `unflatten`: one new flat buffer, [numel]."""
         return torch.cat([pieces[entry].reshape(-1) for entry in self._entries])
 
     def _group(
         self, by_shape: dict[str, list[int]], start: dict[Entry, int]
     ) -> tuple[list[Block], list[tuple[int, int, int]], dict[Entry, Tensor]]:
-        """Blocks; (first, end, row length) of each stretch of the flat buffer; row numbers of each factor."""
+        """Blocks; (start, end, row length) of each segment of the flat buffer; row numbers of each factor."""
         blocks: list[Block] = []
-        stretches: list[tuple[int, int, int]] = []
+        segments: list[tuple[int, int, int]] = []
         rows: dict[Entry, Tensor] = {}
         self._block_modules: list[list[int]] = []
-        seen = 0
+        row_count = 0
         for part, indices in by_shape.items():
             shapes: dict[torch.Size, list[int]] = {}
             for i in indices:
@@ -132,16 +138,16 @@ class Bank:
                 first = start[part, group[0]]
                 end = first + len(group) * r * d
                 for j, i in enumerate(group):
-                    rows[part, i] = torch.arange(seen + j * r, seen + (j + 1) * r)
-                seen += len(group) * r
+                    rows[part, i] = torch.arange(row_count + j * r, row_count + (j + 1) * r)
+                row_count += len(group) * r
                 if r:
                     size = (len(group), r, d)
                     self._block_modules.append(group)
                     blocks.append(Block(self.weight[first:end].view(size), self.grad[first:end].view(size)))
-                    if stretches and stretches[-1][1:] == (first, d):
-                        first = stretches.pop()[0]
-                    stretches.append((first, end, d))
-        return blocks, stretches, rows
+                    if segments and segments[-1][1:] == (first, d):
+                        first = segments.pop()[0]
+                    segments.append((first, end, d))
+        return blocks, segments, rows
 
     @property
     def lam(self) -> Tensor:
@@ -154,26 +160,26 @@ class Bank:
         return self.grad[self._lam]
 
     @torch.no_grad()
-    def adopt(self) -> None:
+    def sync_views(self) -> None:
         """Make gradients, and weights that were moved or copied since, views of the flat buffers again.
 
-        Idempotent; a parameter without a gradient gets a zero one. One foreach copy for what autograd allocated.
-        Raises RuntimeError where an adapter's Parameters were replaced behind the bank's back.
+        Idempotent. A parameter without a gradient gets one of zeros; gradients that autograd allocated are copied in
+        one foreach operation. Raises RuntimeError if an adapter's Parameters were replaced without the bank.
         """
-        if any(slot.home[slot.part] is not slot.tensor for slot in self._slots if slot.grad is not None):
+        if any(slot.owner[slot.part] is not slot.tensor for slot in self._slots if slot.grad is not None):
             raise RuntimeError(
-                "the adapters' parameters were replaced since the RankController was made; pass the optimiser to "
-                "adarank.compact(model, optimizer), and make the controller after loading or adapting"
+                "the adapters' parameters were replaced after the RankController was created; pass the optimiser to "
+                "adarank.compact(model, optimizer), and create the controller after loading or adapting"
             )
         if any((a.Q.device, a.Q.dtype) != (self.weight.device, self.weight.dtype) for a in self.adapters[:1]):
-            self.lay_out()
+            self.allocate()
         sources, targets = [], []
-        for home, part, _, weight, grad in self._slots:
-            tensor = home[part]  # a buffer that .to() replaced is another object now
+        for owner, part, _, weight, grad in self._slots:
+            tensor = owner[part]  # .to() replaces buffers by new objects
             if tensor.data_ptr() != weight.data_ptr() and tensor.numel():
                 weight.copy_(tensor)
                 tensor.data = weight
-            # an empty factor (rank 0) gets no gradient, so that the optimiser passes it over
+            # an empty factor (rank 0) gets no gradient, so that the optimiser skips it
             if grad is None or tensor.grad is grad or not tensor.numel():
                 continue
             if tensor.grad is None:
@@ -187,39 +193,39 @@ class Bank:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What averages and scores are kept in: the training dtype, or fp32 where that is wider."""
+        """The dtype of running averages and scores: the factors' own, but at least fp32."""
         return torch.promote_types(self.weight.dtype, torch.float32)
 
     def buffer(self) -> Tensor:
-        """Zeros for a running average over every parameter, [numel], at least fp32 whatever the training dtype."""
+        """Zeros for a running average over every parameter, [numel], of dtype `dtype`."""
         return torch.zeros_like(self.weight, dtype=self.dtype)
 
     def triplet_buffer(self) -> Tensor:
-        """Zeros for a running average over every triplet, [triplets], of that dtype."""
+        """Zeros for a running average over every triplet, [triplets], of dtype `dtype`."""
         return torch.zeros_like(self.lam, dtype=self.dtype)
 
     @property
     def scale(self) -> Tensor:
-        """s of every triplet's adapter, [triplets], of that dtype."""
+        """The scale s of every triplet's adapter, [triplets], of dtype `dtype`."""
         like = self.triplet_buffer()
         return torch.cat([like.new_full((a.rank,), a.scale) for a in self.adapters])
 
     def row_norms(self) -> tuple[Tensor, Tensor]:
-        """‖row i of Q‖ and ‖row i of P‖ of every triplet, [triplets] each, of that dtype."""
-        rows = [self.weight[first:end].view(-1, d) for first, end, d in self._means]
+        """‖row i of Q‖ and ‖row i of P‖ of every triplet, [triplets] each, of dtype `dtype`."""
+        rows = [self.weight[first:end].view(-1, d) for first, end, d in self._segments]
         norms = torch.cat([torch.linalg.vector_norm(row, dim=1, dtype=self.dtype) for row in rows])
         return norms[self._rows["Q"]], norms[self._rows["P"]]
 
     def triplet_sums(self, values: Tensor) -> Tensor:
-        """Per triplet: the value of λ_i, plus the mean over row i of Q, plus the mean over row i of P.
+        """Per triplet: the value of λ_i plus the means over row i of Q and over row i of P.
 
-        values: flat [numel], laid out as `weight`; returns [triplets]. AdaLoRA's eq. 7 for values = s(w).
+        values: flat [numel], as `weight`; returns [triplets]. With s(w) it is AdaLoRA's eq. 7 (arXiv 2303.10512).
         """
-        means = torch.cat([values[first:end].view(-1, d).mean(1) for first, end, d in self._means])
+        means = torch.cat([values[first:end].view(-1, d).mean(1) for first, end, d in self._segments])
         return values[self._lam] + means[self._rows["Q"]] + means[self._rows["P"]]
 
-    def spread(self, triplets: Tensor) -> Tensor:
-        """A value per triplet, [triplets], as a value per parameter, flat [numel], laid out as `weight`."""
+    def broadcast_to_parameters(self, triplets: Tensor) -> Tensor:
+        """Repeat a value per triplet, [triplets], for each of its parameters: flat [numel], laid out as `weight`."""
         per_module = triplets.split([a.rank for a in self.adapters])
         pieces = {(part, i): per_module[i] for part, i in self._entries}
         shaped = (
@@ -230,5 +236,5 @@ class Bank:
 
     @torch.no_grad()
     def zero_pruned(self) -> None:
-        """λ ← 0 where the mask is off. By filling, not by a product: a NaN would survive that."""
+        """λ ← 0 for pruned triplets. Filled, not multiplied: a NaN would survive a product."""
         self.lam.masked_fill_(~self.mask, 0.0)

@@ -1,58 +1,147 @@
-"""python -m adarank: what is done with runs and adapters that exist. Exit status: 0 done, 1 it failed, 2 an argument cannot be used."""
+"""The `adarank` command. Exit status: 0 done, 1 a run or command failed, 2 an argument or setting cannot be used.
+
+Nothing heavy is imported before a command needs it, so that the help answers at once.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from adarank.commands import arguments as adapter_commands
 from adarank.errors import RunFailed, SettingError
 
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "runs": {"type": Path, "metavar": "OUT", "help": "the folder that holds the runs (out=… of the sweep)"},
+    "folder": {
+        "type": Path,
+        "metavar": "FOLDER",
+        "help": "a folder that adarank.save_adapter wrote, a finished run's folder, or a LoRA or AdaLoRA folder of PEFT",
+    },
+    "out": {"type": Path, "metavar": "OUT", "help": "the folder to write; it must not exist yet"},
+    "--project": {"help": "W&B's project; default: that of the run's tracker, or else adarank"},
+    "--entity": {"help": "W&B's user or team; default: that of the run's tracker, or else your own"},
+    "--base": {
+        "metavar": "MODEL",
+        "help": "the base model's folder, or its name on the Hugging Face hub; default: the one that the adapter names",
+    },
+    "--uniform-rank": {
+        "action": "store_true",
+        "help": "pad every module with zeros to one rank, for inference engines that accept only one",
+    },
+    "--budget": {
+        "type": int,
+        "required": True,
+        "metavar": "N",
+        "help": "mean rank per module, like rank=N of a run: N times the number of modules, distributed freely among "
+        "them",
+    },
+}
 
-def _status(options: argparse.Namespace) -> None:
-    from adarank.harness.status import watch
 
-    watch(options.out)
+def _run(words: Sequence[str]) -> int:
+    """The Hydra application, which reads sys.argv."""
+    sys.argv = ["adarank run", *words]
+    from adarank.harness.app import main
+
+    return main()
 
 
-def _sync(options: argparse.Namespace) -> None:
-    from adarank.harness.tracking.sync import sync
+def _probe(words: Sequence[str]) -> int:
+    from adarank.probe.cli import main
 
-    sync(options.out, options.project, options.entity)
+    return main(words)
+
+
+PASSED_ON = {"run": _run, "probe": _probe}  # commands that read all words after their name themselves
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of every command but those in PASSED_ON, which it only lists."""
     whole = argparse.ArgumentParser(
-        prog="python -m adarank", description="What is done with runs and adapters that exist."
+        prog="adarank",
+        description="Low-rank adapters whose rank budget adapts: run experiments, inspect and convert adapters.",
+        epilog="'adarank COMMAND --help' describes a command.",
     )
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    status = commands.add_parser(
+
+    def add(name: str, call: str, arguments: Sequence[str], summary: str, description: str) -> argparse.ArgumentParser:
+        """A command that passes `arguments`, names in ARGUMENTS, to the function `call` ("module:name")."""
+        command = commands.add_parser(name, help=summary, description=description)
+        actions = [command.add_argument(argument, **ARGUMENTS[argument]) for argument in arguments]
+        command.set_defaults(call=call, arguments=[action.dest for action in actions])
+        return command
+
+    commands.add_parser("run", help="train and evaluate one run, or a sweep with -m (settings as key=value)")
+    summary = "list every setting of a run with its default and its meaning"
+    add("settings", "adarank.harness.config.help:describe", (), summary, "")
+    add(
         "status",
-        help="the state of every run of a sweep",
-        description="A line a run (state, step, time left or result or last error) and the totals. On a terminal it is "
-        "refreshed as long as a run goes on.",
+        "adarank.runs.status:watch",
+        ("runs",),
+        "show the state of every run of a sweep",
+        "Prints one line for each run (state, step, time left, result or last error) and the totals. On a terminal it "
+        "refreshes while any run is running.",
     )
-    status.add_argument("out", type=Path, metavar="OUT", help="the folder that holds the runs (out=… of the sweep)")
-    status.set_defaults(act=_status)
-    sync = commands.add_parser(
+    commands.add_parser("probe", help="measure a finished run's weights: ablations, weight change, forgetting")
+    add(
         "sync",
-        help="send the finished runs of a sweep to W&B",
-        description="Sends what the files of every finished run hold to W&B, as one group; what is there already is not "
-        "sent again, a run that changed replaces its W&B run.",
+        "adarank.harness.tracking.sync:sync",
+        ("runs", "--project", "--entity"),
+        "send the finished runs of a sweep to W&B",
+        "Sends the files of every finished run to W&B, as one group. Runs that W&B already has are not sent again; a "
+        "run that changed replaces its W&B run.",
     )
-    sync.add_argument("out", type=Path, metavar="OUT", help="the folder that holds the runs (out=… of the sweep)")
-    sync.add_argument("--project", help="W&B's project; default: that of the run's tracker, else adarank")
-    sync.add_argument("--entity", help="W&B's user or team; default: that of the run's tracker, else your own")
-    sync.set_defaults(act=_sync)
-    adapter_commands.add(commands)
+    add(
+        "inspect",
+        "adarank.commands.inspect:report",
+        ("folder",),
+        "show an adapter's ranks, parameters and spectrum",
+        "Prints one line for each module: its rank, its parameters, the norm of its change of the weight, the largest "
+        "and smallest singular value, effective rank (the exponential of the entropy of the singular values' shares), "
+        "stable rank (squared norm over squared largest singular value), and a bar for each singular value. Needs no "
+        "base model.",
+    )
+    add(
+        "merge",
+        "adarank.commands.merge:merge_folder",
+        ("folder", "out", "--base"),
+        "write the base with the adapter merged into its weights",
+        "Writes a plain Transformers model, which from_pretrained loads without adarank and which is as fast as the "
+        "base at inference.",
+    )
+    export = add(
+        "export",
+        "adarank.commands.export:export_folder",
+        ("folder", "out", "--uniform-rank"),
+        "write the adapter in another library's format",
+        "Writes adapter_config.json and adapter_model.safetensors, which peft.PeftModel.from_pretrained loads onto the "
+        "original base. Needs no base model.",
+    )
+    export.add_argument("--format", choices=("peft",), required=True, help="peft: a plain LoRA of Hugging Face PEFT")
+    add(
+        "compress",
+        "adarank.commands.compress:compress_folder",
+        ("folder", "out", "--budget"),
+        "shrink an adapter to the largest singular values of all modules together",
+        "Of all ways to distribute the budget over the modules this one changes the weights least. Prints the loss of "
+        "each module. An adapter in PEFT's format stays in that format. Needs no base model.",
+    )
     return whole
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the arguments (sys.argv without the program) say; returns the exit status."""
-    options = parser().parse_args(arguments)
+    """Execute the command in `arguments` (default: sys.argv without the program); returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in PASSED_ON:
+        return PASSED_ON[words[0]](words[1:])
+    options = parser().parse_args(words)
     try:
-        options.act(options)
+        module, _, function = options.call.partition(":")
+        text = getattr(import_module(module), function)(*(getattr(options, name) for name in options.arguments))
+        if text is not None:
+            print(text)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

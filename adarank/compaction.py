@@ -1,7 +1,7 @@
-"""Drop pruned triplets for good: gather the kept rows into new Parameters, optimiser state included.
+"""Remove pruned triplets for good: gather the remaining rows into new Parameters, optimiser state included.
 
-New Parameters, because swapping the data under old ones breaks a graph that is still alive and DDP's buckets (wrap the
-model in DDP again afterwards). The function changes by rounding only: a pruned triplet's λ is zero.
+The Parameters are new because replacing the data of old ones breaks autograd graphs still in use and DDP's buckets
+(wrap the model in DDP again afterwards). The model's function changes by rounding only: a pruned triplet's λ is zero.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adarank.adapters.lowrank import LowRank, adapters_of
+from adarank.adapters.lowrank import FACTORS, LowRank, adapters_of
 from adarank.errors import SettingError
 
-CONTROLLER = "adarank_controller"  # the attribute by which an optimiser knows its RankController
+CONTROLLER = "adarank_controller"  # the optimiser's attribute that holds its RankController
 
 
 def unwrap(optimizer: Any) -> Optimizer:
@@ -25,11 +25,12 @@ def unwrap(optimizer: Any) -> Optimizer:
 
 
 def compact(model: nn.Module, optimizer: Any = None) -> dict[str, int]:
-    """Drop what is pruned now from every adapter of `model`; returns {module name: triplets left}.
+    """Remove all pruned triplets from every adapter of `model`; returns {module name: remaining triplets}.
 
-    optimizer: whatever trains the adapters, so that its parameters and state shrink with them (a RankController on it
-    follows). Its state may hold scalars and tensors of the parameter's shape; anything else is refused by name before
-    anything changes (SettingError). A module left with no triplet computes its base alone.
+    optimizer: the optimiser that trains the adapters, if there is one; its parameters and state shrink with them, and
+    so does a RankController attached to it. Its state may hold scalars and tensors of the parameter's shape. A module
+    without remaining triplets computes its base alone. Raises SettingError, before anything changes, for a model
+    without adapters and for any other optimiser state.
     """
     adapters = adapters_of(model)
     if not adapters:
@@ -45,26 +46,24 @@ def compact(model: nn.Module, optimizer: Any = None) -> dict[str, int]:
 
 @torch.no_grad()
 def drop(adapters: Sequence[LowRank], keep: Sequence[Tensor], optimizer: Optimizer | None) -> list[Tensor]:
-    """Keep the triplets of each adapter where `keep` (bool [rank]) is true; returns their indices, adapter by adapter.
+    """Keep the triplets of each adapter for which `keep` (bool [rank]) is true; returns their indices per adapter.
 
-    Reads the masks from the device, which synchronises. Raises SettingError before anything changes.
+    Synchronises with the device. Raises SettingError, before anything changes, for state that cannot be gathered.
     """
-    tensors = [(a, part) for a in adapters for part in ("Q", "lam", "P")]
+    tensors = [(a, part) for a in adapters for part in FACTORS]
     if optimizer is not None:
         check_state(optimizer, [getattr(a, part) for a, part in tensors])
     indices = [mask.nonzero().squeeze(1) for mask in keep]
-    of_adapter = {id(a): index for a, index in zip(adapters, indices, strict=True)}
-    renewed: dict[nn.Parameter, nn.Parameter] = {}
+    index_of = {id(a): index for a, index in zip(adapters, indices, strict=True)}
+    replaced: dict[nn.Parameter, nn.Parameter] = {}
     for adapter, part in tensors:
-        index, old = of_adapter[id(adapter)], getattr(adapter, part)
+        index, old = index_of[id(adapter)], getattr(adapter, part)
         if len(index) == len(old):
             continue
+        adapter.replace(part, old[index])
         if not isinstance(old, nn.Parameter):
-            setattr(adapter, part, old[index])
             continue
-        new = nn.Parameter(old[index], requires_grad=old.requires_grad)
-        setattr(adapter, part, new)
-        renewed[old] = new
+        replaced[old] = new = getattr(adapter, part)
         if optimizer is not None and old in optimizer.state:
             state = optimizer.state.pop(old)
             optimizer.state[new] = {
@@ -74,19 +73,22 @@ def drop(adapters: Sequence[LowRank], keep: Sequence[Tensor], optimizer: Optimiz
         if len(index) < len(adapter.mask):
             adapter.mask = adapter.mask[index]
     for group in optimizer.param_groups if optimizer is not None else ():
-        group["params"] = [renewed.get(p, p) for p in group["params"]]
+        group["params"] = [replaced.get(p, p) for p in group["params"]]
     return indices
 
 
-def check_state(optimizer: Optimizer, tensors: Sequence[Tensor], done: str = "compacted") -> None:
-    """Raise SettingError, naming the optimiser, where its state of one of `tensors` cannot be gathered or zeroed by row.
-    done: what could not be, for the message."""
+def check_state(optimizer: Optimizer, tensors: Sequence[Tensor], operation: str = "compaction") -> None:
+    """Raise SettingError if the optimiser's state of one of `tensors` cannot be gathered or zeroed row by row.
+
+    operation: "compaction" or "growth", for the message.
+    """
     for tensor in tensors:
         for key, value in optimizer.state.get(tensor, {}).items():
-            plain = value is None or isinstance(value, bool | int | float)
-            if not plain and not (isinstance(value, Tensor) and (value.numel() == 1 or value.shape == tensor.shape)):
+            scalar = value is None or isinstance(value, bool | int | float)
+            if not scalar and not (isinstance(value, Tensor) and (value.numel() == 1 or value.shape == tensor.shape)):
                 shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise SettingError(
-                    f"{type(optimizer).__name__} cannot be {done}: its state {key!r} is {shape} for a parameter of "
-                    f"{tuple(tensor.shape)}; valid: optimisers whose state is scalars and parameter-shaped tensors"
+                    f"{operation} needs an optimiser whose state is scalars and tensors of the parameter's shape "
+                    f"(got {type(optimizer).__name__}, whose state {key!r} is {shape} for a parameter of "
+                    f"{tuple(tensor.shape)})"
                 )

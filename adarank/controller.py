@@ -1,20 +1,22 @@
-"""Algorithm 1 of AdaLoRA, riding on the optimiser's own hooks.
+"""Algorithm 1 of AdaLoRA (arXiv 2303.10512), run by the optimiser's own hooks.
 
-    loss.backward()                      true task gradients
-    controller.after_backward()          + the penalty's gradient, once per optimiser step
-    clip, optimizer.step()               pre-hook: is it wired?   post-hook: observe, proximal step, allocate when due,
-                                         mask, count
+    loss.backward()                      the true task gradients
+    controller.after_backward()          adds the penalty's gradient, once per optimiser step
+    clip, optimizer.step()               pre-hook: was after_backward called?
+                                         post-hook: observe, proximal step, allocate when due, mask, count
     optimizer.zero_grad()
 
-What the three modes do differently:
+The three variants differ as follows:
 
-    mode        observes                    penalty         keeps                       s
+    variant     observes                    penalty         keeps                       scale s
     exact       after the step (new w, g)   γ/2n Σ‖·‖_F     exactly the budget          α / r
-    original    after the step (new w, g)   γ/2n Σ‖·‖_F     above the k-th value        α / (r + 1e-5)
+    original    after the step (new w, g)   γ/2n Σ‖·‖_F     above the k-th score        α / (r + 1e-5)
     paper       before the step (w, g)      γ Σ‖·‖²_F       exactly the budget          α / r
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,160 +24,228 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adarank import allocators, schedules
+from adarank.activations import ActivationRecorder
 from adarank.adapters.lowrank import LowRank, to_singular
-from adarank.allocation import Allocation
-from adarank.allocators.allocator import Allocator, check_run
+from adarank.allocators.allocator import Allocator, Request, check_run
 from adarank.bank import Bank
 from adarank.compaction import CONTROLLER, check_state, drop, unwrap
 from adarank.errors import SettingError
 from adarank.inits.default import draw
-from adarank.listening import Ears
 from adarank.penalties import Penalty
 from adarank.schedules import Schedule
-from adarank.scores.score import Score
+from adarank.scores.score import Score, as_score
 
-MODES = ("exact", "original", "paper")
-PRUNED = ("learning", "frozen", "masked")
-COMPACTIONS = ("off", "final", "progressive")
-UNITS = ("triplets", "parameters")
-BASES = ("learned", "singular")
 STATE = "adarank"  # the key in optimizer.state_dict()
 
 
+@dataclass(frozen=True)
+class Allocation:
+    """The record of one reallocation.
+
+    step: the optimiser step it followed. budget: what was allowed, in `unit` ("triplets" or "parameters"). kept: the
+    number of triplets kept, and parameters: their cost Σ (d_in + d_out + 1), both scalar tensors. scores: [triplets],
+    and mask: bool [triplets], at that moment. module: int64 [triplets], indices into names.
+    """
+
+    step: int
+    budget: int
+    unit: str
+    kept: Tensor
+    parameters: Tensor
+    scores: Tensor
+    mask: Tensor
+    module: Tensor
+    names: tuple[str, ...]
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """{module name: triplets kept}. Reading it synchronises with the device."""
+        counts = torch.bincount(self.module[self.mask], minlength=len(self.names))
+        return dict(zip(self.names, counts.tolist(), strict=True))
+
+
 class RankController:
-    """Scores the triplets of `adapters`, prunes to the schedule's budget and holds the final mask.
+    """Scores the triplets of `adapters`, prunes to the schedule's budget and then keeps the final mask.
 
-    adapters: what `adarank.adapt` returned; score, schedule, penalty, allocator: configured pieces of
-    `adarank.scores`, `.schedules`, `.penalties` and `.allocators`. Without a schedule nothing is ever allocated: the
-    controller applies the penalty alone, and needs no score. allocator=None is the mode's own rule, exact or the
-    original's threshold. mode: see the module's table. unit: what budgets count, "triplets" or "parameters" (a triplet
-    costs d_in + d_out + 1). A schedule that starts below what the adapters hold (pruned="frozen" or "masked")
-    starts with an even share of it.
+    adapters: {module name: adapter}, as `adarank.adapt` returns it.
+    score: of `adarank.scores`, or a plain function bank -> [triplets] (see `adarank.bank.Bank`).
+    schedule: of `adarank.schedules`. None: no allocations; the controller applies the penalty alone and needs no score.
+        A schedule that starts below what the adapters hold starts with an even share (pruned_triplets "frozen" or
+        "masked").
+    allocator: of `adarank.allocators`, or a function `Request` -> mask. None: the variant's own, `threshold` for
+        "original" and `global_top` otherwise.
+    penalty: of `adarank.penalties`.
+    variant: "exact", "original" or "paper"; see the module's table.
+    unit: what budgets count, "triplets" or "parameters" (d_in + d_out + 1 per triplet).
+    pruned_triplets: "trainable", a pruned triplet's λ is zeroed at each allocation and trains until the next, so that
+        it may come back. "frozen", it stays zero, its gradient is dropped and its score is −∞; if an allocator
+        activates it, it starts again with fresh factors, zeroed averages and zeroed optimiser state. "masked", λ does
+        not change and the forward pass leaves the triplet out. Adapters with constant λ ("lora") need one of the last
+        two.
+    svd_before_allocation: replaces every module's factors by the singular value decomposition of its ΔW before each
+        allocation, without touching optimiser state: for pruning after training (PARA).
+    compaction: "off", pruned triplets stay in memory. "final", they are removed once the budget is final.
+        "progressive", also earlier, each after `compact_after` consecutive allocations without it (None: never); it
+        cannot come back then, and each allocation reads a flag back from the device. Compaction creates new
+        Parameters, in the modules and in the optimiser's param_groups: clip those in param_groups, and wrap the model
+        in DDP again.
+    seed: for allocators that draw random numbers, and for fresh factors.
 
-    pruned: "learning", a pruned triplet's λ is zeroed at each allocation and goes on learning until the next, so that it
-    may come back; "frozen", it stays zero, its gradient is dropped and its score is −∞, and where an allocator turns it
-    on all the same it starts anew: fresh factors, zeroed averages and optimiser state; "masked", λ is left alone and the forward pass
-    leaves the triplet out. Adapters whose λ is constant ("lora") need one of the last two.
-    basis: "singular" turns every module's factors into the singular value decomposition of its ΔW before each
-    allocation, optimiser state not included: for pruning after training (PARA).
+    Creating a controller moves the factors into a shared buffer and changes no value. `attach` changes the adapters:
+    the scale of variant="original", the initial mask, and what their forward passes record. Raises SettingError for
+    settings that cannot be used.
 
-    compaction: "off", pruned triplets stay in memory; "final", they are dropped for good once the budget is final;
-    "progressive", also earlier, each after `patience` consecutive allocations without it (None: never): it cannot come
-    back then, and each allocation reads a flag back from the device. Compaction makes new Parameters, in the module
-    and in the optimiser's param_groups: clip what param_groups holds, and wrap the model in DDP again.
-    seed: for allocators that draw, and fresh factors. Raises SettingError for what cannot be used.
+    Example:
+        >>> import adarank
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> adapters = adarank.adapt(model, rank=2, targets=["0", "2"])
+        >>> controller = adarank.RankController(
+        ...     adapters,
+        ...     score=adarank.scores.adalora(),
+        ...     schedule=adarank.schedules.cubic(initial=4, final=2, t_i=2, t_f=4, total=20),
+        ...     penalty=adarank.penalties.orthogonality(),
+        ... )
+        >>> optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+        >>> _ = controller.attach(optimizer)
+        >>> for _ in range(20):
+        ...     model(torch.randn(16, 8)).square().mean().backward()
+        ...     controller.after_backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        >>> sum(adarank.ranks(model).values())
+        2
     """
 
     def __init__(
         self,
         adapters: Mapping[str, LowRank],
         *,
-        score: Score | None = None,
+        score: Score | Callable[[Bank], Tensor] | None = None,
         schedule: Schedule | None = None,
         allocator: Any = None,
         penalty: Penalty | None = None,
-        mode: str = "exact",
+        variant: str = "exact",
         unit: str = "triplets",
-        pruned: str = "learning",
-        basis: str = "learned",
+        pruned_triplets: str = "trainable",
+        svd_before_allocation: bool = False,
         compaction: str = "off",
-        patience: int | None = 5,
+        compact_after: int | None = 5,
         seed: int = 0,
     ) -> None:
         for name, value, valid in (
-            ("mode", mode, MODES),
-            ("unit", unit, UNITS),
-            ("pruned", pruned, PRUNED),
-            ("basis", basis, BASES),
-            ("compaction", compaction, COMPACTIONS),
+            ("variant", variant, ("exact", "original", "paper")),
+            ("unit", unit, ("triplets", "parameters")),
+            ("pruned_triplets", pruned_triplets, ("trainable", "frozen", "masked")),
+            ("compaction", compaction, ("off", "final", "progressive")),
         ):
             if value not in valid:
-                raise SettingError(f"{name}={value!r} is not known; valid: {', '.join(valid)}")
-        if patience is not None and patience < 1:
-            raise SettingError(f"patience={patience} is no number of allocations; valid: at least 1, or none for never")
-        self.bank = Bank(adapters)
-        self.bank.frozen = pruned == "frozen"
-        self.unit = unit
-        held = int(self.cost.sum())
-        self.schedule = schedules.never(held) if schedule is None else schedule
+                raise SettingError(f"{name} must be one of {', '.join(valid)} (got {value!r})")
+        if compact_after is not None and compact_after < 1:
+            raise SettingError(f"compact_after must be at least 1, or null for never (got {compact_after})")
         if score is None and schedule is not None:
-            raise SettingError("score is not given; a schedule allocates by a score of adarank.scores")
-        if pruned == "learning" and self.schedule.initial != held:
-            raise SettingError(
-                f"the schedule starts at {self.schedule.initial} {unit}, the adapters hold {held}; "
-                f"valid: initial = {held}, what all triplets together take"
-            )
-        if max(self.schedule.initial, self.schedule.final) > held:
-            raise SettingError(
-                f"the schedule asks for {max(self.schedule.initial, self.schedule.final)} {unit}, the adapters hold "
-                f"{held}; valid: at most {held}"
-            )
-        if schedule is not None and pruned == "learning" and any(a.kind == "lora" for a in self.bank.adapters):
-            raise SettingError(
-                "pruned='learning' has no meaning for adapter='lora', whose λ is constant; valid: frozen, masked"
-            )
-        if self.schedule.initial < held and any(a.start_Q is not None for a in self.bank.adapters):
-            raise SettingError(
-                f"the schedule starts at {self.schedule.initial} of the {held} {unit} held, but the init took all of them "
-                "out of the base's weight; valid: an init that leaves the base alone, or a schedule that starts at "
-                f"{held}"
-            )
-        if penalty is not None and penalty.proximal is not None and any(a.kind == "lora" for a in self.bank.adapters):
-            raise SettingError(
-                "the penalty's proximal step changes λ, which adapter='lora' holds constant; valid: adapter='svd'"
-            )
-        self.score, self.penalty = score, penalty
-        self.mode, self.pruned, self.basis = mode, pruned, basis
-        self.compaction, self.patience = compaction, patience
-        self.allocator = allocator or (allocators.threshold() if mode == "original" else allocators.global_top())
-        if schedule is not None and isinstance(self.allocator, Allocator):
-            cost = [a.in_features + a.out_features + 1 if unit == "parameters" else 1 for a in self.bank.adapters]
-            ranks = [a.rank for a in self.bank.adapters]
-            check_run(self.allocator, unit, ranks, cost, schedule.initial, schedule.final)
+            raise SettingError("score must be given with a schedule, such as adarank.scores.adalora() (got None)")
+        self.bank = Bank(adapters)
+        self.bank.frozen = pruned_triplets == "frozen"
+        self.unit = unit
+        self.schedule = schedules.never(int(self.cost.sum())) if schedule is None else schedule
+        self.score = None if score is None else as_score(score)
+        self.penalty = penalty
+        self.variant, self.pruned_triplets = variant, pruned_triplets
+        self.svd_before_allocation = svd_before_allocation
+        self.compaction, self.compact_after = compaction, compact_after
+        self.allocator = allocator or (allocators.threshold() if variant == "original" else allocators.global_top())
+        self._check_pieces(allocates=schedule is not None)
         self.generator = torch.Generator(device=self.bank.weight.device).manual_seed(seed)
-        self.buffers = score.init(self.bank) if score is not None else {}
-        self.missed = torch.zeros_like(self.bank.module)  # consecutive allocations that left a triplet out
-        self.held = torch.ones_like(self.bank.mask)  # over the triplets at creation: still in memory
+        self.buffers = self.score.init(self.bank) if self.score is not None else {}
+        self.pruned_for = torch.zeros_like(self.bank.module)  # consecutive allocations that left a triplet out
+        self.remaining = torch.ones_like(self.bank.mask)  # over the triplets at creation: not compacted away
         self.step = 0
         self.last_allocation: Allocation | None = None
-        self._armed = False  # after_backward was called for the gradients that are there
-        self._fresh = False  # those gradients were dropped since, and a backward pass began anew
+        self._ready = False  # after_backward was called for the current gradients
+        self._dropped = False  # those gradients were dropped since, and a new backward pass began
+        self._prepared = False  # prepare_adapters was called
         self._optimizer: Optimizer | None = None
-        if self.schedule.initial < held:
-            even = allocators.uniform()
-            zeros = torch.zeros(self.bank.triplets, device=self.bank.mask.device)
-            self._set_mask(even(zeros, self.bank.mask, self.schedule.initial, self.cost, self.bank.module, None))
-        for adapter in self.bank.adapters:
-            adapter.masked = pruned == "masked"
-            adapter.watch = None
-        self._ears = Ears(self.bank, score.activation) if score is not None and score.activation is not None else None
-        if mode == "original":
-            for adapter in self.bank.adapters:
-                adapter.scale *= adapter.rank / (adapter.rank + 1e-5)
+        self._recorder: ActivationRecorder | None = None
+
+    def _check_pieces(self, allocates: bool) -> None:
+        """Raise SettingError if schedule, allocator, penalty and adapters do not go together."""
+        adapters, schedule, unit = self.bank.adapters, self.schedule, self.unit
+        total = int(self.cost.sum())
+        constant_lambda = not all(a.learns_lambda for a in adapters)
+        if self.pruned_triplets == "trainable" and schedule.initial != total:
+            raise SettingError(
+                f"the schedule must start at {total} {unit}, all that the adapters hold, with "
+                f"pruned_triplets='trainable' (got {schedule.initial})"
+            )
+        if (largest := max(schedule.initial, schedule.final)) > total:
+            raise SettingError(f"the schedule must stay within the adapters' {total} {unit} (got {largest})")
+        if allocates and self.pruned_triplets == "trainable" and constant_lambda:
+            raise SettingError(
+                "pruned_triplets must be frozen or masked with adapter='lora', whose λ is constant (got 'trainable')"
+            )
+        if schedule.initial < total and any(a.start_Q is not None for a in adapters):
+            raise SettingError(
+                f"the schedule must start at all {total} {unit} (got {schedule.initial}), because the init subtracted "
+                "all of them from the base's weight; with an init that keeps the base it may start below"
+            )
+        if self.penalty is not None and self.penalty.proximal is not None and constant_lambda:
+            raise SettingError(
+                "the penalty's proximal step changes λ and needs adapters whose λ is trained, such as adapter='svd' "
+                "(got adapter='lora', whose λ is constant)"
+            )
+        if allocates and isinstance(self.allocator, Allocator):
+            costs = [a.in_features + a.out_features + 1 if unit == "parameters" else 1 for a in adapters]
+            check_run(self.allocator, unit, [a.rank for a in adapters], costs, schedule.initial, schedule.final)
 
     @property
     def cost(self) -> Tensor:
-        """What each triplet takes of the budget, int64 [triplets]."""
+        """What each triplet costs in the budget's unit, int64 [triplets]."""
         return self.bank.cost if self.unit == "parameters" else torch.ones_like(self.bank.cost)
 
+    def prepare_adapters(self) -> None:
+        """Set up the adapters: scale, initial mask, masked forward passes, recorded activations.
+
+        `attach` calls it; call it earlier to read scales and ranks before there is an optimiser. A second call does
+        nothing. The scale of variant="original" is α/(r + 1e-5), with α = s·r from the adapter's s = α/r; an adapter
+        that has it already, from another controller, keeps it.
+        """
+        if self._prepared:
+            return
+        self._prepared = True
+        for adapter in self.bank.adapters:
+            adapter.masked = self.pruned_triplets == "masked"
+            adapter.watch = None
+            if self.variant == "original" and adapter.scale != adapter.original_scale:
+                adapter.scale *= adapter.rank / (adapter.rank + 1e-5)
+                adapter.original_scale = adapter.scale
+        if self.score is not None and self.score.activation is not None:
+            self._recorder = ActivationRecorder(self.bank, self.score.activation)
+        if self.schedule.initial < int(self.cost.sum()):
+            self._sync_views()  # the model may have moved since the controller was created
+            scores = torch.zeros(self.bank.triplets, device=self.bank.mask.device)
+            self._set_mask(allocators.uniform()(self._request(scores, self.schedule.initial)))
+
     def attach(self, optimizer: Any) -> "RankController":
-        """Ride on `optimizer`'s hooks (inside accelerate's wrapper, where there is one). To resume: attach, then
-        `optimizer.load_state_dict`. Raises RuntimeError where it is attached already or the optimiser lacks an
-        adapter's parameter."""
+        """Prepare the adapters and register hooks on `optimizer`, or on the one inside accelerate's wrapper.
+
+        To resume a run, attach first and then call `optimizer.load_state_dict`. Returns the controller. Raises
+        RuntimeError if either is attached already, or if the optimiser lacks a parameter of an adapter.
+        """
         optimizer = unwrap(optimizer)
         if self._optimizer is not None:
-            raise RuntimeError("this RankController is attached already; make a new one for another optimiser")
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            raise RuntimeError("this RankController is attached already; create a new one for another optimiser")
+        optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, adapter in zip(self.bank.names, self.bank.adapters, strict=True):
             for part in ("Q", "lam", "P"):
                 tensor = getattr(adapter, part)
-                if isinstance(tensor, nn.Parameter) and id(tensor) not in held:
+                if isinstance(tensor, nn.Parameter) and id(tensor) not in optimized:
                     raise RuntimeError(
-                        f"the optimiser lacks {name}.{part}; build it after adarank.adapt, from every parameter of "
-                        "the model with requires_grad"
+                        f"the optimiser lacks {name}.{part}; build it after adarank.adapt, from all parameters of the "
+                        "model with requires_grad"
                     )
         if getattr(optimizer, CONTROLLER, None) is not None:
             raise RuntimeError("another RankController is attached to this optimiser; use one controller per optimiser")
+        self.prepare_adapters()
         self._optimizer = optimizer
         setattr(optimizer, CONTROLLER, self)
         optimizer.register_step_pre_hook(self._before_step)
@@ -183,246 +253,242 @@ class RankController:
         optimizer.register_state_dict_post_hook(self._save)
         if type(optimizer).load_state_dict is Optimizer.load_state_dict:
             optimizer.register_load_state_dict_pre_hook(self._load)
-        else:  # bitsandbytes' own calls no hooks
-            own = optimizer.load_state_dict
+        else:  # bitsandbytes overrides it and calls no hooks
+            load_state_dict = optimizer.load_state_dict
 
             def load(state: dict[str, Any]) -> None:
                 self._load(optimizer, state)
-                own(state)
+                load_state_dict(state)
 
             optimizer.load_state_dict = load
         self._watch()
         return self
 
     def _watch(self) -> None:
-        """Notice backward passes by λ's gradient: it is zero only where gradients were dropped (P's is while λ is 0)."""
+        """Detect backward passes by λ's gradient, zero only if gradients were dropped (P's also is while λ = 0)."""
         for adapter in self.bank.adapters:
-            watched = adapter.lam if isinstance(adapter.lam, nn.Parameter) else adapter.P
+            watched = adapter.lam if adapter.learns_lambda else adapter.P
             watched.register_hook(lambda _, p=watched: self._notice(p))
 
     def _notice(self, watched: Tensor) -> None:
-        """Before a gradient is accumulated: were the last ones dropped without a step (an overflow)? The value is
-        read back only then, and where after_backward was called too early."""
-        if self._armed and not self._fresh:
-            self._fresh = watched.grad is None or not bool(watched.grad.any())
+        """Before a gradient is accumulated: were the last ones dropped without a step (after an overflow)?
+
+        Reads a value back from the device, but only then and if after_backward was called too early.
+        """
+        if self._ready and not self._dropped:
+            self._dropped = watched.grad is None or not bool(watched.grad.any())
 
     def after_backward(self, grad_scale: float | Tensor | None = None) -> None:
-        """Once per optimiser step, after its last backward pass and before clipping: adopt the gradients and add the
-        penalty's, times `grad_scale` where gradients are still scaled. Raises RuntimeError when called before
-        `attach` or twice on the same gradients."""
+        """Add the penalty's gradient. Call it once per optimiser step, after the last backward pass, before clipping.
+
+        grad_scale: of gradients that are still scaled. Raises RuntimeError before `attach`, or twice for one step.
+        """
         if self._optimizer is None:
             raise RuntimeError("the RankController is not attached; call controller.attach(optimizer) first")
-        if self._armed and not self._fresh:
+        if self._ready and not self._dropped:
             raise RuntimeError(
                 "controller.after_backward() was called twice for one optimiser step; call it once, after the last "
                 "backward pass of the accumulation and before clipping"
             )
-        self._adopt()
+        self._sync_views()
         if self.penalty is not None and self.penalty.add is not None:
-            self.penalty.add(self.bank, grad_scale, self.mode == "paper")
-        if self.pruned == "frozen":
+            self.penalty.add(self.bank, grad_scale, self.variant == "paper")
+        if self.pruned_triplets == "frozen":
             self.bank.lam_grad.masked_fill_(~self.bank.mask, 0.0)
-        self._armed, self._fresh = True, False
+        self._ready, self._dropped = True, False
 
-    def _adopt(self) -> None:
-        """Adopt, and let the averages follow a model that was moved."""
-        self.bank.adopt()
-        weight = self.bank.weight
-        dtype = self.bank.dtype
+    def _sync_views(self) -> None:
+        """Make weights and gradients views of the bank again, and move the averages with a model that was moved."""
+        self.bank.sync_views()
+        weight, dtype = self.bank.weight, self.bank.dtype
         if any((b.device, b.dtype) != (weight.device, dtype) for b in self.buffers.values()):
             self.buffers = {name: b.to(weight.device, dtype) for name, b in self.buffers.items()}
-            self.missed, self.held = self.missed.to(weight.device), self.held.to(weight.device)
+            self.pruned_for, self.remaining = self.pruned_for.to(weight.device), self.remaining.to(weight.device)
             self.generator = torch.Generator(device=weight.device).manual_seed(self.generator.initial_seed())
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if not self._armed:
+        if not self._ready:
             raise RuntimeError(
-                "optimizer.step() came without controller.after_backward(); call it once per optimiser step, after "
-                "the last backward pass and before clipping"
+                "optimizer.step() was called without controller.after_backward(); call it once per optimiser step, "
+                "after the last backward pass and before clipping"
             )
-        if self.mode == "paper":
+        if self.variant == "paper":
             if getattr(optimizer, "grad_scale", None) is not None:
                 raise RuntimeError(
-                    'mode="paper" observes before the step, where gradients are still scaled; call '
+                    'variant="paper" observes gradients before the step, while they are still scaled; call '
                     "scaler.unscale_(optimizer) before controller.after_backward()"
                 )
             self._observe(optimizer)
 
-    @torch.no_grad()
     def _observe(self, optimizer: Optimizer) -> None:
-        """Update the score's averages, but for a step that overflowed.
-
-        A gradient scaler does not call the hooks for such a step; only with a *fused* optimiser it does, and leaves
-        the finding on the device in `found_inf` (a step without overflow has unscaled its gradients by then). The
-        step counts all the same: reading the flag would synchronise.
-        """
+        """Update the score's averages."""
         if self.score is None or self.step >= self.schedule.settled:
             return
-        if self._ears is not None:
-            self.bank.activation = self._ears.mean()
-        overflow: Any = getattr(optimizer, "found_inf", None)
-        before = None if overflow is None else {name: buffer.clone() for name, buffer in self.buffers.items()}
-        self.score.observe(self.buffers, self.bank)
-        if before is not None:
-            for name, buffer in self.buffers.items():
-                buffer.copy_(torch.where(overflow > 0, before[name], buffer))
+        if self._recorder is not None:
+            self.bank.activation = self._recorder.mean()
+        observe = partial(self.score.observe, self.buffers, self.bank)
+        _update_unless_overflow(optimizer, list(self.buffers.values()), observe)
 
     def _proximal(self, optimizer: Optimizer) -> None:
         if self.penalty is None or self.penalty.proximal is None:
             return
-        overflow: Any = getattr(optimizer, "found_inf", None)
-        before = None if overflow is None else self.bank.weight.clone()
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-        learns = next(p for a in self.bank.adapters for p in (a.lam, a.Q) if isinstance(p, nn.Parameter))
-        self.penalty.proximal(self.bank, rates[id(learns)])
-        if before is not None:
-            self.bank.weight.copy_(torch.where(overflow > 0, before, self.bank.weight))
+        trained = next(p for a in self.bank.adapters for p in (a.lam, a.Q) if isinstance(p, nn.Parameter))
+        step = partial(self.penalty.proximal, self.bank, rates[id(trained)])
+        _update_unless_overflow(optimizer, [self.bank.weight], step)
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        self._armed = False
-        if self.pruned == "frozen":
+        self._ready = False
+        if self.pruned_triplets == "frozen":
             self.bank.zero_pruned()  # momentum moved λ; scores see it as the forward pass will
-        if self.mode != "paper":
+        if self.variant != "paper":
             self._observe(optimizer)
         self._proximal(optimizer)
         last = self.last_allocation
-        held = last is not None and last.step >= self.schedule.settled
+        final = last is not None and last.step >= self.schedule.settled
         due = self.schedule.due(self.step)
-        if due and not held:
+        if due and not final:
             self._allocate()
-        if self.pruned == "frozen" or (due and self.pruned == "learning"):
+        if self.pruned_triplets == "frozen" or (due and self.pruned_triplets == "trainable"):
             self.bank.zero_pruned()
-        if due and not held and self.compaction != "off":
-            self._compact_if_due()
+        if due and not final and self.compaction != "off":
+            if self.step >= self.schedule.settled:
+                self.compact()
+            elif self.compaction == "progressive" and self.compact_after is not None:
+                unused = self.pruned_for >= self.compact_after
+                if unused.any():
+                    self._drop(~unused)
         self.step += 1
 
     def _allocate(self) -> None:
-        assert self.score is not None, "a schedule that allocates came with a score"
+        assert self.score is not None, "checked at creation: a schedule comes with a score"
         bank, budget = self.bank, self.schedule.budget(self.step)
-        if self.basis == "singular":
+        if self.svd_before_allocation:
             for adapter in bank.adapters:
                 to_singular(adapter)
         scores = self.score.score(self.buffers, bank)
-        ranked = scores.masked_fill(~bank.mask, -torch.inf) if self.pruned == "frozen" else scores
-        paced = {"progress": self._progress()} if getattr(self.allocator, "paced", False) else {}
-        self._set_mask(self.allocator(ranked, bank.mask, budget, self.cost, bank.module, self.generator, **paced))
+        ranked = scores.masked_fill(~bank.mask, -torch.inf) if self.pruned_triplets == "frozen" else scores
+        self._set_mask(self.allocator(self._request(ranked, budget)))
         mask = bank.mask.clone()
-        self.missed = torch.where(mask, 0, self.missed + 1)
+        self.pruned_for = torch.where(mask, 0, self.pruned_for + 1)
         cost = torch.where(mask, bank.cost, 0).sum()  # not cost[mask]: its size would be read back from the device
-        self.last_allocation = self._record(self.step, scores, mask, bank.module, cost)
+        self.last_allocation = self._record(self.step, mask, scores=scores, module=bank.module, parameters=cost)
 
-    def _progress(self) -> float:
-        """From 0 at the first possible allocation to 1 at the final budget."""
-        begin, settled = self.schedule.begin, self.schedule.settled
-        return min(max((self.step - begin) / max(settled - begin, 1), 0.0), 1.0)
+    def _request(self, scores: Tensor, budget: int) -> Request:
+        bank, begin, settled = self.bank, self.schedule.begin, self.schedule.settled
+        progress = min(max((self.step - begin) / max(settled - begin, 1), 0.0), 1.0)
+        return Request(scores, bank.mask, budget, self.cost, bank.module, self.generator, bank.names, progress)
 
     @torch.no_grad()
     def _set_mask(self, mask: Tensor) -> None:
-        """Take `mask` over. Where pruned triplets are frozen, those that it turns on start anew."""
-        fresh = mask & ~self.bank.mask
+        """Apply `mask`. If pruned triplets are frozen, those that it activates start again."""
+        activated = mask & ~self.bank.mask
         self.bank.mask.copy_(mask)
-        if self.pruned == "frozen":
-            self._renew(fresh)
+        if self.pruned_triplets == "frozen":
+            self._restart(activated)
             self.bank.zero_pruned()
 
-    def _renew(self, fresh: Tensor) -> None:
-        """Fresh factors, as the default init draws them, and no past, for the triplets where `fresh` is true."""
+    def _restart(self, triplets: Tensor) -> None:
+        """Draw fresh factors, as the default init does, and zero averages and optimiser state of `triplets` (bool)."""
         bank = self.bank
-        where = bank.spread(fresh)
-        drawn = bank.join(draw(bank.cut(bank.weight), bank.adapters, self.generator))
-        bank.weight.copy_(torch.where(where, drawn, bank.weight))
+        parameters = bank.broadcast_to_parameters(triplets)
+        drawn = bank.flatten(draw(bank.unflatten(bank.weight), bank.adapters, self.generator))
+        bank.weight.copy_(torch.where(parameters, drawn, bank.weight))
         for buffer in self.buffers.values():
             if buffer.ndim:
-                buffer.masked_fill_(fresh if len(buffer) == bank.triplets else where, 0.0)
-        state = {} if self._optimizer is None else self._optimizer.state
-        if self._optimizer is not None:
-            check_state(
-                self._optimizer, [getattr(a, part) for a in bank.adapters for part in ("Q", "lam", "P")], "grown"
-            )
-        for (part, i), rows in bank.cut(where).items():
-            for value in state.get(getattr(bank.adapters[i], part), {}).values():
+                buffer.masked_fill_(triplets if len(buffer) == bank.triplets else parameters, 0.0)
+        if self._optimizer is None:
+            return
+        check_state(self._optimizer, [getattr(a, part) for a in bank.adapters for part in ("Q", "lam", "P")], "growth")
+        for (part, i), rows in bank.unflatten(parameters).items():
+            for value in self._optimizer.state.get(getattr(bank.adapters[i], part), {}).values():
                 if isinstance(value, Tensor) and value.shape == rows.shape:
                     value.masked_fill_(rows, 0.0)
 
-    def _record(self, step: int, scores: Tensor, mask: Tensor, module: Tensor, cost: Tensor) -> Allocation:
-        names = tuple(self.bank.names)
-        return Allocation(step, self.schedule.budget(step), self.unit, mask.sum(), cost, scores, mask, module, names)
-
-    def _compact_if_due(self) -> None:
-        if self.step >= self.schedule.settled:
-            self.compact()
-        elif self.compaction == "progressive" and self.patience is not None:
-            gone = self.missed >= self.patience
-            if gone.any():
-                self._drop(~gone)
+    def _record(self, step: int, mask: Tensor, **tensors: Tensor) -> Allocation:
+        budget, names = self.schedule.budget(step), tuple(self.bank.names)
+        return Allocation(step, budget, self.unit, mask.sum(), mask=mask, names=names, **tensors)
 
     def compact(self) -> None:
-        """Drop every triplet that is pruned now, optimiser state and averages included (see `adarank.compact`)."""
+        """Remove all pruned triplets, including their optimiser state and averages (see `adarank.compact`)."""
         self._drop(self.bank.mask.clone())
 
     def _drop(self, keep: Tensor) -> None:
-        """Keep the triplets where `keep` (bool [triplets]) is true, and forget that there were others."""
+        """Remove every triplet for which `keep` (bool [triplets]) is false."""
         bank = self.bank
         keeps = keep.split([a.rank for a in bank.adapters])
-        per_parameter = {name: bank.cut(b) for name, b in self.buffers.items() if b.numel() == bank.weight.numel()}
+        per_parameter = {
+            name: bank.unflatten(b) for name, b in self.buffers.items() if b.numel() == bank.weight.numel()
+        }
         for name, buffer in self.buffers.items():
             if buffer.ndim and name not in per_parameter:
                 self.buffers[name] = buffer[keep]
         indices = drop(bank.adapters, keeps, self._optimizer)
-        bank.lay_out()
+        bank.allocate()
         for name, pieces in per_parameter.items():
-            self.buffers[name] = bank.join({(part, i): t[indices[i]] for (part, i), t in pieces.items()})
-        if self._ears is not None:
-            self._ears.forget()
-        self.missed = self.missed[keep]
-        self.held[self.held.clone()] = keep
+            self.buffers[name] = bank.flatten({(part, i): t[indices[i]] for (part, i), t in pieces.items()})
+        if self._recorder is not None:
+            self._recorder.reset()
+        self.pruned_for = self.pruned_for[keep]
+        self.remaining[self.remaining.clone()] = keep
         self._watch()
 
     def _save(self, _: Optimizer, state: dict[str, Any]) -> None:
-        last = self.last_allocation
         state[STATE] = {
             "step": self.step,
-            "held": self.held.clone(),
+            "remaining": self.remaining.clone(),
             "mask": self.bank.mask.clone(),
-            "missed": self.missed.clone(),
+            "pruned_for": self.pruned_for.clone(),
             "generator": self.generator.get_state(),
             **{f"score.{name}": buffer.clone() for name, buffer in self.buffers.items()},
         }
-        if last is not None:
-            found = {"step": last.step, "scores": last.scores, "mask": last.mask, "module": last.module}
-            state[STATE]["last"] = {**found, "parameters": last.parameters}
+        if (last := self.last_allocation) is not None:
+            kept = ("step", "scores", "mask", "module", "parameters")
+            state[STATE]["last"] = {name: getattr(last, name) for name in kept}
 
     def _load(self, _: Optimizer, state: dict[str, Any]) -> None:
-        """Take the controller's part out of an optimiser's state dict; checked whole before anything changes.
+        """Restore the controller from an optimiser's state dict, which is checked as a whole before anything changes.
 
-        Where the saved run had dropped triplets, they are dropped here first: load the optimiser, then the model.
+        Triplets that the saved run had removed are removed here first: load the optimiser, then the model.
         """
         saved = state.get(STATE)
         if saved is None:
-            raise RuntimeError("the optimiser state to load holds no RankController; it was saved without one attached")
+            raise RuntimeError("the optimiser state to load has no RankController; it was saved without one attached")
         names = {f"score.{name}" for name in self.buffers}
         if missing := sorted(names - saved.keys()):
-            raise RuntimeError(f"the saved controller has no {missing[0]}: it was saved with another score")
-        held = saved["held"].to(self.held.device)
-        if held.shape != self.held.shape or not torch.equal(held & self.held, held):
+            raise RuntimeError(f"the saved controller has no {missing[0]}; it was saved with another score")
+        remaining = saved["remaining"].to(self.remaining.device)
+        if remaining.shape != self.remaining.shape or not torch.equal(remaining & self.remaining, remaining):
             raise RuntimeError(
-                f"the saved controller's mask is over {len(held)} triplets, of which {int(held.sum())} are left, this "
-                f"one's over {len(self.held)}, of which {int(self.held.sum())} are left: other adapters"
+                f"the saved controller has {int(remaining.sum())} of {len(remaining)} triplets left, this one has "
+                f"{int(self.remaining.sum())} of {len(self.remaining)}; it was saved with other adapters"
             )
-        self.bank.adopt()
-        if not torch.equal(held, self.held):
-            self._drop(held[self.held])
+        self.bank.sync_views()
+        if not torch.equal(remaining, self.remaining):
+            self._drop(remaining[self.remaining])
         self.bank.mask.copy_(saved["mask"])
-        self.missed.copy_(saved["missed"])
+        self.pruned_for.copy_(saved["pruned_for"])
         for name, buffer in self.buffers.items():
             buffer.copy_(saved[f"score.{name}"])
         self.generator.set_state(saved["generator"].cpu())
         self.step = saved["step"]
-        self._armed = self._fresh = False
+        self._ready = self._dropped = False
         self.last_allocation = None
         if (last := saved.get("last")) is not None:
-            moved = {k: v.to(self.held.device) if isinstance(v, Tensor) else v for k, v in last.items()}
-            self.last_allocation = self._record(
-                last["step"], moved["scores"], moved["mask"], moved["module"], moved["parameters"]
-            )
+            moved = {k: v.to(self.remaining.device) for k, v in last.items() if isinstance(v, Tensor)}
+            self.last_allocation = self._record(last["step"], **moved)
+
+
+@torch.no_grad()
+def _update_unless_overflow(optimizer: Optimizer, tensors: list[Tensor], update: Callable[[], None]) -> None:
+    """Call `update`, which changes `tensors` in place, and undo it if the step overflowed.
+
+    For such a step a gradient scaler calls the hooks of *fused* optimisers only, and leaves its flag on the device in
+    `found_inf` (other steps have unscaled gradients by then). The step counts: reading the flag would synchronise.
+    """
+    overflow: Any = getattr(optimizer, "found_inf", None)
+    before = [] if overflow is None else [tensor.clone() for tensor in tensors]
+    update()
+    for old, tensor in zip(before, tensors, strict=False):
+        tensor.copy_(torch.where(overflow > 0, old, tensor))

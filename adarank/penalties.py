@@ -1,5 +1,4 @@
-"""Penalties: a gradient in closed form, added to the bank's gradients once per optimiser step, before clipping; or a
-proximal step after the optimiser's."""
+"""Penalties: a gradient in closed form, added once per optimiser step before clipping, or a proximal step after it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,25 +11,28 @@ from adarank.errors import SettingError
 
 
 class Penalty(NamedTuple):
-    """add(bank, grad_scale, squared) adds the penalty's gradient, times grad_scale where gradients are still scaled by
-    it; squared: as the paper writes it (mode="paper"). proximal(bank, lr) changes the weights in place after the
-    optimiser's step; lr: the learning rate of λ. Either may be None."""
+    """A penalty, as one function or two; either may be None.
+
+    add(bank, grad_scale, squared): adds the penalty's gradient to `bank.grad`, times grad_scale (None: 1) if gradients
+    are still scaled; squared: the paper's form of the penalty (variant="paper").
+    proximal(bank, lr): changes the weights in place after the optimiser's step; lr: the learning rate of λ.
+    """
 
     add: Callable[[Bank, float | Tensor | None, bool], None] | None = None
     proximal: Callable[[Bank, float], None] | None = None
 
 
 def orthogonality(gamma: float = 0.1) -> Penalty:
-    """R pulls the rows of every Q and P (A, say) towards an orthonormal set; weight γ >= 0 (SettingError below).
+    """R pulls the rows of every factor A (Q or P) towards an orthonormal set, with weight γ.
 
-    As the original code computes it, over the 2n factors of n modules:
+    AdaLoRA's original code, over the 2n factors of n modules:
         R = γ/(2n) Σ_A ‖AAᵀ − I‖_F          ∂R/∂A = γ/(2n) · 2 (AAᵀ − I) A / ‖AAᵀ − I‖_F
-    and as the paper writes it (arXiv 2303.10512, eq. 4), with `squared`:
+    The paper (arXiv 2303.10512, eq. 4), with variant="paper":
         R = γ Σ_A ‖AAᵀ − I‖²_F              ∂R/∂A = γ · 4 (AAᵀ − I) A
-    Where pruned triplets are frozen, A is made of the others' rows.
+    If pruned triplets are frozen, A consists of the other triplets' rows. gamma: γ >= 0, else raises SettingError.
     """
     if not gamma >= 0:
-        raise SettingError(f"penalty.gamma={gamma} is negative; valid: a number of at least 0")
+        raise SettingError(f"penalty.gamma must be at least 0 (got {gamma})")
 
     @torch.no_grad()
     def add(bank: Bank, grad_scale: float | Tensor | None, squared: bool) -> None:
@@ -41,10 +43,10 @@ def orthogonality(gamma: float = 0.1) -> Penalty:
             eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
             gram = torch.baddbmm(eye, weight, weight.mT, beta=-1)
             if bank.frozen:
-                gram.masked_fill_(_without(bank.mask[triplets]), 0.0)
+                gram.masked_fill_(_involves_pruned(bank.mask[triplets]), 0.0)
             if not squared:
                 norm = torch.linalg.vector_norm(gram, dim=(1, 2), keepdim=True)
-                gram /= norm.clamp_min(torch.finfo(norm.dtype).tiny)  # 0/0 where the rows already are orthonormal
+                gram /= norm.clamp_min(torch.finfo(norm.dtype).tiny)  # rows that are orthonormal already give 0/0
             if grad_scale is not None:
                 gram *= grad_scale
             grad.baddbmm_(gram, weight, alpha=factor)
@@ -52,38 +54,40 @@ def orthogonality(gamma: float = 0.1) -> Penalty:
     return Penalty(add)
 
 
-def l1_proximal(xi: float = 0.5, times_lr: bool = True) -> Penalty:
-    """SoRA's sparse gates (arXiv 2311.11696): the proximal step of ξ·Σ|λ| after every step of the optimiser.
+def l1_proximal(sparsity: float = 0.5, times_lr: bool = True) -> Penalty:
+    """SoRA's sparse gates (arXiv 2311.11696): the proximal step of ξ·Σ|λ| after every optimiser step.
 
-        λ ← sign(λ)·max(|λ| − η·ξ, 0)          η: λ's learning rate at that step; 1 where times_lr is false
+        λ ← sign(λ)·max(|λ| − η·ξ, 0)          η: λ's learning rate at that step; 1 if times_lr is false
 
-    The threshold η·ξ is the proximal gradient method's, as the paper derives it; a constant one (times_lr=False) is what
-    the authors' scripts run with. xi: ξ >= 0; with Adam, whose steps are η at most or little more, and times_lr, below 1,
-    or no gate withstands it. Needs λ that learns ("svd"). Raises SettingError for a negative ξ.
+    The threshold η·ξ is that of the proximal gradient method, as the paper derives it; the authors' scripts use a
+    constant one (times_lr=False). Requires adapters whose λ is trained ("svd").
+
+    sparsity: ξ >= 0, else raises SettingError. With times_lr and Adam, whose steps hardly exceed η, keep it below 1:
+    otherwise every λ becomes zero.
     """
-    if not xi >= 0:
-        raise SettingError(f"penalty.xi={xi} is negative; valid: a number of at least 0")
+    if not sparsity >= 0:
+        raise SettingError(f"penalty.sparsity must be at least 0 (got {sparsity})")
 
     def proximal(bank: Bank, lr: float) -> None:
-        shrunk = (bank.lam.abs() - (lr * xi if times_lr else xi)).clamp_min_(0.0)
+        shrunk = (bank.lam.abs() - (lr * sparsity if times_lr else sparsity)).clamp_min_(0.0)
         bank.lam.copy_(torch.sign(bank.lam) * shrunk)
 
     return Penalty(proximal=proximal)
 
 
-def _without(on: Tensor) -> Tensor:
-    """Where a row or column belongs to a pruned triplet: on bool [modules, r] -> bool [modules, r, r]."""
-    return ~(on.unsqueeze(1) & on.unsqueeze(2))
+def _involves_pruned(mask: Tensor) -> Tensor:
+    """Whether row or column belongs to a pruned triplet: mask bool [modules, r] -> bool [modules, r, r]."""
+    return ~(mask.unsqueeze(1) & mask.unsqueeze(2))
 
 
 @torch.no_grad()
 def orthogonality_value(bank: Bank, gamma: float = 0.1, squared: bool = False) -> Tensor:
-    """R itself, a scalar on the bank's device: what `orthogonality(gamma)` adds the gradient of."""
+    """The value R of `orthogonality(gamma)`, a scalar on the bank's device; squared: the paper's form."""
     norms = []
     for (weight, _), triplets in zip(bank.blocks, bank.block_triplets, strict=True):
         gram = weight @ weight.mT - torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
         if bank.frozen:
-            gram.masked_fill_(_without(bank.mask[triplets]), 0.0)
+            gram.masked_fill_(_involves_pruned(bank.mask[triplets]), 0.0)
         norms.append(torch.linalg.vector_norm(gram, dim=(1, 2)))
     flat = torch.cat(norms)
     return gamma * flat.square().sum() if squared else gamma * flat.sum() / (2 * len(bank.adapters))

@@ -50,7 +50,7 @@ def test_values_and_the_model_s_function_do_not_change(net, adapters):
 
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_adopted_gradients_are_the_true_ones_in_both_forms_of_zero_grad(net, adapters, set_to_none, accumulation):
+def test_synced_gradients_are_the_true_ones_in_both_forms_of_zero_grad(net, adapters, set_to_none, accumulation):
     plain = deepcopy(net)
     bank = Bank(adapters)
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
@@ -58,8 +58,8 @@ def test_adopted_gradients_are_the_true_ones_in_both_forms_of_zero_grad(net, ada
         for model in (net, plain):
             for part in range(accumulation):
                 loss(model, part).backward()
-        bank.adopt()
-        bank.adopt()  # idempotent
+        bank.sync_views()
+        bank.sync_views()  # idempotent
         for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
             if ours.requires_grad:
                 assert in_bank(bank, ours.grad, bank.grad)
@@ -76,23 +76,23 @@ def test_adopted_gradients_are_the_true_ones_in_both_forms_of_zero_grad(net, ada
 def test_a_parameter_without_gradient_gets_a_zero_one(net, adapters):
     bank = Bank(adapters)
     loss(net).backward()
-    bank.adopt()
+    bank.sync_views()
     net.zero_grad()
     (net.layers[2].up.Q.sum() * 2).backward()
-    bank.adopt()
+    bank.sync_views()
     assert adapters["layers.0.up"].Q.grad.abs().sum() == 0
     assert bank.grad.sum() == 2 * adapters["layers.2.up"].Q.numel()
 
 
-def test_weights_that_moved_are_adopted_again(net, adapters):
+def test_weights_that_moved_become_views_again(net, adapters):
     bank = Bank(adapters)
     net.to(torch.float64)
     loss(net).backward()
-    bank.adopt()
+    bank.sync_views()
     assert bank.weight.dtype == torch.float64
     assert all(in_bank(bank, p, bank.weight) and in_bank(bank, p.grad, bank.grad) for p in parameters(adapters))
     adapters["layers.0.up"].Q.data = torch.ones(2, 12, dtype=torch.float64)
-    bank.adopt()
+    bank.sync_views()
     assert in_bank(bank, adapters["layers.0.up"].Q, bank.weight)
     assert torch.equal(adapters["layers.0.up"].Q, torch.ones(2, 12, dtype=torch.float64))
 
@@ -148,23 +148,23 @@ def test_lora_s_constant_lam_lies_in_the_bank_too(net):
     adapters = adarank.adapt(net, "lora", rank=2)
     bank = Bank(adapters)
     loss(net).backward()
-    bank.adopt()
+    bank.sync_views()
     assert torch.equal(bank.lam, torch.ones(12))
     assert adapters["layers.0.up"].P.grad.abs().sum() > 0
 
 
-def test_nothing_to_hold_is_refused():
-    with pytest.raises(adarank.SettingError, match="adapters is empty"):
+def test_no_adapters_are_refused():
+    with pytest.raises(adarank.SettingError, match="adapters must not be empty"):
         Bank({})
 
 
 @pytest.mark.parametrize("kind", ["svd", "lora"])
-def test_masks_and_constant_lams_that_moved_are_adopted_too(net, kind):
+def test_masks_and_constant_lams_that_moved_become_views_again(net, kind):
     adapters = adarank.adapt(net, kind, rank=2)
     bank = Bank(adapters)
     for dtype in (torch.float64, torch.float32):
         net.to(dtype)
-        bank.adopt()
+        bank.sync_views()
         bank.mask.fill_(dtype == torch.float32)
         bank.lam.fill_(3.0)
         for adapter in adapters.values():
@@ -172,22 +172,22 @@ def test_masks_and_constant_lams_that_moved_are_adopted_too(net, kind):
             assert torch.equal(adapter.lam, torch.full((2,), 3.0, dtype=dtype))
     for adapter in adapters.values():
         adapter.mask = torch.tensor([True, False])
-    bank.adopt()
+    bank.sync_views()
     assert bank.mask.tolist() == [True, False] * 6
 
 
-def test_parameters_replaced_behind_its_back_are_noticed(net, adapters):
+def test_replaced_parameters_are_noticed(net, adapters):
     bank = Bank(adapters)
     adapters["layers.0.up"].Q = nn.Parameter(torch.ones(2, 12))
     with pytest.raises(RuntimeError, match=r"pass the optimiser to adarank\.compact"):
-        bank.adopt()
+        bank.sync_views()
 
 
-def test_cut_and_join_are_inverses(net, adapters):
+def test_unflatten_and_flatten_are_inverses(net, adapters):
     bank = Bank(adapters)
     flat = torch.randn_like(bank.weight)
-    pieces = bank.cut(flat)
-    assert torch.equal(bank.join(pieces), flat)
+    pieces = bank.unflatten(flat)
+    assert torch.equal(bank.flatten(pieces), flat)
     assert {e: p.shape for e, p in pieces.items()} == {
         (part, i): getattr(a, part).shape for i, a in enumerate(adapters.values()) for part in ("Q", "lam", "P")
     }

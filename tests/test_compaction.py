@@ -54,12 +54,12 @@ def test_with_the_penalty_only_the_pruned_rows_leave_it():
     assert controller.last_allocation.kept == 12
 
 
-def test_progressive_without_patience_is_final_and_with_it_shrinks_early():
+def test_progressive_without_compact_after_is_final_and_with_it_shrinks_early():
     sizes, lams = {}, {}
     for name, options in {
         "final": {"compaction": "final"},
-        "never": {"compaction": "progressive", "patience": None},
-        "early": {"compaction": "progressive", "patience": 2},
+        "never": {"compaction": "progressive", "compact_after": None},
+        "early": {"compaction": "progressive", "compact_after": 2},
     }.items():
         net, _, controller, optimizer = setup(**options)
         sizes[name] = []
@@ -149,7 +149,9 @@ def test_an_optimiser_whose_state_cannot_be_gathered_is_refused_before_anything_
     run(net, controller, optimizer, range(3))
     controller.bank.mask[3] = False
     before = deepcopy(net.state_dict())
-    with pytest.raises(adarank.SettingError, match="Rows cannot be compacted: its state 'row_norms' is"):
+    with pytest.raises(
+        adarank.SettingError, match=r"compaction needs an optimiser whose .* Rows, whose state 'row_norms' is"
+    ):
         adarank.compact(net, optimizer)
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
     assert {a.rank for a in adapters.values()} == {4}
@@ -166,7 +168,7 @@ def test_forgetting_the_optimiser_is_loud():
 
 
 @pytest.mark.parametrize("stop", [17, 31, 36])
-@pytest.mark.parametrize("options", [{"compaction": "final"}, {"compaction": "progressive", "patience": 2}])
+@pytest.mark.parametrize("options", [{"compaction": "final"}, {"compaction": "progressive", "compact_after": 2}])
 def test_stopped_and_resumed_is_bit_identical(stop, options, tmp_path):
     net, _, controller, optimizer = setup(**options)
     run(net, controller, optimizer, range(stop))
@@ -182,9 +184,9 @@ def test_stopped_and_resumed_is_bit_identical(stop, options, tmp_path):
     assert resumed.last_allocation.ranks == controller.last_allocation.ranks
 
 
-def test_a_patience_of_nothing_is_refused():
-    with pytest.raises(adarank.SettingError, match="patience=0 is no number of allocations"):
-        setup(compaction="progressive", patience=0)
+def test_compact_after_0_is_refused():
+    with pytest.raises(adarank.SettingError, match=r"compact_after must be at least 1, or null for never \(got 0\)"):
+        setup(compaction="progressive", compact_after=0)
 
 
 def test_nothing_to_compact_is_refused(net):

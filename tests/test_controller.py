@@ -1,3 +1,4 @@
+import doctest
 from copy import deepcopy
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 import adarank
+from adarank.scores.score import Score
 from tests.conftest import Net
 
 STEPS = 40
@@ -88,7 +90,7 @@ def test_between_allocations_pruned_triplets_learn_on_and_may_come_back():
 
 
 def test_frozen_triplets_stay_zero_and_off():
-    net, _, controller, optimizer = setup(pruned="frozen")
+    net, _, controller, optimizer = setup(pruned_triplets="frozen")
     off = torch.zeros_like(controller.bank.mask)
     for t in range(STEPS):
         run(net, controller, optimizer, [t])
@@ -98,23 +100,23 @@ def test_frozen_triplets_stay_zero_and_off():
     assert controller.bank.mask.sum() == 12
 
 
-@pytest.mark.parametrize("mode", ["exact", "original", "paper"])
+@pytest.mark.parametrize("variant", ["exact", "original", "paper"])
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_accumulation_adds_the_penalty_once(mode, set_to_none):
+def test_accumulation_adds_the_penalty_once(variant, set_to_none):
     found = []
     for accumulation in (1, 4):
-        net, _, controller, optimizer = setup(mode=mode, dtype=torch.float64, gamma=1.0)
+        net, _, controller, optimizer = setup(variant=variant, dtype=torch.float64, gamma=1.0)
         run(net, controller, optimizer, range(12), accumulation, set_to_none=set_to_none)
         found.append(controller.bank.weight.clone())
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
 
 
-def written_out(mode, steps, clip):
+def written_out(variant, steps, clip):
     """Algorithm 1 with a plain autograd penalty and per-module averages: slow and obvious. Returns λ and masks."""
     torch.manual_seed(0)
     net = Net().double()
     adapters = adarank.adapt(net, rank=4, train=["head"])
-    if mode == "original":
+    if variant == "original":
         for a in adapters.values():
             a.scale = 8.0 / (4 + 1e-5)
     trained = [p for p in net.parameters() if p.requires_grad]
@@ -132,14 +134,14 @@ def written_out(mode, steps, clip):
     for t in range(steps):
         x, y = data(t)
         norms = [torch.linalg.norm(f @ f.T - torch.eye(4, dtype=f.dtype)) for i, f in enumerate(factors) if i % 3 != 1]
-        penalty = 0.1 * sum(n**2 for n in norms) if mode == "paper" else 0.1 / len(norms) * sum(norms)
+        penalty = 0.1 * sum(n**2 for n in norms) if variant == "paper" else 0.1 / len(norms) * sum(norms)
         (F.cross_entropy(net(x.double()), y) + penalty).backward()
         if clip:
             torch.nn.utils.clip_grad_norm_(trained, clip)
-        if mode == "paper" and t < STEPS - 10:
+        if variant == "paper" and t < STEPS - 10:
             observe()
         optimizer.step()
-        if mode != "paper" and t < STEPS - 10:
+        if variant != "paper" and t < STEPS - 10:
             observe()
         budget = 24 if t <= 5 else 12 if t >= STEPS - 10 else int(12 + 12 * (1 - (t - 5) / (STEPS - 15)) ** 3)
         if t > 5 and (t % 3 == 0 or t > STEPS - 10):
@@ -157,17 +159,17 @@ def written_out(mode, steps, clip):
     return lams, masks
 
 
-@pytest.mark.parametrize("mode", ["exact", "original", "paper"])
+@pytest.mark.parametrize("variant", ["exact", "original", "paper"])
 @pytest.mark.parametrize("clip", [0.0, 0.05])
-def test_each_mode_follows_its_algorithm_written_out(mode, clip):
-    net, _, controller, optimizer = setup(mode=mode, dtype=torch.float64)
+def test_each_variant_follows_its_algorithm_written_out(variant, clip):
+    net, _, controller, optimizer = setup(variant=variant, dtype=torch.float64)
     lams, masks = [], []
     for t in range(STEPS):
         run(net, controller, optimizer, [t], clip=clip)
         lams.append(controller.bank.lam.clone())
         if controller.schedule.due(t):
             masks.append(controller.bank.mask.clone())
-    expected_lams, expected_masks = written_out(mode, STEPS, clip)
+    expected_lams, expected_masks = written_out(variant, STEPS, clip)
     assert len(masks) == len(expected_masks)
     assert all(torch.equal(a, b) for a, b in zip(masks, expected_masks, strict=True))
     for ours, theirs in zip(lams, expected_lams, strict=True):
@@ -175,25 +177,95 @@ def test_each_mode_follows_its_algorithm_written_out(mode, clip):
 
 
 def test_original_scales_by_alpha_over_rank_plus_1e_5():
-    _, adapters, _, _ = setup(mode="original")
+    _, adapters, _, _ = setup(variant="original")
     assert {a.scale for a in adapters.values()} == {8 / (4 + 1e-5)}
+
+
+def original(adapters):
+    schedule = adarank.schedules.cubic(24, 12, 0, 2, 9)
+    return adarank.RankController(adapters, score=adarank.scores.adalora(), schedule=schedule, variant="original")
+
+
+def test_two_controllers_of_the_original_scale_once():
+    net = Net()
+    adapters = adarank.adapt(net, rank=4)
+    expected = {8 / (4 + 1e-5)}
+    for _ in range(2):
+        original(adapters).attach(torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1))
+        assert {a.scale for a in adapters.values()} == expected
+    for adapter in adapters.values():
+        adapter.scale = 4.0  # a scale set afterwards is an α/r again
+    original(adapters).prepare_adapters()
+    assert {a.scale for a in adapters.values()} == {4.0 * (4 / (4 + 1e-5))}
+
+
+@pytest.mark.parametrize("pruned_triplets", ["frozen", "masked"])
+def test_creating_a_controller_changes_no_adapter(pruned_triplets):
+    net = Net()
+    adapters = adarank.adapt(net, rank=4)
+    for adapter in adapters.values():
+        adapter.lam.data.fill_(1.0)
+
+    def state():
+        settings = [(a.scale, a.masked, a.watch) for a in adapters.values()]
+        return settings, {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+    settings, tensors = state()
+    controller = adarank.RankController(
+        adapters,
+        score=adarank.scores.output(),
+        schedule=adarank.schedules.growing(12, 24, 0, 2, 9),
+        variant="original",
+        pruned_triplets=pruned_triplets,
+    )
+    now_settings, now_tensors = state()
+    assert now_settings == settings
+    assert all(torch.equal(now_tensors[name], tensor) for name, tensor in tensors.items())
+    net.double()  # it may still move before it is attached
+    controller.attach(torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1))
+    assert adarank.ranks(net) == dict.fromkeys(adapters, 2)
+    assert all(a.masked == (pruned_triplets == "masked") and a.watch is not None for a in adapters.values())
+    assert all(a.lam[~a.mask].any() == (pruned_triplets == "masked") for a in adapters.values())
+
+
+def test_a_plain_function_is_a_score():
+    found = []
+    for score in (
+        lambda bank: bank.lam.abs(),
+        Score(score=lambda buffers, bank: bank.lam.abs()),
+        adarank.scores.magnitude(),
+    ):
+        net, _, controller, optimizer = setup(score=score)
+        run(net, controller, optimizer, range(STEPS))
+        assert controller.buffers == {}
+        found.append(controller.bank.weight.clone())
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    with pytest.raises(NotImplementedError, match="without its function `score`"):
+        Score().score({}, controller.bank)
+
+
+def test_the_docstring_s_example_runs():
+    test = doctest.DocTestFinder().find(adarank.RankController, globs={"adarank": adarank, "torch": torch})[0]
+    assert test.examples
+    assert doctest.DocTestRunner().run(test).failed == 0
 
 
 def test_original_keeps_none_on_ties_where_exact_keeps_the_budget():
     kept = {}
-    for mode in ("exact", "original"):
-        net, _, controller, optimizer = setup(mode=mode, lr=0.0, gamma=0.0)
+    for variant in ("exact", "original"):
+        net, _, controller, optimizer = setup(variant=variant, lr=0.0, gamma=0.0)
         for _ in range(STEPS):
             (net(torch.zeros(1, 8)).sum() * 0).backward()  # no gradient at all: every score is 0
             controller.after_backward()
             optimizer.step()
             optimizer.zero_grad()
-        kept[mode] = int(controller.last_allocation.kept)
+        kept[variant] = int(controller.last_allocation.kept)
     assert kept == {"exact": 12, "original": 0}
 
 
 def test_initial_equal_to_final_budget_runs_at_a_constant_budget():
-    net, _, controller, optimizer = setup(rank=3, final=3, mode="original")
+    net, _, controller, optimizer = setup(rank=3, final=3, variant="original")
     run(net, controller, optimizer, range(STEPS))
     assert controller.bank.mask.all()
 
@@ -223,10 +295,10 @@ def test_stopped_and_resumed_is_bit_identical(stop, optimizer_type, tmp_path):
 def test_a_state_without_a_controller_or_of_another_one_is_refused():
     _, _, controller, optimizer = setup()
     plain = torch.optim.AdamW([p for g in optimizer.param_groups for p in g["params"]]).state_dict()
-    with pytest.raises(RuntimeError, match="holds no RankController"):
+    with pytest.raises(RuntimeError, match="has no RankController"):
         optimizer.load_state_dict(plain)
     _, _, _other, other_optimizer = setup(rank=3)
-    with pytest.raises(RuntimeError, match="the saved controller's mask is over 18 triplets"):
+    with pytest.raises(RuntimeError, match="the saved controller has 18 of 18 triplets left, this one has 24 of 24"):
         optimizer.load_state_dict(other_optimizer.state_dict())
     assert controller.step == 0
 
@@ -285,12 +357,12 @@ class TestMisWiringIsLoud:
     def test_a_schedule_for_another_number_of_triplets(self):
         adapters = adarank.adapt(Net(), rank=2)
         schedule = adarank.schedules.cubic(10, 6, 0, 2, 9)
-        with pytest.raises(adarank.SettingError, match="starts at 10 triplets, the adapters hold 12"):
+        with pytest.raises(adarank.SettingError, match=r"must start at 12 triplets, .* \(got 10\)"):
             adarank.RankController(adapters, score=adarank.scores.adalora(), schedule=schedule)
 
-    @pytest.mark.parametrize("option", ["mode", "pruned", "compaction"])
+    @pytest.mark.parametrize("option", ["variant", "pruned_triplets", "compaction"])
     def test_an_unknown_option(self, option):
-        with pytest.raises(adarank.SettingError, match=f"{option}='odd' is not known; valid"):
+        with pytest.raises(adarank.SettingError, match=rf"{option} must be one of .* \(got 'odd'\)"):
             setup(**{option: "odd"})
 
 

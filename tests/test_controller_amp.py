@@ -110,7 +110,7 @@ def test_scaled_gradients_are_observed_unscaled():
 
 
 def test_paper_mode_asks_for_unscaled_gradients():
-    net, _, controller, optimizer = setup(optimizer=fused, mode="paper")
+    net, _, controller, optimizer = setup(optimizer=fused, variant="paper")
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale(F.cross_entropy(net(data(0)[0]), data(0)[1])).backward()
     controller.after_backward(grad_scale=scaler.get_scale())

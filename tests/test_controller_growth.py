@@ -27,7 +27,15 @@ def sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.3, momentum=0.9, weight_decay=0.01)
 
 
-def setup(optimizer=adamw, adapter="svd", allocator=None, schedule="constant", pruned="frozen", start=START, **options):
+def setup(
+    optimizer=adamw,
+    adapter="svd",
+    allocator=None,
+    schedule="constant",
+    pruned_triplets="frozen",
+    start=START,
+    **options,
+):
     torch.manual_seed(0)
     net = Net()
     adapters = adarank.adapt(net, adapter, rank=HELD, train=["head"])
@@ -38,7 +46,7 @@ def setup(optimizer=adamw, adapter="svd", allocator=None, schedule="constant", p
         adapters,
         allocator=allocator or adarank.allocators.prune_expand(3),
         schedule=getattr(adarank.schedules, schedule)(start * n, final * n, t_i=3, t_f=8, total=STEPS, interval=4),
-        pruned=pruned,
+        pruned_triplets=pruned_triplets,
         **options,
     )
     optimizer = optimizer([p for p in net.parameters() if p.requires_grad])
@@ -68,12 +76,12 @@ def states(controller, optimizer):
     bank = controller.bank
     kinds = {k for s in optimizer.state.values() for k, v in s.items() if isinstance(v, torch.Tensor) and v.ndim}
     for kind in kinds:
-        blank = bank.cut(torch.zeros_like(bank.weight))
+        blank = bank.unflatten(torch.zeros_like(bank.weight))
         for (part, i), tensor in blank.items():
             value = optimizer.state.get(getattr(bank.adapters[i], part), {}).get(kind)
             if value is not None:
                 tensor.copy_(value)
-        found[kind] = bank.join(blank)
+        found[kind] = bank.flatten(blank)
     return found
 
 
@@ -88,7 +96,7 @@ def test_a_triplet_that_is_turned_on_starts_anew_and_nothing_else_changes(optimi
     on = bank.mask.clone()
     fresh = ~on & (torch.arange(bank.triplets) % 3 == 0)
     assert fresh.any()
-    where = bank.spread(fresh)
+    where = bank.broadcast_to_parameters(fresh)
     for buffer in [*controller.buffers.values(), *states(controller, optimizer).values()]:
         assert buffer[~where].any()  # there is something to leave alone
     # give the slots a past, as a triplet that was pruned has one
@@ -116,10 +124,10 @@ def test_a_triplet_that_is_turned_on_starts_anew_and_nothing_else_changes(optimi
         assert not buffer[where].any()
         assert torch.equal(buffer[~where], buffers[name][~where])
     after = states(controller, optimizer)
-    learns = bank.join(
+    learns = bank.flatten(
         {
             (part, i): torch.full_like(t, isinstance(getattr(bank.adapters[i], part), torch.nn.Parameter))
-            for (part, i), t in bank.cut(bank.weight).items()
+            for (part, i), t in bank.unflatten(bank.weight).items()
         }
     ).bool()
     for kind, value in after.items():
@@ -127,8 +135,8 @@ def test_a_triplet_that_is_turned_on_starts_anew_and_nothing_else_changes(optimi
         assert torch.equal(value[~where], before[kind][~where])
     assert all(torch.equal(optimizer.state[net.head.weight][k], v) for k, v in head_state.items())
     # as the default init draws them
-    pieces, old = bank.cut(bank.weight), bank.cut(weight)
-    turned = bank.cut(where)
+    pieces, old = bank.unflatten(bank.weight), bank.unflatten(weight)
+    turned = bank.unflatten(where)
     Q = torch.cat([pieces["Q", i][turned["Q", i]] for i in range(len(bank.adapters))])
     P = torch.cat([pieces["P", i][turned["P", i]] for i in range(len(bank.adapters))])
     lam = torch.cat([pieces["lam", i][turned["lam", i]] for i in range(len(bank.adapters))])
@@ -154,7 +162,7 @@ def test_a_frozen_lam_is_exactly_zero_after_every_step_and_its_gradient_is_dropp
             dropped.append(torch.cat([a.lam.grad for a in bank.adapters])[~bank.mask].abs().sum().item())
         controller.after_backward()
         assert not bank.lam_grad[~bank.mask].any()
-        assert not bank.grad[bank.spread(~bank.mask)].any()  # its factors' too, the penalty included
+        assert not bank.grad[bank.broadcast_to_parameters(~bank.mask)].any()  # its factors' too, the penalty included
         optimizer.step()
         optimizer.zero_grad()
         assert not bank.lam[~bank.mask].any()
@@ -182,7 +190,7 @@ def test_the_clipped_norm_does_not_know_how_many_slots_are_free():
             score=adarank.scores.adalora(),
             schedule=adarank.schedules.constant(START * n, START * n, t_i=3, t_f=8, total=STEPS, interval=4),
             penalty=adarank.penalties.orthogonality(0.7),
-            pruned="frozen",
+            pruned_triplets="frozen",
         )
         parameters = [p for p in net.parameters() if p.requires_grad]
         controller.attach(torch.optim.SGD(parameters, lr=0.1))
@@ -223,13 +231,13 @@ def test_stopped_and_resumed_is_bit_identical(kind, optimizer, adapter, stop, tm
 def test_a_controller_that_starts_below_what_is_held_shares_evenly():
     net, _, _, _ = setup()
     assert set(adarank.ranks(net).values()) == {START}
-    with pytest.raises(SettingError, match="the adapters hold 24"):
-        setup(pruned="learning", allocator=adarank.allocators.global_top())
+    with pytest.raises(SettingError, match="must start at 24 triplets"):
+        setup(pruned_triplets="trainable", allocator=adarank.allocators.global_top())
 
 
 def test_masked_triplets_keep_their_lam_and_stay_out_of_training_s_forward_pass():
     net, _, controller, optimizer = setup(
-        pruned="masked",
+        pruned_triplets="masked",
         allocator=adarank.allocators.global_top(),
         penalty=None,
         optimizer=lambda p: torch.optim.SGD(p, lr=0.3),
@@ -242,7 +250,7 @@ def test_masked_triplets_keep_their_lam_and_stay_out_of_training_s_forward_pass(
     net.train()
     backward(net, controller, 0)
     assert bank.lam_grad[bank.mask].all()
-    assert not bank.grad[bank.spread(~bank.mask)].any()
+    assert not bank.grad[bank.broadcast_to_parameters(~bank.mask)].any()
     out = bank.lam[~bank.mask].clone()
     off = ~bank.mask
     optimizer.step()
@@ -268,12 +276,11 @@ def test_a_budget_in_parameters_is_never_exceeded_and_little_is_left(kind, clamp
     adapters = adarank.adapt(net, "svd", rank=3, targets=["up", "down", "embed"])
     costs = [a.in_features + a.out_features + 1 for a in adapters.values()]
     assert len(set(costs)) == 2
-    more = {"names": list(adapters)} if kind == "by_family" else {}
     final = 2 * sum(costs) - 5  # no whole number of triplets
     controller = adarank.RankController(
         adapters,
         score=adarank.scores.adalora(),
-        allocator=getattr(adarank.allocators, kind)(**clamps, **more),
+        allocator=getattr(adarank.allocators, kind)(**clamps),
         schedule=adarank.schedules.cubic(3 * sum(costs), final, t_i=3, t_f=8, total=STEPS, interval=2),
         unit="parameters",
     )
@@ -308,11 +315,11 @@ def test_growth_in_parameters_stays_below_the_budget():
         allocator=adarank.allocators.grow(2),
         schedule=adarank.schedules.growing(sum(costs), 3 * sum(costs), t_i=3, t_f=8, total=STEPS, interval=4),
         unit="parameters",
-        pruned="frozen",
+        pruned_triplets="frozen",
     )
-    assert set(adarank.ranks(net).values()) == {1}
     optimizer = adamw([p for p in net.parameters() if p.requires_grad])
     controller.attach(optimizer)
+    assert set(adarank.ranks(net).values()) == {1}
     run(net, controller, optimizer, range(STEPS))
     last = controller.last_allocation
     assert last.budget == 3 * sum(costs)
@@ -342,7 +349,7 @@ def test_basis_singular_prunes_the_smallest_singular_values_of_all_modules(adapt
         adapters,
         score=adarank.scores.magnitude(),
         schedule=adarank.schedules.cubic(HELD * n, 2 * n, t_i=0, t_f=2, total=4, interval=2),
-        basis="singular",
+        svd_before_allocation=True,
     )
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.0)
     controller.attach(optimizer)
@@ -393,11 +400,13 @@ def test_a_penalty_alone_needs_neither_score_nor_schedule(adapter):
 
 
 def test_clamps_that_cannot_be_kept_are_refused_at_the_start():
-    with pytest.raises(SettingError, match=r"allocator\.min_rank=3 takes 18 triplets"):
+    with pytest.raises(SettingError, match=r"allocator\.min_rank must be at most 2 \(got 3, which takes 18 triplets"):
         setup(allocator=adarank.allocators.prune_expand(min_rank=3))
-    with pytest.raises(SettingError, match=r"allocator\.max_rank=1 leaves room for 6 triplets"):
+    with pytest.raises(
+        SettingError, match=r"allocator\.max_rank must be at least 2 \(got 1, which leaves room for 6 triplets"
+    ):
         setup(allocator=adarank.allocators.prune_expand(max_rank=1))
-    with pytest.raises(SettingError, match="which counts parameters"):
+    with pytest.raises(SettingError, match=r"budget\.unit must be parameters"):
         setup(allocator=adarank.allocators.by_cost())
 
 
@@ -405,7 +414,7 @@ def test_clamps_that_cannot_be_kept_are_refused_at_the_start():
 def test_without_a_free_slot_there_is_nothing_to_grow(allocator):
     adapters = adarank.adapt(Net(), rank=2)
     schedule = adarank.schedules.constant(12, 12, 2, 4, 20)
-    with pytest.raises(adarank.SettingError, match=r"capacity: all 12 triplets .* are on from the start"):
+    with pytest.raises(adarank.SettingError, match=r"max_rank_factor must be above 1 .* all 12 triplets"):
         adarank.RankController(
-            adapters, score=adarank.scores.adalora(), schedule=schedule, allocator=allocator, pruned="frozen"
+            adapters, score=adarank.scores.adalora(), schedule=schedule, allocator=allocator, pruned_triplets="frozen"
         )

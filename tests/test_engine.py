@@ -1,4 +1,4 @@
-"""The engine inside what people train with: activation checkpointing, torch.compile, DDP, half-precision bases, copies."""
+"""The engine with activation checkpointing, torch.compile, DDP, half-precision bases and copied models."""
 
 import json
 import subprocess
@@ -159,7 +159,7 @@ def test_a_step_reads_nothing_back_from_the_device():
             controller.after_backward()
             controller._after_step(optimizer)
         controller.step -= 1
-        controller._armed = True
+        controller._ready = True
         optimizer.step()
         optimizer.zero_grad()
 
@@ -172,42 +172,42 @@ from tests.test_controller import STEPS, data, setup
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()
-net, adapters, controller, optimizer = setup(dtype=torch.float64)
-wrapped = DDP(net, gradient_as_bucket_view=sys.argv[1] == "views")
-masks = []
-for t in range(STEPS):
-    x, y = data(t)
-    x, y = x.chunk(world)[rank], y.chunk(world)[rank]
-    F.cross_entropy(wrapped(x.double()), y).backward()
-    controller.after_backward()
-    torch.nn.utils.clip_grad_norm_([p for p in net.parameters() if p.requires_grad], 0.5)
-    optimizer.step()
-    optimizer.zero_grad()
-    masks.append(controller.bank.mask.tolist())
-found = [None] * world
-dist.all_gather_object(found, {"masks": masks, "weight": controller.bank.weight.tolist()})
+results = {}
+for buckets in ("views", "copies"):
+    net, adapters, controller, optimizer = setup(dtype=torch.float64)
+    wrapped = DDP(net, gradient_as_bucket_view=buckets == "views")
+    masks = []
+    for t in range(STEPS):
+        x, y = data(t)
+        x, y = x.chunk(world)[rank], y.chunk(world)[rank]
+        F.cross_entropy(wrapped(x.double()), y).backward()
+        controller.after_backward()
+        torch.nn.utils.clip_grad_norm_([p for p in net.parameters() if p.requires_grad], 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        masks.append(controller.bank.mask.tolist())
+    results[buckets] = [None] * world
+    dist.all_gather_object(results[buckets], {"masks": masks, "weight": controller.bank.weight.tolist()})
 if rank == 0:
-    print(json.dumps(found), flush=True)
+    print(json.dumps(results), flush=True)
 dist.barrier()
 os._exit(0)  # gloo's threads may abort an interpreter that winds down; what is tested is behind us
 """
 
 
-@pytest.mark.parametrize("buckets", ["views", "copies"])
-def test_two_ddp_processes_do_what_one_does_with_the_whole_batch(buckets):
+@pytest.fixture(scope="module")
+def of_two_processes():
+    """{kind of bucket: what each process found}, from one start."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
-    command += [
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=localhost:0",
-        "--no-python",
-        sys.executable,
-        "-c",
-        WORKER,
-        buckets,
-    ]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--no-python", sys.executable, "-c", WORKER]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    first, second = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[{")))
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"views"')))
+
+
+@pytest.mark.parametrize("buckets", ["views", "copies"])
+def test_two_ddp_processes_do_what_one_does_with_the_whole_batch(of_two_processes, buckets):
+    first, second = of_two_processes[buckets]
     assert first == second
     net, _, controller, optimizer = setup(dtype=torch.float64)
     masks = []

@@ -24,7 +24,7 @@ def data(step):
 METHODS = {
     "increlora": (adarank.scores.adalora, grow(H), "growing", 1),
     "elalora": (adarank.scores.adalora, prune_expand(B, K), "constant", 3),
-    "flexlora": (adarank.scores.spectral_entropy, prune_expand(B, worth="module"), "constant", 3),
+    "flexlora": (adarank.scores.spectral_entropy, prune_expand(B, importance_of="module"), "constant", 3),
 }
 
 
@@ -45,7 +45,7 @@ def under_test(method):
             rank * n, 3 * n, t_i=T_I, t_f=T_F, total=STEPS, interval=INTERVAL
         ),
         penalty=adarank.penalties.orthogonality(GAMMA),
-        pruned="frozen",
+        pruned_triplets="frozen",
     )
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=LR, momentum=MOMENTUM)
     controller.attach(optimizer)

@@ -32,7 +32,7 @@ def test_the_closed_form_is_autograd_s_gradient(adapters, squared, grad_scale):
     torch.testing.assert_close(orthogonality_value(bank, 0.3, squared), value.detach())
     for f in factors:
         f.grad = torch.ones_like(f)
-    bank.adopt()
+    bank.sync_views()
     orthogonality(0.3).add(bank, grad_scale, squared)
     for f, g in zip(factors, expected, strict=True):
         torch.testing.assert_close(f.grad, 1 + float(grad_scale or 1) * g)
@@ -53,5 +53,5 @@ def test_gamma_0_adds_nothing_and_a_negative_one_is_refused(adapters):
     bank = Bank(adapters)
     orthogonality(0.0).add(bank, None, False)
     assert not bank.grad.any()
-    with pytest.raises(adarank.SettingError, match=r"penalty\.gamma=-1 is negative"):
+    with pytest.raises(adarank.SettingError, match=r"penalty\.gamma must be at least 0 \(got -1\)"):
         orthogonality(-1)

@@ -1,20 +1,21 @@
-"""Baselines that add nothing to the model and train a part of it: the biases, or the head alone."""
+"""Baselines that add nothing to the model and train part of it: the biases, or the head alone."""
 
 from collections.abc import Sequence
 
 from torch import nn
 
-from adarank.adapters.bottleneck import bottlenecks_of
-from adarank.adapters.inject import trained_modules
-from adarank.adapters.lowrank import adapters_of
+from adarank.adapters.layers import wrappers_of
 from adarank.errors import SettingError
+from adarank.pieces import needs
+from adarank.targets import trained_modules
 
 
+@needs("model", "train")
 def bitfit(model: nn.Module, train: Sequence[str] = ()) -> dict[str, nn.Parameter]:
-    """BitFit (arXiv 2106.10199): every bias trains, those of the LayerNorms too, and all else is frozen.
+    """BitFit (arXiv 2106.10199): train every bias, those of the LayerNorms included, and freeze all other parameters.
 
-    train: suffixes of modules that train whole (the head). Returns {parameter name: bias}. It has no rank: its size is
-    the model's. Raises SettingError, before anything is changed, where the model has no bias (Llama) or has adapters.
+    train: endings of the names of modules that are trained as a whole (the head). Returns {parameter name: bias}. The
+    number of biases is the model's: there is no rank. Raises SettingError where it has no bias (Llama) or has adapters.
     """
     biases = {n: p for n, p in model.named_parameters() if n.rpartition(".")[2].endswith("bias")}
     if not biases:
@@ -25,19 +26,24 @@ def bitfit(model: nn.Module, train: Sequence[str] = ()) -> dict[str, nn.Paramete
     return biases
 
 
+@needs("model", "train")
 def head(model: nn.Module, train: Sequence[str]) -> dict[str, nn.Parameter]:
-    """Train only the modules named in `train` (suffixes), the head say, and freeze all else.
+    """Train only the modules named in `train` (endings of names), such as the head, and freeze all other parameters.
 
-    Returns {parameter name: parameter} of what trains. Raises SettingError, before anything is changed.
+    Returns {parameter name: parameter} of all trained parameters. Raises SettingError, before anything is changed,
+    where `train` is empty (the model has no head for its task) or names no module, or the model has adapters.
     """
     if not train:
-        raise SettingError("train=[] leaves nothing to train; name at least one module, the head say")
+        raise SettingError(
+            f"there is no head to train: {type(model).__name__} has none of its own for this task (train=[]); name at "
+            "least one module, or choose another method"
+        )
     _only(model, train)
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _only(model: nn.Module, train: Sequence[str]) -> None:
-    if adapters_of(model) or bottlenecks_of(model):
+    if wrappers_of(model):
         raise SettingError("the model already has adapters; start from a freshly loaded base")
     trained = trained_modules(model, train)
     model.requires_grad_(False)

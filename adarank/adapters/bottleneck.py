@@ -1,4 +1,4 @@
-"""The bottleneck adapter: a small residual network behind a frozen layer (arXiv 1902.00751, 2005.00247).
+"""The bottleneck adapter: a small residual network after a frozen layer (arXiv 1902.00751, 2005.00247).
 
     before                  after
     parent                  parent
@@ -9,68 +9,51 @@
 
 With f(h) = up·act(down·h + down_bias) + up_bias of width m, the layer becomes
 
-    behind a projection, y = base(x):            y + f(y)
+    after a projection, y = base(x):             y + f(y)
     around a LayerNorm of the residual sum z:    LN(z + f(LN(z)))
 
-The first is Houlsby's. The second is Pfeiffer's in a post-norm model as AdapterHub's code computes it: f reads what the
-LayerNorm made of h + t (h from the FFN, t the residual) and is added to h before h + t is normalised again.
+The first is Houlsby's. The second is Pfeiffer's in a post-norm model as AdapterHub's code computes it: f reads the
+LayerNorm's output for h + t (h from the FFN, t the residual) and is added to h before h + t is normalised again.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, layer_of
+from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, Wrapper, layer_of, wrappers_of
+from adarank.errors import SettingError, whole_number
+from adarank.pieces import needs
+from adarank.targets import Targets, find_targets, matches, near, resolve_places, sides, trained_modules, wanted_names
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 PARTS = ("down", "down_bias", "up", "up_bias")
 STD = 0.02  # of down, as AdapterHub's init_weights="bert" draws it
 
 
-class Bottleneck(nn.Module):
-    """A frozen layer with a trainable bottleneck of `width` units behind it.
+class Bottleneck(Wrapper):
+    """A frozen layer followed by a trainable bottleneck of `width` units.
 
     base: see `features_of`; activation: a name in ACTIVATIONS. All its parameters are created at 0 (see `draw`), on the
     base's device, in fp32 or, where the base is wider, in the base's dtype; it computes in the layer's output dtype.
     """
 
-    base: Any
-
     def __init__(self, base: nn.Module, width: int, activation: str) -> None:
-        super().__init__()
+        super().__init__(base)
         features = features_of(base)
-        assert features is not None, f"{type(base).__name__} is no layer that a bottleneck can follow"
-        self.base = base.requires_grad_(False)
+        assert features is not None, f"{type(base).__name__} is not a layer that a bottleneck can follow"
         self.features, self.width, self.activation = features, width, activation
-        self.enabled = True
-        weight = self.base.weight
-        known = weight.dtype if weight.dtype.is_floating_point else torch.float32  # a quantised one is stored as bytes
-        like = {"device": weight.device, "dtype": torch.promote_types(known, torch.float32)}
-        self.down = nn.Parameter(torch.zeros(width, features, **like))
-        self.down_bias = nn.Parameter(torch.zeros(width, **like))
-        self.up = nn.Parameter(torch.zeros(features, width, **like))
-        self.up_bias = nn.Parameter(torch.zeros(features, **like))
-
-    # A wrapped layer is still asked for these by some models (T5 reads wo.weight.dtype, say).
-    @property
-    def weight(self) -> Any:
-        return self.base.weight
-
-    @property
-    def bias(self) -> Any:
-        return self.base.bias
+        self.down = nn.Parameter(torch.zeros(width, features, **self.like))
+        self.down_bias = nn.Parameter(torch.zeros(width, **self.like))
+        self.up = nn.Parameter(torch.zeros(features, width, **self.like))
+        self.up_bias = nn.Parameter(torch.zeros(features, **self.like))
 
     @torch.no_grad()
     def draw(self) -> None:
-        """down ~ N(0, 0.02²) from torch's global generator; with up at 0, f = 0 and the model's function is kept."""
+        """Draw down ~ N(0, 0.02²) from torch's global generator; with up at 0, f = 0 and the model is unchanged."""
         self.down.normal_(0.0, STD)
-
-    def own(self) -> list[nn.Parameter]:
-        """The bottleneck's parameters: 2·m·d + m + d numbers."""
-        return [getattr(self, part) for part in PARTS]
 
     def change(self, h: Tensor) -> Tensor:
         """f(h), [..., d] -> [..., d]."""
@@ -90,7 +73,7 @@ class Bottleneck(nn.Module):
 
 
 def features_of(base: nn.Module) -> int | None:
-    """d, the width of what `base` puts out: nn.Linear, GPT-2's Conv1D, a 4-bit linear, or nn.LayerNorm over the last
+    """d, the width of the output of `base`: nn.Linear, GPT-2's Conv1D, a 4-bit linear, or nn.LayerNorm over the last
     axis. None for other layers, which a bottleneck cannot follow."""
     if isinstance(base, nn.LayerNorm):
         return base.normalized_shape[0] if len(base.normalized_shape) == 1 and base.elementwise_affine else None
@@ -101,3 +84,84 @@ def features_of(base: nn.Module) -> int | None:
 def bottlenecks_of(model: nn.Module) -> dict[str, Bottleneck]:
     """The bottlenecks in `model`, by module name, in the model's order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Bottleneck)}
+
+
+@needs("model", "rank", "targets", "train")
+def bottlenecks(
+    model: nn.Module,
+    places: Targets,
+    rank: int = 8,
+    targets: Targets = "all-linear",
+    activation: Literal["gelu", "relu", "silu"] = "gelu",
+    norms: bool = False,
+    train: Sequence[str] = (),
+) -> dict[str, Bottleneck]:
+    """Put a bottleneck after each of `places` and freeze everything else (arXiv 1902.00751, 2005.00247).
+
+    places: the layers to follow: "houlsby" or "pfeiffer", where those papers put them in the model's architecture, or
+    the endings of names or one regular expression, like `targets` of `adarank.adapt`: output projections (see `bottleneck`), or the LayerNorms of a post-norm model. rank, targets: the
+    width is the one whose number of parameters is closest to that of LoRA with this rank on these targets (see
+    `width_like_lora`). norms: the LayerNorms are trained, too, and count against the budget (Houlsby's paper;
+    AdapterHub leaves them frozen). train: endings of the names of modules that stay trainable, such as the head.
+
+    Returns {module name: bottleneck}, in the model's order. Raises SettingError, before anything is changed.
+    """
+    if wrappers_of(model):
+        raise SettingError("the model already has adapters; start from a freshly loaded base")
+    if activation not in ACTIVATIONS:
+        raise SettingError(f"activation must be one of {', '.join(ACTIVATIONS)} (got {activation!r})")
+    rank = whole_number("rank", rank)
+    architecture = getattr(getattr(model, "config", None), "model_type", "")
+    names = find_places(model, resolve_places(architecture, places))
+    trained = trained_modules(model, train)
+    of_norms = [p for norm in norms_of(model) for p in norm.parameters(recurse=False)] if norms else []
+    width = width_like_lora(model, names, rank, targets, sum(p.numel() for p in of_norms))
+    added = insert(model, dict.fromkeys(names, (width, activation)))
+    for bottleneck in added.values():
+        bottleneck.draw()
+    for parameter in of_norms:
+        parameter.requires_grad_(True)
+    for name in trained:
+        model.get_submodule(name).requires_grad_(True)
+    return added
+
+
+def width_like_lora(model: nn.Module, places: Sequence[str], rank: int, targets: Targets, spent: int = 0) -> int:
+    """The width m, at least 1, at which bottlenecks in all `places` have as many parameters as LoRA.
+
+        m = round((rank·Σ_targets (d_in + d_out) − Σ_places d − spent) / Σ_places (2d + 1))
+
+    A place takes 2d + 1 parameters for each unit of width, and d for its upper bias; spent: other parameters that count
+    against the budget. The two numbers differ by at most half a unit of width, unless m would be less than 1.
+    """
+    budget = rank * sum(sum(sides(model, name)) for name in find_targets(model, targets))
+    d = [features_of(model.get_submodule(name)) or 0 for name in places]
+    return max(1, round((budget - sum(d) - spent) / sum(2 * n + 1 for n in d)))
+
+
+def find_places(model: nn.Module, places: Targets) -> list[str]:
+    """Module names that `places` selects. Raises SettingError where one matches no layer that a bottleneck can follow."""
+    wanted, regex = wanted_names("places", places)
+    layers = [name for name, module in model.named_modules() if name and features_of(module) is not None]
+    for place in wanted:
+        if not any(matches(name, place, regex) for name in layers):
+            raise SettingError(
+                f"places={place!r} matches no projection or LayerNorm; near names: {near(place, layers)}"
+            )
+    return [name for name in layers if any(matches(name, place, regex) for place in wanted)]
+
+
+def norms_of(model: nn.Module) -> list[nn.Module]:
+    """Every LayerNorm or RMSNorm, recognised by the ending of its class's name (T5LayerNorm, LlamaRMSNorm)."""
+    return [module for module in model.modules() if type(module).__name__.endswith("Norm")]
+
+
+def insert(model: nn.Module, plan: Mapping[str, tuple[int, str]]) -> dict[str, Bottleneck]:
+    """Freeze `model` and add bottlenecks by `plan`, {module name: (width, activation)}, with all parameters at 0."""
+    model.requires_grad_(False)
+    added = {}
+    for name, (width, activation) in plan.items():
+        base = model.get_submodule(name)
+        added[name] = Bottleneck(base, width, activation).train(base.training)
+        model.set_submodule(name, added[name])
+    return added

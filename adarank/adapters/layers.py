@@ -1,15 +1,15 @@
-"""The layers that a low-rank adapter can wrap: what it needs to know of each kind, and nothing else.
+"""The types of layer that a low-rank adapter can wrap, and what it needs to know about each.
 
 A layer's weight is thought of as one matrix W [d_out, d_in] and its low-rank change as ΔW = s·Pᵀ diag(λ) Q:
 
-    kind         matrix W                      low-rank path, x -> Pᵀ (gain ⊙ Q x)
+    type         matrix W                      low-rank path, x -> Pᵀ (gain ⊙ Q x)
     Linear       weight                        two products
     Conv1D       weightᵀ (GPT-2's linear)      two products
     Conv2d       [out, in·kh·kw]               a convolution with r kernels Q, a 1 × 1 convolution with Pᵀ
     Embedding    weightᵀ [dim, entries]        columns of Q looked up, then a product
     Linear4bit   weight, dequantised           two products in the input's dtype
 
-Conv1D and Linear4bit are known by their names, so that neither Transformers nor bitsandbytes is imported here.
+Conv1D and Linear4bit are recognised by their names, so that neither Transformers nor bitsandbytes is imported here.
 """
 
 import math
@@ -29,8 +29,8 @@ Delta = Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Layer(NamedTuple):
-    """One kind of layer. size(base) -> (d_in, d_out); matrix(base) -> W [d_out, d_in], a view where it can be one;
-    delta: see above; merged(base, ΔW, sign) -> the module that computes W + sign·ΔW, by default base itself, changed."""
+    """One type of layer. size(base) -> (d_in, d_out); matrix(base) -> W [d_out, d_in], a view where possible; delta:
+    see above; merged(base, ΔW, sign) -> the module that computes W + sign·ΔW, usually base itself, changed in place."""
 
     name: str
     size: Callable[[Any], tuple[int, int]]
@@ -91,19 +91,6 @@ def _merged_4bit(base: Any, delta: Tensor, sign: int) -> nn.Module:
     return plain.requires_grad_(False).train(base.training)
 
 
-def _weight(base: Any) -> Tensor:
-    weight: Tensor = base.weight
-    return weight
-
-
-def _transposed(base: Any) -> Tensor:
-    return _weight(base).t()
-
-
-def _flat(base: Any) -> Tensor:
-    return _weight(base).flatten(1)
-
-
 def _features(base: Any) -> tuple[int, int]:
     return base.in_features, base.out_features
 
@@ -113,22 +100,23 @@ def _sides(base: Any) -> tuple[int, int]:
     return d_in, d_out
 
 
-def _kernel_sides(base: Any) -> tuple[int, int]:
-    d_out, d_in = _flat(base).shape
-    return d_in, d_out
-
-
 _turned = _shift(lambda base, delta: delta.t())
-LINEAR = Layer("Linear", _features, _weight, _products, _shift(lambda base, delta: delta))
-CONV1D = Layer("Conv1D", _sides, _transposed, _products, _turned)
-CONV2D = Layer("Conv2d", _kernel_sides, _flat, _convolve, _shift(lambda base, delta: delta.view(base.weight.shape)))
-EMBEDDING = Layer("Embedding", _sides, _transposed, _look_up, _turned)
+LINEAR = Layer("Linear", _features, lambda base: base.weight, _products, _shift(lambda base, delta: delta))
+CONV1D = Layer("Conv1D", _sides, lambda base: base.weight.t(), _products, _turned)
+CONV2D = Layer(
+    "Conv2d",
+    lambda base: (base.weight[0].numel(), len(base.weight)),
+    lambda base: base.weight.flatten(1),
+    _convolve,
+    _shift(lambda base, delta: delta.view(base.weight.shape)),
+)
+EMBEDDING = Layer("Embedding", _sides, lambda base: base.weight.t(), _look_up, _turned)
 LINEAR_4BIT = Layer("Linear4bit", _features, _dequantised, _products, _merged_4bit)
-KINDS = (LINEAR, CONV1D, CONV2D, EMBEDDING, LINEAR_4BIT)
+LAYER_TYPES = (LINEAR, CONV1D, CONV2D, EMBEDDING, LINEAR_4BIT)
 
 
 def layer_of(base: nn.Module) -> Layer | None:
-    """The kind of `base`, None where it cannot be wrapped: subclasses that look up or convolve in their own way, say."""
+    """The type of `base`; None where it cannot be wrapped, like subclasses with their own lookup or convolution."""
     name = type(base).__name__
     if name == "Linear4bit":
         return LINEAR_4BIT
@@ -136,19 +124,54 @@ def layer_of(base: nn.Module) -> Layer | None:
         return CONV1D
     if isinstance(base, nn.Linear):
         return LINEAR
-    if isinstance(base, nn.Conv2d) and _convolves(type(base)):
+    cls: Any = type(base)
+    if isinstance(base, nn.Conv2d) and (cls.forward, cls._conv_forward) == (nn.Conv2d.forward, nn.Conv2d._conv_forward):
         return CONV2D
-    if isinstance(base, nn.Embedding) and type(base).forward is nn.Embedding.forward:
+    if isinstance(base, nn.Embedding) and cls.forward is nn.Embedding.forward:
         return EMBEDDING
     return None
 
 
-def _convolves(kind: type[nn.Conv2d]) -> bool:
-    return kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
+def known_layer(base: nn.Module) -> Layer:
+    """The type of `base`, a layer that can be wrapped."""
+    layer = layer_of(base)
+    assert layer is not None, f"{type(base).__name__} is not a layer that can be wrapped"
+    return layer
+
+
+class Wrapper(nn.Module):
+    """A frozen layer, `base`, and the parameters that are trained around it; bypassed where `enabled` is false.
+
+    like: the device and dtype of those parameters, the base's, but at least fp32.
+    """
+
+    base: Any
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.enabled = True
+        weight = self.base.weight
+        known = weight.dtype if weight.dtype.is_floating_point else torch.float32  # a quantised one is stored as bytes
+        self.like = {"device": weight.device, "dtype": torch.promote_types(known, torch.float32)}
+
+    # A wrapped layer is still asked for these by some models (T5 reads wo.weight.dtype, say).
+    @property
+    def weight(self) -> Any:
+        return self.base.weight
+
+    @property
+    def bias(self) -> Any:
+        return self.base.bias
+
+
+def wrappers_of(model: nn.Module) -> dict[str, Wrapper]:
+    """All adapters in `model`, low-rank ones and bottlenecks, by module name, in the model's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Wrapper)}
 
 
 def refusal(base: nn.Module, parent: nn.Module) -> str | None:
-    """Why a layer of a known kind, a child of `parent`, cannot be wrapped as it is, else None."""
+    """Why a layer of a known type, a child of `parent`, cannot be wrapped; None where it can."""
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads its weight without calling it"
     if isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
@@ -157,33 +180,33 @@ def refusal(base: nn.Module, parent: nn.Module) -> str | None:
             "(torch.backends.mha.set_fastpath_enabled(False) switches it off)"
         )
     if isinstance(base, nn.Conv2d) and base.groups != 1:
-        return f"it is a convolution in {base.groups} groups, which has no one matrix"
+        return f"it is a convolution in {base.groups} groups, whose weight is not one matrix"
     if isinstance(base, nn.Embedding) and (base.max_norm is not None or base.sparse or base.scale_grad_by_freq):
-        return "it is an embedding with max_norm, or with sparse gradients or such scaled by frequency"
+        return "it is an embedding with max_norm, sparse gradients or scale_grad_by_freq"
     weight: Any = base.weight
     if layer_of(base) is not LINEAR_4BIT and not weight.dtype.is_floating_point:
-        return f"its weight is stored as {weight.dtype}, which takes no sum"
+        return f"its weight is stored as {weight.dtype}, to which ΔW cannot be added"
     return None
 
 
 def numel(parameter: Tensor) -> int:
-    """The weights that a parameter stands for; a 4-bit one stores two in a byte."""
+    """The number of weights that a parameter holds; a 4-bit one stores two in a byte."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else math.prod(state.shape)
 
 
 def keep_gradients(model: nn.Module) -> None:
-    """Keep 4-bit layers in the format that gradients pass.
+    """Keep 4-bit layers in the format that lets gradients through.
 
-    On CPUs with AVX512-BF16, bitsandbytes repacks a layer at its first evaluation for inference alone: no gradient
-    passes it any more, and its scales are rounded to bf16. Raises SettingError for a layer that it has repacked.
+    On CPUs with AVX512-BF16, bitsandbytes repacks a layer for inference at its first evaluation: gradients no longer
+    pass, and its scales are rounded to bf16. Raises SettingError for a layer that has been repacked.
     """
     for name, module in model.named_modules():
         if layer_of(module) is not LINEAR_4BIT:
             continue
         if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
             raise SettingError(
-                f"the 4-bit layer {name} was repacked for inference when it was evaluated, and gradients do not pass "
-                "it; adapt a freshly loaded model before its first evaluation"
+                f"the 4-bit layer {name} was repacked for inference when it was evaluated, and lets no gradients "
+                "through; adapt a freshly loaded model before its first evaluation"
             )
         module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

@@ -5,19 +5,19 @@
     └── query: Linear           └── query: LowRank
                                     ├── base: Linear   (the same object, frozen)
                                     ├── Q    [r, d_in]
-                                    ├── lam  [r]       a Parameter for "svd", a constant 1 for "lora"
+                                    ├── lam  [r]       a Parameter where λ is trained, else a constant 1
                                     ├── P    [r, d_out]
                                     └── mask [r] bool  False: pruned
 
 Row i of Q, entry i of λ and row i of P are triplet i, so that dropping triplets is dropping rows. In AdaLoRA's
 notation (arXiv 2303.10512, eq. 3) P is our Pᵀ; in LoRA's (arXiv 2106.09685) A is Q and B is Pᵀ.
 
-An init may start at ΔW₀ ≠ 0 and take ΔW₀ out of the base's weight, so that the model's function is kept (PiSSA, OLoRA,
-LoRA-GA). The adapter then remembers ΔW₀ = start_Pᵀ start_Q, and everything that leaves it (a saved adapter, `disabled`)
-is relative to the original weight.
+An init may start at ΔW₀ ≠ 0 and subtract ΔW₀ from the base's weight, so that the model computes the same function
+(PiSSA, OLoRA, LoRA-GA). The adapter then remembers ΔW₀ = start_Pᵀ start_Q, and everything derived from it (a saved
+adapter, `disabled`) is relative to the original weight.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,24 +25,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adarank.adapters.fused import lowrank_linear
-from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, Layer, layer_of
+from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, Layer, Wrapper, keep_gradients, known_layer
+from adarank.adapters.parametrisation import Parametrisation, find
 from adarank.errors import SettingError
 
-KINDS = ("svd", "lora")
+FACTORS = ("Q", "lam", "P")
+START = ("start_Q", "start_P")  # of the ΔW₀ that an init subtracted from the base
 
 
-class LowRank(nn.Module):
+class LowRank(Wrapper):
     """A frozen layer with r trainable triplets.
 
-    base: a layer of a kind in `layers.KINDS`; kind: "svd" (λ learns) or "lora" (λ is the constant 1); scale: s, fixed
-    from here on; dropout: probability of dropping an input of the low-rank path while training (an embedding has none). The factors are
-    created uninitialised but for λ (an init fills them), on the base's device, in fp32 or, where the base is wider, in
-    the base's dtype. in_features, out_features: the sides d_in, d_out of the layer's one matrix.
+    base: a layer of one of `layers.LAYER_TYPES`. kind: a parametrisation or its name ("svd", "lora"). scale: s.
+    dropout: the probability of dropping an input of the low-rank path in training (an embedding has none). The factors
+    are created on the base's device, in fp32 or, where the base is wider, in the base's dtype. All but λ, which is 1,
+    are uninitialised: an init fills them. in_features, out_features: the sides d_in, d_out of the layer's one matrix.
 
     masked: training, too, computes with λ ⊙ mask. watch: called as watch(adapter, x) in every training pass.
     """
 
-    base: Any
     Q: Tensor
     lam: Tensor
     P: Tensor
@@ -50,48 +51,41 @@ class LowRank(nn.Module):
     start_Q: Tensor | None
     start_P: Tensor | None
 
-    def __init__(self, base: nn.Module, kind: str, rank: int, scale: float, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.base = base.requires_grad_(False)
+    def __init__(
+        self, base: nn.Module, kind: str | Parametrisation, rank: int, scale: float, dropout: float = 0.0
+    ) -> None:
+        super().__init__(base)
         self.in_features, self.out_features = self.layer.size(base)
-        self.kind = kind
+        self.parametrisation = find(kind)
         self.scale = scale
+        self.original_scale: float | None = None  # the scale that variant="original" set (see RankController)
         self.dropout = dropout
-        self.enabled = True
         self.fused = True  # False: the plain-autograd reference below
         self.masked = False
         self.watch: Callable[[LowRank, Tensor], None] | None = None
-        weight: Any = base.weight
-        known = (
-            weight.dtype if weight.dtype.is_floating_point else torch.float32
-        )  # a quantised weight is stored as bytes
-        device, dtype = weight.device, torch.promote_types(known, torch.float32)
-        self.Q = nn.Parameter(torch.empty(rank, self.in_features, device=device, dtype=dtype))
-        lam = torch.ones(rank, device=device, dtype=dtype)
-        if kind == "svd":
+        self.Q = nn.Parameter(torch.empty(rank, self.in_features, **self.like))
+        lam = torch.ones(rank, **self.like)
+        if self.parametrisation.learns_lambda:
             self.lam = nn.Parameter(lam)
         else:
             self.register_buffer("lam", lam)
-        self.P = nn.Parameter(torch.empty(rank, self.out_features, device=device, dtype=dtype))
-        self.register_buffer("mask", torch.ones(rank, device=device, dtype=torch.bool))
+        self.P = nn.Parameter(torch.empty(rank, self.out_features, **self.like))
+        for name, shape in self.parametrisation.extra.items():
+            size = shape(self.in_features, self.out_features)
+            self.register_parameter(name, nn.Parameter(torch.empty(size, **self.like)))
+        self.register_buffer("mask", torch.ones_like(lam, dtype=torch.bool))
         self.register_buffer("start_Q", None)
         self.register_buffer("start_P", None)
 
     @property
     def layer(self) -> Layer:
-        """What is known of the base's kind of layer."""
-        found = layer_of(self.base)
-        assert found is not None, f"{type(self.base).__name__} is no layer that can be wrapped"
-        return found
-
-    # A wrapped layer is still asked for these by some models (T5 reads wo.weight.dtype, say).
-    @property
-    def weight(self) -> Any:
-        return self.base.weight
+        """The base's layer type."""
+        return known_layer(self.base)
 
     @property
-    def bias(self) -> Any:
-        return self.base.bias
+    def kind(self) -> str:
+        """The name of its parametrisation: "svd", "lora"."""
+        return self.parametrisation.name
 
     @property
     def rank(self) -> int:
@@ -99,9 +93,20 @@ class LowRank(nn.Module):
         return self.Q.shape[0]
 
     @property
+    def learns_lambda(self) -> bool:
+        """Whether λ is trained; otherwise it is the constant 1."""
+        return isinstance(self.lam, nn.Parameter)
+
+    @property
     def triplet_cost(self) -> int:
-        """Trainable parameters of one triplet: d_in + d_out, and 1 where λ learns."""
-        return self.in_features + self.out_features + isinstance(self.lam, nn.Parameter)
+        """Trainable parameters of one triplet: d_in + d_out, and 1 where λ is trained."""
+        return self.in_features + self.out_features + self.learns_lambda
+
+    def replace(self, part: str, value: Tensor) -> None:
+        """Set a factor, as a new Parameter where it is trained."""
+        old = getattr(self, part)
+        trains = isinstance(old, nn.Parameter)
+        setattr(self, part, nn.Parameter(value, requires_grad=old.requires_grad) if trains else value)
 
     def effective_lam(self) -> Tensor:
         """λ with the pruned entries at zero, [r]: what evaluation, merge and export use."""
@@ -113,27 +118,27 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def start_from(self, Q: Tensor, P: Tensor) -> None:
-        """Remember ΔW₀ = Pᵀ Q (Q [r, d_in], P [r, d_out]; scale and λ absorbed) and take it out of the base's weight.
+        """Remember ΔW₀ = Pᵀ Q (Q [r, d_in], P [r, d_out]; scale and λ absorbed) and subtract it from the base's weight.
 
-        Once for an adapter; the factors must make ΔW = ΔW₀ for the model's function to be kept. Raises SettingError on a
-        4-bit base, where W − ΔW₀ would have to be quantised again.
+        At most once for each adapter. The model computes the same function if the factors make ΔW = ΔW₀. Raises
+        SettingError on a 4-bit base, where W − ΔW₀ would have to be quantised again.
         """
         if self.layer is LINEAR_4BIT:
             raise SettingError(
-                "init: one that takes ΔW out of the base cannot do so from a 4-bit weight, which would have to be "
-                "quantised again; valid: an init that keeps the base (default), or a base that is not quantised"
+                "init cannot subtract its ΔW from a 4-bit weight, which would have to be quantised again; choose an "
+                "init that keeps the base (init=default), or a base that is not quantised"
             )
-        assert self.start_Q is None, "the base already starts elsewhere"
+        assert self.start_Q is None, "an init has already changed the base"
         self.start_Q, self.start_P = Q.clone(), P.clone()
         self.base = self.layer.merged(self.base, P.t() @ Q, -1)
 
     def start(self) -> Tensor | None:
-        """ΔW₀ [d_out, d_in], which an init took out of the base's weight; None where it took nothing."""
+        """ΔW₀ [d_out, d_in], which an init subtracted from the base's weight; None where it left the base alone."""
         return None if self.start_Q is None or self.start_P is None else self.start_P.t() @ self.start_Q
 
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        """Take over ΔW₀ as well. A state dict without the base's weight leaves it to the base here to part with it."""
+        """Load ΔW₀ as well; where the state dict lacks the base's weight, ΔW₀ is subtracted from this base's own."""
         saved = [state_dict.get(prefix + part) for part in ("start_Q", "start_P")]
         if saved[0] is not None and saved[1] is not None:
             Q, P = (tensor.to(self.Q) for tensor in saved if tensor is not None)
@@ -147,7 +152,7 @@ class LowRank(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x -> base(x) + low-rank path. Training uses λ as it is (pruned triplets may learn), evaluation λ ⊙ mask."""
+        """x -> base(x) + low-rank path. Training uses all of λ (pruned triplets may learn), evaluation λ ⊙ mask."""
         base, Q, P = self.base, self.Q, self.P
         if not self.enabled:
             return self._original(x)
@@ -162,7 +167,8 @@ class LowRank(nn.Module):
         if self.fused and (layer is LINEAR or layer is CONV1D) and _is_plain(base, layer):
             weight = base.weight if layer is LINEAR else base.weight.t()
             return lowrank_linear(x, weight, base.bias, Q, lam, P, self.scale, dropped)
-        return base(x) + layer.delta(base, x if dropped is None else dropped, Q, lam * self.scale, P)  # type: ignore[no-any-return]
+        out: Tensor = base(x)
+        return out + layer.delta(base, x if dropped is None else dropped, Q, lam * self.scale, P)
 
     def _original(self, x: Tensor) -> Tensor:
         """What the layer computed before it was adapted."""
@@ -176,10 +182,9 @@ class LowRank(nn.Module):
 
 
 def _is_plain(base: nn.Module, layer: Layer) -> bool:
-    """Whether the fused path computes what `base(x)` would: an exact nn.Linear (or GPT-2's Conv1D), plain frozen
-    tensors, no hooks.
+    """Whether the fused path serves `base`: an exact nn.Linear (or GPT-2's Conv1D), plain frozen tensors, no hooks.
 
-    Asked in every forward pass, hence the short way to the tensors and hooks.
+    Called in every forward pass, so it reads the tensors and hooks from the module's own dictionaries.
     """
     if layer is LINEAR and type(base) is not nn.Linear:
         return False
@@ -198,17 +203,18 @@ def to_singular(adapter: LowRank) -> None:
     """Turn the factors, in place, into the singular value decomposition of their ΔW, largest value first.
 
     By QR of both factors and the SVD of an r × r matrix. svd: rows of Q and P orthonormal, λ = σ / s; lora: √(σ / s)
-    in both. The mask is applied first and then belongs to nothing: set a new one.
+    in both. The mask is applied to λ first and is meaningless afterwards: set a new one.
     """
-    Q, sigma, P = singular_triplets(adapter.Q, adapter.effective_lam(), adapter.P)
-    for tensor, value in zip((adapter.Q, adapter.lam, adapter.P), split(Q, sigma, P, adapter.kind), strict=True):
+    triplets = singular_triplets(adapter.Q, adapter.effective_lam(), adapter.P)
+    factors = adapter.parametrisation.split(*triplets)
+    for tensor, value in zip((adapter.Q, adapter.lam, adapter.P), factors, strict=True):
         tensor.copy_(value)
 
 
 @torch.no_grad()
 def singular_triplets(Q: Tensor, lam: Tensor, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The singular value decomposition of Pᵀ diag(λ) Q, from factors alone: (V [k, d_in], σ [k] falling, U [k, d_out]), the
-    rows of V and U orthonormal; k is r, or a side that is smaller."""
+    """The singular value decomposition of Pᵀ diag(λ) Q, from the factors alone: (V [k, d_in], σ [k] descending,
+    U [k, d_out]) with orthonormal rows of V and U; k is the smallest of r, d_in and d_out."""
     basis_in, R = torch.linalg.qr(Q.t())
     basis_out, S = torch.linalg.qr(P.t())
     U, sigma, Vt = torch.linalg.svd((S * lam) @ R.t(), full_matrices=False)
@@ -218,20 +224,26 @@ def singular_triplets(Q: Tensor, lam: Tensor, P: Tensor) -> tuple[Tensor, Tensor
 def original_change(
     scale: float, Q: Tensor, lam: Tensor, P: Tensor, start_Q: Tensor | None, start_P: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(Q, s·λ, P) of the change of the original weight: ΔW, less the ΔW₀ that an init took out of the base, as triplets
-    of weight −1 behind it."""
+    """(Q, s·λ, P) of ΔW − ΔW₀, the change of the original weight: the triplets of ΔW, then ΔW₀'s with weight −1."""
     if start_Q is None or start_P is None:
         return Q, lam * scale, P
     gain = torch.cat([lam * scale, -torch.ones_like(start_Q[:, 0])])
     return torch.cat([Q, start_Q]), gain, torch.cat([P, start_P])
 
 
-def split(V: Tensor, sigma: Tensor, U: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
-    """(Q, λ, P) of an adapter of this kind whose Pᵀ diag(λ) Q is Uᵀ diag(σ) V."""
-    if kind == "svd":
-        return V, sigma, U
-    root = sigma.sqrt().unsqueeze(1)
-    return V * root, torch.ones_like(sigma), U * root
+def wrap(
+    model: nn.Module, plan: Mapping[str, tuple[str | Parametrisation, int, float]], dropout: float
+) -> dict[str, LowRank]:
+    """Freeze `model` and wrap its layers by `plan`, {module name: (kind, rank, scale)}, without filling the factors."""
+    keep_gradients(model)
+    model.requires_grad_(False)
+    adapters = {}
+    for name, (kind, rank, scale) in plan.items():
+        base, parametrisation = model.get_submodule(name), find(kind)
+        adapter = (parametrisation.module or LowRank)(base, parametrisation, rank, scale, dropout)
+        model.set_submodule(name, adapter.train(base.training))
+        adapters[name] = adapter
+    return adapters
 
 
 def adapters_of(model: nn.Module) -> dict[str, LowRank]:

@@ -1,4 +1,4 @@
-"""Adapters into the weights and out again."""
+"""Merge adapters into the weights, take them out again, and bypass them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,46 +8,59 @@ import torch
 from torch import nn
 
 from adarank.adapters.bottleneck import bottlenecks_of
+from adarank.adapters.layers import wrappers_of
 from adarank.adapters.lowrank import adapters_of
 from adarank.errors import SettingError
 
-_MERGED = "_adarank_merged"  # {module name: adapter}, kept beside the model's modules, out of its state dict
+_MERGED = "_adarank_merged"  # {module name: adapter}, kept out of the model's modules and of its state dict
 
 
 def is_merged(model: nn.Module) -> bool:
-    """Whether `merge` put the adapters aside."""
+    """Whether `merge` has set the adapters aside."""
     return _MERGED in model.__dict__
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
     """Add every ΔW = s·Pᵀ diag(λ ⊙ mask) Q to its weight and leave the plain base modules in place.
 
-    The state dict is then the plain model's, and inference costs what the base's costs. The sum is taken in the
+    The state dict is then that of the plain model, and inference costs as much as the base's. The sum is taken in the
     factors' dtype (at least fp32) and rounded once to the weight's. A 4-bit layer becomes a plain nn.Linear, with a
-    warning. Raises SettingError where there is nothing to merge, and for bottlenecks, which have no merge.
+    warning. Raises SettingError where there is nothing to merge, and for bottlenecks, which cannot be merged.
+
+    Example:
+        >>> import adarank, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Tanh()).eval()
+        >>> _ = adarank.adapt(model, rank=2, init="pissa")
+        >>> x = torch.ones(1, 4)
+        >>> before = model(x)
+        >>> merge(model)
+        >>> type(model[0]).__name__, torch.allclose(model(x), before, atol=1e-6)
+        ('Linear', True)
+        >>> unmerge(model)
+        >>> type(model[0]).__name__, torch.allclose(model(x), before, atol=1e-6)
+        ('LowRank', True)
     """
     if bottlenecks_of(model):
         raise SettingError(
-            "bottleneck adapters cannot be merged, since a non-linearity stands between them and the weights; they stay "
-            "in the model, which is what they cost at inference"
+            "bottleneck adapters cannot be merged, because they contain a non-linearity; they stay in the model and "
+            "cost time at inference"
         )
     adapters = adapters_of(model)
     if not adapters:
         raise SettingError("the model has no adapters to merge; call adarank.adapt or adarank.load_adapter first")
     for name, adapter in adapters.items():
-        _put(model, name, adapter.layer.merged(adapter.base, adapter.delta(), 1))
+        model.set_submodule(name, adapter.layer.merged(adapter.base, adapter.delta(), 1))
     model.__dict__[_MERGED] = adapters
 
 
 @torch.no_grad()
 def unmerge(model: nn.Module) -> None:
-    """Put the adapters of the last `merge` back and take ΔW out of the weights again: its inverse within rounding."""
+    """Undo the last `merge` within rounding: subtract ΔW from the weights and put the adapters back.
+
+    Raises SettingError where the model was not merged. See `merge` for an example.
+    """
     adapters = model.__dict__.pop(_MERGED, None)
     if adapters is None:
         raise SettingError("the model was not merged by adarank.merge, so there is nothing to unmerge")
@@ -57,20 +70,34 @@ def unmerge(model: nn.Module) -> None:
             adapter.base = merged  # the same module, unless the model was copied since
         adapter.to(merged.weight.device)
         adapter.base = adapter.layer.merged(adapter.base, adapter.delta(), -1)
-        _put(model, name, adapter.train(merged.training))
+        model.set_submodule(name, adapter.train(merged.training))
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Inside the `with`, the adapters are passed over: the model computes what its original base computes.
+    """Inside the `with`, the adapters are bypassed and the model computes what its original base computes.
 
-    What trains outside the adapters stays as trained: the head, and all that BitFit changes. Raises SettingError where
-    the model has no adapter to pass over, since it would not be the base: merged, or trained by BitFit, say.
+    Parameters that were trained outside the adapters keep their values: the head, and all that BitFit changes. Raises
+    SettingError where the model has no adapter to bypass and so would not be the base: after `merge`, or with BitFit.
+
+    Example:
+        >>> import adarank, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Tanh()).eval()
+        >>> x = torch.ones(1, 4)
+        >>> before = model(x)
+        >>> adapters = adarank.adapt(model, rank=2)
+        >>> _ = nn.init.ones_(adapters["0"].lam)
+        >>> with disabled(model):
+        ...     torch.equal(model(x), before)
+        True
+        >>> torch.equal(model(x), before)
+        False
     """
-    adapters: list[Any] = [*adapters_of(model).values(), *bottlenecks_of(model).values()]
+    adapters = wrappers_of(model).values()
     if not adapters:
         raise SettingError(
-            "the model has no adapters to pass over; if they are merged, call adarank.unmerge first, and keep a copy of "
+            "the model has no adapters to bypass; if they are merged, call adarank.unmerge first, and keep a copy of "
             "the base where training changes the base itself (full fine-tuning, BitFit)"
         )
     before = [adapter.enabled for adapter in adapters]

@@ -1,7 +1,6 @@
-"""An adapter on disk: adapter.safetensors (tensors) and adapter.json (what they are). Never pickle.
+"""An adapter on disk: adapter.safetensors (the tensors) and adapter.json (their description). Never pickle.
 
-Only what the finished model needs is kept: of each module the triplets that are not pruned, and whatever else was
-trained (the head).
+Only what the finished model needs is saved: the kept triplets, and all other trained parameters (the head).
 """
 
 import json
@@ -16,29 +15,29 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from adarank.adapters import bottleneck
-from adarank.adapters.bottleneck import bottlenecks_of, features_of
-from adarank.adapters.inject import check_layers, near, wrap
-from adarank.adapters.insert import insert
-from adarank.adapters.layers import CONV2D, LINEAR_4BIT, layer_of
-from adarank.adapters.lowrank import KINDS, LowRank, adapters_of
+from adarank.adapters.bottleneck import bottlenecks_of, features_of, insert
+from adarank.adapters.layers import CONV2D, LINEAR_4BIT, layer_of, wrappers_of
+from adarank.adapters.lowrank import FACTORS, START, adapters_of, wrap
 from adarank.adapters.merge import is_merged
+from adarank.adapters.parametrisation import find, lookup
 from adarank.errors import SettingError
+from adarank.targets import check_layers, near
 
 T = TypeVar("T")
 FORMAT = 1
-FACTORS = ("Q", "lam", "P")
-START = ("start_Q", "start_P")
-BOTTLENECK, NONE = "bottleneck", "none"  # kinds beside the low-rank ones; none: the base's own parameters alone
+FILES = ("adapter.safetensors", "adapter.json")
+BOTTLENECK, NONE = "bottleneck", "none"  # kinds that are no parametrisation; none: only the base's own parameters
 
 
 def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, description) of a model's adapters and of everything else that trains, on the CPU.
+    """(tensors, description) of a model's adapters and of all its other trainable parameters, on the CPU.
 
-    Tensors: "<module>.Q" [r, d_in], "<module>.lam" [r], "<module>.P" [r, d_out] of the r kept triplets;
-    "<module>.start_Q", "<module>.start_P" where an init took ΔW₀ out of the base, which a freshly loaded base lacks;
-    "<module>.down" [m, d], "<module>.down_bias" [m], "<module>.up" [d, m] and "<module>.up_bias" [d] of a bottleneck;
-    and "<parameter>" for each other trainable parameter, by its name in the base. BitFit and a trained head are those
-    alone. Raises SettingError where nothing was adapted: no adapter, and all or none of the model trains.
+    Tensors: "<module>.Q" [r, d_in], "<module>.lam" [r], "<module>.P" [r, d_out] of the r kept triplets, and the
+    further parameters of its parametrisation; "<module>.start_Q", "<module>.start_P" where an init subtracted ΔW₀ from
+    the base, which a freshly loaded base still contains; "<module>.down" [m, d], "<module>.down_bias" [m],
+    "<module>.up" [d, m] and "<module>.up_bias" [d] of a bottleneck; and "<parameter>" for each other trainable
+    parameter, by its name in the base. BitFit and a trained head have only the last. Raises SettingError where nothing
+    was adapted: there is no adapter, and either all or none of the model's parameters are trainable.
     """
     adapters, bottlenecks = adapters_of(model), bottlenecks_of(model)
     trains = [p.requires_grad for p in model.parameters()]
@@ -47,29 +46,36 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise SettingError("the model has no adapters to save; if they are merged, call adarank.unmerge first")
     tensors: dict[str, Tensor] = {}
     modules: dict[str, dict[str, Any]] = {}
-    inside = set()
     for name, adapter in adapters.items():
-        inside |= {id(adapter.Q), id(adapter.lam), id(adapter.P)}
         kept = adapter.mask.nonzero().squeeze(1)
         for part in FACTORS:
             tensors[f"{name}.{part}"] = getattr(adapter, part).detach()[kept].cpu().contiguous()
-        for part in START if adapter.start_Q is not None else ():
-            tensors[f"{name}.{part}"] = getattr(adapter, part).cpu().contiguous()
+        for part in (*adapter.parametrisation.extra, *(START if adapter.start_Q is not None else ())):
+            tensors[f"{name}.{part}"] = getattr(adapter, part).detach().cpu().contiguous()
         modules[name] = {
             "rank": len(kept),
             "start_rank": None if adapter.start_Q is None else len(adapter.start_Q),
             "scale": adapter.scale,
             "in_features": adapter.in_features,
             "out_features": adapter.out_features,
-            **_of_layer(adapter),
+            "layer": adapter.layer.name,
         }
+        if adapter.layer is CONV2D:  # what other formats must know to hold its factors
+            base = adapter.base
+            modules[name] |= {"kernel": list(base.weight.shape[1:]), "dilation": list(base.dilation)}
+            modules[name]["padding_mode"] = base.padding_mode
     for name, added in bottlenecks.items():
-        inside |= {id(p) for p in added.own()}
         tensors |= {f"{name}.{part}": getattr(added, part).detach().cpu().contiguous() for part in bottleneck.PARTS}
         modules[name] = {"width": added.width, "features": added.features, "activation": added.activation}
-    wrapped = adapters.keys() | bottlenecks.keys()
-    named = [(_name_in_base(n, wrapped), p) for n, p in model.named_parameters()]
-    trained = {n: p for n, p in named if p.requires_grad and id(p) not in inside}
+    wrapped = wrappers_of(model)
+    inside = {id(p) for a in wrapped.values() for p in a.parameters(recurse=False)}
+    trained = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in inside:
+            module, _, part = name.rpartition(".base.")
+            trained[f"{module}.{part}" if module in wrapped else name] = (
+                parameter  # its name before the layer was wrapped
+            )
     tensors |= {n: p.detach().cpu().contiguous() for n, p in trained.items()}
     first = next(iter(adapters.values()), None)
     without = BOTTLENECK if bottlenecks else NONE
@@ -88,17 +94,8 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, description
 
 
-def _of_layer(adapter: LowRank) -> dict[str, Any]:
-    """What other formats must know of the layer to hold its factors."""
-    if adapter.layer is not CONV2D:
-        return {"layer": adapter.layer.name}
-    base = adapter.base
-    kernel, dilation = list(base.weight.shape[1:]), list(base.dilation)
-    return {"layer": CONV2D.name, "kernel": kernel, "dilation": dilation, "padding_mode": base.padding_mode}
-
-
 def _whole(model: nn.Module, trained: Collection[str]) -> list[str]:
-    """The outermost modules whose whole state dict is among the trained parameters: the head, say."""
+    """The outermost modules whose whole state dict is among the trained parameters, such as the head."""
     whole: list[str] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(outer + ".") for outer in whole)
@@ -110,27 +107,28 @@ def _whole(model: nn.Module, trained: Collection[str]) -> list[str]:
     return whole
 
 
-def _name_in_base(name: str, wrapped: Collection[str]) -> str:
-    """A parameter's name before its layer was wrapped."""
-    module, _, part = name.rpartition(".base.")
-    return f"{module}.{part}" if module in wrapped else name
-
-
 def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
-    """Write the adapters and the trained head into `folder` (made if missing), each file whole or not at all."""
-    tensors, description = adapter_state(model)
-    write_adapter(tensors, description, folder)
+    """Write the adapters and all other trainable parameters, such as the head, into `folder`.
 
+    The folder is created if it is missing, and each of its two files is written completely or not at all. Pruned
+    triplets are left out. Raises SettingError where the model has no adapters and no part of it is trained.
 
-def write_adapter(
-    tensors: Mapping[str, Tensor], description: Mapping[str, Any], folder: str | os.PathLike[str]
-) -> None:
-    """Write what `adapter_state` returned."""
-    write_files(folder, {"adapter.safetensors": tensors, "adapter.json": description})
+    Example:
+        >>> import adarank, tempfile
+        >>> from torch import nn
+        >>> model = nn.ModuleDict({"query": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
+        >>> _ = adarank.adapt(model, rank=2, targets=["query"], train=["head"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_adapter(model, folder)
+        ...     fresh = nn.ModuleDict({"query": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
+        ...     list(load_adapter(fresh, folder))
+        ['query']
+    """
+    write_files(folder, dict(zip(FILES, adapter_state(model), strict=True)))
 
 
 def write_files(folder: str | os.PathLike[str], files: Mapping[str, Any]) -> None:
-    """Write {file name: tensors (.safetensors) or what JSON holds} into `folder`, each file whole or not at all."""
+    """Write {file name: tensors (.safetensors) or a JSON value} into `folder`, each file completely or not at all."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -143,11 +141,11 @@ def write_files(folder: str | os.PathLike[str], files: Mapping[str, Any]) -> Non
 
 
 def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Wrap a freshly loaded base with the adapters in `folder` and load the trained head; returns {module name:
-    adapter} (none for BitFit and a trained head).
+    """Wrap a freshly loaded base with the adapters in `folder` and load the other trained parameters, such as the head.
 
-    Everything is checked before anything changes: SettingError where a file is missing or damaged, the model already
-    has adapters, or it is not the base they were made for (the differing shapes are named).
+    Returns {module name: adapter}; it is empty for BitFit and a trained head. Raises SettingError, before anything is
+    changed, where a file is missing or damaged, the model already has adapters, or it is not the base that they were
+    made for (the message names the differing shapes). See `save_adapter` for an example.
     """
     tensors, description = read_adapter(folder)
     return put_adapter(model, tensors, description, Path(folder))
@@ -156,10 +154,11 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, 
 def put_adapter(
     model: nn.Module, tensors: Mapping[str, Tensor], description: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
-    """`load_adapter` from what `adapter_state` returned; `path` is what the complaints name."""
-    if adapters_of(model) or bottlenecks_of(model):
+    """`load_adapter` from what `adapter_state` returned; messages name `path`."""
+    if wrappers_of(model):
         raise SettingError("the model already has adapters; load into a freshly loaded base")
-    into_bottlenecks = description["kind"] == BOTTLENECK
+    kind = description["kind"]
+    into_bottlenecks = kind == BOTTLENECK
     plan: Any = (_bottleneck_plan if into_bottlenecks else _lowrank_plan)(model, description, tensors, path)
     parameters = dict(model.named_parameters())
     for name in description["trained"]:
@@ -167,7 +166,7 @@ def put_adapter(
             raise SettingError(
                 f"{path} holds a trained {name}, which the model lacks; near names: {near(name, parameters)}"
             )
-        _check_shape(path, name, tuple(tensors[name].shape), tuple(parameters[name].shape))
+        _check_shape(path, name, tensors, parameters[name].shape)
 
     made: Any = insert(model, plan) if into_bottlenecks else wrap(model, plan, description["dropout"])
     with torch.no_grad():
@@ -175,7 +174,7 @@ def put_adapter(
             if f"{name}.start_Q" in tensors:
                 start = (tensors[f"{name}.{part}"].to(adapter.Q) for part in START)
                 adapter.start_from(*start)
-            for part in bottleneck.PARTS if into_bottlenecks else FACTORS:
+            for part in bottleneck.PARTS if into_bottlenecks else (*FACTORS, *find(kind).extra):
                 getattr(adapter, part).copy_(tensors[f"{name}.{part}"])
         for name in description["trained"]:
             parameters[name].copy_(tensors[name]).requires_grad_(True)
@@ -186,46 +185,52 @@ def _lowrank_plan(
     model: nn.Module, description: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path
 ) -> dict[str, tuple[str, int, float]]:
     """What `wrap` makes of the description, checked against the model."""
+    bases = {name: (layer, module) for name, module in model.named_modules() if (layer := layer_of(module)) is not None}
     plan = {}
     for name, info in description["modules"].items():
-        found, expected = _sides(model, name, path), (info["in_features"], info["out_features"])
-        if found != expected:
+        layer, base = _get(bases, name, path)
+        here, there = layer.size(base), (info["in_features"], info["out_features"])
+        if here != there:
             raise SettingError(
-                f"{path} was made for another base: {name} is {expected[0]} → {expected[1]} there, "
-                f"{found[0]} → {found[1]} here"
+                f"{path} was made for another base: {name} is {there[0]} → {there[1]} there, {here[0]} → {here[1]} here"
             )
-        if info.get("start_rank") is not None and layer_of(model.get_submodule(name)) is LINEAR_4BIT:
+        if info.get("start_rank") is not None and layer is LINEAR_4BIT:
             raise SettingError(
-                f"{path} starts from a changed base, and {name} is a 4-bit layer; load it into a plain one"
+                f"{path} starts from a changed base, and {name} is a 4-bit layer; load it into a base that is not "
+                "quantised"
             )
-        check_factors(path, name, info, tensors)
+        check_factors(path, name, info, tensors, description["kind"])
         plan[name] = (description["kind"], info["rank"], info["scale"])
     check_layers(model, list(plan))
     return plan
 
 
-def check_factors(path: Path, name: str, info: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def check_factors(path: Path, name: str, info: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: str) -> None:
     """Raise SettingError where a low-rank module's tensors have other shapes than its part of the description says."""
     start, d_in, d_out = info.get("start_rank"), info["in_features"], info["out_features"]
     sizes = {"Q": (info["rank"], d_in), "lam": (info["rank"],), "P": (info["rank"], d_out)}
     sizes |= {"start_Q": (start, d_in), "start_P": (start, d_out)}
-    for part in _parts(info):
-        _check_shape(path, f"{name}.{part}", tuple(tensors[f"{name}.{part}"].shape), sizes[part])
+    sizes |= {part: shape(d_in, d_out) for part, shape in find(kind).extra.items()}
+    for part in parts_of(info, kind):
+        _check_shape(path, f"{name}.{part}", tensors, sizes[part])
 
 
 def _bottleneck_plan(
     model: nn.Module, description: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path
 ) -> dict[str, tuple[int, str]]:
     """What `insert` makes of the description, checked against the model."""
-    known = {n: d for n, m in model.named_modules() if (d := features_of(m)) is not None}
+    widths = {n: d for n, m in model.named_modules() if (d := features_of(m)) is not None}
     plan = {}
     for name, info in description["modules"].items():
-        d, m = _known(known, name, path), info["width"]
+        d, m = _get(widths, name, path), info["width"]
         if d != info["features"]:
-            raise SettingError(f"{path} was made for another base: {name} puts out {info['features']} there, {d} here")
+            raise SettingError(
+                f"{path} was made for another base: the output of {name} has {info['features']} features there, "
+                f"{d} here"
+            )
         sizes = {"down": (m, d), "down_bias": (m,), "up": (d, m), "up_bias": (d,)}
         for part in bottleneck.PARTS:
-            _check_shape(path, f"{name}.{part}", tuple(tensors[f"{name}.{part}"].shape), sizes[part])
+            _check_shape(path, f"{name}.{part}", tensors, sizes[part])
         if info["activation"] not in bottleneck.ACTIVATIONS:
             raise SettingError(f"{path}/adapter.json is damaged: {name} has the activation {info['activation']!r}")
         plan[name] = (m, info["activation"])
@@ -233,8 +238,8 @@ def _bottleneck_plan(
 
 
 def read_files(path: Path, wanted: Sequence[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(the JSON object, the tensors) of a folder's two files, named in this order. The header of a .safetensors is
-    checked against the file's size before anything is allocated; SettingError where a file is missing or damaged."""
+    """(the JSON object, the tensors) of a folder's two files, named in this order. The header of a .safetensors file is
+    checked against the file's size before anything is allocated. SettingError where a file is missing or damaged."""
     for name in wanted:
         if not (path / name).is_file():
             pickles = [p.name for p in sorted(path.glob("*")) if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
@@ -246,26 +251,27 @@ def read_files(path: Path, wanted: Sequence[str]) -> tuple[dict[str, Any], dict[
     except (ValueError, RecursionError, SafetensorError) as error:
         raise SettingError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
     if not isinstance(description, dict):
-        raise SettingError(f"{path}/{wanted[0]} is damaged: it holds no JSON object")
+        raise SettingError(f"{path}/{wanted[0]} is damaged: it is not a JSON object")
     return description, tensors
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, description) as `save_adapter` wrote them, checked against each other; no model is needed. SettingError
-    where a file is missing or damaged, or the two disagree. A module's name is only ever looked up, never a path."""
+    where a file is missing or damaged, or the two disagree. A module's name is only looked up, never used as a path."""
     path = Path(folder)
     description, tensors = read_files(path, ("adapter.json", "adapter.safetensors"))
     if description.get("format") != FORMAT:
-        raise SettingError(f"{path}/adapter.json is not of format {FORMAT}, the one this version of adarank reads")
+        raise SettingError(f"{path}/adapter.json must have format {FORMAT} (got {description.get('format')!r})")
+    kind = description.get("kind")
     if (
-        description.get("kind") not in (*KINDS, BOTTLENECK, NONE)
+        (kind not in (BOTTLENECK, NONE) and lookup(kind) is None)
         or not isinstance(description.get("dropout"), float | int)
         or not all(isinstance(description.get(part), dict) for part in ("modules", "trained"))
     ):
         raise SettingError(f"{path}/adapter.json is damaged: kind, dropout, modules or trained is missing or unknown")
     for name, info in description["modules"].items():
-        _check_module(path, name, info, description["kind"] == BOTTLENECK)
-    wanted = {f"{n}.{part}" for n, info in description["modules"].items() for part in _parts(info)}
+        _check_module(path, name, info, kind == BOTTLENECK)
+    wanted = {f"{n}.{part}" for n, info in description["modules"].items() for part in parts_of(info, str(kind))}
     wanted |= set(description["trained"])
     if wanted != tensors.keys():
         differing = sorted(wanted ^ tensors.keys())[0]
@@ -274,36 +280,31 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dic
 
 
 def _check_module(path: Path, name: str, info: Any, into_bottleneck: bool) -> None:
-    """Raise SettingError where a module's part of adapter.json lacks something or holds something of another kind."""
+    """Raise SettingError where a module's part of adapter.json lacks a field or a field has the wrong type."""
     needed: dict[str, Any] = {"rank": int, "scale": (float, int), "in_features": int, "out_features": int}
     if into_bottleneck:
         needed = {"width": int, "features": int, "activation": str}
-    found = info if isinstance(info, dict) else {}
-    for part, kind in sorted(needed.items(), key=lambda item: item[0]):
-        if part not in found:
-            raise SettingError(f"{path}/adapter.json is damaged: {name} lacks its {part}")
-        if not isinstance(found[part], kind) or isinstance(found[part], bool):
-            raise SettingError(f"{path}/adapter.json is damaged: {name} has the {part} {found[part]!r}")
+    fields = info if isinstance(info, dict) else {}
+    for field, types in sorted(needed.items(), key=lambda item: item[0]):
+        if field not in fields:
+            raise SettingError(f"{path}/adapter.json is damaged: {name} lacks its {field}")
+        if not isinstance(fields[field], types) or isinstance(fields[field], bool):
+            raise SettingError(f"{path}/adapter.json is damaged: {name} has the {field} {fields[field]!r}")
 
 
-def _parts(info: Mapping[str, Any]) -> tuple[str, ...]:
-    """The tensors that a module of the description has."""
-    if "width" in info:
+def parts_of(info: Mapping[str, Any], kind: str) -> tuple[str, ...]:
+    """The names of the tensors that a module of the description has."""
+    if kind == BOTTLENECK:
         return bottleneck.PARTS
-    return FACTORS if info.get("start_rank") is None else FACTORS + START
+    return (*FACTORS, *find(kind).extra, *(START if info.get("start_rank") is not None else ()))
 
 
-def _sides(model: nn.Module, name: str, path: Path) -> tuple[int, int]:
-    known = {n: layer for n, m in model.named_modules() if (layer := layer_of(m)) is not None}
-    return _known(known, name, path).size(model.get_submodule(name))
+def _get(layers: Mapping[str, T], name: str, path: Path) -> T:
+    if name not in layers:
+        raise SettingError(f"{path} was made for another base: it adapts {name}, near names here: {near(name, layers)}")
+    return layers[name]
 
 
-def _known(known: Mapping[str, T], name: str, path: Path) -> T:
-    if name not in known:
-        raise SettingError(f"{path} was made for another base: it adapts {name}, near names here: {near(name, known)}")
-    return known[name]
-
-
-def _check_shape(path: Path, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if found != expected:
-        raise SettingError(f"{path} was made for another base: {name} is {found} there, {expected} here")
+def _check_shape(path: Path, name: str, tensors: Mapping[str, Tensor], here: tuple[int, ...]) -> None:
+    if (there := tensors[name].shape) != here:
+        raise SettingError(f"{path} was made for another base: {name} is {tuple(there)} there, {tuple(here)} here")

@@ -1,11 +1,8 @@
-"""Who gets the budget. An allocator is a pure function
+"""How the budget is divided: one allocator per file.
 
-    (scores [n], mask bool [n], budget, cost int64 [n], module int64 [n], generator) -> new mask bool [n]
-
-over the n triplets of all modules, on their device and without reading anything back from it; or an
-`allocator.Allocator`, which is that function with what it asks of a run. budget and cost are in the same unit: cost is
-1 a triplet where the budget is in triplets, d_in + d_out + 1 where it is in parameters. module holds 0, 0, …, 1, 1, …:
-triplets are numbered module by module. Each file holds the call that returns one.
+An allocator maps a `Request` (scores, current mask, budget, costs, …) to the new mask, bool [n], over the n triplets of
+all modules. It runs on their device, reads nothing back from it and changes nothing. It is a plain function, or an
+`Allocator`: that function together with what it requires of a run. See `adarank.allocators.allocator` for both classes.
 """
 
 from adarank.allocators.by_cost import by_cost

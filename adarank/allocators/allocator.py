@@ -1,77 +1,102 @@
-"""What an allocator is."""
+"""The classes behind every allocator: what it is given, and what it requires of a run."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from adarank.errors import SettingError
 
 
-class Allocator(NamedTuple):
-    """A pure function over triplets (see `adarank.allocators`), with what it asks of a run.
+class Request(NamedTuple):
+    """What an allocator decides from. Triplets are numbered module by module; tensors share a device.
 
-    min_rank, max_rank: triplets that each module keeps at least (where it holds as many) and at most (None: all it
-    holds). unit: the only unit of budgets that it can count in, None for either. paced: `allocate` takes `progress`
-    too, how far the run is from the first possible allocation (0) to the final budget (1). keeps_budget: False where
-    the number of triplets is not the budget's but what training makes it. grows: it turns triplets on that were off.
+    scores: [n], fp32 or fp64, the importance of every triplet; -inf for pruned ones that are frozen.
+    mask: bool [n], the triplets that are active now.
+    budget: what may be active afterwards, in triplets or in parameters.
+    costs: int64 [n], what each triplet takes of the budget: 1, or d_in + d_out + 1 if the budget counts parameters.
+    modules: int64 [n], the index of each triplet's module, 0, 0, …, 1, 1, ….
+    generator: for allocators that draw random numbers, on the triplets' device; None: the global generator.
+    names: the modules' names, in the adapters' order.
+    progress: from 0 at the first possible allocation to 1 at the final budget.
     """
 
-    allocate: Callable[..., Tensor]
+    scores: Tensor
+    mask: Tensor
+    budget: int
+    costs: Tensor
+    modules: Tensor
+    generator: torch.Generator | None = None
+    names: Sequence[str] = ()
+    progress: float = 0.0
+
+
+@dataclass(frozen=True)
+class Allocator:
+    """An allocation rule together with what it requires of a run.
+
+    allocate: `Request` -> new mask, bool [n]; a pure function.
+    min_rank, max_rank: the fewest triplets every module keeps (all it has, if fewer) and the most (None: no limit).
+        Raises SettingError unless 0 <= min_rank <= max_rank and max_rank >= 1.
+    unit: the only budget unit it can count in, "triplets" or "parameters"; None: either.
+    keeps_budget: False if training rather than the budget decides how many triplets remain.
+    grows: True if it activates triplets that were pruned or not yet used.
+    """
+
+    allocate: Callable[[Request], Tensor]
     min_rank: int = 0
     max_rank: int | None = None
     unit: str | None = None
-    paced: bool = False
     keeps_budget: bool = True
     grows: bool = False
 
-    def __call__(self, *given: object, **named: object) -> Tensor:
-        return self.allocate(*given, **named)
+    def __post_init__(self) -> None:
+        if self.min_rank < 0:
+            raise SettingError(f"allocator.min_rank must be at least 0 (got {self.min_rank})")
+        smallest = max(self.min_rank, 1)
+        if self.max_rank is not None and self.max_rank < smallest:
+            raise SettingError(f"allocator.max_rank must be at least {smallest}, or null (got {self.max_rank})")
 
-
-def check_clamps(min_rank: int, max_rank: int | None) -> None:
-    """Raise SettingError for ranks that no module can have."""
-    if min_rank < 0:
-        raise SettingError(f"allocator.min_rank={min_rank} is no rank; valid: at least 0")
-    least = max(min_rank, 1)
-    if max_rank is not None and max_rank < least:
-        raise SettingError(f"allocator.max_rank={max_rank} is too small; valid: at least {least}, or null")
+    def __call__(self, request: Request) -> Tensor:
+        return self.allocate(request)
 
 
 def check_run(
     allocator: Allocator, unit: str, ranks: Sequence[int], costs: Sequence[int], initial: int, final: int
 ) -> None:
-    """Raise SettingError where the allocator cannot keep a run's budgets, between `initial` and `final`, in `unit`.
+    """Raise SettingError if the allocator cannot keep a run's budgets, which go from `initial` to `final`, in `unit`.
 
-    ranks, costs: of each module, the triplets it holds and what one takes of the budget. Every budget must pay for
-    min_rank, and the final one must fit below max_rank; before that, max_rank may leave a part of the budget unused.
+    ranks, costs: per module, how many triplets it has and what one of them costs. Every budget must pay for min_rank in
+    all modules, and the final budget must fit below max_rank; earlier, max_rank may leave part of the budget unused.
     """
     if allocator.unit not in (None, unit):
         raise SettingError(
-            f"budget.unit={unit} does not go with this allocator, which counts {allocator.unit}; "
-            f"valid: budget.unit={allocator.unit}"
+            f"budget.unit must be {allocator.unit} with this allocator, which counts {allocator.unit} (got {unit})"
         )
 
-    held = sum(rank * cost for rank, cost in zip(ranks, costs, strict=True))
-    if allocator.grows and max(initial, final) == held == initial:
+    total = sum(rank * cost for rank, cost in zip(ranks, costs, strict=True))
+    if allocator.grows and max(initial, final) == total == initial:
         raise SettingError(
-            f"capacity: all {held} {unit} that the adapters hold are on from the start, which leaves this allocator none "
-            "to turn on; valid: a capacity above 1 (adapters of a higher rank than the schedule starts with)"
+            f"max_rank_factor must be above 1 with this allocator: all {total} {unit} of the adapters are active from "
+            "the start, so that it has none to activate"
         )
 
-    def taken(clamp: int) -> int:
+    def cost_of(clamp: int) -> int:
         return sum(min(clamp, rank) * cost for rank, cost in zip(ranks, costs, strict=True))
 
     lowest = min(initial, final)
-    every = range(max(ranks, default=0) + 1)
-    if taken(allocator.min_rank) > lowest:
+    clamps = range(max(ranks, default=0) + 1)
+    if cost_of(allocator.min_rank) > lowest:
+        largest = max(clamp for clamp in clamps if cost_of(clamp) <= lowest)
         raise SettingError(
-            f"allocator.min_rank={allocator.min_rank} takes {taken(allocator.min_rank)} {unit} in all modules "
-            f"together, the budget goes down to {lowest}; valid: at most {max(m for m in every if taken(m) <= lowest)}"
+            f"allocator.min_rank must be at most {largest} (got {allocator.min_rank}, which takes "
+            f"{cost_of(allocator.min_rank)} {unit} over all modules; the budget falls to {lowest})"
         )
-    if allocator.max_rank is not None and taken(allocator.max_rank) < final:
-        enough = min((m for m in every if taken(m) >= final), default=max(ranks, default=0))
+    if allocator.max_rank is not None and cost_of(allocator.max_rank) < final:
+        smallest = min((clamp for clamp in clamps if cost_of(clamp) >= final), default=max(ranks, default=0))
         raise SettingError(
-            f"allocator.max_rank={allocator.max_rank} leaves room for {taken(allocator.max_rank)} {unit} in all "
-            f"modules together, the final budget is {final}; valid: at least {enough}"
+            f"allocator.max_rank must be at least {smallest} (got {allocator.max_rank}, which leaves room for "
+            f"{cost_of(allocator.max_rank)} {unit} over all modules; the final budget is {final})"
         )

@@ -1,24 +1,21 @@
-"""Importance per parameter: what a triplet is worth for what it takes of a budget counted in parameters."""
+"""Importance per parameter, for budgets that count parameters."""
 
-import torch
-from torch import Tensor
-
-from adarank.allocators.allocator import Allocator, check_clamps
+from adarank.allocators.allocator import Allocator
 from adarank.allocators.order import keep_top
 
 
 def by_cost(min_rank: int = 0, max_rank: int | None = None) -> Allocator:
-    """Keep the triplets with the largest score ÷ cost, of equal ones those that come first, as many as the budget pays
-    for: the greedy rule of the knapsack problem. Never above the budget; less than one triplet's cost is left over.
+    """Keep the triplets with the largest score ÷ cost that the budget pays for: the knapsack problem's greedy rule.
 
-    min_rank, max_rank: of every module (None: no limit). It needs budget.unit=parameters, where a triplet takes
-    d_in + d_out + 1: in triplets all cost the same. Raises SettingError for clamps that no module can keep.
+    Ties go to the triplet that comes first. The budget is never exceeded; less than one triplet's cost is left over.
+    Requires budget.unit=parameters, where a triplet costs d_in + d_out + 1.
+
+    min_rank, max_rank: the fewest and the most triplets a module keeps (None: no limit); see `Allocator`.
     """
-    check_clamps(min_rank, max_rank)
 
-    def allocate(
-        scores: Tensor, mask: Tensor, budget: int, cost: Tensor, module: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        return keep_top(scores / cost, budget, cost, module, min_rank, max_rank)
-
-    return Allocator(allocate, min_rank, max_rank, unit="parameters")
+    return Allocator(
+        lambda request: keep_top(request, request.scores / request.costs, min_rank, max_rank),
+        min_rank,
+        max_rank,
+        unit="parameters",
+    )

@@ -1,24 +1,21 @@
-"""The most important triplets of all modules together (arXiv 2303.10512, eq. 6)."""
+"""AdaLoRA's rule: the most important triplets of all modules together."""
 
-import torch
-from torch import Tensor
-
-from adarank.allocators.allocator import Allocator, check_clamps
+from adarank.allocators.allocator import Allocator
 from adarank.allocators.order import keep_top
 
 
 def global_top(min_rank: int = 0, max_rank: int | None = None) -> Allocator:
-    """Keep the triplets with the largest scores, of equal ones those that come first, as many as the budget pays for.
+    """Keep the triplets with the largest scores that the budget pays for (AdaLoRA, arXiv 2303.10512, eq. 6).
 
-    min_rank, max_rank: of every module (None: no limit). Counted in triplets (every cost is 1) that is exactly the
-    budget; counted in parameters the first triplet that does not fit ends it, so that less than one triplet's cost may
-    be left over. Raises SettingError for clamps that no module can keep.
+    Ties go to the triplet that comes first. A budget in triplets is kept exactly; one in parameters ends at the first
+    triplet that does not fit, so that less than one triplet's cost is left over.
+
+    min_rank, max_rank: the fewest and the most triplets a module keeps (None: no limit); see `Allocator`.
+
+    Example:
+        >>> scores, mask = torch.tensor([3.0, 1.0, 2.0, 1.0]), torch.ones(4, dtype=torch.bool)
+        >>> costs, modules = torch.ones(4, dtype=torch.long), torch.tensor([0, 0, 1, 1])
+        >>> global_top()(Request(scores, mask, budget=3, costs=costs, modules=modules)).tolist()
+        [True, True, True, False]
     """
-    check_clamps(min_rank, max_rank)
-
-    def allocate(
-        scores: Tensor, mask: Tensor, budget: int, cost: Tensor, module: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        return keep_top(scores, budget, cost, module, min_rank, max_rank)
-
-    return Allocator(allocate, min_rank, max_rank)
+    return Allocator(lambda request: keep_top(request, request.scores, min_rank, max_rank), min_rank, max_rank)

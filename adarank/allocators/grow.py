@@ -3,42 +3,40 @@
 import torch
 from torch import Tensor
 
-from adarank.allocators.allocator import Allocator, check_clamps
-from adarank.allocators.order import begins, keep_first, place_in_module, places, sum_in_module
+from adarank.allocators.allocator import Allocator, Request
+from adarank.allocators.order import keep_first, module_starts, positions, rank_in_group, sum_per_module
 from adarank.errors import SettingError
 
 
 def grow(top_h: int = 4, max_rank: int | None = None) -> Allocator:
-    """Nothing that is on goes off; what the budget has gained goes, one slot each in turn, to the `top_h` modules with
-    the largest mean score of their active triplets among those with a slot left; where those are full, to the next
-    `top_h`, and so on.
+    """Keep every active triplet and spend what the budget has gained on the most important modules (IncreLoRA).
 
-    A module takes its free slots in order; one without an active triplet scores 0. max_rank: of every module (None:
-    all it holds). Counted in triplets exactly the budget is kept where there are slots for it; a budget below what is
-    on keeps the best of it. Raises SettingError for top_h or max_rank below 1.
+    A module's importance is the mean score of its active triplets, 0 if it has none. The `top_h` most important modules
+    with a free slot get one slot each in turn; once they are full, the next `top_h` do, and so on. Slots are filled in
+    order. A budget in triplets is kept exactly while there are slots; where it falls, the most important are kept.
+
+    max_rank: the most triplets a module gets (None: all it has). Raises SettingError for top_h or max_rank below 1.
     """
     if top_h < 1:
-        raise SettingError(f"allocator.top_h={top_h} is no number of modules; valid: at least 1")
-    check_clamps(0, max_rank)
+        raise SettingError(f"allocator.top_h must be at least 1 (got {top_h})")
 
-    def allocate(
-        scores: Tensor, mask: Tensor, budget: int, cost: Tensor, module: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        n, first = len(mask), begins(module)
-        active = sum_in_module(mask.long(), module)
-        mean = sum_in_module(scores.masked_fill(~mask, 0.0), module) / active.clamp_min(1)
-        slot = place_in_module((~mask).to(scores.dtype), module)  # free ones from 0
+    def allocate(request: Request) -> Tensor:
+        scores, mask, modules = request.scores, request.mask, request.modules
+        n, starts = len(mask), module_starts(modules)
+        active = sum_per_module(mask.long(), modules)
+        mean = sum_per_module(scores.masked_fill(~mask, 0.0), modules) / active.clamp_min(1)
+        slot = rank_in_group((~mask).to(scores.dtype), modules)  # free slots count from 0
         allowed = mask | (active + slot < (n if max_rank is None else max_rank))
-        grows = sum_in_module((allowed & ~mask).long(), module) > 0
-        leads = grows & (first == torch.arange(n, device=module.device))  # one triplet of each module that can grow
+        grows = sum_per_module((allowed & ~mask).long(), modules) > 0
+        leads = grows & (starts == torch.arange(n, device=modules.device))  # the first triplet of each growing module
         by_mean = torch.argsort(mean.masked_fill(~leads, -torch.inf), descending=True, stable=True)
-        of_module = places(by_mean)[first]  # among modules, the best first
-        turns = torch.argsort(of_module, stable=True)
+        module_position = positions(by_mean)[starts]  # among modules, the best first
+        turns = torch.argsort(module_position, stable=True)
         turns = turns[torch.argsort(slot[turns], stable=True)]
-        turns = turns[torch.argsort(of_module[turns] // top_h, stable=True)]  # by group of top_h, slot, module
+        turns = turns[torch.argsort(module_position[turns] // top_h, stable=True)]  # by group of top_h, slot, module
 
-        best_on = places(torch.argsort(scores, descending=True, stable=True))
-        key = torch.where(mask, best_on, places(turns) + torch.where(allowed, n, 2 * n))
-        return keep_first(torch.argsort(key), budget, cost) & allowed
+        by_score = positions(torch.argsort(scores, descending=True, stable=True))
+        key = torch.where(mask, by_score, positions(turns) + torch.where(allowed, n, 2 * n))
+        return keep_first(request, torch.argsort(key)) & allowed
 
     return Allocator(allocate, 0, max_rank, grows=True)

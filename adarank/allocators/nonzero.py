@@ -1,20 +1,11 @@
-"""Whatever the training left: no budget (SoRA, arXiv 2311.11696)."""
-
-import torch
-from torch import Tensor
+"""The triplets that training left non-zero: no budget (SoRA, arXiv 2311.11696)."""
 
 from adarank.allocators.allocator import Allocator
 
 
 def nonzero() -> Allocator:
-    """Keep the triplets whose score is above 0 (with the score |λ|: λ ≠ 0), however many; the budget is not looked at.
+    """Keep every triplet whose score is above 0 (λ ≠ 0, with the score |λ|); the budget is ignored.
 
-    For methods that make λ exactly zero (a proximal step).
+    For methods that make λ exactly zero, such as SoRA with its proximal step.
     """
-
-    def allocate(
-        scores: Tensor, mask: Tensor, budget: int, cost: Tensor, module: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        return scores > 0
-
-    return Allocator(allocate, keeps_budget=False)
+    return Allocator(lambda request: request.scores > 0, keeps_budget=False)

@@ -1,60 +1,64 @@
-"""What allocators share: orders over triplets, without reading anything back from the device."""
+"""Orders over triplets that allocators share; none of them reads a value back from the device."""
 
 import torch
 from torch import Tensor
 
+from adarank.allocators.allocator import Request
 
-def begins(module: Tensor) -> Tensor:
-    """For each triplet the index, int64 [n], of its module's first triplet; module by module."""
-    at = torch.arange(len(module), device=module.device)
-    first = torch.ones_like(module, dtype=torch.bool)
-    first[1:] = module[1:] != module[:-1]
+
+def module_starts(modules: Tensor) -> Tensor:
+    """For each triplet the index, int64 [n], of its module's first triplet. modules: int64 [n], sorted."""
+    at = torch.arange(len(modules), device=modules.device)
+    first = torch.ones_like(modules, dtype=torch.bool)
+    first[1:] = modules[1:] != modules[:-1]
     return torch.cummax(torch.where(first, at, 0), 0).values
 
 
-def sum_in_module(values: Tensor, module: Tensor) -> Tensor:
+def sum_per_module(values: Tensor, modules: Tensor) -> Tensor:
     """For each triplet the sum of `values` [n] over its module, [n]."""
-    first = begins(module)
-    return torch.zeros_like(values).index_add_(0, first, values)[first]
+    starts = module_starts(modules)
+    return torch.zeros_like(values).index_add_(0, starts, values)[starts]
 
 
-def places(order: Tensor) -> Tensor:
-    """The place, int64 [n] from 0, of each index in `order`, a permutation: its inverse."""
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=order.device)
-    return place
+def positions(order: Tensor) -> Tensor:
+    """The position, int64 [n] from 0, of each index in the permutation `order`: its inverse."""
+    position = torch.empty_like(order)
+    position[order] = torch.arange(len(order), device=order.device)
+    return position
 
 
-def place_in_module(keys: Tensor, module: Tensor) -> Tensor:
-    """The place, int64 [n] from 0, of each triplet inside its module by falling key; of equal keys the first comes first.
+def rank_in_group(keys: Tensor, groups: Tensor) -> Tensor:
+    """The position, int64 [n] from 0, of each triplet in its group, sorted by descending key; ties keep their order.
 
-    module: any numbers of groups, in any order.
+    groups: int64 [n], any numbers in any order; modules, for example.
     """
     by_key = torch.argsort(keys, descending=True, stable=True)
-    order = by_key[torch.argsort(module[by_key], stable=True)]  # module by module, falling keys in each
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=order.device) - begins(module[order])
-    return place
+    order = by_key[torch.argsort(groups[by_key], stable=True)]  # group by group, descending keys in each
+    position = torch.empty_like(order)
+    position[order] = torch.arange(len(order), device=order.device) - module_starts(groups[order])
+    return position
 
 
-def keep_first(order: Tensor, budget: int, cost: Tensor) -> Tensor:
-    """A mask, bool [n], of the first triplets of `order` (indices, int64 [n]) that the budget pays for together: the
-    first that does not fit ends it, so that less than the dearest triplet's cost is left over."""
-    new = torch.zeros_like(order, dtype=torch.bool)
-    new[order] = cost[order].cumsum(0) <= budget
-    return new
+def keep_first(request: Request, order: Tensor) -> Tensor:
+    """The mask, bool [n], of the longest prefix of `order` (indices, int64 [n]) that the budget pays for.
+
+    What is left of the budget is less than the cost of the most expensive triplet.
+    """
+    mask = torch.zeros_like(order, dtype=torch.bool)
+    mask[order] = request.costs[order].cumsum(0) <= request.budget
+    return mask
 
 
-def keep_top(
-    keys: Tensor, budget: int, cost: Tensor, module: Tensor, min_rank: int = 0, max_rank: int | None = None
-) -> Tensor:
-    """A mask, bool [n], of the triplets with the largest keys, of equal ones those that come first; but first of all
-    the best `min_rank` of every module, and never more than `max_rank` of one."""
+def keep_top(request: Request, keys: Tensor, min_rank: int = 0, max_rank: int | None = None) -> Tensor:
+    """The mask, bool [n], of the triplets with the largest keys [n] that the budget pays for; ties go to the first.
+
+    The best `min_rank` of every module come before all others; no module keeps more than `max_rank`.
+    """
     if min_rank == 0 and max_rank is None:
-        return keep_first(torch.argsort(keys, descending=True, stable=True), budget, cost)
-    place = place_in_module(keys, module)
-    allowed = place < (len(keys) if max_rank is None else max_rank)
-    clamped = keys.masked_fill(place < min_rank, torch.inf).masked_fill(~allowed, -torch.inf)
+        return keep_first(request, torch.argsort(keys, descending=True, stable=True))
+    position = rank_in_group(keys, request.modules)
+    allowed = position < (len(keys) if max_rank is None else max_rank)
+    clamped = keys.masked_fill(position < min_rank, torch.inf).masked_fill(~allowed, -torch.inf)
     by_key = torch.argsort(clamped, descending=True, stable=True)
-    order = by_key[torch.argsort(~allowed[by_key], stable=True)]  # -inf is a key that an allowed one may have too
-    return keep_first(order, budget, cost) & allowed
+    order = by_key[torch.argsort(~allowed[by_key], stable=True)]  # an allowed triplet's key may be -inf, too
+    return keep_first(request, order) & allowed

@@ -1,33 +1,34 @@
-"""One rank for all modules, drawn anew at each allocation (DyLoRA, arXiv 2210.07558)."""
+"""One random rank for all modules at each allocation (DyLoRA, arXiv 2210.07558)."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from adarank.allocators.order import place_in_module
+from adarank.allocators.allocator import Request
+from adarank.allocators.order import rank_in_group
 from adarank.errors import SettingError
 
 
-def prefix(minimum: int = 1) -> Callable[..., Tensor]:
-    """The first b triplets of every module, b ~ U{minimum, …, r_max} while the budget pays for all; the scores do not count.
+def prefix(minimum: int = 1) -> Callable[[Request], Tensor]:
+    """Keep the first b triplets of every module, b ~ U{minimum, …, r_max} while the budget pays for all (DyLoRA).
 
-    Where the budget pays for less, b is the longest prefix of all modules that it pays for. r_max: the triplets of the
-    largest module. minimum: at least 1 (SettingError below), and r_max where it is larger.
+    A smaller budget gets the longest prefix that it pays for. r_max: of the largest module. Scores are ignored.
+
+    minimum: the smallest b, at least 1 (else SettingError); r_max, if that is smaller.
     """
     if minimum < 1:
-        raise SettingError(f"allocator.minimum={minimum} is no rank; valid: at least 1")
+        raise SettingError(f"allocator.minimum must be at least 1 (got {minimum})")
 
-    def allocate(
-        scores: Tensor, mask: Tensor, budget: int, cost: Tensor, module: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        place = place_in_module(torch.zeros_like(scores), module)
-        costs = torch.zeros_like(cost).index_add_(0, place, cost)  # of the b-th triplets of all modules together
-        total, largest = costs.sum(), (costs > 0).sum()
-        paid = ((costs.cumsum(0) <= budget) & (costs > 0)).sum()
-        least = largest.clamp(max=minimum)
-        draw = torch.rand((), device=scores.device, dtype=torch.float64, generator=generator)
-        drawn = least + (draw * (largest - least + 1)).long()
-        return place < torch.where(total <= budget, drawn, paid)
+    def allocate(request: Request) -> Tensor:
+        scores, costs = request.scores, request.costs
+        position = rank_in_group(torch.zeros_like(scores), request.modules)
+        layer_costs = torch.zeros_like(costs).index_add_(0, position, costs)  # of the b-th triplets of all modules
+        total, largest = layer_costs.sum(), (layer_costs > 0).sum()
+        affordable = ((layer_costs.cumsum(0) <= request.budget) & (layer_costs > 0)).sum()
+        smallest = largest.clamp(max=minimum)
+        uniform = torch.rand((), device=scores.device, dtype=torch.float64, generator=request.generator)
+        drawn = smallest + (uniform * (largest - smallest + 1)).long()
+        return position < torch.where(total <= request.budget, drawn, affordable)
 
     return allocate

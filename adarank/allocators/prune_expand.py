@@ -5,69 +5,63 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adarank.allocators.allocator import Allocator, check_clamps
-from adarank.allocators.order import begins, keep_first, place_in_module, places, sum_in_module
+from adarank.allocators.allocator import Allocator, Request
+from adarank.allocators.order import keep_first, module_starts, positions, rank_in_group, sum_per_module
 from adarank.errors import SettingError
 
 
 def prune_expand(
-    exchange: int = 4,
-    lowest: int = 1,
-    worth: Literal["triplet", "module"] = "triplet",
+    swaps: int = 4,
+    candidates_per_module: int = 1,
+    importance_of: Literal["triplet", "module"] = "triplet",
     decay: bool = True,
     min_rank: int = 1,
     max_rank: int | None = None,
 ) -> Allocator:
-    """Of every module the `lowest` least important active triplets (ElaLoRA's k) are candidates. The `exchange`
-    (ElaLoRA's b) least important candidates of all modules go off; for each of the `exchange` most important ones its
-    module gets a free slot. worth: a candidate is as important as its own score says ("triplet", ElaLoRA), or as the
-    sum over its module's active triplets ("module", FlexLoRA: with score=spectral_entropy that is the module's entropy).
+    """Prune the `swaps` least important candidates and give the modules of the most important ones a free slot each.
 
-    decay: b falls with the progress p of the run, round(b·(1 − p³)); else it is b throughout. min_rank, max_rank: of
-    every module (None: all it holds); a module at min_rank is not pruned but may grow. Only slots that were off before
-    the call are turned on; where none is left, no triplet is given up for it. Counted in triplets exactly the budget
-    is kept: what it has gained goes to slots in the same order, and what it has lost is pruned, least important first.
-    Raises SettingError for exchange or lowest below 1 and clamps that no module can keep.
+    The candidates are the `candidates_per_module` least important active triplets of every module. Only slots that were
+    free before the call are filled; if no slot is left, no triplet is pruned for it. A budget in triplets is kept
+    exactly: slots are filled in the same order with what it has gained, and the least important triplets are pruned by
+    what it has lost.
+
+    swaps, candidates_per_module: ElaLoRA's b and k. importance_of: "triplet", a candidate counts by its own score
+    (ElaLoRA); "module", by the sum over its module's active triplets (FlexLoRA; with score=spectral_entropy that is the
+    module's entropy). decay: swaps fall with the run's progress p as round(b·(1 − p³)); False: they are constant.
+    min_rank, max_rank: the fewest and the most triplets a module keeps (None: all it has); a module at min_rank may
+    still grow. Raises SettingError for swaps or candidates_per_module below 1, or unless 0 <= min_rank <= max_rank.
     """
-    for name, value in (("exchange", exchange), ("lowest", lowest)):
+    for name, value in (("swaps", swaps), ("candidates_per_module", candidates_per_module)):
         if value < 1:
-            raise SettingError(f"allocator.{name}={value} is no number of triplets; valid: at least 1")
-    check_clamps(min_rank, max_rank)
+            raise SettingError(f"allocator.{name} must be at least 1 (got {value})")
 
-    def allocate(
-        scores: Tensor,
-        mask: Tensor,
-        budget: int,
-        cost: Tensor,
-        module: Tensor,
-        generator: torch.Generator | None,
-        progress: float = 0.0,
-    ) -> Tensor:
-        n, first = len(mask), begins(module)
-        b = round(exchange * (1 - progress**3)) if decay else exchange
-        active = sum_in_module(mask.long(), module)
-        up = place_in_module((-scores).masked_fill(~mask, -torch.inf), module)  # active ones, the least important at 0
-        slot = place_in_module((~mask).to(scores.dtype), module)  # free ones from 0
-        rank = active + slot  # that a free slot would find
-        forced = torch.where(mask, up >= active - min_rank, rank < min_rank)
+    def allocate(request: Request) -> Tensor:
+        scores, mask, modules = request.scores, request.mask, request.modules
+        n, starts = len(mask), module_starts(modules)
+        b = round(swaps * (1 - request.progress**3)) if decay else swaps
+        active = sum_per_module(mask.long(), modules)
+        ascending = rank_in_group((-scores).masked_fill(~mask, -torch.inf), modules)  # least important active one: 0
+        slot = rank_in_group((~mask).to(scores.dtype), modules)  # free slots count from 0
+        rank = active + slot  # the module's rank before this free slot is filled
+        forced = torch.where(mask, ascending >= active - min_rank, rank < min_rank)
 
-        value = scores if worth == "triplet" else sum_in_module(scores.masked_fill(~mask, 0.0), module)
+        value = scores if importance_of == "triplet" else sum_per_module(scores.masked_fill(~mask, 0.0), modules)
 
-        prunable = mask & (up < lowest) & ~forced
-        rising = torch.argsort(up, stable=True)
+        prunable = mask & (ascending < candidates_per_module) & ~forced
+        rising = torch.argsort(ascending, stable=True)
         rising = rising[torch.argsort(value.masked_fill(~prunable, torch.inf)[rising], stable=True)]
-        pruned = prunable & (places(rising) < b)
+        pruned = prunable & (positions(rising) < b)
 
-        by_place = torch.empty_like(scores)
-        by_place[first + up] = value  # module by module, the least important active triplet first
-        candidates = active.clamp_max(lowest)
+        sorted_value = torch.empty_like(scores)
+        sorted_value[starts + ascending] = value  # module by module, the least important active triplet first
+        candidates = active.clamp_max(candidates_per_module)
         source = (candidates - 1 - slot).clamp_min(0)  # the j-th slot is worth the j-th best candidate
-        key = torch.where(mask, scores, by_place[first + source])
+        key = torch.where(mask, scores, sorted_value[starts + source])
 
         allowed = mask | (rank < (n if max_rank is None else max_rank))
         free = torch.where(slot < candidates, 2, 4)
-        kind = torch.where(mask, torch.where(pruned, 3, 1), torch.where(allowed, free, 5)).masked_fill(forced, 0)
-        falling = places(torch.argsort(key, descending=True, stable=True))
-        return keep_first(torch.argsort(kind * n + falling), budget, cost) & allowed
+        tier = torch.where(mask, torch.where(pruned, 3, 1), torch.where(allowed, free, 5)).masked_fill(forced, 0)
+        falling = positions(torch.argsort(key, descending=True, stable=True))
+        return keep_first(request, torch.argsort(tier * n + falling)) & allowed
 
-    return Allocator(allocate, min_rank, max_rank, paced=True, grows=True)
+    return Allocator(allocate, min_rank, max_rank, grows=True)

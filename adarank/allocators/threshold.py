@@ -1,24 +1,22 @@
-"""The rule of AdaLoRA's original code, ties and all."""
+"""The rule of AdaLoRA's original code, which keeps too few triplets when scores tie."""
 
 import torch
 from torch import Tensor
 
-from adarank.allocators.allocator import Allocator
+from adarank.allocators.allocator import Allocator, Request
 
 
 def threshold() -> Allocator:
-    """Keep the triplets whose score exceeds the (n − budget)-th smallest one.
+    """Keep the triplets whose score exceeds the (n − budget)-th smallest, as AdaLoRA's original code does.
 
-    Where scores tie at that value all of them are dropped, so that fewer than `budget` may be kept (none, if every
-    score is equal): the original's behaviour, kept for mode="original". Use `global_top` otherwise.
+    All triplets that tie at that score are pruned, so that fewer than `budget` may remain (none, if all scores are
+    equal). The default of variant="original"; use `global_top` otherwise.
     """
 
-    def allocate(
-        scores: Tensor, mask: Tensor, budget: int, cost: Tensor, module: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        drop = len(scores) - budget
+    def allocate(request: Request) -> Tensor:
+        drop = len(request.scores) - request.budget
         if drop <= 0:
-            return torch.ones_like(mask)
-        return scores > scores.kthvalue(drop).values
+            return torch.ones_like(request.mask)
+        return request.scores > request.scores.kthvalue(drop).values
 
     return Allocator(allocate, unit="triplets")

@@ -3,20 +3,18 @@
 import torch
 from torch import Tensor
 
-from adarank.allocators.allocator import Allocator
-from adarank.allocators.order import keep_first, place_in_module
+from adarank.allocators.allocator import Allocator, Request
+from adarank.allocators.order import keep_first, rank_in_group
 
 
 def uniform() -> Allocator:
-    """Round by round, one triplet of every module, in each module by falling score, as long as the budget pays.
+    """Keep the same number of triplets in every module, the most important ones of each.
 
-    Ranks differ by one at most where the budget does not divide evenly; the first modules get the rest.
+    Ranks differ by at most one if the budget does not divide evenly; the first modules get the remainder.
     """
 
-    def allocate(
-        scores: Tensor, mask: Tensor, budget: int, cost: Tensor, module: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        in_turn = torch.argsort(place_in_module(scores, module), stable=True)
-        return keep_first(in_turn, budget, cost)
+    def allocate(request: Request) -> Tensor:
+        round_by_round = torch.argsort(rank_in_group(request.scores, request.modules), stable=True)
+        return keep_first(request, round_by_round)
 
     return Allocator(allocate)

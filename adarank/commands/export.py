@@ -1,4 +1,4 @@
-"""python -m adarank export: an adapter's folder in PEFT's format."""
+"""adarank export: an adapter's folder in PEFT's format."""
 
 from pathlib import Path
 
@@ -8,14 +8,12 @@ from adarank.integrations.peft_export import FILES, peft_state
 
 
 def export_folder(folder: Path, out: Path, uniform_rank: bool = False) -> str:
-    """Write OUT; returns the sentence that is printed. No base is at hand, so that names which PEFT would mix up are
-    only found by `adarank.to_peft`."""
+    """Write OUT; returns the sentence to print. Only `adarank.to_peft`, with the base, finds names that PEFT confuses."""
     opened = open_folder(folder)
     config, state = peft_state(opened.tensors, opened.description, uniform_rank)
     with new_folder(out) as path:
         write_files(path, dict(zip(FILES, (config, state), strict=True)))
     ranks = len(config["rank_pattern"])
-    beside = f", modules_to_save {', '.join(config['modules_to_save'])}" if config["modules_to_save"] else ""
-    return (
-        f"{out}: LoRA of rank {config['r']} on {len(config['target_modules'])} modules, {ranks} of another rank{beside}"
-    )
+    whole = f", modules_to_save {', '.join(config['modules_to_save'])}" if config["modules_to_save"] else ""
+    modules = len(config["target_modules"])
+    return f"{out}: LoRA of rank {config['r']} on {modules} modules, {ranks} of them of another rank{whole}"

@@ -1,25 +1,26 @@
-"""python -m adarank inspect: what an adapter is, from its folder alone."""
+"""adarank inspect: ranks, parameters and spectrum of an adapter, from its folder alone."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from adarank.adapters.lowrank import KINDS, original_change, singular_triplets
-from adarank.adapters.saving import FACTORS, START
+from adarank.adapters.lowrank import FACTORS, START, original_change, singular_triplets
+from adarank.adapters.parametrisation import lookup
+from adarank.adapters.saving import parts_of
+from adarank.adapters.spectrum import effective_rank, stable_rank
 from adarank.commands.folder import Opened, open_folder
 
-BARS = "▁▂▃▄▅▆▇█"
+BARS = "▁▂▃▄▅▆▇█"  # one for each singular value, up to 32, in proportion to the largest
 HEADINGS = ("module", "rank", "parameters", "‖ΔW‖", "σ max", "σ min", "effective", "stable", "spectrum")
 
 
 def report(folder: Path) -> str:
-    """The table that is printed."""
+    """The table to print."""
     opened = open_folder(folder)
     modules, trained = opened.description["modules"], opened.description["trained"]
-    parts = [_made(opened)]
-    if opened.description["kind"] in KINDS:
+    parts = [_heading(opened)]
+    if lookup(opened.description["kind"]) is not None:
         rows = [_row(opened, name) for name in modules]
         ranks = [info["rank"] for info in modules.values()]
         parts.append(_table([HEADINGS, *rows]))
@@ -34,28 +35,17 @@ def report(folder: Path) -> str:
     if trained:
         count = sum(opened.tensors[name].numel() for name in trained)
         names = opened.description.get("whole") or sorted(trained)
-        parts.append(f"trained beside it: {', '.join(names[:8])}{', …' * (len(names) > 8)} ({count:,} parameters)")
+        parts.append(f"also trained: {', '.join(names[:8])}{', …' * (len(names) > 8)} ({count:,} parameters)")
     return "\n".join(parts)
 
 
 def spectrum(opened: Opened, name: str) -> Tensor:
-    """The singular values of a module's change of the original weight, falling, without those 0 to rounding."""
+    """The singular values of a module's change of the original weight, descending and above rounding error."""
     factors = (opened.tensors[f"{name}.{part}"] for part in FACTORS)
     start = (opened.tensors.get(f"{name}.{part}") for part in START)
     change = original_change(opened.description["modules"][name]["scale"], *factors, *start)
     _, sigma, _ = singular_triplets(*(part.double() for part in change))
     return sigma[sigma > 1e-7 * sigma.max()] if len(sigma) else sigma
-
-
-def effective_rank(sigma: Tensor) -> float:
-    """exp(−Σ p ln p) with p = σ / Σσ (Roy & Vetterli 2007); 0 where there is no σ."""
-    share = sigma / sigma.sum()
-    return float(torch.exp(-(share * share.log()).sum())) if len(sigma) else 0.0
-
-
-def stable_rank(sigma: Tensor) -> float:
-    """Σσ² / max σ²; 0 where there is no σ."""
-    return float(sigma.square().sum() / sigma.max().square()) if len(sigma) else 0.0
 
 
 def _row(opened: Opened, name: str) -> tuple[str, ...]:
@@ -65,24 +55,21 @@ def _row(opened: Opened, name: str) -> tuple[str, ...]:
         return (name, rank, count, *["0"] * 5, "")
     sizes = (float(sigma.norm()), float(sigma.max()), float(sigma.min()))
     measures = (f"{effective_rank(sigma):.2f}", f"{stable_rank(sigma):.2f}")
-    return (name, rank, count, *(f"{size:.4g}" for size in sizes), *measures, _picture(sigma))
-
-
-def _picture(sigma: Tensor) -> str:
-    """A bar a singular value, up to 32 of them, in proportion to the largest."""
-    return "".join(BARS[min(7, int(8 * float(s / sigma[0])))] for s in sigma[:32]) + "…" * (len(sigma) > 32)
+    bars = "".join(BARS[min(7, int(8 * float(s / sigma[0])))] for s in sigma[:32]) + "…" * (len(sigma) > 32)
+    return (name, rank, count, *(f"{size:.4g}" for size in sizes), *measures, bars)
 
 
 def _parameters(opened: Opened, name: str) -> int:
-    """What trains in one module: λ only where it learns."""
-    info = opened.description["modules"][name]
-    if "width" in info:
-        return 2 * info["width"] * info["features"] + info["width"] + info["features"]
-    return info["rank"] * (info["in_features"] + info["out_features"] + (opened.description["kind"] == "svd"))
+    """The number of trained parameters of one module."""
+    kind = opened.description["kind"]
+    parametrisation = lookup(kind)
+    constant = ("lam",) if parametrisation is not None and not parametrisation.learns_lambda else ()
+    parts = set(parts_of(opened.description["modules"][name], kind)) - {*START, *constant}
+    return sum(opened.tensors[f"{name}.{part}"].numel() for part in parts)
 
 
-def _made(opened: Opened) -> str:
-    """How it was trained, as far as the folder tells."""
+def _heading(opened: Opened) -> str:
+    """How the adapter was trained, as far as its folder says."""
     summary, base = opened.summary, opened.description.get("base") or {}
     words = [f"{'PEFT' if opened.peft else 'adarank'} adapter, kind {opened.description['kind']}"]
     scales = sorted({f"{i['scale']:.4g}" for i in opened.description["modules"].values() if "scale" in i})
@@ -98,7 +85,7 @@ def _made(opened: Opened) -> str:
 
 
 def _table(rows: Iterable[tuple[str, ...]]) -> str:
-    """Columns aligned: the first and the spectrum left, numbers right."""
+    """Aligned columns: the first one and the spectrum to the left, numbers to the right."""
     rows = list(rows)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     left = {0, HEADINGS.index("spectrum")}

@@ -1,8 +1,7 @@
-"""python -m adarank merge: the base with the adapter in its weights, as a plain Transformers model."""
+"""adarank merge: the base with the adapter in its weights, as a plain Transformers model."""
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,10 @@ TOKENIZER = (
 
 
 def merge_folder(folder: Path, out: Path, base: str | None = None) -> str:
-    """Write OUT; returns the sentence that is printed. SettingError where the base is unknown, cannot be loaded, or
-    is not the one the adapter was made for."""
+    """Write OUT; returns the sentence to print. SettingError where the base cannot be loaded, or is not the adapter's."""
     opened = open_folder(folder)
     if opened.description["kind"] == BOTTLENECK:
-        raise SettingError(
-            "bottleneck adapters cannot be merged, since a non-linearity stands between them and the weights"
-        )
+        raise SettingError("bottleneck adapters cannot be merged, because they contain a non-linearity")
     base = base or (opened.description.get("base") or {}).get("name")
     if not base:
         raise SettingError(f"{folder} does not name the base that it adapts; give --base MODEL_FOLDER")
@@ -54,7 +50,7 @@ def merge_folder(folder: Path, out: Path, base: str | None = None) -> str:
 
 
 def _base(opened: Opened, base: str) -> Any:
-    """The base as the class that was trained, in its own dtype; what the checkpoint lacks must be in the adapter."""
+    """The base as the class that was trained, in its own dtype; the adapter must hold weights that the base lacks."""
     import transformers
 
     transformers.logging.set_verbosity_error()  # a fresh head is expected here
@@ -64,26 +60,21 @@ def _base(opened: Opened, base: str) -> Any:
     labels = {} if classes is None else {"num_labels": classes}
     try:
         config = transformers.AutoConfig.from_pretrained(base)
-        kind = _class(opened.description.get("base") or {}, config.to_dict())
-        model, found = getattr(transformers, kind).from_pretrained(
+        adapted = opened.description.get("base") or {}
+        named = (adapted.get("class"), TASKS.get(adapted.get("task") or ""), *(config.architectures or ()), "AutoModel")
+        model_class = next(filter(None, named))
+        model, loading = getattr(transformers, model_class).from_pretrained(
             base, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **labels
         )
     except (OSError, ValueError, AttributeError, json.JSONDecodeError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise SettingError(f"the base {base} cannot be loaded ({reason}); give --base MODEL_FOLDER") from None
     lacking = {
-        name if isinstance(name, str) else name[0] for name in (*found["missing_keys"], *found["mismatched_keys"])
+        name if isinstance(name, str) else name[0] for name in (*loading["missing_keys"], *loading["mismatched_keys"])
     }
     if unknown := sorted(lacking - trained.keys()):
         raise SettingError(
-            f"the base {base} has no {unknown[0]} of {kind}'s shape, and the adapter holds none; give the base that it "
-            "was trained on with --base MODEL_FOLDER"
+            f"the base {base} has no {unknown[0]} of the shape that {model_class} needs, and neither has the adapter; "
+            "give the base that it was trained on with --base MODEL_FOLDER"
         )
     return model
-
-
-def _class(base: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The class of Transformers: the adapter's own, that of PEFT's task_type, or the checkpoint's."""
-    task = TASKS.get(base.get("task") or "")
-    kind = base.get("class") or task or next(iter(config.get("architectures") or ()), None)
-    return str(kind or "AutoModel")

@@ -1,4 +1,4 @@
-"""How the factors start: see `init.Init`; one file each."""
+"""How the factors are initialised: see `init.Init`; one file for each init."""
 
 from adarank.inits.default import default
 from adarank.inits.eva import eva

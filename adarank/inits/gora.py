@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from adarank.adapters.layers import layer_of
+from adarank.adapters.layers import known_layer
 from adarank.adapters.lowrank import LowRank
 from adarank.errors import SettingError
 from adarank.inits.gradients import weight_gradients
@@ -24,28 +24,24 @@ class Found(NamedTuple):
 def gora(steps: int = 32, step: float = 0.05, least: float = 0.5, most: float = 4.0) -> Init:
     """Ranks in proportion to importance, and ΔW₀ = −step·√(d_in / r)·G A⁺A, a descent step in A's row space.
 
-    ranks: r_i ∝ I_i / √(d_in + d_out), I = mean |W ⊙ G|, from `least` to `most` times the rank asked for
-    (the paper's r_min and r_max). The paper rounds each and clips it, so that the total drifts; here the factor is the
-    one at which the clipped ranks have the total asked for, and what rounding leaves goes by largest remainder.
+    ranks: r_i ∝ I_i / √(d_in + d_out), I = mean |W ⊙ G|, from `least` to `most` times the requested rank (the paper's
+    r_min and r_max). The paper rounds and clips each rank, so that the total drifts; here the factor of proportion is
+    chosen so that the clipped ranks have the requested total, and rounding is by largest remainder.
     factors: A ~ U(±1/√d_in), B = −ξ·G Aᵀ(AAᵀ)⁻¹ with s·ξ = step·√(d_in / r): the projection keeps about r/d_in of
-    ‖G‖², so that ‖ΔW₀‖ ≈ step·‖G‖. G: the mean over `steps` batches. The paper does *not* take ΔW₀ out of the base:
-    the model starts a step further. The scale stays that of the rank asked for.
+    ‖G‖², so that ‖ΔW₀‖ ≈ step·‖G‖. G: the mean over `steps` batches. The paper does *not* subtract ΔW₀ from the base:
+    training starts one step further. The scale stays that of the requested rank.
     """
     if not step >= 0:
-        raise SettingError(f"init.step={step} is no length of a step; valid: at least 0")
+        raise SettingError(f"init.step must be at least 0 (got {step})")
     if not 0 <= least <= 1 <= most:
-        raise SettingError(
-            f"init.least={least} and init.most={most} do not enclose the rank asked for; valid: 0 ≤ least ≤ 1 ≤ most"
-        )
+        raise SettingError(f"init.least and init.most must satisfy 0 ≤ least ≤ 1 ≤ most (got {least} and {most})")
 
     @torch.no_grad()
     def measure(model: nn.Module, asked: Mapping[str, int], batches: Iterable[Any]) -> dict[str, Found]:
         found = {}
         for name, G in weight_gradients(model, asked, batches, steps, "gora").items():
             base = model.get_submodule(name)
-            layer = layer_of(base)
-            assert layer is not None
-            W = layer.matrix(base)
+            W = known_layer(base).matrix(base)
             found[name] = Found(G, (W * G.to(W.device)).abs().mean().item())
         return found
 
@@ -55,15 +51,13 @@ def gora(steps: int = 32, step: float = 0.05, least: float = 0.5, most: float = 
         high = [min(math.floor(most * r), *found[n].G.shape) for n, r in asked.items()]
         return dict(zip(asked, share(weights, low, high, sum(asked.values())), strict=True))
 
-    @torch.no_grad()
-    def fill(adapters: Mapping[str, LowRank], found: Mapping[str, Found]) -> None:
-        for name, adapter in adapters.items():
-            d_in, r = adapter.in_features, adapter.rank
-            A = torch.empty_like(adapter.Q).uniform_(-1 / math.sqrt(d_in), 1 / math.sqrt(d_in))
-            if r:
-                basis, R = torch.linalg.qr(A.t())
-                Bt = torch.linalg.solve_triangular(R, (found[name].G.to(A) @ basis).t(), upper=True)  # (G A⁺)ᵀ
-                write(adapter, A, -step * math.sqrt(d_in / r) / adapter.scale * Bt)
+    def fill(adapter: LowRank, found: Found) -> None:
+        d_in, r = adapter.in_features, adapter.rank
+        A = torch.empty_like(adapter.Q).uniform_(-1 / math.sqrt(d_in), 1 / math.sqrt(d_in))
+        if r:
+            basis, R = torch.linalg.qr(A.t())
+            Bt = torch.linalg.solve_triangular(R, (found.G.to(A) @ basis).t(), upper=True)  # (G A⁺)ᵀ
+            write(adapter, A, -step * math.sqrt(d_in / r) / adapter.scale * Bt)
 
     return Init("gora", fill, measure, ranks)
 
@@ -71,8 +65,8 @@ def gora(steps: int = 32, step: float = 0.05, least: float = 0.5, most: float = 
 def share(weights: Sequence[float], low: Sequence[int], high: Sequence[int], total: int) -> list[int]:
     """Whole numbers in proportion to `weights`, within [low, high], that sum to `total` (Σ low ≤ total ≤ Σ high).
 
-    x_i = t·w_i, clipped, with the t at which they sum to `total`; rounded down, and the rest to the largest remainders,
-    the first of equals first. A weight below 1e-9 of the largest counts as that; weights that are all 0 count as equal.
+    x_i = t·w_i, clipped, with the t at which they sum to `total`; rounded down, with the rest given to the largest
+    remainders, of equal ones to the first. A weight is raised to 1e-9 of the largest; all count as equal if all are 0.
     """
     top = max(weights)
     w = [max(x / top, 1e-9) if top > 0 else 1.0 for x in weights]
@@ -80,7 +74,7 @@ def share(weights: Sequence[float], low: Sequence[int], high: Sequence[int], tot
     def clipped(t: float) -> list[float]:
         return [min(max(t * x, lo), hi) for x, lo, hi in zip(w, low, high, strict=True)]
 
-    below, above = 0.0, 1e9 * max(high) + 1.0  # at the one every share is at its low, at the other at its high
+    below, above = 0.0, 1e9 * max(high) + 1.0  # where every share is at its low, or at its high
     for _ in range(200):
         t = (below + above) / 2
         below, above = (t, above) if sum(clipped(t)) < total else (below, t)

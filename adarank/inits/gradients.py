@@ -1,4 +1,4 @@
-"""The gradient of the loss with respect to the target weights, before training: what GoRA and LoRA-GA start from."""
+"""The gradient of the loss with respect to the target weights before training, from which GoRA and LoRA-GA start."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adarank.adapters.layers import layer_of
+from adarank.adapters.layers import known_layer
 from adarank.errors import SettingError
 from adarank.inits.init import call, evaluating, taken
 
@@ -18,16 +18,16 @@ def weight_gradients(
 ) -> dict[str, Tensor]:
     """{module name: G [d_out, d_in]}, the mean gradient of at most `steps` batches, on the CPU, in fp32 or wider.
 
-    In evaluation mode, so that dropout adds no noise. Only the target weights get a gradient, and each is taken away
-    as soon as it is there: one weight's gradient at a time lies on the device. The model is left as it was. Raises
-    SettingError where a weight is quantised, or a batch yields no loss.
+    Computed in evaluation mode, so that dropout adds no noise. Only the target weights get a gradient, and each is
+    moved off the device at once, so that the device holds the gradient of one weight at a time. The model is left
+    unchanged. Raises SettingError where a weight is quantised, or the output for a batch has no loss.
     """
     weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in names}
     for name, weight in weights.items():
         if not weight.dtype.is_floating_point:
             raise SettingError(
-                f"init={init} needs the gradient of {name}'s weight, which is quantised; "
-                "valid: a base in floating point, or another init"
+                f"init={init} needs the gradient of {name}'s weight, which is quantised; use a base in floating point, "
+                "or another init"
             )
     sums = {n: torch.zeros(w.shape, dtype=torch.promote_types(w.dtype, torch.float32)) for n, w in weights.items()}
 
@@ -48,27 +48,19 @@ def weight_gradients(
         with evaluating(model), torch.enable_grad():
             for batch in taken(init, batches, steps):
                 count += 1
-                _loss(call(model, batch), init).backward()
+                output = call(model, batch)
+                loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+                if not isinstance(loss, Tensor):
+                    raise SettingError(
+                        f"init={init} needs gradients: the model's output for a batch has no loss; put labels into the "
+                        "batches"
+                    )
+                loss.backward()
     finally:
         for handle in handles:
             handle.remove()
         for parameter, required, gradient in parameters:
             parameter.requires_grad_(required)
             parameter.grad = gradient
-    return {name: _matrix(model.get_submodule(name), total / count) for name, total in sums.items()}
-
-
-def _loss(output: Any, init: str) -> Tensor:
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if not isinstance(loss, Tensor):
-        raise SettingError(
-            f"init={init} needs gradients: the model's output for a batch has no loss; put labels into the batches"
-        )
-    return loss
-
-
-def _matrix(base: nn.Module, weight: Tensor) -> Tensor:
-    """A tensor of the shape of the layer's weight as a matrix [d_out, d_in]."""
-    layer = layer_of(base)
-    assert layer is not None
-    return layer.matrix(SimpleNamespace(weight=weight))
+    layers = {name: known_layer(model.get_submodule(name)) for name in sums}
+    return {name: layers[name].matrix(SimpleNamespace(weight=total / count)) for name, total in sums.items()}

@@ -1,21 +1,56 @@
-"""What EVA hears of the layers' inputs while batches pass through the model."""
+"""EVA's statistics of the layers' inputs: a truncated incremental PCA, batch by batch (Ross et al. 2008)."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adarank.adapters.layers import CONV2D, layer_of
-from adarank.inits.pca import PCA, update
+
+
+class PCA(NamedTuple):
+    """Statistics of the rows seen so far: their number, mean [d], scatter Σ‖x − mean‖², and the first k principal
+    directions V [k, d] (orthonormal rows) with their singular values sigma [k], largest first. Without truncation V and
+    sigma come from the singular value decomposition of the centred rows."""
+
+    rows: int
+    mean: Tensor
+    scatter: Tensor
+    V: Tensor
+    sigma: Tensor
+
+    @property
+    def ratio(self) -> Tensor:
+        """The share of the variance that each direction explains, σ² / scatter, [k]; 0 where the variance is 0."""
+        return torch.where(self.scatter > 0, self.sigma**2 / self.scatter, torch.zeros_like(self.sigma))
+
+
+def update(before: PCA | None, x: Tensor, k: int) -> PCA:
+    """Add rows x [n, d] and keep k directions.
+
+    The SVD of three stacked parts: the previous σVᵀ, the centred new rows, and √(nm/(n + m)) times the difference of
+    the means, with m previous rows. It is exact except for truncated directions; the scatter is always exact.
+    """
+    n, mean = len(x), x.mean(0)
+    centred = x - mean
+    scatter = centred.square().sum()
+    if before is not None:
+        m = before.rows
+        shift = (n * m / (n + m)) ** 0.5 * (before.mean - mean)
+        centred = torch.cat([before.sigma.unsqueeze(1) * before.V, centred, shift.unsqueeze(0)])
+        scatter = scatter + before.scatter + shift.square().sum()
+        mean = (n * mean + m * before.mean) / (n + m)
+        n += m
+    _, sigma, Vt = torch.linalg.svd(centred, full_matrices=False)
+    return PCA(n, mean, scatter, Vt[:k], sigma[:k])
 
 
 class Inputs:
     """An incremental PCA of each layer's inputs, keeping k directions; layers with the same input share one.
 
-    owner: {layer: the layer whose PCA is its own}; seen: {owner: PCA}. `hear` is a forward pre-hook (with kwargs) of
-    each layer; `begin` goes before each batch.
+    owner: {layer: the layer whose PCA it shares}; seen: {owner: PCA}. `record` is a forward pre-hook with kwargs.
     """
 
     def __init__(self, k: int) -> None:
@@ -24,7 +59,7 @@ class Inputs:
         self.seen: dict[str, PCA] = {}
 
     def begin(self, batch: Any) -> None:
-        """Note which positions of the batch are neither padding nor, in a language model, left out of the loss."""
+        """Remember which positions of the batch are neither padding nor, in a language model, ignored by the loss."""
         self.mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         if self.mask is not None:
             self.mask = self.mask.bool()
@@ -33,7 +68,7 @@ class Inputs:
                 self.mask = self.mask & (labels != -100)
         self.last: tuple[Tensor, int, str] | None = None
 
-    def hear(self, name: str, base: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def record(self, name: str, base: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         same = self.last is not None and self.last[0] is x and self.last[1] == x._version  # query, key, value
         owner = self.owner.setdefault(name, self.last[2] if same and self.last is not None else name)

@@ -1,6 +1,5 @@
 """PiSSA (arXiv 2404.02948): the principal singular triplets of the weight itself."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,29 +10,24 @@ from adarank.inits.init import Init, matrix, take_out, write
 
 
 def pissa(niter: int | None = None) -> Init:
-    """W = U diag(σ) Vᵀ: the first r triplets are the adapter's, what is left is the base's (eqs. 2 to 4).
+    """W = U diag(σ) Vᵀ: the adapter gets the first r triplets, the base keeps the rest (eqs. 2 to 4).
 
     "lora": A = √(σ/s) Vᵀ, B = U √(σ/s); "svd": Q = Vᵀ, P = U, λ = σ/s. Either way ΔW₀ = U_r diag(σ_r) V_rᵀ, so that
-    the model's function is kept and a triplet that is pruned is a part of the *pre-trained* weight that is lost.
-    niter: None, the full decomposition; else that many subspace iterations of `torch.svd_lowrank` (the paper's fast
-    SVD, drawn from torch's global generator).
+    the model is unchanged, and pruning a triplet removes a part of the *pre-trained* weight. niter: None, the full
+    decomposition; else subspace iterations of `torch.svd_lowrank` (the paper's fast SVD, from the global generator).
     """
     if niter is not None and niter < 0:
-        raise SettingError(
-            f"init.niter={niter} is no number of iterations; valid: at least 0, or null for the full SVD"
-        )
+        raise SettingError(f"init.niter must be at least 0, or null for the full SVD (got {niter})")
 
-    @torch.no_grad()
-    def fill(adapters: Mapping[str, LowRank], found: Any = None) -> None:
-        for adapter in adapters.values():
-            W, r = matrix(adapter), adapter.rank
-            if niter is None:
-                U, sigma, Vt = torch.linalg.svd(W, full_matrices=False)
-            else:
-                U, sigma, V = torch.svd_lowrank(W, q=r, niter=niter)
-                Vt = V.t()
-            root = (sigma[:r] / adapter.scale).sqrt().unsqueeze(1)
-            write(adapter, root * Vt[:r], root * U.t()[:r])
-            take_out(adapter)
+    def fill(adapter: LowRank, found: Any) -> None:
+        W, r = matrix(adapter), adapter.rank
+        if niter is None:
+            U, sigma, Vt = torch.linalg.svd(W, full_matrices=False)
+        else:
+            U, sigma, V = torch.svd_lowrank(W, q=r, niter=niter)
+            Vt = V.t()
+        root = (sigma[:r] / adapter.scale).sqrt().unsqueeze(1)
+        write(adapter, root * Vt[:r], root * U.t()[:r])
+        take_out(adapter)
 
     return Init("pissa", fill, changes_base=True)

@@ -1,4 +1,4 @@
-"""adarank inside other people's tools; importing this needs none of them."""
+"""adarank in other libraries' training loops and formats; importing this package needs none of them."""
 
 from adarank.integrations.trainer import RankTrainerMixin
 

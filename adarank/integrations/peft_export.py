@@ -1,11 +1,11 @@
-"""Any low-rank adapter as a plain LoRA folder of Hugging Face PEFT (checked against 0.21.2). PEFT is not imported.
+"""Export a low-rank adapter as a plain LoRA folder of Hugging Face PEFT (checked against 0.21.2), without importing it.
 
 PEFT computes W + (α / r)·B A with A [r, d_in], B [d_out, r]. Here s·λ is absorbed into B and α = r in every module:
 
     A = Q,  B = (s·λ ⊙ P)ᵀ
 
-Modules of different ranks stand in `rank_pattern` and `alpha_pattern`, whose keys are regular expressions; a rank of 0,
-which PEFT refuses, is no target at all. What was trained whole (the head) goes into `modules_to_save`.
+Modules of different ranks are listed in `rank_pattern` and `alpha_pattern`, whose keys are regular expressions. PEFT
+refuses a rank of 0, so such a module is not a target. Modules trained as a whole (the head) go into `modules_to_save`.
 """
 
 import os
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from adarank.adapters.layers import CONV1D, CONV2D, EMBEDDING
-from adarank.adapters.lowrank import KINDS, original_change, singular_triplets
-from adarank.adapters.saving import BOTTLENECK, FACTORS, START, adapter_state, write_files
+from adarank.adapters.lowrank import FACTORS, START, original_change, singular_triplets
+from adarank.adapters.parametrisation import lookup
+from adarank.adapters.saving import BOTTLENECK, adapter_state, write_files
 from adarank.errors import SettingError
 
 PREFIX = "base_model.model."
@@ -31,20 +32,31 @@ TASKS = {
     "ForQuestionAnswering": "QUESTION_ANS",
     "ForConditionalGeneration": "SEQ_2_SEQ_LM",
 }
-# what PEFT takes for the head of such a model, and adds to modules_to_save
+# the modules that PEFT regards as the head of such a model and adds to modules_to_save
 HEADS = {"SEQ_CLS": {"classifier", "score"}, "QUESTION_ANS": {"qa_outputs"}}
 
 
 def to_peft(model: nn.Module, folder: str | os.PathLike[str], uniform_rank: bool = False) -> None:
-    """Write the model's adapters into `folder` as a LoRA adapter that `PeftModel.from_pretrained` loads onto the
-    original base.
+    """Write the adapters into `folder` as a LoRA that `PeftModel.from_pretrained` loads onto the original base.
 
-    Pruned triplets are left out. Where an init took ΔW₀ out of the base, the change of the original weight, ΔW − ΔW₀ of
-    rank ≤ 2r, is decomposed anew by QR and SVD in fp64, and what is zero to rounding dropped. uniform_rank: pad all
-    modules with zeros to the largest rank and write no patterns, for engines that take one rank.
+    Pruned triplets are left out. Where an init subtracted ΔW₀ from the base, the change of the original weight,
+    ΔW − ΔW₀ of rank ≤ 2r, is decomposed by QR and SVD in fp64, and singular values below rounding error are dropped.
+    uniform_rank: pad all modules with zeros to the largest rank, for engines that accept only one; no patterns.
 
-    Raises SettingError, before anything is written, for what a LoRA adapter cannot hold: bottlenecks, modules trained
-    in part, a model with no rank left; with uniform_rank for whatever else was trained.
+    Raises SettingError, before anything is written, for anything that a LoRA adapter cannot hold: bottlenecks, modules
+    trained in part, a model with no rank left; with uniform_rank also for other trained modules.
+
+    Example:
+        >>> import adarank, tempfile
+        >>> from pathlib import Path
+        >>> from torch import nn
+        >>> model = nn.ModuleDict({"query": nn.Linear(4, 4), "value": nn.Linear(4, 4)})
+        >>> adapters = adarank.adapt(model, "lora", rank=2)
+        >>> _ = nn.init.ones_(adapters["query"].P)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     to_peft(model, folder)
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors']
     """
     tensors, description = adapter_state(model)
     config, state = peft_state(tensors, description, uniform_rank)
@@ -58,31 +70,39 @@ def peft_state(
     """(adapter_config.json, adapter_model.safetensors) from what `adarank.adapters.saving.read_adapter` returns."""
     if description["kind"] == BOTTLENECK:
         raise SettingError(
-            "a bottleneck adapter cannot be exported to PEFT, since it is no low-rank change of a weight; keep it with "
-            "adarank.save_adapter, or train a low-rank method"
+            "a bottleneck adapter cannot be exported to PEFT, because it is not a low-rank change of a weight; keep it "
+            "with adarank.save_adapter, or train a low-rank method"
         )
-    if description["kind"] not in KINDS:
+    parametrisation = lookup(description["kind"])
+    if parametrisation is None:
         raise SettingError(
-            "there is no low-rank adapter to export to PEFT; keep what was trained with model.save_pretrained or "
+            "there is no low-rank adapter to export to PEFT; save the trained parameters with model.save_pretrained or "
             "adarank.save_adapter"
         )
+    if not parametrisation.is_plain:
+        raise SettingError(f"an adapter of kind {parametrisation.name!r} cannot be exported as a plain LoRA; merge it")
     modules = description["modules"]
     factors = {name: lora_factors(tensors, name, info) for name, info in modules.items()}
     ranks = {name: len(A) for name, (A, _) in factors.items() if len(A)}
     if not ranks:
-        raise SettingError("every module's rank is 0, so that there is nothing to export; PEFT has no empty adapter")
+        raise SettingError("every module's rank is 0, so there is nothing to export; PEFT has no empty adapter")
     whole = _whole(description, uniform_rank)
     common = max(ranks.values()) if uniform_rank else Counter(ranks.values()).most_common(1)[0][0]
     state: dict[str, Tensor] = {}
     for name in ranks:
-        A, B = (_padded(part, common) for part in factors[name]) if uniform_rank else factors[name]
+        A, B = factors[name]
+        if uniform_rank:
+            A, B = (torch.cat([part, part.new_zeros(common - len(part), part.shape[1])]) for part in (A, B))
         state |= _laid_out(name, modules[name], A, B)
     state |= {PREFIX + name: tensors[name] for name in description["trained"]}
     differing = {} if uniform_rank else {re.escape(name): r for name, r in ranks.items() if r != common}
     base = description.get("base") or {}
+    task = next((task for end, task in TASKS.items() if (base.get("class") or "").endswith(end)), None)
+    if task in HEADS and not HEADS[task] & set(whole):
+        task = None  # the model's head does not have one of the names that PEFT looks for
     config = {
         "peft_type": "LORA",
-        "task_type": _task(base.get("class") or "", whole),
+        "task_type": task,
         "base_model_name_or_path": base.get("name"),
         "r": common,
         "lora_alpha": common,
@@ -100,13 +120,13 @@ def peft_state(
     for name in ranks:
         if outer := [m for m in whole if re.match(rf"(^|.*\.){m}($|\..*)", name)]:  # PEFT's own rule
             raise SettingError(
-                f"PEFT would pass over the adapter of {name}, since {outer[0]} was trained whole; merge it"
+                f"PEFT would ignore the adapter of {name}, because {outer[0]} was trained as a whole; merge it"
             )
     return config, {key: value.contiguous() for key, value in state.items()}
 
 
 def lora_factors(tensors: Mapping[str, Tensor], name: str, info: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """(A [r, d_in], B [r, d_out]) with ΔW = Bᵀ A relative to the original weight, triplets that are 0 left out."""
+    """(A [r, d_in], B [r, d_out]) with ΔW = Bᵀ A relative to the original weight, without triplets that are 0."""
     factors = (tensors[f"{name}.{part}"] for part in FACTORS)
     start = (tensors.get(f"{name}.{part}") for part in START)
     Q, gain, P = original_change(info["scale"], *factors, *start)
@@ -120,23 +140,19 @@ def lora_factors(tensors: Mapping[str, Tensor], name: str, info: Mapping[str, An
     return (V[keep] * root).to(Q.dtype), (U[keep] * root).to(Q.dtype)
 
 
-def _padded(factor: Tensor, rank: int) -> Tensor:
-    return torch.cat([factor, factor.new_zeros(rank - len(factor), factor.shape[1])])
-
-
 def _laid_out(name: str, info: Mapping[str, Any], A: Tensor, B: Tensor) -> dict[str, Tensor]:
     """The two tensors in PEFT's names and shapes."""
     layer = info.get("layer")
     if layer is None:
         raise SettingError(
-            f"the adapter does not say what kind of layer {name} is; load it into its base and save it anew"
+            f"the adapter does not name the layer type of {name}; load it into its base and save it again"
         )
     if layer == EMBEDDING.name:
         return {f"{PREFIX}{name}.lora_embedding_A": A, f"{PREFIX}{name}.lora_embedding_B": B.t()}
     if layer == CONV2D.name:
         if any(d != 1 for d in info["dilation"]) or info["padding_mode"] != "zeros":
             raise SettingError(
-                f"PEFT's LoRA of a convolution knows neither dilation nor padding_mode, and {name} has "
+                f"PEFT's LoRA of a convolution supports neither dilation nor padding_mode, and {name} has "
                 f"dilation={info['dilation']}, padding_mode={info['padding_mode']!r}; merge the adapter instead"
             )
         A, B = A.view(-1, *info["kernel"]), B.view(*B.shape, 1, 1)
@@ -149,30 +165,24 @@ def _whole(description: Mapping[str, Any], uniform_rank: bool) -> list[str]:
     for name in trained:
         if uniform_rank:
             raise SettingError(
-                f"uniform_rank=true is for engines that refuse modules_to_save, and {name} was trained whole; use "
+                f"uniform_rank=true is for engines that refuse modules_to_save, and {name} was trained as a whole; use "
                 "adarank.merge and model.save_pretrained instead, or uniform_rank=false"
             )
         if not any(name.startswith(module + ".") for module in whole):
             raise SettingError(
-                f"PEFT keeps whole modules beside a LoRA, and of {name.rpartition('.')[0] or 'the model'} only a part "
-                f"was trained ({name}); use adarank.merge and model.save_pretrained instead"
+                f"PEFT saves only whole modules with a LoRA, and of {name.rpartition('.')[0] or 'the model'} only "
+                f"{name} was trained; use adarank.merge and model.save_pretrained instead"
             )
     return list(whole)
 
 
-def _task(kind: str, whole: list[str]) -> str | None:
-    """PEFT's task_type; where it looks for a head by its own names, models with another head get none."""
-    found = next((task for end, task in TASKS.items() if kind.endswith(end)), None)
-    return found if found not in HEADS or HEADS[found] & set(whole) else None
-
-
 def _check_names(model: nn.Module, config: Mapping[str, Any]) -> None:
-    """Raise SettingError where PEFT, which compares the ends of names, would reach another module as well."""
+    """Raise SettingError where PEFT, which compares the endings of names, would affect another module as well."""
     targets, whole = set(config["target_modules"]), set(config["modules_to_save"] or ())
     for name, _ in model.named_modules():
         also = [t for t in targets if name.endswith("." + t)] if name not in targets else []
         also += [w for w in whole if name.endswith(w)] if name not in whole else []
         if also:
             raise SettingError(
-                f"PEFT would take {name} for {also[0]}, whose name is its end; adapt or train both, or merge"
+                f"PEFT would confuse {name} with {also[0]}, whose name is its ending; adapt or train both, or merge"
             )

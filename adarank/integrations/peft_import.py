@@ -1,10 +1,10 @@
-"""LoRA and AdaLoRA adapters of Hugging Face PEFT (checked against 0.21.2), to go on from. PEFT is not imported.
+"""Import LoRA and AdaLoRA adapters of Hugging Face PEFT (checked against 0.21.2) without importing PEFT.
 
     LoRA      W + s·B A                s = α / r, or α / √r (rsLoRA)     kind lora: Q = A, λ = 1, P = Bᵀ
     AdaLoRA   W + s·B (E ⊙ A)          s = α / (init_r + 1e-5)           kind svd:  Q = A, λ = E, P = Bᵀ
 
-α and r are the module's own where `alpha_pattern` and `rank_pattern` name it. AdaLoRA's rank_pattern holds a list of
-booleans a module, its scale stays that of init_r, and it has no rsLoRA.
+`alpha_pattern` and `rank_pattern` give the α and r of single modules. AdaLoRA's rank_pattern holds a list of booleans
+for each module, its scale stays that of init_r, and it has no rsLoRA.
 """
 
 import math
@@ -22,30 +22,41 @@ from adarank.adapters.saving import put_adapter, read_files
 from adarank.errors import SettingError
 from adarank.integrations.peft_export import FILES, PREFIX
 
-KINDS = {"LORA": "lora", "ADALORA": "svd"}
-# What is read here.
+PEFT_TYPES = {"LORA": "lora", "ADALORA": "svd"}  # and the kind that each becomes
+# Settings that are read here.
 READ = {
     *("peft_type", "task_type", "base_model_name_or_path", "r", "init_r", "lora_alpha", "lora_dropout", "use_rslora"),
     *("rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save", "bias", "init_lora_weights"),
 }
-# Where adapters sit is read from the tensors; the others concern training, or settings that are refused themselves.
+# The modules are read from the tensors; the other settings concern training, or belong to settings that are refused.
 WITHOUT_EFFECT = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "inference_mode", "auto_mapping"),
     *("peft_version", "revision", "megatron_core", "qalora_group_size", "runtime_config", "loftq_config", "eva_config"),
     *("corda_config", "lora_ga_config", "ensure_weight_tying", "target_r", "tinit", "tfinal", "deltaT", "beta1"),
     *("beta2", "orth_reg_weight", "total_step"),
 }
-KEEP_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # inits that leave the base as it is
+KEEP_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # inits that leave the base unchanged
 FACTORS = re.compile(r"(.+)\.(lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B)(?:\.weight)?")
 
 
 def from_peft(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Wrap a freshly loaded base with the LoRA or AdaLoRA adapter in `folder`; returns {module name: adapter}, which
-    train on (kind "lora" or "svd"), as do the modules of modules_to_save.
+    """Load a LoRA or AdaLoRA adapter of PEFT into a freshly loaded base, so that you can keep training it.
 
-    Everything is checked before anything changes: SettingError where a file is missing or damaged, a setting is
-    unsupported (DoRA, trained biases, inits that change the base …; the sentence names it), or the model is not the
-    base it was made for (the differing shapes are named). Safetensors only.
+    Returns {module name: adapter} of kind "lora" or "svd"; they are trainable, and so are the modules in
+    modules_to_save. Raises SettingError, before anything is changed, where a file is missing or damaged, the adapter
+    uses a setting that is not supported (DoRA, trained biases, inits that change the base …; the message names it), or
+    the model is not the base that it was made for (the message names the differing shapes). Only safetensors are read.
+
+    Example:
+        >>> import adarank, tempfile
+        >>> from torch import nn
+        >>> model = nn.ModuleDict({"query": nn.Linear(4, 4)})
+        >>> _ = nn.init.ones_(adarank.adapt(model, "lora", rank=2)["query"].P)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     adarank.to_peft(model, folder)
+        ...     fresh = nn.ModuleDict({"query": nn.Linear(4, 4)})
+        ...     from_peft(fresh, folder)["query"].kind
+        'lora'
     """
     tensors, description, copies = _read(Path(folder))
     parameters = dict(model.named_parameters())
@@ -62,17 +73,19 @@ def read_peft(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
-    """(tensors, description, the base's own weights that PEFT keeps beside an adapted embedding)."""
-    config, found = read_files(path, FILES)
+    """(tensors, description, the base's own weights that PEFT saves with an adapted embedding)."""
+    config, saved = read_files(path, FILES)
     kind = _kind(path, config)
     factors: dict[str, dict[str, Tensor]] = {}
     trained, copies, whole = {}, {}, set()
-    for key, tensor in found.items():
+    for key, tensor in saved.items():
         name = key.removeprefix(PREFIX)
         tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
         match = FACTORS.fullmatch(name)
         if key == name or (match is None and "lora_" in name):
-            raise SettingError(f"{path} holds the tensor {key}, which is no part of a plain LoRA or AdaLoRA adapter")
+            raise SettingError(
+                f"{path} holds the tensor {key}, which does not belong to a plain LoRA or AdaLoRA adapter"
+            )
         if match is not None:
             factors.setdefault(match[1], {})[match[2].replace("embedding_", "")] = tensor
             if "embedding" in match[2]:
@@ -85,8 +98,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tens
     tensors, modules = dict(trained), {}
     for name, parts in factors.items():
         embedding = parts.pop("embedding", None) is not None
-        made, modules[name] = _module(path, config, kind, name, parts, embedding)
-        tensors |= {f"{name}.{part}": value.contiguous() for part, value in made.items()}
+        converted, modules[name] = _module(path, config, name, parts, embedding)
+        tensors |= {f"{name}.{part}": value.contiguous() for part, value in converted.items()}
     description = {
         "kind": kind,
         "dropout": config.get("lora_dropout") or 0.0,
@@ -99,10 +112,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tens
 
 
 def _kind(path: Path, config: Mapping[str, Any]) -> str:
-    """ "lora" or "svd"; SettingError, which names it, for a setting that changes what the adapter computes."""
-    kind = KINDS.get(str(config.get("peft_type")))
+    """ "lora" or "svd". Raises SettingError for a setting that changes what the adapter computes, naming it."""
+    kind = PEFT_TYPES.get(str(config.get("peft_type")))
     if kind is None:
-        raise SettingError(f"{path} has peft_type={config.get('peft_type')!r}; valid: {', '.join(KINDS)}")
+        raise SettingError(
+            f"{path}: peft_type must be one of {', '.join(PEFT_TYPES)} (got {config.get('peft_type')!r})"
+        )
     refused = [(k, v) for k, v in config.items() if v and k not in READ | WITHOUT_EFFECT]
     if config.get("bias", "none") != "none":
         refused.append(("bias", config["bias"]))
@@ -110,21 +125,20 @@ def _kind(path: Path, config: Mapping[str, Any]) -> str:
         refused.append(("init_lora_weights", config["init_lora_weights"]))
     if refused:
         setting, value = refused[0]
-        more = "; PEFT's path_initial_model_for_weight_conversion makes a plain one of it" * (
-            setting == "init_lora_weights"
-        )
+        more = "; PEFT's path_initial_model_for_weight_conversion converts it to one" * (setting == "init_lora_weights")
         raise SettingError(f"{path} has {setting}={value!r}, which is not a plain LoRA or AdaLoRA adapter{more}")
     dropout = config.get("lora_dropout") or 0.0
     if not isinstance(dropout, float | int) or not 0 <= dropout < 1:
-        raise SettingError(f"{path} has lora_dropout={dropout!r}; valid: 0 <= lora_dropout < 1")
+        raise SettingError(f"{path}: lora_dropout must be at least 0 and less than 1 (got {dropout!r})")
     return kind
 
 
 def _module(
-    path: Path, config: Mapping[str, Any], kind: str, name: str, parts: dict[str, Tensor], embedding: bool
+    path: Path, config: Mapping[str, Any], name: str, parts: dict[str, Tensor], embedding: bool
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """({"Q", "lam", "P"}, the module's part of the description)."""
-    wanted = {"lora_A", "lora_B"} | ({"lora_E"} if kind == "svd" else set())
+    adalora = config["peft_type"] == "ADALORA"
+    wanted = {"lora_A", "lora_B"} | ({"lora_E"} if adalora else set())
     shapes = ", ".join(f"{part} {tuple(t.shape)}" for part, t in sorted(parts.items()))
     if parts.keys() != wanted:
         raise SettingError(f"{path} is damaged: {name} should have {' and '.join(sorted(wanted))} and has {shapes}")
@@ -135,31 +149,28 @@ def _module(
     elif A.ndim == 4 and B.ndim == 4 and B.shape[2:] == (1, 1):
         layer = {"layer": CONV2D.name, "kernel": list(A.shape[1:]), "dilation": [1, 1], "padding_mode": "zeros"}
         A, B = A.flatten(1), B.flatten(1)
-    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
+    E = parts["lora_E"].flatten() if adalora else A.new_ones(len(A) if A.ndim else 0)
+    if A.ndim != 2 or B.ndim != 2 or not len(A) == B.shape[1] == len(E):
         raise SettingError(f"{path} is damaged: the factors of {name} do not fit each other ({shapes})")
-    rank = len(A)
-    E = parts["lora_E"].flatten() if kind == "svd" else torch.ones_like(A[:, 0])
-    if len(E) != rank:
-        raise SettingError(f"{path} is damaged: the factors of {name} do not fit each other ({shapes})")
-    pattern = config.get("rank_pattern") or {}
-    if kind == "lora":
-        expected = _by_pattern(path, pattern, name, config.get("r", 8))
-    else:
+    rank, pattern = len(A), config.get("rank_pattern") or {}
+    if adalora:
         kept = pattern.get(f"{name}.lora_E", [True] * rank)
         if rank == len(kept) != sum(kept):  # the other triplets were never dropped
             index = torch.tensor([i for i, keep in enumerate(kept) if keep], dtype=torch.long)
             A, B, E = A[index], B[:, index], E[index]
         expected = sum(kept)
+    else:
+        expected = _by_pattern(path, pattern, name, config.get("r", 8))
     if len(A) != expected:
         raise SettingError(f"{path} is damaged: {name} has rank {rank} in one file, {expected!r} in the other")
-    info = {"rank": len(A), "start_rank": None, "scale": _scale(path, config, kind, name, len(A))}
+    info = {"rank": len(A), "start_rank": None, "scale": _scale(path, config, name, len(A))}
     return {"Q": A, "lam": E, "P": B.t()}, info | {"in_features": A.shape[1], "out_features": B.shape[0]} | layer
 
 
-def _scale(path: Path, config: Mapping[str, Any], kind: str, name: str, rank: int) -> float:
-    """s, as PEFT computes it; it must come out as a number above 0."""
+def _scale(path: Path, config: Mapping[str, Any], name: str, rank: int) -> float:
+    """s, as PEFT computes it. Raises SettingError where it is not a number above 0."""
     try:
-        if kind == "svd":
+        if config["peft_type"] == "ADALORA":
             alpha, initial = config.get("lora_alpha", 8), float(config.get("init_r", 12))
             scale = (alpha if alpha > 0 else initial) / (initial + 1e-5)
         else:
@@ -178,14 +189,14 @@ def _by_pattern(path: Path, pattern: Mapping[str, Any], name: str, default: Any)
         return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
     except (re.error, AttributeError):
         raise SettingError(
-            f"{path} is damaged: rank_pattern or alpha_pattern is no map of regular expressions"
+            f"{path} is damaged: rank_pattern or alpha_pattern is not a map of regular expressions"
         ) from None
 
 
 def _saved_module(path: Path, config: Mapping[str, Any], name: str) -> str:
     """The outermost module of modules_to_save that a parameter belongs to."""
     saved, parts = tuple(config.get("modules_to_save") or ()), name.split(".")
-    found = next((m for i in range(1, len(parts)) if saved and (m := ".".join(parts[:i])).endswith(saved)), None)
-    if found is None:
+    outer = next((m for i in range(1, len(parts)) if saved and (m := ".".join(parts[:i])).endswith(saved)), None)
+    if outer is None:
         raise SettingError(f"{path} holds {name}, which is neither a LoRA factor nor in modules_to_save={list(saved)}")
-    return found
+    return outer

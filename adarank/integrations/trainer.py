@@ -1,4 +1,4 @@
-"""Adaptive rank inside transformers.Trainer and whatever is derived from it.
+"""Adaptive rank in transformers.Trainer and its subclasses.
 
     class RankTrainer(RankTrainerMixin, Trainer): ...
 
@@ -6,12 +6,12 @@
 
     the Trainer                          the mixin
     create_optimizer                     attaches the controller; a checkpoint's optimiser state is loaded after this
-    training_step, once per micro-batch  after the accumulation's last: controller.after_backward
+    training_step, once per micro-batch  after the last one of a step: controller.after_backward
     clipping, optimizer.step             the controller's own hooks
-    _save                                writes TRAINED too: all but the frozen parameters, masks included
+    _save                                also writes TRAINED: all but the frozen parameters, masks included
     _load_from_checkpoint, _load_best…   read it: some Trainers would build a model without adapters from the folder
 
-No callback will do: `on_train_begin` comes after the optimiser state was loaded, `on_pre_optimizer_step` after clipping.
+Callbacks run too late: `on_train_begin` after the optimiser's state is loaded, `on_pre_optimizer_step` after clipping.
 """
 
 import warnings
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
 else:
     Trainer = object
 
-TRAINED = "trained.safetensors"  # in a checkpoint, beside the Trainer's own files
+TRAINED = "trained.safetensors"  # in a checkpoint, with the Trainer's own files
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: the state dict without the frozen parameters."""
+    """The state dict without the frozen parameters."""
     frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 class RankTrainerMixin(Trainer):
-    """Put it before a Trainer class; the keyword `controller` is a RankController over the adapters of `model`.
+    """Inherit from it before a Trainer class; the keyword `controller` is a RankController over the model's adapters.
 
-    The schedule's total is the number of optimiser steps that the Trainer takes (`max_steps`, or epochs × steps per
-    epoch). Raises SettingError where it is not, for FSDP, DeepSpeed and nn.DataParallel, and for compaction where the
-    Trainer would load or share the Parameters that compaction replaces; RuntimeError where the controller's steps are
-    not the Trainer's (a checkpoint without optimiser state, a second `train()`).
+    The schedule's total must be the number of optimiser steps that the Trainer takes (`max_steps`, or epochs × steps
+    per epoch). Raises SettingError where it is not, for FSDP, DeepSpeed and nn.DataParallel, and for compaction where
+    the Trainer would load or share the Parameters that compaction replaces; RuntimeError where the controller and the
+    Trainer are at different steps (a checkpoint without optimiser state, a second `train()`).
     """
 
     def __init__(self, *args: Any, controller: RankController, **kwargs: Any) -> None:
@@ -61,25 +61,25 @@ class RankTrainerMixin(Trainer):
         ):
             if parallel:
                 raise SettingError(
-                    f"{name} replaces the adapters' parameters or the optimiser, and a RankController would not "
-                    "notice; valid: one device, or DistributedDataParallel (torchrun, accelerate launch)"
+                    f"{name} replaces the adapters' parameters or the optimiser without the RankController noticing; "
+                    "use one device, or DistributedDataParallel (torchrun, accelerate launch)"
                 )
         self._check_compaction(
             self.args.load_best_model_at_end, "load_best_model_at_end=True loads weights of other shapes"
         )
-        self._check_compaction(self.args.world_size > 1, "DistributedDataParallel knows the old Parameters alone")
+        self._check_compaction(self.args.world_size > 1, "DistributedDataParallel keeps only the old Parameters")
 
     def _check_compaction(self, concerned: bool, reason: str) -> None:
         if concerned and self.rank_controller.compaction != "off":
             raise SettingError(
-                f"compaction={self.rank_controller.compaction!r} makes new Parameters, and {reason}; valid: "
+                f"compaction={self.rank_controller.compaction!r} creates new Parameters, and {reason}; use "
                 "compaction='off', and adarank.compact(model) after training"
             )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         self._check_compaction(
             bool(resume_from_checkpoint),
-            "to resume, the Trainer loads the model before it knows which triplets are left",
+            "when resuming, the Trainer loads the model before it knows which triplets are left",
         )
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -103,31 +103,31 @@ class RankTrainerMixin(Trainer):
         return loss
 
     def _begin(self) -> None:
-        """Before the first backward pass of a `train()`: are the schedule and the Trainer at the same step of the same
-        number? With a scaler the controller may lag: it does not count overflows, the Trainer does."""
+        """Before the first backward pass of a `train()`, check that the controller and the Trainer are at the same step
+        of the same total. With a scaler the controller may lag, because only the Trainer counts overflows."""
         controller, state = self.rank_controller, self.state
         total = controller.schedule.total
         if total not in (state.max_steps, never(1).total):
             raise SettingError(
-                f"schedule.total={total}, but the Trainer takes {state.max_steps} optimiser steps; valid: "
+                f"schedule.total must be {state.max_steps}, the Trainer's number of optimiser steps (got {total}); set "
                 f"total={state.max_steps}, or max_steps={total} in its arguments"
             )
         lag = state.global_step - controller.step
         if lag and not (self.accelerator.scaler is not None and 0 < controller.step < state.global_step):
             raise RuntimeError(
-                f"the Trainer is at step {state.global_step}, its RankController at {controller.step}; a checkpoint to "
-                "resume from needs its optimiser state (save_only_model=False), and another run a controller of its own"
+                f"the Trainer is at step {state.global_step}, its RankController at {controller.step}; resuming needs "
+                "a checkpoint with the optimiser's state (save_only_model=False), and a new run needs a new controller"
             )
         self._begun = True
 
     def _warn_of_unreached(self) -> None:
-        """After the first backward pass: a model that reads a layer's weight itself passes the adapter by (TRL's fused head)."""
+        """After the first backward pass: a model that reads a weight directly bypasses its adapter (TRL's fused head)."""
         bank = self.rank_controller.bank
         unreached = [name for name, a in zip(bank.names, bank.adapters, strict=True) if a.P.grad is None]
         if unreached:
             warnings.warn(
                 f"the first backward pass did not reach the adapters of {', '.join(unreached)}; unless the model skips "
-                "them for some rows only, they will not train: leave them out of the targets",
+                "them only for some rows, they will not be trained: leave them out of the targets",
                 stacklevel=3,
             )
 
@@ -141,12 +141,12 @@ class RankTrainerMixin(Trainer):
         path = Path(resume_from_checkpoint) / TRAINED
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} is not there; the checkpoint was saved by a Trainer without RankTrainerMixin"
+                f"{path} does not exist; the checkpoint was saved by a Trainer without RankTrainerMixin"
             )
-        found = load_file(path)
-        if other := sorted(found.keys() ^ _trained(self.model).keys()):
-            raise RuntimeError(f"{path} and the model differ in what is trained, {other[0]} for one: other adapters")
-        self.model.load_state_dict(found, strict=False)
+        state = load_file(path)
+        if other := sorted(state.keys() ^ _trained(self.model).keys()):
+            raise RuntimeError(f"{path} and the model have different adapters: only one of them has {other[0]}")
+        self.model.load_state_dict(state, strict=False)
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)

@@ -1,4 +1,4 @@
-"""Which triplets matter. A score is three functions over the bank (see `score.Score`); each lives in a file of its own."""
+"""How important every triplet is: one score per file. See `adarank.scores.score.Score` for what a score is."""
 
 from adarank.scores.adalora import adalora
 from adarank.scores.contribution import contribution

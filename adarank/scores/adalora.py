@@ -7,10 +7,10 @@ from adarank.scores.score import Buffers, Score, check_beta
 
 
 def adalora(beta1: float = 0.85, beta2: float = 0.85) -> Score:
-    """s(w) = Ī(w)·Ū(w) per element; a triplet's score is s(λ_i) + mean_j s(Q_ij) + mean_j s(P_ij).
+    """s(w) = Ī(w)·Ū(w) per parameter; a triplet's score is s(λ_i) + mean_j s(Q_ij) + mean_j s(P_ij).
 
-    I = |w·g|;  Ī ← β1 Ī + (1−β1) I;  Ū ← β2 Ū + (1−β2) |I − Ī|, with the new Ī; both start at zero, uncorrected.
-    beta1, beta2: in [0, 1). Raises SettingError outside.
+    I = |w·g|;  Ī ← β1 Ī + (1−β1) I;  Ū ← β2 Ū + (1−β2) |I − Ī|, with the new Ī. Both start at zero, without bias
+    correction. beta1, beta2: in [0, 1); else raises SettingError.
     """
     check_beta("beta1", beta1)
     check_beta("beta2", beta2)
@@ -19,10 +19,10 @@ def adalora(beta1: float = 0.85, beta2: float = 0.85) -> Score:
         return {"importance": bank.buffer(), "uncertainty": bank.buffer()}
 
     def observe(buffers: Buffers, bank: Bank) -> None:
-        mean, spread = buffers["importance"], buffers["uncertainty"]
-        now = (bank.weight.to(mean.dtype) * bank.grad).abs_()
-        mean.lerp_(now, 1 - beta1)
-        spread.lerp_(now.sub_(mean).abs_(), 1 - beta2)
+        importance, uncertainty = buffers["importance"], buffers["uncertainty"]
+        sensitivity = (bank.weight.to(importance.dtype) * bank.grad).abs_()
+        importance.lerp_(sensitivity, 1 - beta1)
+        uncertainty.lerp_(sensitivity.sub_(importance).abs_(), 1 - beta2)
 
     def score(buffers: Buffers, bank: Bank) -> Tensor:
         return bank.triplet_sums(buffers["importance"] * buffers["uncertainty"])

@@ -3,20 +3,13 @@
 from torch import Tensor
 
 from adarank.bank import Bank
-from adarank.scores.score import Buffers, Score, check_lam_learns
+from adarank.scores.score import Buffers, Score, refuse_constant_lambda
 
 
 def magnitude() -> Score:
-    """A triplet's score is |λ_i|; nothing is averaged. Refuses adapters whose λ is constant (SettingError)."""
-
-    def init(bank: Bank) -> Buffers:
-        check_lam_learns("magnitude", bank)
-        return {}
-
-    def observe(buffers: Buffers, bank: Bank) -> None:
-        """λ is read when it is asked for."""
+    """A triplet's score is |λ_i|. Nothing is averaged. `init` raises SettingError for adapters with constant λ."""
 
     def score(buffers: Buffers, bank: Bank) -> Tensor:
         return bank.lam.to(bank.dtype).abs()
 
-    return Score(init, observe, score)
+    return Score(refuse_constant_lambda("magnitude"), score=score)

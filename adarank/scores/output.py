@@ -1,4 +1,4 @@
-"""A triplet's own part of the layer's output."""
+"""The size of a triplet's part of the layer's output."""
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ from adarank.scores.score import Buffers, Score, check_beta
 
 
 def output(beta: float = 0.85) -> Score:
-    """s·|λ_i|·‖P_i‖·rms(Q_iᵀx): the root mean square, over inputs x, of the length of what triplet i adds to the output.
+    """s·|λ_i|·‖P_i‖·rms(Q_iᵀx): the root mean square over inputs x of ‖what triplet i adds to the output‖.
 
-    The mean of (Q_iᵀx)² over the rows of x, and over the forward passes of an optimiser step, is averaged over steps:
-    A ← β A + (1−β) mean, from zero, uncorrected; s, λ and P are those of the moment. x is what the low-rank path sees,
-    its dropout applied. A step whose activations overflowed is left out.
-    beta: in [0, 1). Raises SettingError outside.
+    The mean of (Q_iᵀx)² over the rows of x and over the forward passes of an optimiser step is averaged over steps:
+    A ← β A + (1−β) mean, from zero, without bias correction. s, λ and P are the current ones. x is the input of the
+    low-rank path, after its dropout. A step whose activations overflowed is left out.
+    beta: in [0, 1); else raises SettingError.
     """
     check_beta("beta", beta)
 
@@ -23,8 +23,8 @@ def output(beta: float = 0.85) -> Score:
         return {"square": bank.triplet_buffer()}
 
     def observe(buffers: Buffers, bank: Bank) -> None:
-        square, now = buffers["square"], bank.activation
-        square.copy_(torch.where(now.isfinite(), square.lerp(now, 1 - beta), square))
+        square, current = buffers["square"], bank.activation
+        square.copy_(torch.where(current.isfinite(), square.lerp(current, 1 - beta), square))
 
     def score(buffers: Buffers, bank: Bank) -> Tensor:
         _, p = bank.row_norms()
@@ -36,8 +36,8 @@ def output(beta: float = 0.85) -> Score:
 def mean_square(adapter: LowRank, x: Tensor) -> Tensor:
     """The mean of (Q_iᵀx)² over the rows (pixels, indices) of the layer's input x, [r]."""
     layer, Q = adapter.layer, adapter.Q
-    one = torch.ones_like(Q[:, 0])
-    h = layer.delta(adapter.base, x, Q, one, torch.diag(one))  # with P = I: every triplet by itself
+    ones = torch.ones_like(Q[:, 0])
+    h = layer.delta(adapter.base, x, Q, ones, torch.diag(ones))  # with P = I: every triplet by itself
     if layer is CONV2D:
         h = h.movedim(-3, -1)
     return h.reshape(-1, adapter.rank).square().mean(0)

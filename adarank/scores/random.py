@@ -1,24 +1,27 @@
-"""A control: scores that know nothing."""
+"""A control: random scores, drawn once."""
 
 import torch
 from torch import Tensor
 
 from adarank.bank import Bank
+from adarank.pieces import needs
 from adarank.scores.score import Buffers, Score
 
 
-def random(seed: int = 0) -> Score:
-    """A number in (0, 1] for every triplet, the same from the first step to the last.
+@needs("seed")
+def random(seed: int | None = None) -> Score:
+    """A random number in (0, 1] for every triplet, the same at every step.
 
-    Drawn once, not anew at each allocation: the rank map is random, but training it is as calm as with a score that
-    knows something, because what was pruned stays pruned while the budget falls. The numbers are a hash of the seed and
-    the triplet's place, the same on every device. A triplet that starts anew gets the number of the place it is in.
+    The rank map is random, but training is as calm as with an informed score, because a pruned triplet stays pruned
+    while the budget falls. The numbers are a hash of seed and index: equal on every device, new for a fresh triplet.
+
+    seed: None takes the run's seed in the laboratory, and 0 elsewhere.
     """
 
     def draw(bank: Bank) -> Tensor:
-        place = torch.arange(bank.triplets, device=bank.mask.device)
-        seeded = _mix(torch.full_like(place, (seed + 0x9E3779B9) % 2**32))
-        return (_mix(seeded ^ place) + 1).to(bank.dtype) / 2**32
+        index = torch.arange(bank.triplets, device=bank.mask.device)
+        seeded = _mix(torch.full_like(index, ((seed or 0) + 0x9E3779B9) % 2**32))
+        return (_mix(seeded ^ index) + 1).to(bank.dtype) / 2**32
 
     def init(bank: Bank) -> Buffers:
         return {"number": draw(bank)}
@@ -34,7 +37,7 @@ def random(seed: int = 0) -> Score:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """A bijection of the 32-bit integers (held in int64) that scatters neighbours: multiply and xor-shift, twice."""
+    """A bijection of the 32-bit integers (in int64) that scatters neighbours: multiply and xor-shift, twice."""
     for _ in range(2):
         x = (x ^ (x >> 16)) * 0x45D9F3B & 0xFFFFFFFF
     return x ^ (x >> 16)

@@ -1,4 +1,4 @@
-"""What a score is."""
+"""The class behind every score, and what several scores share."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,44 +12,65 @@ from adarank.errors import SettingError
 Buffers = dict[str, Tensor]
 
 
-class Score(NamedTuple):
-    """`init(bank)` makes the running buffers, `observe(buffers, bank)` updates them in place from `bank.weight` and
-    `bank.grad` once per optimiser step, `score(buffers, bank)` returns the importance of every triplet, [triplets],
-    without changing anything. A buffer is flat over the parameters ([numel], `bank.buffer()`), over the triplets
-    ([triplets]) or a scalar; buffers travel in the optimiser's state dict, shrink with compaction and are zeroed where a
-    triplet starts anew.
+def undefined(buffers: Buffers, bank: Bank) -> Tensor:
+    raise NotImplementedError("this Score was made without its function `score`")
 
-    activation(adapter, x) -> [r], for scores that look at activations: something of every triplet, averaged over the
-    rows of the layer's input x (at least fp32, an embedding's x int64; outside autocast). Its mean over the forward
+
+class Score(NamedTuple):
+    """The importance of every triplet, from weights, gradients or activations.
+
+    init(bank) -> buffers: makes the running averages, {name: tensor}. Each is flat over the parameters ([numel], as
+    `bank.buffer()` makes it), flat over the triplets ([triplets]) or a scalar. They are saved in the optimiser's state
+    dict, shrink with compaction and are zeroed wherever a triplet starts again.
+
+    observe(buffers, bank): updates them in place from `bank.weight` and `bank.grad`, once per optimiser step.
+
+    score(buffers, bank) -> [triplets]: the importance of every triplet, at least fp32. It changes nothing.
+
+    activation(adapter, x) -> [r]: for scores that use activations. It reduces a layer's input x (at least fp32; int64
+    for an embedding; outside autocast) to one value per triplet, averaged over the rows of x. The mean over the forward
     passes since the last step, and over the processes of torch.distributed, is then `bank.activation`, [triplets].
+
+    A score without running averages is its `score` alone: Score(score=lambda buffers, bank: bank.lam.abs()).
+    RankController also accepts a plain function bank -> [triplets].
     """
 
-    init: Callable[[Bank], Buffers]
-    observe: Callable[[Buffers, Bank], None]
-    score: Callable[[Buffers, Bank], Tensor]
+    init: Callable[[Bank], Buffers] = lambda bank: {}
+    observe: Callable[[Buffers, Bank], None] = lambda buffers, bank: None
+    score: Callable[[Buffers, Bank], Tensor] = undefined
     activation: Callable[[LowRank, Tensor], Tensor] | None = None
+
+
+def as_score(score: Score | Callable[[Bank], Tensor]) -> Score:
+    """`score` itself, or the Score of a plain function bank -> [triplets]."""
+    return score if isinstance(score, Score) else Score(score=lambda buffers, bank: score(bank))
 
 
 def check_beta(name: str, value: float) -> None:
     """Raise SettingError for a smoothing factor outside [0, 1)."""
     if not 0 <= value < 1:
-        raise SettingError(f"score.{name}={value} is no smoothing factor; valid: 0 <= {name} < 1")
+        raise SettingError(f"score.{name} must be at least 0 and below 1 (got {value})")
 
 
-def check_lam_learns(name: str, bank: Bank) -> None:
-    """Raise SettingError where λ, which the score `name` reads, is a constant."""
-    if any(adapter.kind == "lora" for adapter in bank.adapters):
-        raise SettingError(
-            f"score={name} has no meaning for adapter='lora', whose λ is constant; valid: adapter='svd', or "
-            "score=contribution, which is |λ| times the norms of P and Q"
-        )
+def refuse_constant_lambda(name: str) -> Callable[[Bank], Buffers]:
+    """The `init` of the score `name`, which reads λ: raises SettingError if an adapter's λ is constant."""
+
+    def init(bank: Bank) -> Buffers:
+        if not all(adapter.learns_lambda for adapter in bank.adapters):
+            raise SettingError(
+                f"score={name} needs adapters whose λ is trained, such as adapter='svd' (got adapter='lora', whose λ "
+                "is constant); score=contribution, which is |λ| times the norms of P and Q, works with both"
+            )
+        return {}
+
+    return init
 
 
 def averaged(values: Callable[[Bank], Tensor], beta: float) -> Score:
-    """The exponential average of a value per parameter, summed up per triplet.
+    """The exponential moving average of a value per parameter, summed per triplet.
 
-    values(bank) -> flat [numel], at least fp32. A ← β A + (1−β) triplet_sums(values), from zero, uncorrected; the score
-    is A. `Bank.triplet_sums` is linear, so that this is the sum over the average of every parameter's value.
+    values(bank) -> flat [numel], at least fp32. A ← β A + (1−β) triplet_sums(values), from zero, without bias
+    correction; the score is A (averaging sums is summing averages). beta: in [0, 1); else raises SettingError.
     """
     check_beta("beta", beta)
 

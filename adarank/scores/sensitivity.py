@@ -5,5 +5,5 @@ from adarank.scores.smoothed_sensitivity import smoothed_sensitivity
 
 
 def sensitivity() -> Score:
-    """I = |w·g| of the last step observed; a triplet's score is I(λ_i) + mean_j I(Q_ij) + mean_j I(P_ij)."""
+    """I = |w·g| of the last step; a triplet's score is I(λ_i) + mean_j I(Q_ij) + mean_j I(P_ij)."""
     return smoothed_sensitivity(beta=0.0)

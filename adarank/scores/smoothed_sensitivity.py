@@ -1,4 +1,4 @@
-"""Smoothed sensitivity alone: AdaLoRA's importance without its uncertainty (arXiv 2303.10512, eqs. 7–9)."""
+"""Smoothed sensitivity: AdaLoRA's importance without its uncertainty (arXiv 2303.10512, eqs. 7–9)."""
 
 from torch import Tensor
 
@@ -7,9 +7,9 @@ from adarank.scores.score import Score, averaged
 
 
 def smoothed_sensitivity(beta: float = 0.85) -> Score:
-    """I = |w·g| per element; Ī ← β Ī + (1−β) I; a triplet's score is Ī(λ_i) + mean_j Ī(Q_ij) + mean_j Ī(P_ij).
+    """I = |w·g| per parameter; Ī ← β Ī + (1−β) I; a triplet's score is Ī(λ_i) + mean_j Ī(Q_ij) + mean_j Ī(P_ij).
 
-    beta: in [0, 1). Raises SettingError outside.
+    beta: in [0, 1); else raises SettingError.
     """
 
     def products(bank: Bank) -> Tensor:

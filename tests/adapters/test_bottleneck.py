@@ -20,7 +20,7 @@ def activation(name, v):
 
 def change(module, h):
     """f(h) of one row, number by number."""
-    down, b, up, c = (p.detach().double().numpy() for p in module.own())
+    down, b, up, c = (p.detach().double().numpy() for p in module.parameters(recurse=False))
     hidden = [
         activation(module.activation, sum(down[i, j] * h[j] for j in range(len(h))) + b[i]) for i in range(len(down))
     ]
@@ -36,7 +36,7 @@ def normalised(norm, z):
 def filled(base, width, name):
     module = Bottleneck(base, width, name)
     with torch.no_grad():
-        for parameter in module.own():
+        for parameter in module.parameters(recurse=False):
             parameter.normal_()
     return module.double()
 
@@ -83,7 +83,7 @@ def test_gradients_reach_all_four_parameters_and_no_more(net):
     for module in added.values():
         nn.init.normal_(module.up)
     net(torch.randn(4, 8)).square().sum().backward()
-    assert all(p.grad.abs().sum() > 0 for module in added.values() for p in module.own())
+    assert all(p.grad.abs().sum() > 0 for module in added.values() for p in module.parameters(recurse=False))
     assert {n for n, p in net.named_parameters() if p.grad is not None} == {
         f"{name}.{part}" for name in added for part in ("down", "down_bias", "up", "up_bias")
     }
@@ -92,7 +92,7 @@ def test_gradients_reach_all_four_parameters_and_no_more(net):
 @pytest.mark.usefixtures("safe_bf16")
 def test_a_half_precision_base_keeps_its_dtype_and_the_bottleneck_trains_in_fp32(net):
     added = adarank.bottlenecks(net.to(torch.bfloat16), places=["down"])
-    assert {p.dtype for module in added.values() for p in module.own()} == {torch.float32}
+    assert {p.dtype for module in added.values() for p in module.parameters(recurse=False)} == {torch.float32}
     x = torch.randn(4, 8, dtype=torch.bfloat16)
     net(x).float().sum().backward()
     assert net(x).dtype == torch.bfloat16

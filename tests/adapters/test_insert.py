@@ -10,8 +10,8 @@ from torch import nn
 
 import adarank
 from adarank import SettingError
-from adarank.adapters.insert import norms_of, width_like_lora
-from adarank.harness.models import Base, resolve_places
+from adarank.adapters.bottleneck import norms_of, width_like_lora
+from adarank.targets import resolve_places
 from tests.conftest import Net
 
 D, F, LAYERS = 32, 64, 2
@@ -57,7 +57,7 @@ def inputs(architecture):
 
 
 def places(architecture, method):
-    return resolve_places(Base("x", "f", architecture, lambda _: None), method)
+    return resolve_places(architecture, method)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -85,7 +85,9 @@ def test_places_counts_and_start(architecture, method):
     for module in added.values():
         nn.init.normal_(module.up)
     model(**given_inputs).last_hidden_state.square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for m in added.values() for p in m.own())
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for m in added.values() for p in m.parameters(recurse=False)
+    )
     assert not torch.allclose(model(**given_inputs).last_hidden_state, before)
 
 
@@ -175,11 +177,11 @@ def test_the_head_trains_and_modes_are_kept(net):
     ("arguments", "says"),
     [
         ({"places": ["dwon"]}, "places='dwon' matches no projection or LayerNorm; near names: down"),
-        ({"places": []}, r"places=\[\] selects nothing"),
+        ({"places": []}, r"places must name at least one module \(got \[\]\)"),
         ({"places": "("}, r"places='\(' is neither a name nor a regular expression"),
-        ({"places": ["down"], "rank": 0}, "rank=0 is no rank; valid: a whole number of at least 1"),
-        ({"places": ["down"], "rank": True}, "rank=True is no rank"),
-        ({"places": ["down"], "activation": "sin"}, "activation='sin' is not known; valid: gelu, relu, silu"),
+        ({"places": ["down"], "rank": 0}, r"^rank must be a whole number of at least 1 \(got 0\)$"),
+        ({"places": ["down"], "rank": True}, r"\(got True\)"),
+        ({"places": ["down"], "activation": "sin"}, r"activation must be one of gelu, relu, silu \(got 'sin'\)"),
         ({"places": ["down"], "targets": ["nowhere"]}, "targets='nowhere' matches no module"),
         ({"places": ["down"], "train": ["haed"]}, "train='haed' matches no module; near names: head"),
     ],
@@ -200,7 +202,6 @@ def test_adapters_of_one_kind_a_model(net):
 
 
 def test_places_pass_by_name_and_unknown_architectures_say_what_to_do():
-    odd = Base("x", "f", "mamba", lambda _: None)
-    assert resolve_places(odd, ["out_proj"]) == ["out_proj"]
-    with pytest.raises(SettingError, match=r"adapter\.places=houlsby has no meaning yet for the architecture mamba"):
-        resolve_places(odd, "houlsby")
+    assert resolve_places("mamba", ["out_proj"]) == ["out_proj"]
+    with pytest.raises(SettingError, match=r"places=houlsby is not defined for the architecture mamba"):
+        resolve_places("mamba", "houlsby")

@@ -26,7 +26,7 @@ def test_merged_logits_equal_the_adapters_and_unmerge_brings_them_back(trained):
     torch.testing.assert_close(trained(x), before, rtol=1e-5, atol=1e-6)
     assert not any(".base" in key or key.endswith(".Q") for key in trained.state_dict())
     assert all(type(m) is nn.Linear for n, m in trained.named_modules() if n.endswith(("up", "down")))
-    with pytest.raises(SettingError, match=r"no adapters to pass over; .* adarank\.unmerge first"):
+    with pytest.raises(SettingError, match=r"no adapters to bypass; .* adarank\.unmerge first"):
         adarank.disabled(trained).__enter__()
     adarank.unmerge(trained)
     torch.testing.assert_close(trained(x), before, rtol=1e-5, atol=1e-6)

@@ -94,7 +94,7 @@ def test_damaged_and_missing_files_are_refused(base, saved, tmp_path):
     (folder / "adapter.json").write_text("{")
     assert "is damaged" in refused(base, folder)
     (folder / "adapter.json").write_text(json.dumps({**description, "format": 99}))
-    assert "not of format 1" in refused(base, folder)
+    assert "must have format 1" in refused(base, folder)
 
 
 def test_an_adapted_or_merged_model_is_told_what_to_do(base, saved):
@@ -188,7 +188,7 @@ def test_a_baseline_of_another_base_is_refused(normed, tmp_path, method):
     assert f"it adapts layers.2.{place}, near names here" in refused(other, tmp_path)
     wider = deepcopy(normed)
     wider.layers[1].down, wider.layers[1].norm = torch.nn.Linear(20, 13), torch.nn.LayerNorm(13)
-    assert f"layers.1.{place} puts out 12 there, 13 here" in refused(wider, tmp_path)
+    assert f"the output of layers.1.{place} has 12 features there, 13 here" in refused(wider, tmp_path)
 
 
 def test_a_damaged_bottleneck_is_refused(normed, tmp_path):

@@ -1,25 +1,27 @@
 """Every allocator against its rule written out in loops, and the laws it adds to the contract."""
 
+import doctest
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adarank.allocators import by_cost, by_family, global_top, grow, prune_expand, random, threshold, uniform
-from adarank.allocators.allocator import check_run
-from adarank.allocators.by_family import family
+from adarank.allocators.allocator import Request, check_run
 from adarank.errors import SettingError
+from adarank.runs.modules import place_of
 from tests.allocators.cases import NAMES, cases, generator, ranks_of
 
 
 def allocate(allocator, scores, budget):
     scores = torch.tensor(scores, dtype=torch.float32)
     n = len(scores)
-    return allocator(scores, torch.ones(n, dtype=torch.bool), budget, torch.ones(n), torch.zeros(n), None)
+    return allocator(Request(scores, torch.ones(n, dtype=torch.bool), budget, torch.ones(n), torch.zeros(n)))
 
 
 def call(allocator, case, budget, **more):
-    return allocator(case.scores, case.mask, budget, case.cost, case.module, generator(), **more)
+    return allocator(case.request(budget, **more))
 
 
 def budget_of(case, data, least=0, most=None):
@@ -28,7 +30,7 @@ def budget_of(case, data, least=0, most=None):
 
 
 def members(case, i):
-    return [j for j, m in enumerate(case.module.tolist()) if m == i]
+    return [j for j, m in enumerate(case.modules.tolist()) if m == i]
 
 
 def falling(case, indices):
@@ -50,15 +52,22 @@ def test_global_top_keeps_exactly_the_budget_ties_included(scores, data):
         assert kept[tied].tolist() == sorted(kept[tied].tolist(), reverse=True)  # the first of equal ones
 
 
+def test_the_docstring_s_example_runs():
+    names = {"torch": torch, "global_top": global_top, "Request": Request}
+    test = doctest.DocTestFinder().find(global_top, globs=names)[0]
+    assert test.examples
+    assert doctest.DocTestRunner().run(test).failed == 0
+
+
 def clamped_by_hand(case, keys, budget, low, high):
     """First the best `low` of each module, then by falling key whatever is among the best `high` of its module."""
     place, best = {}, sorted(range(len(keys)), key=lambda j: -keys[j])
     for i in range(len(case.ranks)):
-        place |= {j: p for p, j in enumerate(j for j in best if case.module[j] == i)}
+        place |= {j: p for p, j in enumerate(j for j in best if case.modules[j] == i)}
     order = [j for j in range(len(keys)) if place[j] < low] + [j for j in best if low <= place[j] < high]
     kept, left = set(), budget
     for j in order:
-        left -= case.cost[j].item()
+        left -= case.costs[j].item()
         if left < 0:
             break
         kept.add(j)
@@ -75,10 +84,10 @@ def test_global_top_between_clamps(case, low, high, data):
 
 @given(cases(unit="parameters"), st.integers(0, 2), st.integers(2, 5), st.data())
 def test_by_cost_takes_the_most_importance_per_parameter(case, low, high, data):
-    least = sum(min(low, r) * case.cost[members(case, i)[0]].item() for i, r in enumerate(case.ranks) if r)
-    budget = budget_of(case, data, least, int(case.cost.sum()))
+    least = sum(min(low, r) * case.costs[members(case, i)[0]].item() for i, r in enumerate(case.ranks) if r)
+    budget = budget_of(case, data, least, int(case.costs.sum()))
     kept = call(by_cost(low, high), case, budget)
-    keys = (case.scores / case.cost).tolist()
+    keys = (case.scores / case.costs).tolist()
     assert kept.tolist() == clamped_by_hand(case, keys, budget, low, high)
 
 
@@ -96,8 +105,8 @@ def test_uniform_deals_one_triplet_to_each_module_in_turn(case, data):
 @given(cases(), st.data())
 def test_by_family_lets_the_family_with_the_lowest_mean_rank_go_next(case, data):
     budget, names = budget_of(case, data), NAMES[: len(case.ranks)]
-    families = list(dict.fromkeys(map(family, names)))
-    of = {f: [i for i, name in enumerate(names) if family(name) == f] for f in families}
+    families = list(dict.fromkeys(place_of(name).kind for name in names))
+    of = {f: [i for i, name in enumerate(names) if place_of(name).kind == f] for f in families}
     hands = {f: falling(case, [j for i in of[f] for j in members(case, i)]) for f in families}
     taken = dict.fromkeys(families, 0)
     kept = set()
@@ -107,32 +116,28 @@ def test_by_family_lets_the_family_with_the_lowest_mean_rank_go_next(case, data)
         f = min(open_, key=lambda f: (taken[f] / len(of[f]), hands[f][0]))
         kept.add(hands[f].pop(0))
         taken[f] += 1
-    found = call(by_family(names), case, budget)
+    found = call(by_family(), case, budget)
     assert found.tolist() == [j in kept for j in range(len(case.scores))]
 
 
 def test_by_family_evens_the_mean_rank_of_families_whatever_the_scores():
-    module = torch.arange(6).repeat_interleave(5)
-    scores = torch.rand(30, generator=generator()) + 10.0 * (module % 2)  # every key beats every query
-    mask = by_family(NAMES)(scores, torch.ones(30, dtype=torch.bool), 18, torch.ones(30), module, None)
-    per_family = [int(mask[module % 2 == k].sum()) for k in (0, 1)]
+    modules = torch.arange(6).repeat_interleave(5)
+    scores = torch.rand(30, generator=generator()) + 10.0 * (modules % 2)  # every key beats every query
+    request = Request(scores, torch.ones(30, dtype=torch.bool), 18, torch.ones(30), modules, names=NAMES)
+    mask = by_family()(request)
+    per_family = [int(mask[modules % 2 == k].sum()) for k in (0, 1)]
     assert per_family == [9, 9]
-    assert int(global_top()(scores, mask, 18, torch.ones(30), module, None)[module % 2 == 1].sum()) == 15
+    assert int(global_top()(request)[modules % 2 == 1].sum()) == 15
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("bert.encoder.layer.3.attention.self.query", "attention.self.query"),
-        ("bert.encoder.layer.3.output.dense", "output.dense"),
-        ("model.decoder.layers.0.blocks.1.fc", "fc"),
-        ("classifier.0", "0"),
-        ("embed.proj", "proj"),
-        ("head", "head"),
-    ],
+    "names", [["encoder.layers.0.q", "decoder.layers.0.q"], ["h.0.experts.0.up", "h.0.experts.1.up"]]
 )
-def test_a_family_is_what_follows_the_last_number(name, expected):
-    assert family(name) == expected
+def test_stacks_and_experts_are_of_one_family(names):
+    """Two modules of one family share the budget by score alone; two of different ones would get a triplet each."""
+    scores, modules = torch.tensor([4.0, 3.0, 2.0, 1.0]), torch.tensor([0, 0, 1, 1])
+    request = Request(scores, torch.ones(4, dtype=torch.bool), 2, torch.ones(4), modules, names=names)
+    assert by_family()(request).tolist() == [True, True, False, False]
 
 
 @given(cases(), st.data())
@@ -142,12 +147,12 @@ def test_random_prunes_at_random_and_brings_nothing_back(case, data):
 
 
 def test_random_is_fair_and_seeded_and_does_not_look_at_scores():
-    case = (torch.ones(8, dtype=torch.bool), 3, torch.ones(8), torch.zeros(8, dtype=torch.long))
-    draw, counts = generator(1), torch.zeros(8)
+    rest = (torch.ones(8, dtype=torch.bool), 3, torch.ones(8), torch.zeros(8, dtype=torch.long))
+    request, counts = Request(torch.arange(8.0), *rest, generator(1)), torch.zeros(8)
     for _ in range(4000):
-        counts += random()(torch.arange(8.0), *case, draw)
+        counts += random()(request)
     assert (counts / 4000 - 3 / 8).abs().max() < 0.04
-    masks = [random()(scores, *case, generator(5)) for scores in (torch.arange(8.0), torch.zeros(8))]
+    masks = [random()(Request(scores, *rest, generator(5))) for scores in (torch.arange(8.0), torch.zeros(8))]
     assert torch.equal(*masks)
 
 
@@ -181,7 +186,7 @@ def test_grow_gives_slots_in_turn_to_the_best_modules(case, h, limit, data):
 
 def test_grow_below_what_is_on_keeps_the_best_of_it():
     scores, mask = torch.tensor([1.0, 4.0, 2.0, 9.0]), torch.tensor([True, True, True, False])
-    kept = grow()(scores, mask, 2, torch.ones(4), torch.tensor([0, 0, 1, 1]), None)
+    kept = grow()(Request(scores, mask, 2, torch.ones(4), torch.tensor([0, 0, 1, 1])))
     assert kept.tolist() == [False, True, True, False]
 
 
@@ -193,7 +198,7 @@ def exchanged_by_hand(case, b, k, by_module):
     total = [sum(case.scores[j].item() for j in js) for js in on]
 
     def value(j):
-        i = case.module[j].item()
+        i = case.modules[j].item()
         return total[i] if by_module else case.scores[j].item()
 
     down = [(value(j), up, j) for js in rising for up, j in enumerate(js[: min(k, len(js) - 1)])]
@@ -220,12 +225,12 @@ def test_prune_expand_exchanges_the_lowest_candidates_for_slots_of_the_highest(w
 @pytest.mark.parametrize(("progress", "expected"), [(0.0, 4), (0.5, 4), (0.8, 2), (0.95, 1), (1.0, 0)])
 def test_the_exchange_falls_with_the_cube_of_the_progress(progress, expected):
     """ElaLoRA's code: round(b·(1 − p³)), here 4, 3.5 -> 4, 1.95 -> 2, 0.57 -> 1, 0."""
-    module = torch.arange(8).repeat_interleave(4)
+    modules = torch.arange(8).repeat_interleave(4)
     mask = (torch.arange(32) % 4) < 2
     scores = torch.rand(32, generator=generator())
-    step = (scores, mask, 16, torch.ones(32), module, None)
-    assert (prune_expand(4)(*step, progress=progress) & ~mask).sum() == expected
-    assert (prune_expand(4, decay=False)(*step, progress=progress) & ~mask).sum() == 4
+    request = Request(scores, mask, 16, torch.ones(32), modules, progress=progress)
+    assert (prune_expand(4)(request) & ~mask).sum() == expected
+    assert (prune_expand(4, decay=False)(request) & ~mask).sum() == 4
 
 
 @given(SCORES, st.data())
@@ -246,9 +251,9 @@ def test_the_original_s_rule_may_keep_none_where_ours_keeps_the_budget():
 @pytest.mark.parametrize(
     ("clamps", "says"),
     [
-        ({"min_rank": -1}, "allocator.min_rank=-1 is no rank; valid: at least 0"),
-        ({"min_rank": 3, "max_rank": 2}, "allocator.max_rank=2 is too small; valid: at least 3, or null"),
-        ({"min_rank": 0, "max_rank": 0}, "allocator.max_rank=0 is too small; valid: at least 1, or null"),
+        ({"min_rank": -1}, "allocator.min_rank must be at least 0 (got -1)"),
+        ({"min_rank": 3, "max_rank": 2}, "allocator.max_rank must be at least 3, or null (got 2)"),
+        ({"min_rank": 0, "max_rank": 0}, "allocator.max_rank must be at least 1, or null (got 0)"),
     ],
 )
 def test_clamps_that_no_module_can_keep(factory, clamps, says):
@@ -260,9 +265,12 @@ def test_clamps_that_no_module_can_keep(factory, clamps, says):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: grow(0), "allocator.top_h=0 is no number of modules; valid: at least 1"),
-        (lambda: prune_expand(exchange=0), "allocator.exchange=0 is no number of triplets; valid: at least 1"),
-        (lambda: prune_expand(lowest=0), "allocator.lowest=0 is no number of triplets; valid: at least 1"),
+        (lambda: grow(0), "allocator.top_h must be at least 1 (got 0)"),
+        (lambda: prune_expand(swaps=0), "allocator.swaps must be at least 1 (got 0)"),
+        (
+            lambda: prune_expand(candidates_per_module=0),
+            "allocator.candidates_per_module must be at least 1 (got 0)",
+        ),
     ],
 )
 def test_numbers_that_cannot_be(make, says):
@@ -278,29 +286,27 @@ def test_numbers_that_cannot_be(make, says):
             global_top(min_rank=3),
             "triplets",
             (16, 8),
-            "allocator.min_rank=3 takes 11 triplets in all modules together, the budget goes down to 8; "
-            "valid: at most 2",
+            "allocator.min_rank must be at most 2 (got 3, which takes 11 triplets over all modules; the budget falls "
+            "to 8)",
         ),
         (
             global_top(max_rank=1),
             "triplets",
             (14, 8),
-            "allocator.max_rank=1 leaves room for 4 triplets in all modules together, the final budget is 8; "
-            "valid: at least 2",
+            "allocator.max_rank must be at least 2 (got 1, which leaves room for 4 triplets over all modules; the "
+            "final budget is 8)",
         ),
         (
             threshold(),
             "parameters",
             (14, 8),
-            "budget.unit=parameters does not go with this allocator, which counts triplets; "
-            "valid: budget.unit=triplets",
+            "budget.unit must be triplets with this allocator, which counts triplets (got parameters)",
         ),
         (
             by_cost(),
             "triplets",
             (14, 8),
-            "budget.unit=triplets does not go with this allocator, which counts parameters; "
-            "valid: budget.unit=parameters",
+            "budget.unit must be parameters with this allocator, which counts parameters (got triplets)",
         ),
     ],
 )

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adarank.harness.settings import conf_folder, locate
+from adarank.allocators.allocator import Request
+from adarank.harness.config.validate import conf_folder, locate
 from tests.allocators.cases import NAMES, cases, generator, ranks_of
 
 READS_BACK = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal.default", "unique")
-# Laws of their own: AdaLoRA's rule, which keeps less where scores tie (test_allocators.py); what training left, whatever
-# the budget, and whole prefixes only (tests/methods).
+# Tested elsewhere: AdaLoRA's rule, which keeps fewer triplets if scores tie (test_allocators.py); what training left,
+# whatever the budget, and whole prefixes only (tests/methods).
 OWN_LAW = {"threshold", "nonzero", "prefix"}
 GROWS = {"grow"}  # turns nothing off while the budget does not fall
 UNITS = ("triplets", "parameters")
@@ -35,20 +36,19 @@ def options():
 OPTIONS = options()
 
 
-def made(name, modules, **clamps):
+def made(name, **clamps):
     function, settings = OPTIONS[name]
-    takes = inspect.signature(function).parameters
-    supplied = {"names": NAMES[:modules]} if "names" in takes else {}
-    return function(**{**settings, **{k: v for k, v in clamps.items() if k in takes}, **supplied})
+    parameters = inspect.signature(function).parameters
+    return function(**{**settings, **{k: v for k, v in clamps.items() if k in parameters}})
 
 
 def units(name):
-    unit = getattr(made(name, 1), "unit", None)
+    unit = getattr(made(name), "unit", None)
     return UNITS if unit is None else (unit,)
 
 
 def apply(allocator, case, budget, seed=0):
-    return allocator(case.scores, case.mask, budget, case.cost, case.module, generator(seed))
+    return allocator(case.request(budget, seed))
 
 
 PAIRS = [(name, unit) for name in OPTIONS for unit in units(name)]
@@ -61,12 +61,12 @@ def test_the_walk_finds_them():
 @pytest.mark.parametrize(("name", "unit"), PAIRS)
 @given(data=st.data())
 def test_the_budget_is_kept(name, unit, data):
-    """Counted in triplets exactly; in parameters never above, and less than the dearest triplet is left where any is off."""
+    """Exactly in triplets; in parameters it is never exceeded, and less than the most expensive triplet is left."""
     case = data.draw(cases(unit))
-    allocator = made(name, len(case.ranks), min_rank=0)
-    budget = data.draw(st.integers(0, int(case.cost.sum())))
+    allocator = made(name, min_rank=0)
+    budget = data.draw(st.integers(0, int(case.costs.sum())))
     kept = apply(allocator, case, budget)
-    spent = int(case.cost[kept].sum())
+    spent = int(case.costs[kept].sum())
     if not getattr(allocator, "keeps_budget", True):
         return
     assert spent <= budget
@@ -75,16 +75,16 @@ def test_the_budget_is_kept(name, unit, data):
     if unit == "triplets":
         assert spent == budget
     elif not kept.all():
-        assert budget - spent < case.cost.max()
+        assert budget - spent < case.costs.max()
 
 
 @pytest.mark.parametrize(("name", "unit"), PAIRS)
 @given(data=st.data())
 def test_it_is_pure_and_seeded(name, unit, data):
     case = data.draw(cases(unit))
-    allocator = made(name, len(case.ranks))
-    budget = data.draw(st.integers(0, int(case.cost.sum())))
-    before = [t.clone() for t in (case.scores, case.mask, case.cost, case.module)]
+    allocator = made(name)
+    budget = data.draw(st.integers(0, int(case.costs.sum())))
+    before = [t.clone() for t in (case.scores, case.mask, case.costs, case.modules)]
     first, second = apply(allocator, case, budget), apply(allocator, case, budget)
     assert torch.equal(first, second)
     assert first.dtype == torch.bool
@@ -97,8 +97,8 @@ def test_it_is_pure_and_seeded(name, unit, data):
 def test_ties_fall_the_same_way_whatever_the_scores_are_scaled_by(name, unit, data):
     """Powers of two scale exactly, so that ties stay ties and the order is the same."""
     case = data.draw(cases(unit))
-    allocator = made(name, len(case.ranks))
-    budget = data.draw(st.integers(0, int(case.cost.sum())))
+    allocator = made(name)
+    budget = data.draw(st.integers(0, int(case.costs.sum())))
     for factor in (2.0, 2.0**-20, 0.0):
         scaled = case._replace(scores=case.scores * factor)
         found = apply(allocator, scaled, budget)
@@ -114,10 +114,10 @@ def test_each_module_keeps_its_clamps(name, data):
     low, high = data.draw(st.integers(0, 2)), data.draw(st.integers(2, 5))
     unit = units(name)[0]
     case = data.draw(cases(unit, most_on=high))
-    allocator = made(name, len(case.ranks), min_rank=low, max_rank=high)
+    allocator = made(name, min_rank=low, max_rank=high)
     low = getattr(allocator, "min_rank", 0)
     high = high if allocator.max_rank is None else allocator.max_rank
-    costs = [int(case.cost[case.module == i].max()) if r else 0 for i, r in enumerate(case.ranks)]
+    costs = [int(case.costs[case.modules == i].max()) if r else 0 for i, r in enumerate(case.ranks)]
     least = sum(min(low, r) * c for r, c in zip(case.ranks, costs, strict=True))
     most = sum(min(high, r) * c for r, c in zip(case.ranks, costs, strict=True))
     budget = data.draw(st.integers(least, most))
@@ -135,10 +135,10 @@ def test_what_is_off_has_no_say_where_pruned_triplets_are_frozen(name, data):
     """Then their scores are −∞: nothing that is off comes on while the budget pays only for what is on, unless the
     allocator is one that exchanges; and where it grows, only slots that were off come on."""
     case = data.draw(cases(units(name)[0]))
-    allocator = made(name, len(case.ranks), min_rank=0)
+    allocator = made(name, min_rank=0)
     frozen = case._replace(scores=case.scores.masked_fill(~case.mask, -torch.inf))
-    on = int(case.cost[case.mask].sum())
-    budget = data.draw(st.integers(0, int(case.cost.sum())))
+    on = int(case.costs[case.mask].sum())
+    budget = data.draw(st.integers(0, int(case.costs.sum())))
     found = apply(allocator, frozen, budget)
     if name in GROWS and budget >= on:
         assert (found & case.mask).equal(case.mask)
@@ -174,9 +174,9 @@ def test_the_watch_notices_reading_back():
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_nothing_is_read_back_from_the_device(name):
-    module = torch.arange(3).repeat_interleave(4)
-    allocator = made(name, 3)
+    modules = torch.arange(3).repeat_interleave(4)
+    allocator = made(name)
     scores, mask = torch.rand(12, generator=generator()), torch.arange(12) % 4 < 2
-    draw = generator()
+    request = Request(scores, mask, 7, torch.ones(12, dtype=torch.long), modules, generator(), NAMES[:3])
     with NoReadBack():
-        allocator(scores, mask, 7, torch.ones(12, dtype=torch.long), module, draw)
+        allocator(request)

@@ -182,12 +182,12 @@ def test_adalora_prunes_to_half_and_the_result_survives(init, tmp_path):
 def test_a_growing_schedule_is_refused():
     """It would start without triplets that were taken out of the base."""
     _, adapters = started("pissa", "svd")
-    with pytest.raises(SettingError, match="the init took all of them out of the base"):
+    with pytest.raises(SettingError, match="because the init subtracted all of them from the base"):
         adarank.RankController(
             adapters,
             score=adarank.scores.adalora(),
             schedule=adarank.schedules.cubic(initial=8, final=8, t_i=1, t_f=1, total=9, interval=1),
-            pruned="frozen",
+            pruned_triplets="frozen",
         )
 
 

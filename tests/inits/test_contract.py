@@ -9,10 +9,11 @@ from omegaconf import OmegaConf
 
 import adarank
 from adarank import SettingError
-from adarank.harness.prepare import configured
-from adarank.harness.settings import conf_folder
+from adarank.harness.config.spec import Piece
+from adarank.harness.config.validate import conf_folder
 from tests.experiments.test_run import inside
 from tests.inits.conftest import Classifier, some_batches
+from tests.representatives import representatives
 
 NAMES = sorted(p.stem for p in (conf_folder() / "init").glob("*.yaml") if p.stem != "none")
 MOVES = {"gora"}  # arXiv 2502.12171 starts a descent step further and leaves the base alone
@@ -22,7 +23,8 @@ kinds = pytest.mark.parametrize("kind", ["svd", "lora"])
 
 
 def init_of(name):
-    return configured(OmegaConf.to_container(OmegaConf.load(conf_folder() / "init" / f"{name}.yaml")))
+    node = OmegaConf.to_container(OmegaConf.load(conf_folder() / "init" / f"{name}.yaml"))
+    return Piece("init", node.pop("_target_"), node)()
 
 
 def adapted(name, kind="svd", rank=4, seed=0, dtype=torch.float32, **how):
@@ -147,7 +149,7 @@ def test_factors_of_a_half_precision_base_are_in_fp32(name, safe_bf16):
     assert all(a.base.weight.dtype == torch.bfloat16 for a in adapters.values())
 
 
-@every
+@pytest.mark.parametrize("name", representatives(NAMES, ("eva", "pissa")))
 def test_it_runs_from_the_command_line_under_a_controller(name, tmp_path):
     small = ["tiny=true", "train.steps=6", "train.eval_every=6", "task.limit=16", "rank=4", "targets=qv"]
     short = ["init.steps=3"] if init_of(name).measure is not None else []

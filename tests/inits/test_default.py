@@ -10,7 +10,8 @@ from adarank.inits import default
 def filled(kind, d_in=400, d_out=300, rank=64):
     torch.manual_seed(0)
     adapter = LowRank(nn.Linear(d_in, d_out), kind, rank, 2.0 / rank)
-    default().fill({"layer": adapter}, None)
+    with torch.no_grad():
+        default().fill(adapter, None)
     return adapter
 
 

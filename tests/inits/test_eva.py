@@ -11,7 +11,7 @@ import adarank
 from adarank import SettingError
 from adarank.inits import eva
 from adarank.inits.eva import Found
-from adarank.inits.pca import update
+from adarank.inits.inputs import update
 from tests.experiments.test_run import inside
 from tests.inits.conftest import Classifier, some_batches
 
@@ -214,7 +214,9 @@ def test_a_module_of_rank_0_trains_saves_and_is_allocated(tmp_path):
         model, "svd", 1, ["query", "out"], init=eva(rho=2.0), batches=[{"x": x + 1e-3 * torch.randn(50, 5, 6)}] * 3
     )
     assert sum(a.rank for a in adapters.values()) == 2
-    adapters = adarank.adapt(model2 := Attention(), "svd", {"query": 2, "out": 2}, ["query", "out"], init=uneven())
+    adapters = adarank.adapt(
+        model2 := Attention(), "svd", {"query": 2, "out": 2}, ["query", "out"], init=uneven(), batches=[]
+    )
     assert [a.rank for a in adapters.values()] == [4, 0]
     controller = adarank.RankController(
         adapters,
@@ -239,9 +241,7 @@ def uneven():
     found = {
         n: Found(torch.eye(6)[:4], torch.tensor([0.9, 0.8, 0.7, 0.6]) * f) for n, f in (("query", 1.0), ("out", 0.1))
     }
-    return eva()._replace(
-        measure=None, ranks=lambda _, asked: eva().ranks(found, asked), fill=lambda a, _: eva().fill(a, found)
-    )
+    return eva()._replace(measure=lambda *_: found, ranks=lambda found, asked: eva().ranks(found, asked))
 
 
 @quiet
@@ -298,11 +298,11 @@ def test_what_has_no_vectors_or_no_rows_is_refused():
     model = nn.Sequential(nn.Linear(6, 6))
     model.other = nn.Linear(6, 6)
     model.forward = lambda x: model[0](x)
-    with pytest.raises(SettingError, match="the batches bring other no input"):
+    with pytest.raises(SettingError, match="the batches give other no input"):
         adarank.adapt(model, rank=2, targets=["0", "other"], init="eva", batches=[(torch.randn(9, 6),)])
 
 
 @pytest.mark.parametrize("bad", [{"rho": 0.5}, {"tau": 1.5}, {"tau": -0.1}])
 def test_bad_settings_are_refused(bad):
-    with pytest.raises(SettingError, match=rf"init\.{next(iter(bad))}=.*valid:"):
+    with pytest.raises(SettingError, match=rf"^init\.{next(iter(bad))} must be .*\(got {next(iter(bad.values()))}\)$"):
         eva(**bad)

@@ -133,10 +133,12 @@ def test_a_module_without_gradient_gets_the_least_rank_and_can_learn():
     "bad", [{"step": -0.1}, {"least": 1.5}, {"most": 0.5}, {"least": -1.0}, {"step": float("nan")}]
 )
 def test_bad_settings_are_refused(bad):
-    with pytest.raises(SettingError, match=rf"init\.{next(iter(bad))}=.*valid:"):
+    with pytest.raises(
+        SettingError, match=rf"^init\..*{next(iter(bad))}.* must .*\(got .*{next(iter(bad.values()))}.*\)$"
+    ):
         gora(**bad)
 
 
 def test_no_number_of_batches_is_refused():
-    with pytest.raises(SettingError, match=r"init\.steps=0"):
+    with pytest.raises(SettingError, match=r"^init\.steps must be at least 1 batch \(got 0\)$"):
         adarank.adapt(build(), init=gora(steps=0), batches=some_batches(1))

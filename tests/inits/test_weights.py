@@ -139,19 +139,20 @@ def test_a_weight_of_low_rank_leaves_no_dead_triplet():
 
 def test_lora_ga_refuses_a_rank_above_half_the_smaller_side():
     model = Classifier()
-    with pytest.raises(SettingError, match=r"rank=7 is too much for net\.layers\.0\.up; valid: at most 6"):
+    with pytest.raises(
+        SettingError, match=r"^rank must be at most 6 for net\.layers\.0\.up \(got 7\), because init=lora_ga"
+    ):
         adarank.adapt(model, rank=7, init="lora_ga", batches=some_batches(2))
 
 
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda: pissa(niter=-1), r"init\.niter=-1"),
-        (lambda: lora_ga(gamma=0.0), r"init\.gamma=0"),
-        (lambda: lora_ga(direction="ArBB"), r"init\.direction='ArBB'"),
+        (lambda: pissa(niter=-1), r"^init\.niter must be at least 0, .* \(got -1\)$"),
+        (lambda: lora_ga(gamma=0.0), r"^init\.gamma must be above 0 \(got 0\.0\)$"),
+        (lambda: lora_ga(direction="ArBB"), r"^init\.direction must be one of ArB2r, A2rBr, ArBr \(got 'ArBB'\)$"),
     ],
 )
 def test_bad_settings_are_refused(make, why):
-    with pytest.raises(SettingError, match=why) as error:
+    with pytest.raises(SettingError, match=why):
         make()
-    assert "valid:" in str(error.value)

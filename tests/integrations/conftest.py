@@ -1,4 +1,4 @@
-"""PEFT runs in a process of its own, once for all cases."""
+"""PEFT runs in a process of its own, one for all that it has to do."""
 
 import os
 import subprocess
@@ -10,16 +10,28 @@ import pytest
 SIDE = Path(__file__).with_name("peft_side.py")
 
 
-def run_side(command: str, folder: Path) -> None:
+@pytest.fixture(scope="session")
+def run_side(tmp_path_factory):
+    """Called with a command of peft_side.py and a folder; the process starts with the first test that needs it."""
+    pytest.importorskip("peft")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    done = subprocess.run([sys.executable, SIDE, command, folder], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    errors = tmp_path_factory.mktemp("side") / "errors.txt"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with errors.open("w") as file:
+        process = subprocess.Popen([sys.executable, SIDE], stderr=file, env=environment, **pipes)
+
+    def call(command: str, folder: Path) -> None:
+        process.stdin.write(f"{command} {folder}\n")
+        process.stdin.flush()
+        assert "done\n" in iter(process.stdout.readline, ""), errors.read_text()[-3000:]
+
+    yield call
+    process.communicate()
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory):
+def made(run_side, tmp_path_factory):
     """The folder of adapters that PEFT made: made / case / {base, adapter, inputs.safetensors, logits.safetensors}."""
-    pytest.importorskip("peft")
     folder = tmp_path_factory.mktemp("made")
     run_side("make", folder)
     return folder

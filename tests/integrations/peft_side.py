@@ -1,4 +1,5 @@
-"""What PEFT does in a process of its own, without adarank: `python peft_side.py load|make FOLDER`.
+"""What PEFT does in a process of its own, without adarank: a line `load FOLDER` or `make FOLDER` of standard input each
+time, answered by a line `done`.
 
 load: every FOLDER/<case>/ holds base/ (save_pretrained), adapter/, inputs.safetensors and class.txt; the logits of
 PeftModel.from_pretrained are written to logits.safetensors beside them. make: writes adapters that PEFT trained a
@@ -102,4 +103,7 @@ def make(folder):
 
 if __name__ == "__main__":
     assert "adarank" not in sys.modules
-    {"load": load, "make": make}[sys.argv[1]](Path(sys.argv[2]))
+    for line in sys.stdin:
+        command, folder = line.rstrip("\n").split(" ", 1)
+        {"load": load, "make": make}[command](Path(folder))
+        print("done", flush=True)

@@ -11,10 +11,9 @@ from torch import nn
 
 import adarank
 from adarank import SettingError
-from adarank.harness.kinds import KINDS
+from adarank.harness.data.task_types import TASK_TYPES
 from adarank.harness.models import tiny
 from tests.conftest import Net
-from tests.integrations.conftest import run_side
 from tests.integrations.models import vit
 
 OTHER_TASKS = {"answers": ("bert", "extract"), "summaries": ("bart", "seq2seq")}
@@ -28,7 +27,9 @@ def built(arch):
     ids = torch.randint(4, 200, (3, 9))
     ids[:, -1] = 3  # the end token, by which encoder-decoders pool
     arch, kind = OTHER_TASKS.get(arch, (arch, "classify"))
-    return tiny(arch, width=32, layers=2).build(3 if kind == "classify" else 2, KINDS[kind]).model, {"input_ids": ids}
+    return tiny(arch, width=32, layers=2).build(3 if kind == "classify" else 2, TASK_TYPES[kind]).model, {
+        "input_ids": ids
+    }
 
 
 def head(model):
@@ -73,8 +74,7 @@ def cases():
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    pytest.importorskip("peft")
+def exported(run_side, tmp_path_factory):
     folder, found = tmp_path_factory.mktemp("exported"), {}
     for name, arch, options, export in cases():
         model, inputs = built(arch)
@@ -182,9 +182,9 @@ def test_what_a_lora_folder_cannot_hold_is_refused(net, tmp_path):
     adarank.bitfit(biases, train=["head"])
     assert "no low-rank adapter to export" in refused(biases, tmp_path)
     disturb(net, adarank.adapt(net, rank=2, train=["head"]), pruned=False)
-    assert "head.weight was trained whole; use adarank.merge" in refused(net, tmp_path, uniform_rank=True)
+    assert "head.weight was trained as a whole; use adarank.merge" in refused(net, tmp_path, uniform_rank=True)
     net.embed.bias.requires_grad_(True)
-    assert "of embed only a part was trained (embed.bias); use adarank.merge" in refused(net, tmp_path)
+    assert "of embed only embed.bias was trained; use adarank.merge" in refused(net, tmp_path)
     net.embed.bias.requires_grad_(False)
     adarank.merge(net)
     assert "call adarank.unmerge first" in refused(net, tmp_path)
@@ -194,10 +194,10 @@ def test_names_that_peft_would_mix_up_are_refused(tmp_path):
     net = Net()
     net.pre_head = nn.Linear(12, 12)
     disturb(net, adarank.adapt(net, rank=2, train=["head"]), pruned=False)
-    assert "PEFT would take pre_head for head" in refused(net, tmp_path)
+    assert "PEFT would confuse pre_head with head" in refused(net, tmp_path)
     model, _ = built("distilbert")
     disturb(model, adarank.adapt(model, rank=2, train=["classifier"]), pruned=False)
-    assert "PEFT would take pre_classifier for classifier" in refused(model, tmp_path)
+    assert "PEFT would confuse pre_classifier with classifier" in refused(model, tmp_path)
 
 
 def test_a_dilated_convolution_is_refused(tmp_path):

@@ -102,7 +102,7 @@ def refused(model, folder) -> str:
         ("dora", "use_dora=True"),
         ("biases", "bias='all'"),
         ("pissa", "init_lora_weights='pissa'"),
-        ("loha", "peft_type='LOHA'; valid: LORA, ADALORA"),
+        ("loha", "peft_type must be one of LORA, ADALORA (got 'LOHA')"),
     ],
 )
 def test_what_is_no_plain_adapter_is_refused_by_its_setting(made, case, message):
@@ -148,8 +148,8 @@ def test_pickles_are_never_read(made, copied):
         ({"r": 5}, "has rank 4 in one file, 5 in the other"),
         ({"lora_alpha": "much"}, "gives no scale"),
         ({"lora_alpha": -1}, "gives no scale above 0"),
-        ({"rank_pattern": {"(": 3}}, "no map of regular expressions"),
-        ({"lora_dropout": 2.0}, "lora_dropout=2.0"),
+        ({"rank_pattern": {"(": 3}}, "not a map of regular expressions"),
+        ({"lora_dropout": 2.0}, "lora_dropout must be at least 0 and less than 1 (got 2.0)"),
         ({"a_setting_of_tomorrow": 3}, "a_setting_of_tomorrow=3"),
         ({"layer_replication": [[0, 1]]}, "layer_replication="),
     ],

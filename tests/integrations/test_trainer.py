@@ -233,7 +233,7 @@ def test_checkpoints_of_other_trainers_and_adapters_are_not_loaded(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 5}
     run(tmp_path, **options)
     other = bert()
-    with pytest.raises(RuntimeError, match=r"differ in what is trained, .*other adapters"):
+    with pytest.raises(RuntimeError, match=r"have different adapters: only one of them has bert"):
         run(tmp_path, model=other, controller=ranked(other, targets=["query"]), resume=tmp_path / "checkpoint-5")
     (tmp_path / "checkpoint-5" / TRAINED).unlink()
     with pytest.raises(FileNotFoundError, match="saved by a Trainer without RankTrainerMixin"):
@@ -267,12 +267,12 @@ def test_an_init_that_changed_the_base_comes_back_whole(tmp_path):
             None,
             "load_best_model_at_end=True",
         ),
-        ({}, "checkpoint-1", "to resume, the Trainer loads the model before"),
+        ({}, "checkpoint-1", "when resuming, the Trainer loads the model before"),
     ],
 )
 def test_compaction_is_refused_where_the_trainer_would_miss_it(tmp_path, options, resume, reason):
     model = bert()
-    with pytest.raises(adarank.SettingError, match=f"compaction='final' makes new Parameters, and {reason}"):
+    with pytest.raises(adarank.SettingError, match=f"compaction='final' creates new Parameters, and {reason}"):
         run(tmp_path, model=model, controller=ranked(model, compaction="final"), resume=resume, **options)
 
 
@@ -285,7 +285,7 @@ class Distributed(transformers.TrainingArguments):
 def test_compaction_is_refused_under_data_parallelism(tmp_path):
     model = bert()
     args = Distributed(str(tmp_path), use_cpu=True, report_to=[])
-    with pytest.raises(adarank.SettingError, match="DistributedDataParallel knows the old Parameters alone"):
+    with pytest.raises(adarank.SettingError, match="DistributedDataParallel keeps only the old Parameters"):
         RankTrainer(model, args, controller=ranked(model, compaction="progressive"))
 
 
@@ -295,7 +295,7 @@ class TwoGpus(transformers.TrainingArguments):
 
 def test_data_parallel_in_one_process_is_refused(tmp_path):
     model = bert()
-    with pytest.raises(adarank.SettingError, match=r"nn\.DataParallel replaces .* valid: one device"):
+    with pytest.raises(adarank.SettingError, match=r"nn\.DataParallel replaces .* use one device"):
         RankTrainer(model, TwoGpus(str(tmp_path), use_cpu=True, report_to=[]), controller=ranked(model))
 
 
@@ -320,7 +320,7 @@ def test_a_trainer_without_the_mixin_stops_at_the_first_step(tmp_path):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR)
     controller.attach(optimizer)
     trainer = transformers.Trainer(model, arguments(tmp_path), train_dataset=Rows(), optimizers=(optimizer, None))
-    with pytest.raises(RuntimeError, match=r"optimizer.step\(\) came without controller.after_backward"):
+    with pytest.raises(RuntimeError, match=r"optimizer.step\(\) was called without controller.after_backward"):
         trainer.train()
     # the same optimiser is welcome in a trainer that has it
     trainer = RankTrainer(
@@ -335,7 +335,7 @@ def test_a_trainer_without_the_mixin_stops_at_the_first_step(tmp_path):
 @pytest.mark.parametrize("options", [{"max_steps": STEPS - 1}, {"max_steps": -1, "num_train_epochs": 2}])
 def test_a_schedule_of_another_length_is_refused_before_the_first_step(tmp_path, options):
     steps = options["max_steps"] if options["max_steps"] > 0 else 2 * 8
-    message = f"schedule.total={STEPS}, but the Trainer takes {steps} optimiser steps; valid: total={steps}"
+    message = rf"schedule.total must be {steps}, .* \(got {STEPS}\); set total={steps}"
     model = bert()
     before = weights(model)
     with pytest.raises(adarank.SettingError, match=message):
@@ -358,7 +358,7 @@ def test_epochs_count_and_a_controller_without_a_schedule_fits_any_length(tmp_pa
 def test_a_second_run_asks_for_a_controller_of_its_own(tmp_path):
     *_, trainer, _ = run(tmp_path)
     with pytest.raises(
-        RuntimeError, match=r"Trainer is at step 0, its RankController at 12; .* a controller of its own"
+        RuntimeError, match=r"Trainer is at step 0, its RankController at 12; .* a new run needs a new controller"
     ):
         trainer.train()
 

@@ -8,6 +8,7 @@ import adarank
 from adarank.harness.models import byte_tokenizer
 from adarank.integrations import RankTrainerMixin
 from tests.integrations.test_trainer import FINAL, LR, SIZES, STEPS, arguments, ranked, same, transformers, weights
+from tests.representatives import representatives
 
 SENTENCES = ["a good film", "dull", "what a play", "never again", "warm and wise", "flat", "a joy", "too long"]
 datasets = pytest.importorskip("datasets")
@@ -127,7 +128,7 @@ def test_trl_s_sft_trainer_is_a_plain_loop(tmp_path):
     same(weights(model), weights(other), atol=1e-6)
 
 
-@pytest.mark.parametrize("train", [sentences, instructions])
+@pytest.mark.parametrize("train", representatives([sentences, instructions], 1))
 def test_checkpoints_resume_and_the_best_one_returns(tmp_path, train):
     saving = {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4}
     options = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, **saving}

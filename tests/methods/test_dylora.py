@@ -11,6 +11,7 @@ from torch import nn
 
 import adarank
 from adarank.allocators import prefix
+from adarank.allocators.allocator import Request
 
 STEPS, R_MAX, FINAL = 12, 5, 2
 
@@ -34,7 +35,7 @@ def setup(seed=4):
         score=adarank.scores.contribution(),
         allocator=prefix(),
         schedule=adarank.schedules.late(2 * R_MAX, 2 * FINAL, total=STEPS, t_f=1, interval=1),
-        pruned="masked",
+        pruned_triplets="masked",
         seed=seed,
     )
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.05, weight_decay=0.1)
@@ -122,7 +123,7 @@ def test_laws_of_the_prefix(ranks, minimum, seed, data):
     cost = 1 + 3 * module  # dearer modules later
     budget = data.draw(st.integers(0, int(cost.sum())))
     generator = torch.Generator().manual_seed(seed)
-    mask = prefix(minimum)(torch.randn(n), torch.ones(n, dtype=torch.bool), budget, cost, module, generator)
+    mask = prefix(minimum)(Request(torch.randn(n), torch.ones(n, dtype=torch.bool), budget, cost, module, generator))
     kept = [m.tolist() for m in mask.split(ranks)]
     assert all(m == sorted(m, reverse=True) for m in kept), "a prefix of each module"
     length = max(sum(m) for m in kept)
@@ -138,12 +139,13 @@ def test_laws_of_the_prefix(ranks, minimum, seed, data):
 def test_lengths_are_uniform():
     generator = torch.Generator().manual_seed(0)
     one, ones = torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.long)
-    drawn = [int(prefix(2)(torch.zeros(4), ones.bool(), 4, ones, one, generator).sum()) for _ in range(3000)]
+    request = Request(torch.zeros(4), ones.bool(), 4, ones, one, generator)
+    drawn = [int(prefix(2)(request).sum()) for _ in range(3000)]
     counts = np.bincount(drawn, minlength=5)
     assert not counts[:2].any()
     assert abs(counts[2:] - 1000).max() < 120  # four standard deviations and a half
 
 
 def test_bad_settings():
-    with pytest.raises(adarank.SettingError, match=r"allocator\.minimum=0 is no rank"):
+    with pytest.raises(adarank.SettingError, match=r"allocator\.minimum must be at least 1 \(got 0\)"):
         prefix(0)

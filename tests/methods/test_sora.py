@@ -7,8 +7,9 @@ from torch import nn
 
 import adarank
 from adarank.bank import Bank
-from adarank.harness.execute import final_rank
-from adarank.harness.prepare import Prepared
+from adarank.harness.config.spec import Piece, Spec, TrainConfig
+from adarank.harness.run.execute import final_rank
+from adarank.harness.run.prepare import Prepared
 
 STEPS, RANK, N = 60, 5, 24
 
@@ -134,8 +135,8 @@ def test_the_summary_has_no_budget_and_the_ranks_left():
     adapter, controller = sora(net, 1.0, True)
     with torch.no_grad():
         adapter.mask[:2] = False
-    allocator = {"_target_": "adarank.allocators.nonzero"}
-    settings = {"rank": RANK, "init_rank": RANK, "allocator": allocator, "budget": {"unit": "triplets"}}
+    nonzero = Piece("allocator", "adarank.allocators.nonzero", {})
+    settings = Spec(method="sora", rank=RANK, init_rank=RANK, allocator=nonzero, train=TrainConfig(lr=1.0))
     found = final_rank(Prepared(net, {"linear": adapter}, controller), settings)
     assert found == {"initial": RANK, "budget": None, "budget_triplets": None, "final": {"linear": RANK - 2}}
     controller.allocator = adarank.allocators.global_top()
@@ -165,10 +166,10 @@ def test_gates_start_random_and_the_model_unchanged():
 
 
 def test_bad_settings():
-    with pytest.raises(adarank.SettingError, match=r"penalty\.xi=-1 is negative"):
+    with pytest.raises(adarank.SettingError, match=r"penalty\.sparsity must be at least 0 \(got -1\)"):
         adarank.penalties.l1_proximal(-1)
     with pytest.raises(adarank.SettingError, match="init=gate draws λ"):
         adarank.adapt(Regression(), "lora", rank=2, targets=["linear"], init="gate")
     adapters = adarank.adapt(Regression(), "lora", rank=2, targets=["linear"])
-    with pytest.raises(adarank.SettingError, match="holds constant; valid: adapter='svd'"):
+    with pytest.raises(adarank.SettingError, match="needs adapters whose λ is trained, such as adapter='svd'"):
         adarank.RankController(adapters, penalty=adarank.penalties.l1_proximal())

@@ -39,5 +39,5 @@ def test_scores_are_fp32_even_for_a_half_precision_bank(bank):
 @pytest.mark.parametrize("name", ["beta1", "beta2"])
 @pytest.mark.parametrize("value", [-0.1, 1.0])
 def test_smoothing_factors_outside_the_unit_interval_are_refused(name, value):
-    with pytest.raises(adarank.SettingError, match=rf"score\.{name}={value}"):
+    with pytest.raises(adarank.SettingError, match=rf"score\.{name} must be at least 0 and below 1 \(got {value}\)"):
         adalora(**{name: value})

@@ -13,12 +13,12 @@ def seen(adapters, bank, draw):
     """New weights and gradients, as {(part, module): (w, g)} in NumPy."""
     bank.weight.copy_(torch.from_numpy(draw.normal(size=bank.weight.numel())))
     bank.grad.copy_(torch.from_numpy(draw.normal(size=bank.weight.numel())))
-    bank.adopt()
+    bank.sync_views()
     found = {}
     for m, adapter in enumerate(adapters.values()):
         for part in ("Q", "lam", "P"):
             w = getattr(adapter, part)
-            g = w.grad if w.grad is not None else bank.cut(bank.grad)[part, m]  # LoRA's λ has none
+            g = w.grad if w.grad is not None else bank.unflatten(bank.grad)[part, m]  # LoRA's λ has none
             found[part, m] = (w.detach().numpy().copy(), g.numpy().copy())
     return found
 
@@ -48,7 +48,7 @@ def test_the_score_is_the_equation_written_out(net, name, kind):
     score, beta, value = VALUES[name]
     adapters = adarank.adapt(net.double(), kind, rank=3)
     bank, draw = Bank(adapters), np.random.default_rng(0)
-    bank.adopt()
+    bank.sync_views()
     buffers = score.init(bank)
     average = None
     for _ in range(4):
@@ -91,7 +91,7 @@ def test_small_half_precision_gradients_are_squared_in_fp32(net):
     net = net.half()
     bank = Bank(adarank.adapt(net, rank=2))
     net.half()
-    bank.lay_out()
+    bank.allocate()
     bank.grad.fill_(1e-4)
     score = fisher(0.0)
     buffers = score.init(bank)
@@ -103,7 +103,5 @@ def test_small_half_precision_gradients_are_squared_in_fp32(net):
 @pytest.mark.parametrize("make", [smoothed_sensitivity, fisher])
 @pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
 def test_smoothing_factors_outside_the_unit_interval_are_refused(make, value):
-    with pytest.raises(
-        adarank.SettingError, match=rf"score\.beta={value} is no smoothing factor; valid: 0 <= beta < 1"
-    ):
+    with pytest.raises(adarank.SettingError, match=rf"score\.beta must be at least 0 and below 1 \(got {value}\)"):
         make(value)

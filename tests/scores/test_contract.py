@@ -9,23 +9,24 @@ from torch.nn import functional as F
 
 import adarank
 from adarank.bank import Bank
-from adarank.harness.prepare import configured
-from adarank.harness.settings import conf_folder
+from adarank.harness.config.spec import Piece
+from adarank.harness.config.validate import conf_folder
 from adarank.scores.score import Score
 from tests.conftest import Net
 from tests.test_controller import STEPS, data, run, setup
 from tests.test_engine import NoSync
 
 NAMES = sorted(p.stem for p in (conf_folder() / "score").glob("*.yaml") if p.stem != "none")
-KINDS = {"svd": "learning", "lora": "masked"}  # with what becomes of pruned triplets
+KINDS = {"svd": "trainable", "lora": "masked"}  # with what becomes of pruned triplets
 
 
 def make(name) -> Score:
-    return configured(OmegaConf.to_container(OmegaConf.load(conf_folder() / "score" / f"{name}.yaml")))
+    node = OmegaConf.to_container(OmegaConf.load(conf_folder() / "score" / f"{name}.yaml"))
+    return Piece("score", node.pop("_target_"), node)()
 
 
-def start(name, kind, pruned=None, **options):
-    return setup(adapter=kind, score=make(name), pruned=pruned or KINDS[kind], **options)
+def start(name, kind, pruned_triplets=None, **options):
+    return setup(adapter=kind, score=make(name), pruned_triplets=pruned_triplets or KINDS[kind], **options)
 
 
 def refusal(name, kind):
@@ -50,7 +51,8 @@ def test_svd_is_always_served_and_a_refusal_is_a_sentence():
     for (name, kind), said in REFUSED.items():
         assert said.startswith(f"score={name} ")
         assert f"adapter='{kind}'" in said
-        assert "valid: " in said
+        assert " needs " in said
+        assert "(got " in said
         assert "\n" not in said
 
 
@@ -75,7 +77,7 @@ def test_half_precision_is_scored_in_fp32(name, kind, dtype):
     net = Net()
     bank = Bank(adarank.adapt(net, kind, rank=3))
     net.to(dtype)
-    bank.lay_out()
+    bank.allocate()
     bank.weight.fill_(1e-3)
     bank.grad.fill_(1e-3)
     bank.activation = torch.full((bank.triplets,), 1e-6)
@@ -115,9 +117,9 @@ def test_asking_for_scores_changes_nothing(name, kind):
 
 
 @every_case
-@pytest.mark.parametrize("mode", ["exact", "paper"])
-def test_a_step_reads_nothing_back_from_the_device(name, kind, mode):
-    net, _, controller, optimizer = start(name, kind, mode=mode)
+@pytest.mark.parametrize("variant", ["exact", "paper"])
+def test_a_step_reads_nothing_back_from_the_device(name, kind, variant):
+    net, _, controller, optimizer = start(name, kind, variant=variant)
     for t in range(10):  # the first allocations are after steps 6 and 9
         x, y = data(t)
         with NoSync():
@@ -129,7 +131,7 @@ def test_a_step_reads_nothing_back_from_the_device(name, kind, mode):
             controller._before_step(optimizer)
             controller._after_step(optimizer)
         controller.step -= 1
-        controller._armed = True
+        controller._ready = True
         optimizer.step()
         optimizer.zero_grad()
     assert controller.last_allocation.step == 9
@@ -169,7 +171,7 @@ def test_compaction_keeps_the_scores_of_what_it_keeps(name, kind):
 
 @every_case
 def test_it_goes_with_compaction_to_the_end(name, kind):
-    net, _, controller, optimizer = start(name, kind, compaction="progressive", patience=2)
+    net, _, controller, optimizer = start(name, kind, compaction="progressive", compact_after=2)
     run(net, controller, optimizer, range(STEPS))
     assert controller.last_allocation.kept == 12
     assert controller.bank.triplets == 12
@@ -177,7 +179,7 @@ def test_it_goes_with_compaction_to_the_end(name, kind):
 
 @every_case
 def test_it_goes_with_frozen_triplets_the_paper_s_order_and_a_model_that_moves(name, kind):
-    net, _, controller, optimizer = start(name, kind, pruned="frozen", mode="paper")
+    net, _, controller, optimizer = start(name, kind, pruned_triplets="frozen", variant="paper")
     run(net, controller, optimizer, range(20))
     net.double()
     optimizer.load_state_dict(optimizer.state_dict())

@@ -1,4 +1,4 @@
-"""The output score, which listens to forward passes: held against inputs recorded by hooks and outputs taken apart."""
+"""The output score against inputs recorded by hooks and against outputs taken apart."""
 
 import json
 import subprocess
@@ -32,18 +32,18 @@ def scores_of(controller):
 
 def record(adapters):
     """(Q, x) of every training pass, module by module, as NumPy, through ordinary hooks."""
-    heard = {name: [] for name in adapters}
+    passes_of = {name: [] for name in adapters}
 
-    def listen(name):
+    def recorder(name):
         def hook(adapter, inputs):
             if adapter.training:
-                heard[name].append((adapter.Q.detach().numpy().copy(), inputs[0].detach().numpy().copy()))
+                passes_of[name].append((adapter.Q.detach().numpy().copy(), inputs[0].detach().numpy().copy()))
 
         return hook
 
     for name, adapter in adapters.items():
-        adapter.register_forward_pre_hook(listen(name))
-    return heard
+        adapter.register_forward_pre_hook(recorder(name))
+    return passes_of
 
 
 def step_means(passes):
@@ -58,16 +58,16 @@ def step_means(passes):
 @pytest.mark.parametrize("kind", ["svd", "lora"])
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_it_is_the_direct_computation_before_and_after_compaction(kind, accumulation):
-    pruned = "learning" if kind == "svd" else "masked"
-    net, adapters, controller, optimizer = start(adapter=kind, pruned=pruned, dtype=torch.float64)
-    heard, average = record(adapters), {name: np.zeros(4) for name in adapters}
+    pruned_triplets = "trainable" if kind == "svd" else "masked"
+    net, adapters, controller, optimizer = start(adapter=kind, pruned_triplets=pruned_triplets, dtype=torch.float64)
+    passes_of, average = record(adapters), {name: np.zeros(4) for name in adapters}
     for t in range(16):
         if t == 13:
             keep = {name: a.mask.numpy().copy() for name, a in adapters.items()}
             controller.compact()
             average = {name: average[name][keep[name]] for name in adapters}
         run(net, controller, optimizer, [t], accumulation)
-        for name, passes in heard.items():
+        for name, passes in passes_of.items():
             average[name] = BETA * average[name] + (1 - BETA) * np.array(step_means(passes))
             passes.clear()
     expected = [
@@ -122,7 +122,7 @@ def test_on_every_kind_of_layer_it_is_the_size_of_what_the_triplet_adds(name):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_activation_checkpointing_hears_the_same(reentrant):
+def test_activation_checkpointing_records_the_same(reentrant):
     found = []
     for recompute in (False, True):
         net, _, controller, optimizer = start(dtype=torch.float64)
@@ -149,7 +149,7 @@ def test_neither_a_copied_model_nor_evaluation_disturbs_it():
     assert torch.equal(*found)
 
 
-def test_a_copied_model_with_a_controller_of_its_own_listens_alike():
+def test_a_copied_model_with_a_controller_of_its_own_records_the_same():
     net, _, controller, optimizer = start()
     run(net, controller, optimizer, range(6))
     copy = deepcopy(net)
@@ -214,7 +214,7 @@ os._exit(0)  # gloo's threads may abort an interpreter that winds down; what is 
 """
 
 
-def test_two_ddp_processes_hear_what_one_does_with_the_whole_batch():
+def test_two_ddp_processes_record_what_one_does_with_the_whole_batch():
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--no-python", sys.executable, "-c", WORKER]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
@@ -229,17 +229,19 @@ def test_two_ddp_processes_hear_what_one_does_with_the_whole_batch():
 @pytest.mark.usefixtures("safe_bf16")
 def test_under_autocast_it_is_computed_in_fp32():
     net, adapters, controller, _ = start()
-    heard = []
+    passes_of = []
     for adapter in adapters.values():
-        adapter.register_forward_pre_hook(lambda a, inputs: heard.append((a.Q.detach(), inputs[0].detach().float())))
+        adapter.register_forward_pre_hook(
+            lambda a, inputs: passes_of.append((a.Q.detach(), inputs[0].detach().float()))
+        )
     with torch.autocast("cpu", torch.bfloat16):
         F.cross_entropy(net(data(0)[0]), data(0)[1])
-    for ours, (Q, x) in zip(controller._ears.heard, heard, strict=True):
+    for ours, (Q, x) in zip(controller._recorder.sums, passes_of, strict=True):
         torch.testing.assert_close(ours, (x @ Q.t()).square().mean(0), rtol=1e-5, atol=0)
         assert not torch.allclose(ours, (x.bfloat16() @ Q.t().bfloat16()).float().square().mean(0), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0])
 def test_smoothing_factors_outside_the_unit_interval_are_refused(value):
-    with pytest.raises(adarank.SettingError, match=rf"score\.beta={value} is no smoothing factor"):
+    with pytest.raises(adarank.SettingError, match=rf"score\.beta must be at least 0 and below 1 \(got {value}\)"):
         output(value)

@@ -5,6 +5,8 @@ import torch
 
 import adarank
 from adarank.bank import Bank
+from adarank.harness.config.spec import Piece
+from adarank.pieces import needs_of
 from adarank.scores import random
 from tests.conftest import Net
 from tests.test_controller import STEPS, run, setup
@@ -31,6 +33,13 @@ def trained(seed, **options):
 def test_the_same_seed_gives_the_same_ranks_and_another_seed_others():
     ranks = [trained(seed)[0].last_allocation.ranks for seed in (0, 0, 1)]
     assert ranks[0] == ranks[1] != ranks[2]
+
+
+def test_it_asks_for_the_run_s_seed_and_a_setting_wins(many):
+    assert needs_of(random) == {"seed"}
+    for setting, expected in ((None, 3), (5, 5), (0, 0)):
+        score = Piece("score", "adarank.scores.random", {"seed": setting})(seed=3)
+        assert torch.equal(score.score(score.init(many), many), numbers(expected, many))
 
 
 def test_the_numbers_depend_on_neither_weights_nor_the_global_generator(many):

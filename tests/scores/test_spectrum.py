@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adarank
-from adarank.adapters.inject import find_targets
 from adarank.adapters.lowrank import to_singular
 from adarank.bank import Bank
 from adarank.scores import contribution, magnitude, spectral_entropy
+from adarank.targets import find_targets
 from tests.conftest import Net
 
 
@@ -116,5 +116,5 @@ def test_equal_singular_values_have_entropy_one_however_small():
 @pytest.mark.parametrize("make", [magnitude, spectral_entropy])
 def test_where_lambda_is_constant_it_says_so(make):
     bank = Bank(adarank.adapt(Net(), "lora", rank=2))
-    with pytest.raises(adarank.SettingError, match=rf"score={make.__name__} has no meaning for adapter='lora'"):
+    with pytest.raises(adarank.SettingError, match=rf"score={make.__name__} needs adapters whose λ is trained"):
         make().init(bank)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -5,6 +6,8 @@ from torch import nn
 import adarank
 from adarank import SettingError
 from adarank.adapters.lowrank import LowRank
+from adarank.pieces import needs_of
+from tests.conftest import Net
 
 ALL = [f"layers.{i}.{name}" for i in range(3) for name in ("up", "down")]
 
@@ -88,19 +91,19 @@ def test_parameter_counts_are_exact(net):
         ({"targets": "layers[.*"}, "neither a module's name nor a regular expression"),
         (
             {"targets": ["layers"]},
-            "matches only ModuleList modules; valid: Linear, Conv1D, Conv2d, Embedding, Linear4bit",
+            "matches only ModuleList modules; an adapter can wrap Linear, Conv1D, Conv2d, Embedding, Linear4bit",
         ),
-        ({"targets": []}, "targets=[] selects nothing"),
-        ({"rank": 0}, "rank=0 does not fit layers.0.up (12 → 20); valid: a whole number from 1 to 12"),
-        ({"rank": 13}, "rank=13 does not fit"),
-        ({"rank": 2.5}, "rank=2.5 does not fit"),
-        ({"rank": True}, "rank=True does not fit"),
-        ({"rank": {"layers.0.up": 2}}, "rank gives none for the target 'layers.0.down'"),
-        ({"rank": {**dict.fromkeys(ALL, 2), "layers.9.up": 2}}, "rank names 'layers.9.up', which is no target"),
-        ({"adapter": "lara"}, "adapter='lara' is not an adapter; valid: svd, lora"),
-        ({"alpha": 0}, "alpha=0 is no scale"),
-        ({"dropout": 1.0}, "dropout=1.0 is no probability"),
-        ({"init": "pizza"}, "init='pizza' is not an init; valid: default"),
+        ({"targets": []}, "targets must name at least one module, or be 'all-linear' (got [])"),
+        ({"rank": 0}, "rank must be a whole number from 1 to 12 (got 0), because layers.0.up is 12 → 20"),
+        ({"rank": 13}, "rank must be a whole number from 1 to 12 (got 13)"),
+        ({"rank": 2.5}, "(got 2.5)"),
+        ({"rank": True}, "(got True)"),
+        ({"rank": {"layers.0.up": 2}}, "rank has no entry for the target 'layers.0.down'"),
+        ({"rank": {**dict.fromkeys(ALL, 2), "layers.9.up": 2}}, "rank names 'layers.9.up', which is not a target"),
+        ({"adapter": "lara"}, "adapter must be one of lora, svd (got 'lara')"),
+        ({"alpha": 0}, "alpha must be a number above 0, or None for 2·rank (got 0)"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and less than 1 (got 1.0)"),
+        ({"init": "pizza"}, "init must be one of default, eva, gate, gora, lora_ga, olora, pissa (got 'pizza')"),
         ({"train": ["haed"]}, "train='haed' matches no module; near names: head"),
     ],
 )
@@ -111,6 +114,26 @@ def test_bad_arguments_are_refused_in_a_sentence_and_change_nothing(net, argumen
     assert "\n" not in str(error.value)
     assert not any(isinstance(m, LowRank) for m in net.modules())
     assert all(p.requires_grad for p in net.parameters())
+
+
+def test_numpy_s_integers_are_ranks(net):
+    ranks = {name: np.int64(i + 1) for i, name in enumerate(ALL)}
+    adarank.adapt(net, rank=ranks)
+    assert adarank.ranks(net) == {name: i + 1 for i, name in enumerate(ALL)}
+    for make in (np.int32, np.uint8):
+        assert set(adarank.ranks(adapted_with(make(3))).values()) == {3}
+
+
+def adapted_with(rank):
+    model = Net()
+    adarank.adapt(model, rank=rank)
+    return model
+
+
+def test_what_the_harness_supplies_is_declared():
+    assert needs_of(adarank.adapt) == {"model", "rank", "targets", "init", "batches", "train"}
+    assert needs_of(adarank.bottlenecks) == {"model", "rank", "targets", "train"}
+    assert needs_of(adarank.bitfit) == needs_of(adarank.head) == {"model", "train"}
 
 
 def test_a_model_is_adapted_once(net):

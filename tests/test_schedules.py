@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import adarank
 from adarank import SettingError, schedules
-from adarank.harness.settings import conf_folder
-from adarank.schedules import constant, cosine, cubic, growing, linear, one_shot
+from adarank.harness.config.validate import conf_folder
+from adarank.schedules import constant, cosine, cubic, growing, late, linear, one_shot
 from tests.conftest import Net
 from tests.test_controller import run
 
@@ -78,7 +78,7 @@ def test_a_controller_keeps_what_every_schedule_allows(name, compaction):
         name, low=12, extra=12 - (name in FALLS_LATE), t_i=3, middle=10, t_f=5, interval=2
     )
     controller = adarank.RankController(
-        adapters, score=adarank.scores.adalora(), schedule=schedule, pruned="frozen", compaction=compaction
+        adapters, score=adarank.scores.adalora(), schedule=schedule, pruned_triplets="frozen", compaction=compaction
     )
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-2)
     controller.attach(optimizer)
@@ -132,7 +132,7 @@ def test_a_budget_that_would_never_become_final_is_refused(function, initial, to
     if reached:
         function(initial, 4, 0, t_f, total, interval)
     else:
-        with pytest.raises(SettingError, match="would never apply the final budget of 4 triplets"):
+        with pytest.raises(SettingError, match="otherwise no allocation applies the final budget of 4"):
             function(initial, 4, 0, t_f, total, interval)
 
 
@@ -154,15 +154,29 @@ def test_one_shot_allocates_once():
     assert one_shot(8, 4, t=19, total=20).allocations() == [19]
 
 
+@pytest.mark.parametrize("interval", [0, 1, 3])
+@pytest.mark.parametrize("t_f", [1, 2, 5])
+def test_late_s_budget_stays_and_falls_once(interval, t_f):
+    if t_f == 1 and interval == 3:
+        with pytest.raises(SettingError, match="otherwise no allocation applies the final budget of 4"):
+            late(10, 4, 12, t_f, interval)
+        return
+    schedule = late(10, 4, 12, t_f, interval)
+    assert [schedule.budget(t) for t in range(12)] == [10] * (12 - t_f) + [4] * t_f
+    steps = schedule.allocations()
+    assert sum(t >= 12 - t_f for t in steps) == 1
+    assert [t for t in steps if t < 12 - t_f] == ([] if not interval else list(range(0, 12 - t_f, interval)))
+
+
 @pytest.mark.parametrize("function", [cubic, linear, cosine])
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"initial": 3}, "initial budget of 3 triplets lies below the final one of 4"),
-        ({"final": 0}, "final budget of 0 triplets is too small"),
-        ({"t_i": -1}, "schedule.t_i=-1 is too small; valid: at least 0"),
-        ({"interval": 0}, "schedule.interval=0 is too small; valid: at least 1"),
-        ({"t_i": 5, "t_f": 5}, "schedule.t_i=5 plus schedule.t_f=5 leave none of the 10 steps"),
+        ({"initial": 3}, r"initial budget must be at least the final one of 4, except .* \(got 3\)"),
+        ({"final": 0}, r"final budget must be at least 1 triplet \(got 0\)"),
+        ({"t_i": -1}, r"schedule\.t_i must be at least 0 \(got -1\)"),
+        ({"interval": 0}, r"schedule\.interval must be at least 1 \(got 0\)"),
+        ({"t_i": 5, "t_f": 5}, r"schedule\.t_f must be below the 10 steps \(got 5 \+ 5\)"),
     ],
 )
 def test_what_cannot_be_is_refused(function, change, says):
@@ -173,14 +187,19 @@ def test_what_cannot_be_is_refused(function, change, says):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: one_shot(8, 4, t=0, total=10), "schedule.t=0 is none of the 10 steps after the first; valid: from 1"),
-        (lambda: one_shot(8, 4, t=10, total=10), "schedule.t=10 is none of .* valid: from 1 to 9"),
-        (lambda: one_shot(4, 8, t=5, total=10), "initial budget of 4 triplets lies below .* or schedule=growing"),
-        (lambda: one_shot(8, 0, t=5, total=10), "final budget of 0 triplets is too small"),
-        (lambda: constant(8, 4, 0, 2, 10), "schedule=constant keeps the initial budget of 8 .* final one of 4; valid"),
-        (lambda: growing(8, 4, 0, 2, 10), "initial budget of 8 triplets lies above the final one of 4"),
-        (lambda: growing(0, 4, 0, 2, 10), "initial budget of 0 triplets is too small"),
-        (lambda: growing(2, 4, 0, 2, 10, curve="odd"), "schedule.curve=odd is not known; valid: linear, cubic"),
+        (lambda: one_shot(8, 4, t=0, total=10), r"schedule\.t must be from 1 to 9, of 10 steps \(got 0\)"),
+        (lambda: one_shot(8, 4, t=10, total=10), r"schedule\.t must be from 1 to 9, of 10 steps \(got 10\)"),
+        (lambda: one_shot(4, 8, t=5, total=10), r"must be at least the final one of 8, except .*growing \(got 4\)"),
+        (lambda: one_shot(8, 0, t=5, total=10), r"final budget must be at least 1 triplet \(got 0\)"),
+        (lambda: constant(8, 4, 0, 2, 10), r"must equal the final one of 4 with schedule=constant \(got 8\)"),
+        (lambda: growing(8, 4, 0, 2, 10), r"must be at most the final one of 4 with schedule=growing \(got 8\)"),
+        (lambda: growing(0, 4, 0, 2, 10), r"initial budget must be at least 1 triplet \(got 0\)"),
+        (lambda: growing(2, 4, 0, 2, 10, curve="odd"), r"schedule\.curve must be one of linear, cubic \(got odd\)"),
+        (lambda: late(4, 4, 12), r"must be above the final one of 4 with schedule=late \(got 4\)"),
+        (lambda: late(3, 4, 12), r"must be above the final one of 4 with schedule=late \(got 3\)"),
+        (lambda: late(10, 4, 12, 0), r"schedule\.t_f must be at least 1 \(got 0\)"),
+        (lambda: late(10, 4, 12, 1, -1), r"schedule\.interval must be at least 0 \(got -1\)"),
+        (lambda: late(10, 4, 12, 12), r"must be below the 12 steps \(got 0 \+ 12\)"),
     ],
 )
 def test_what_else_cannot_be_is_refused(make, says):

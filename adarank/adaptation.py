@@ -1,0 +1,226 @@
+"""Adapters into a model, and what they reach of it: adapt, ranks, reach, trainable_parameters."""
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from adarank import inits
+from adarank.adapters.layers import LINEAR_4BIT, keep_gradients, layer_of, numel, wrappers_of
+from adarank.adapters.lowrank import LowRank, adapters_of, wrap
+from adarank.adapters.parametrisation import find
+from adarank.errors import SettingError, whole_number
+from adarank.pieces import needs
+from adarank.targets import Targets, find_targets, in_blocks, near, sides, trained_modules
+
+
+@needs("model", "rank", "targets", "init", "batches", "train")
+def adapt(
+    model: nn.Module,
+    adapter: Any = "svd",
+    rank: int | Mapping[str, int] = 8,
+    targets: Targets = "all-linear",
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    init: Any = "default",
+    batches: Iterable[Any] | None = None,
+    train: Sequence[str] = (),
+    rslora: bool = False,
+) -> dict[str, LowRank]:
+    """Wrap the target layers of `model` in place with low-rank adapters and freeze everything else.
+
+    Args:
+        model: any nn.Module that is not itself a target.
+        adapter: "svd" (P, λ and Q are trained; AdaLoRA, arXiv 2303.10512), "lora" (λ is the constant 1 and B = Pᵀ
+            starts at 0; arXiv 2106.09685), the name of another file in adarank/adapters, or a `Parametrisation`.
+        rank: triplets per module at creation, one number or {module name: number}.
+        targets: a list of module names' endings, one ending or regular expression, or "all-linear" (`find_targets`).
+        alpha: the scale is s = alpha / rank, fixed at creation; None: 2·rank, so that s = 2.
+        dropout: probability of dropping an input of the low-rank path in training.
+        init: the name of an init in `adarank.inits`, or a configured one. EVA and GoRA measure where rank is needed and
+            may move it between modules; the scale stays that of the requested rank.
+        batches: data for the inits that measure. Each batch is passed as model(**batch) or, if it is not a mapping, as
+            model(*batch); the output needs a .loss where an init needs gradients.
+        train: endings of the names of modules that stay trainable as a whole, such as the head.
+        rslora: s = alpha / √rank instead (arXiv 2312.03732); needs alpha.
+
+    Returns:
+        {module name: adapter}, in the model's order. An adapter has the factors `Q` [r, d_in], `lam` [r] and `P`
+        [r, d_out] (fp32, or wider where the base is), the boolean `mask` [r] (False: pruned) and the `scale` s.
+
+    Raises:
+        SettingError: an argument cannot be used. The message is one sentence, and the model is unchanged.
+
+    Warns of matrices in the blocks that no adapter can wrap (see `reach`).
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.ModuleDict({"query": nn.Linear(8, 8), "value": nn.Linear(8, 8), "head": nn.Linear(8, 2)})
+        >>> adapters = adapt(model, "svd", rank=4, targets=["query", "value"], train=["head"])
+        >>> list(adapters)
+        ['query', 'value']
+        >>> tuple(adapters["query"].Q.shape), adapters["query"].scale
+        ((4, 8), 2.0)
+    """
+    parametrisation = find(adapter)
+    if wrappers_of(model):
+        raise SettingError("the model already has adapters; merge them first, or start from a freshly loaded base")
+    if layer_of(model) is not None:
+        raise SettingError(
+            f"the model is itself an {type(model).__name__} and cannot be wrapped in place; put it inside a module"
+        )
+    if alpha is not None and not alpha > 0:
+        raise SettingError(f"alpha must be a number above 0, or None for 2·rank (got {alpha})")
+    if rslora and alpha is None:
+        raise SettingError("rslora=true needs alpha, since s = alpha / √rank; set alpha to a number above 0")
+    if not 0 <= dropout < 1:
+        raise SettingError(f"dropout must be at least 0 and less than 1 (got {dropout})")
+    if isinstance(init, str):
+        if init not in inits.__all__:
+            raise SettingError(f"init must be one of {', '.join(inits.__all__)} (got {init!r})")
+        init = getattr(inits, init)()
+    names = find_targets(model, targets)
+    asked = _checked_ranks(model, names, rank)
+    trained = trained_modules(model, train)
+    scales = {n: 2.0 if alpha is None else alpha / (math.sqrt(r) if rslora else r) for n, r in asked.items()}
+    if init.changes_base:
+        for name in names:
+            if layer_of(model.get_submodule(name)) is LINEAR_4BIT:
+                raise SettingError(
+                    f"init={init.name} subtracts its ΔW from the base's weight, which is 4-bit in {name} and would "
+                    "have to be quantised again; use a base that is not quantised, or init=default or eva"
+                )
+    keep_gradients(model)
+    found = None
+    if init.measure is not None:
+        if batches is None:
+            raise SettingError(f"init={init.name} looks at data, and batches is not given; pass an iterable of batches")
+        found = init.measure(model, asked, batches)
+    moved = asked if init.ranks is None else init.ranks(found, asked)
+
+    trained_before = [p for p in model.parameters() if p.requires_grad]
+    adapters = wrap(model, {name: (parametrisation, moved[name], scales[name]) for name in names}, dropout)
+    try:
+        with torch.no_grad():
+            for part in parametrisation.extra:
+                for a in adapters.values():
+                    parametrisation.draw(a, part, getattr(a, part), None)
+            for name, a in adapters.items():
+                init.fill(a, None if found is None else found[name])
+    except SettingError:
+        for name, a in adapters.items():  # the original layer (within rounding, where the init had begun to change it)
+            start = a.start()
+            model.set_submodule(name, a.base if start is None else a.layer.merged(a.base, start, 1))
+        for parameter in trained_before:
+            parameter.requires_grad_(True)
+        raise
+    for name in trained:
+        model.get_submodule(name).requires_grad_(True)
+    if missed := reach(model).missed:
+        warnings.warn(
+            f"no adapter can wrap {', '.join(missed[:5])}{', …' if len(missed) > 5 else ''} "
+            "(matrices in layers of an unknown type); they stay frozen",
+            stacklevel=2,
+        )
+    return adapters
+
+
+def _checked_ranks(model: nn.Module, names: Sequence[str], rank: int | Mapping[str, int]) -> dict[str, int]:
+    """{target: rank}, each a whole number from 1 to the smaller side of its layer."""
+    if isinstance(rank, Mapping):
+        if unknown := [name for name in rank if name not in names]:
+            raise SettingError(
+                f"rank names {unknown[0]!r}, which is not a target; near names: {near(unknown[0], names)}"
+            )
+        if missing := [name for name in names if name not in rank]:
+            raise SettingError(f"rank has no entry for the target {missing[0]!r}; give every target its rank")
+    ranks = {}
+    for name in rank if isinstance(rank, Mapping) else names:
+        d_in, d_out = sides(model, name)
+        of = f", because {name} is {d_in} → {d_out}"
+        ranks[name] = whole_number("rank", rank[name] if isinstance(rank, Mapping) else rank, 1, min(d_in, d_out), of)
+    return ranks
+
+
+class Reach(NamedTuple):
+    """share: the fraction of the base's matrix parameters (everything with two or more axes) that adapters wrap;
+    missed: names of matrices in the blocks whose layer is of none of the `layers.LAYER_TYPES`, like stacked experts."""
+
+    share: float
+    missed: list[str]
+
+
+def reach(model: nn.Module) -> Reach:
+    """How much of its base an adapted model's adapters reach; see `Reach`.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.ModuleDict({"query": nn.Linear(8, 8), "mlp": nn.Linear(8, 24)})
+        >>> _ = adapt(model, rank=2, targets=["query"])
+        >>> reach(model)
+        Reach(share=0.25, missed=[])
+    """
+    adapters = adapters_of(model)
+    wrapped = sum(a.in_features * a.out_features for a in adapters.values())
+    blocks = in_blocks(model)
+    total, missed, seen = 0, [], set()
+    for name, module in model.named_modules():
+        if isinstance(module, LowRank):
+            continue
+        layer = layer_of(module)
+        for part, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim < 2 or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            total += math.prod(layer.size(module)) if layer is not None else parameter.numel()
+            if layer is None and module in blocks:
+                missed.append(f"{name}.{part}")
+    return Reach(wrapped / total if total else 0.0, missed)
+
+
+def ranks(model: nn.Module) -> dict[str, int]:
+    """{module name: triplets that are not pruned}. Reads the masks from the device, which synchronises.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.ModuleDict({"query": nn.Linear(8, 8), "value": nn.Linear(8, 8)})
+        >>> adapters = adapt(model, rank=3)
+        >>> adapters["value"].mask[0] = False
+        >>> ranks(model)
+        {'query': 3, 'value': 2}
+    """
+    return {name: int(adapter.mask.sum()) for name, adapter in adapters_of(model).items()}
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, int]:
+    """Exact numbers of parameters. Every parameter of the model is in exactly one of adapter, other and frozen.
+
+    adapter: in the low-rank factors and bottlenecks; kept: of those, all but the ones in pruned triplets; other:
+    trainable outside the adapters (the head, BitFit's biases, everything in full fine-tuning); trainable = adapter +
+    other; frozen; total = trainable + frozen. Parameters shared by several modules count once, and those of a 4-bit
+    layer count as the weights that they store.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.ModuleDict({"query": nn.Linear(8, 8), "head": nn.Linear(8, 2)})
+        >>> _ = adapt(model, "svd", rank=3, targets=["query"], train=["head"])
+        >>> trainable_parameters(model)
+        {'total': 141, 'trainable': 69, 'adapter': 51, 'kept': 51, 'other': 18, 'frozen': 72}
+    """
+    adapters = adapters_of(model).values()
+    inside = {id(p): p.numel() for a in wrappers_of(model).values() for p in a.parameters(recurse=False)}
+    every = {id(p): p for p in model.parameters()}
+    adapter = sum(inside.values())
+    other = sum(p.numel() for key, p in every.items() if p.requires_grad and key not in inside)
+    total = sum(numel(p) for p in every.values())
+    return {
+        "total": total,
+        "trainable": adapter + other,
+        "adapter": adapter,
+        "kept": adapter - sum((a.rank - int(a.mask.sum())) * a.triplet_cost for a in adapters),
+        "other": other,
+        "frozen": total - adapter - other,
+    }

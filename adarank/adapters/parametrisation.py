@@ -1,0 +1,63 @@
+"""What distinguishes the low-rank adapters: svd, lora, and every other file here that has a PARAMETRISATION."""
+
+import pkgutil
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from adarank import adapters
+from adarank.errors import SettingError
+
+if TYPE_CHECKING:
+    from adarank.adapters.lowrank import LowRank
+
+
+class Parametrisation(NamedTuple):
+    """How an adapter parametrises the change of a weight. To add one, write adarank/adapters/NAME.py with
+
+        PARAMETRISATION = Parametrisation("NAME", …)
+
+    and conf/adapter/NAME.yaml: `adarank.adapt(model, "NAME")` and `adarank.load_adapter` find the file by its name.
+
+    name: the file's name, `adapter.kind`, and what saved folders call it.
+    learns_lambda: whether λ is trained; otherwise it is the constant 1.
+    split: (V [k, d_in], σ [k], U [k, d_out]) -> (Q, λ, P) of the same shapes with Pᵀ diag(λ) Q = Uᵀ diag(σ) V.
+    draw: (adapter, part, tensor, generator) -> None fills one tensor in place, as init=default starts it. part is "Q",
+        "lam", "P" or a name in `extra`, which is drawn first, for every init; generator: None for torch's global one.
+    module: the class of the adapters, for a parametrisation that computes something else than W + s·Pᵀ diag(λ) Q; it
+        overrides `LowRank.forward` and `LowRank.delta`. None: `LowRank` itself.
+    extra: {name: (d_in, d_out) -> shape} of further parameters, of no triplet, trained and saved with the factors.
+    """
+
+    name: str
+    learns_lambda: bool
+    split: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    draw: Callable[["LowRank", str, Tensor, Any], object]
+    module: "type[LowRank] | None" = None
+    extra: Mapping[str, Callable[[int, int], tuple[int, ...]]] = {}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the change of the weight is s·Pᵀ diag(λ) Q, so that its factors can be compressed and exported."""
+        return self.module is None
+
+
+def lookup(name: Any) -> Parametrisation | None:
+    """The parametrisation in adarank/adapters/NAME.py; None where there is no such file or it holds none."""
+    path = f"{adapters.__name__}.{name}"
+    if not isinstance(name, str) or not name.isidentifier() or find_spec(path) is None:
+        return None
+    found: Parametrisation | None = getattr(import_module(path), "PARAMETRISATION", None)
+    return found
+
+
+def find(adapter: Any) -> Parametrisation:
+    """The parametrisation of that name, or `adapter` itself if it is one. Raises SettingError for any other value."""
+    found = adapter if isinstance(adapter, Parametrisation) else lookup(adapter)
+    if found is None:
+        names = [module.name for module in pkgutil.iter_modules(adapters.__path__) if lookup(module.name)]
+        raise SettingError(f"adapter must be one of {', '.join(names)} (got {adapter!r})")
+    return found

@@ -1,0 +1,227 @@
+"""Budget schedules: how many triplets (or parameters) all modules together may keep after each optimiser step.
+
+Steps count optimiser steps from 0; T is their total number. Every schedule with phases keeps `initial` up to step t_i
+and `final` from step T − t_f on, and reallocates every `interval` steps in between; they differ in the curve. Their
+common arguments:
+
+    initial, final   budgets of all modules together, at least 1
+    t_i              steps before the first allocation, at least 0
+    t_f              last steps, at the final budget, at least 0
+    total            optimiser steps T, above t_i + t_f
+    interval         steps between allocations (the paper's ΔT), at least 1
+
+They raise SettingError for values outside these ranges, for a budget that moves the wrong way and for a final budget
+that no allocation would ever apply.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from adarank.errors import SettingError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When to allocate how much.
+
+    initial, final: budgets, in triplets (or parameters) of all modules together; total: steps T; begin: allocations
+    happen after this step; settled: the step from which the budget is final, scores are no longer observed and the
+    mask, once made, stays; interval: steps between allocations before that; curve: step -> budget in between.
+    """
+
+    initial: int
+    final: int
+    total: int
+    begin: int
+    settled: int
+    interval: int
+    curve: Callable[[int], int]
+
+    def budget(self, step: int) -> int:
+        """The budget after optimiser step `step`."""
+        if step <= self.begin:
+            return self.initial
+        return self.final if step >= self.settled else self.curve(step)
+
+    def due(self, step: int) -> bool:
+        """Whether a mask is applied after step `step`: every `interval` steps, then every step of the final phase."""
+        if step <= self.begin:
+            return False
+        return step > self.settled or step % self.interval == 0
+
+    def allocations(self) -> list[int]:
+        """The steps after which a new mask is made; from the last of them on the mask stays."""
+        steps = [t for t in range(self.begin + 1, min(self.settled, self.total - 1) + 1) if self.due(t)]
+        if (not steps or steps[-1] < self.settled) and self.settled + 1 < self.total:
+            steps.append(self.settled + 1)
+        return steps
+
+
+def cubic(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int = 1) -> Schedule:
+    """b(t) = b_T + (b_0 − b_T)(1 − (t − t_i)/(T − t_i − t_f))³ for t_i < t < T − t_f, rounded down.
+
+    AdaLoRA's schedule as its code computes it. (The paper, arXiv 2303.10512, eq. 12, prints t − t_i − t_f in the
+    numerator, which would start above b_0.) Arguments and errors: see the module; initial >= final.
+    Example: cubic(432, 288, t_i=100, t_f=300, total=1000, interval=10).budget(400) == 306.
+    """
+    _check_falls(initial, final)
+    return _phased(
+        initial, final, t_i, t_f, total, interval, lambda k, n: int(final + (initial - final) * (1 - k / n) ** 3)
+    )
+
+
+def linear(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int = 1) -> Schedule:
+    """b(t) = b_T + (b_0 − b_T)(1 − (t − t_i)/(T − t_i − t_f)) for t_i < t < T − t_f, rounded down.
+
+    Arguments and errors: see the module; initial >= final.
+    Example: linear(432, 288, t_i=100, t_f=300, total=1000, interval=10).budget(400) == 360.
+    """
+    _check_falls(initial, final)
+    return _phased(initial, final, t_i, t_f, total, interval, lambda k, n: _power(initial, final, k, n, 1))
+
+
+def cosine(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int = 1) -> Schedule:
+    """b(t) = b_T + (b_0 − b_T)(1 + cos(π (t − t_i)/(T − t_i − t_f)))/2 for t_i < t < T − t_f, rounded down.
+
+    Arguments and errors: see the module; initial >= final.
+    Example: cosine(432, 288, t_i=100, t_f=300, total=1000, interval=10).budget(300) == 396.
+    """
+    _check_falls(initial, final)
+
+    def curve(k: int, n: int) -> int:
+        return int(final + (initial - final) * (1 + math.cos(math.pi * k / n)) / 2)
+
+    return _phased(initial, final, t_i, t_f, total, interval, curve)
+
+
+def growing(
+    initial: int,
+    final: int,
+    t_i: int,
+    t_f: int,
+    total: int,
+    interval: int = 1,
+    curve: Literal["linear", "cubic"] = "linear",
+) -> Schedule:
+    """b(t) = b_T − (b_T − b_0)(1 − (t − t_i)/(T − t_i − t_f))^e for t_i < t < T − t_f, rounded down.
+
+    For methods that grow (IncreLoRA, arXiv 2308.12043, which fixes the number of triplets added at a time; here the end
+    is fixed). curve: "linear" (e = 1), as IncreLoRA's code; "cubic" (e = 3), fast at first. Other arguments and errors:
+    see the module; initial <= final.
+    Example: growing(72, 288, t_i=100, t_f=300, total=1000, interval=10).budget(400) == 180.
+    """
+    if curve not in (exponents := {"linear": 1, "cubic": 3}):
+        raise SettingError(f"schedule.curve must be one of {', '.join(exponents)} (got {curve})")
+    if initial > final:
+        raise SettingError(
+            f"the initial budget must be at most the final one of {final} with schedule=growing (got {initial}); lower "
+            "init_rank to at most rank"
+        )
+    exponent = exponents[curve]
+    return _phased(initial, final, t_i, t_f, total, interval, lambda k, n: _power(initial, final, k, n, exponent))
+
+
+def constant(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int = 1) -> Schedule:
+    """`initial` from the first step to the last; allocations move it between modules.
+
+    A control, and what prune-and-expand methods and gates need. Arguments and errors: see the module; initial == final.
+    """
+    if initial != final:
+        raise SettingError(
+            f"the initial budget must equal the final one of {final} with schedule=constant (got {initial}); set "
+            "init_rank equal to rank"
+        )
+    return _phased(initial, final, t_i, t_f, total, interval, lambda k, n: initial)
+
+
+def one_shot(initial: int, final: int, t: int, total: int) -> Schedule:
+    """`initial` before step t and `final` from step t on: one allocation, after step t, by the scores up to then.
+
+    initial >= final >= 1; t: from 1 (scores need a step) to total − 1. Raises SettingError outside these ranges.
+    """
+    _check_falls(initial, final)
+    check_steps(initial, final, 0, 0, total, 1)
+    if not 1 <= t < total:
+        raise SettingError(f"schedule.t must be from 1 to {total - 1}, of {total} steps (got {t})")
+    return Schedule(initial, final, total, begin=t - 1, settled=t, interval=1, curve=lambda step: initial)
+
+
+def late(initial: int, final: int, total: int, t_f: int = 1, interval: int = 0) -> Schedule:
+    """`initial` up to step T − t_f and `final` from then on, in one allocation.
+
+    For pruning after training (PARA, arXiv 2604.27796) and for training every rank until then (DyLoRA, arXiv
+    2210.07558). initial > final >= 1; t_f: last steps at the final budget, at least 1, which applies it after the last
+    step; interval: steps between earlier allocations of the initial budget, 0 for none. Raises SettingError outside
+    these ranges and for a final budget that no allocation would ever apply.
+    """
+    check_steps(initial, final, 0, t_f, total, max(interval, 1))
+    if initial <= final:
+        raise SettingError(
+            f"the initial budget must be above the final one of {final} with schedule=late (got {initial}); raise "
+            "init_rank above rank"
+        )
+    for name, value, smallest in (("t_f", t_f, 1), ("interval", interval, 0)):
+        if value < smallest:
+            raise SettingError(f"schedule.{name} must be at least {smallest} (got {value})")
+    settled = total - t_f
+    begin = -1 if interval else settled - 1
+    schedule = Schedule(initial, final, total, begin, settled, max(interval, 1), lambda step: initial)
+    if schedule.allocations()[-1:] < [settled]:
+        raise SettingError(
+            f"schedule.t_f must be at least 2, or schedule.interval 1 (got t_f=1, interval={interval}, {total} steps): "
+            f"otherwise no allocation applies the final budget of {final}"
+        )
+    return schedule
+
+
+def never(budget: int) -> Schedule:
+    """No allocation: the budget is everything the adapters have."""
+    forever = 2**62
+    return Schedule(budget, budget, forever, forever, forever, 1, lambda step: budget)
+
+
+def check_steps(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int) -> None:
+    """Raise SettingError, naming the setting, for a budget below 1 or phases that do not fit into `total` steps."""
+    for name, budget in (("final", final), ("initial", initial)):
+        if not budget >= 1:
+            raise SettingError(f"the {name} budget must be at least 1 triplet (got {budget})")
+    if total < 1:
+        raise SettingError(f"train.steps must be at least 1 (got {total})")
+    for name, value, smallest in (("t_i", t_i, 0), ("t_f", t_f, 0), ("interval", interval, 1)):
+        if value < smallest:
+            raise SettingError(f"schedule.{name} must be at least {smallest} (got {value})")
+    if t_i + t_f >= total:
+        raise SettingError(
+            f"schedule.t_i + schedule.t_f must be below the {total} steps (got {t_i} + {t_f}), so that steps are left "
+            "to reallocate in"
+        )
+
+
+def _check_falls(initial: int, final: int) -> None:
+    if initial < final:
+        raise SettingError(
+            f"the initial budget must be at least the final one of {final}, except with schedule=growing "
+            f"(got {initial})"
+        )
+
+
+def _phased(
+    initial: int, final: int, t_i: int, t_f: int, total: int, interval: int, curve: Callable[[int, int], int]
+) -> Schedule:
+    """`initial` up to step t_i, `final` from step T − t_f, and between them curve(k, n): k of n steps after t_i."""
+    check_steps(initial, final, t_i, t_f, total, interval)
+    n = total - t_f - t_i
+    schedule = Schedule(initial, final, total, t_i, total - t_f, interval, lambda step: curve(step - t_i, n))
+    if final != initial and (not schedule.allocations() or schedule.allocations()[-1] < schedule.settled):
+        raise SettingError(
+            f"schedule.t_f must be at least 2 (got {t_f}, with schedule.interval={interval} and {total} steps): "
+            f"otherwise no allocation applies the final budget of {final}"
+        )
+    return schedule
+
+
+def _power(initial: int, final: int, k: int, n: int, exponent: int) -> int:
+    """b_T + (b_0 − b_T)(1 − k/n)^exponent, exactly, rounded down."""
+    return final + (initial - final) * (n - k) ** exponent // n**exponent

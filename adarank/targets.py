@@ -1,0 +1,261 @@
+"""Module names: which layers `targets` selects, where they lie, and what each architecture calls them."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import nn
+
+from adarank.adapters.layers import CONV1D, LAYER_TYPES, LINEAR, LINEAR_4BIT, known_layer, layer_of, refusal
+from adarank.errors import SettingError
+
+Targets = str | Sequence[str]
+
+# What q, k, v, … are called in each architecture (Transformers' model_type): regular expressions for whole names, of q,
+# k and v (with {0} for the letter, {1} for the word), of the attention's output projection and of the MLP.
+_BERT = (
+    r".*\.attention\.self\.{1}",
+    r".*\.attention\.output\.dense",
+    r".*\.layer\.\d+\.(intermediate|output)\.dense",
+)
+_LLAMA = (r".*\.self_attn\.{0}_proj", r".*\.self_attn\.o_proj", r".*\.mlp\.(gate|up|down)_proj")
+_BART = (
+    r".*\.(self|encoder)_attn\.{0}_proj",
+    r".*\.(self|encoder)_attn\.out_proj",
+    r".*\.layers\.\d+\.fc[12]",
+)
+_T5 = (
+    r".*\.(Self|EncDec)Attention\.{0}",
+    r".*\.(Self|EncDec)Attention\.o",
+    r".*\.DenseReluDense\.w(i|i_0|i_1|o)",
+)
+_LIKE_BERT = ("bert", "roberta", "xlm-roberta", "electra")
+_LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
+_SEPARATE = {
+    **dict.fromkeys(_LIKE_BERT, _BERT),
+    "deberta-v2": (r".*\.attention\.self\.{1}_proj", *_BERT[1:]),
+    "distilbert": (r".*\.attention\.{0}_lin", r".*\.attention\.out_lin", r".*\.ffn\.lin[12]"),
+    **dict.fromkeys(_LIKE_LLAMA, _LLAMA),
+    "phi": (r".*\.self_attn\.{0}_proj", r".*\.self_attn\.dense", r".*\.mlp\.fc[12]"),
+    "opt": (r".*\.self_attn\.{0}_proj", r".*\.self_attn\.out_proj", r".*\.layers\.\d+\.fc[12]"),
+    **dict.fromkeys(("bart", "mbart"), _BART),
+    **dict.fromkeys(("t5", "mt5"), _T5),
+    "vit": (r".*\.attention\.{0}_proj", r".*\.attention\.o_proj", r".*\.mlp\.fc[12]"),
+}
+_IN_ONE_MATRIX = {  # q, k and v
+    "gpt2": (r".*\.attn\.c_attn", r".*\.attn\.c_proj", r".*\.mlp\.c_(fc|proj)"),
+    "gpt_neox": (r".*\.attention\.query_key_value", r".*\.attention\.dense", r".*\.mlp\.dense_(h_to_4h|4h_to_h)"),
+    "modernbert": (r".*\.attn\.Wqkv", r".*\.attn\.Wo", r".*\.mlp\.W[io]"),
+    "phi3": (r".*\.self_attn\.qkv_proj", r".*\.self_attn\.o_proj", r".*\.mlp\.(gate_up|down)_proj"),
+}
+_PARTS: dict[str, dict[str, str]] = {
+    name: {**{word[0]: qkv.format(word[0], word) for word in ("query", "key", "value")}, "o": o, "mlp": mlp}
+    for name, (qkv, o, mlp) in _SEPARATE.items()
+} | {name: dict(zip(("qkv", "o", "mlp"), parts, strict=True)) for name, parts in _IN_ONE_MATRIX.items()}
+# Where bottlenecks go (`adarank.bottlenecks`). houlsby: behind the output projections of attention and FFN; pfeiffer:
+# around the LayerNorm after the FFN or, in pre-norm models, which have none there, behind the FFN's output projection.
+_PLACES: dict[str, dict[str, str]] = {
+    name: {"houlsby": houlsby, "pfeiffer": pfeiffer}
+    for names, houlsby, pfeiffer in (
+        (
+            (*_LIKE_BERT, "deberta-v2"),
+            r".*\.layer\.\d+\.(attention\.)?output\.dense",
+            r".*\.layer\.\d+\.output\.LayerNorm",
+        ),
+        (("distilbert",), r".*\.(attention\.out_lin|ffn\.lin2)", r".*\.output_layer_norm"),
+        (_LIKE_LLAMA, r".*\.(self_attn\.o_proj|mlp\.down_proj)", r".*\.mlp\.down_proj"),
+        (("gpt2",), r".*\.(attn|mlp)\.c_proj", r".*\.mlp\.c_proj"),
+        (("t5",), r".*\.(SelfAttention\.o|DenseReluDense\.wo)", r".*\.DenseReluDense\.wo"),
+        (("vit",), r".*\.(attention\.o_proj|mlp\.fc2)", r".*\.mlp\.fc2"),
+    )
+    for name in names
+}
+TARGETS = {"qv": "qv", "qkv": "qkv", "attention": "qkvo", "mlp": ("mlp",), "all": (*"qkvo", "mlp")}
+
+
+class Architecture(Protocol):
+    """What a base model must say about itself: Transformers' model_type, and the module names of its own shorthands."""
+
+    @property
+    def architecture(self) -> str: ...
+
+    @property
+    def targets(self) -> Mapping[str, list[str]] | None: ...
+
+
+def resolve_targets(base: Architecture, targets: str, target_modules: Sequence[str] | None = None) -> str | list[str]:
+    """What `adarank.adapt` gets for targets=qv|qkv|attention|mlp|all; target_modules win where they are given.
+
+    base.targets, where a model has them, win over the architecture's map. SettingError for an undefined shorthand.
+    """
+    if target_modules:
+        return list(target_modules)
+    if base.targets is not None:
+        if targets not in base.targets:
+            raise SettingError(f"targets must be one of model.targets: {', '.join(base.targets)} (got {targets})")
+        return list(base.targets[targets])
+    parts = _PARTS.get(base.architecture)
+    if parts is None:
+        if targets == "all":
+            return "all-linear"
+        raise SettingError(
+            f"targets={targets} is not defined for the architecture {base.architecture}; use targets=all, "
+            "target_modules=[…], or model.targets in the model's YAML file"
+        )
+    wanted = list(TARGETS[targets])
+    if "qkv" in parts:  # one matrix for all three
+        if targets == "qv":
+            matrix = parts["qkv"].rpartition(".")[2]
+            raise SettingError(
+                f"targets=qv cannot be adapted in the architecture {base.architecture}, where q and v lie in one "
+                f"matrix, {matrix}, together with k; use targets=qkv, which adapts that matrix"
+            )
+        wanted = [p for p in ("qkv", "o", "mlp") if p in wanted or (p == "qkv" and "q" in wanted)]
+    return "|".join(parts[p] for p in wanted)
+
+
+def resolve_places(architecture: str, places: Targets) -> Targets:
+    """The layers that "houlsby" or "pfeiffer" means in an architecture (Transformers' model_type); module names are
+    returned unchanged. Raises SettingError where the architecture has no such places."""
+    if places not in ("houlsby", "pfeiffer"):
+        return places
+    if architecture not in _PLACES:
+        raise SettingError(
+            f"places={places} is not defined for the architecture {architecture or 'of this model'}; give the endings of "
+            "module names, such as [mlp.down_proj]"
+        )
+    return _PLACES[architecture][str(places)]
+
+
+def near(name: str, names: Iterable[str]) -> str:
+    """The names most like `name`, for an error message; where none is similar, the last parts of all names."""
+    names = list(dict.fromkeys(names))
+    close = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
+    ends = list(dict.fromkeys(n.rpartition(".")[2] for n in names))
+    close = close or difflib.get_close_matches(name.rpartition(".")[2], ends, n=5, cutoff=0.5) or ends[:12]
+    return ", ".join(close) or "none"
+
+
+def wanted_names(setting: str, value: Targets) -> tuple[list[str], bool]:
+    """The names in a setting, and whether its value is one string, which may be a regular expression. Raises
+    SettingError where there is no name, or the string is not an expression."""
+    if not isinstance(value, str):
+        if not value:
+            also = ", or be 'all-linear'" * (setting == "targets")
+            raise SettingError(f"{setting} must name at least one module{also} (got [])")
+        return list(value), False
+    try:
+        re.compile(value)
+    except re.error as error:
+        name = "a module's name" if setting == "targets" else "a name"
+        raise SettingError(f"{setting}={value!r} is neither {name} nor a regular expression: {error}") from None
+    return [value], True
+
+
+def matches(name: str, target: str, regex: bool) -> bool:
+    """Whether `target` is the whole name or its last parts or, with `regex`, an expression that matches all of it."""
+    return name == target or name.endswith("." + target) or (regex and re.fullmatch(target, name) is not None)
+
+
+def in_blocks(model: nn.Module) -> set[nn.Module]:
+    """Every module of the model's repeated blocks: those inside an nn.ModuleList."""
+    return {module for stack in model.modules() if isinstance(stack, nn.ModuleList) for module in stack.modules()}
+
+
+def block_linears(model: nn.Module) -> list[str]:
+    """Names of the linears (nn.Linear, GPT-2's Conv1D, 4-bit ones) in the model's repeated blocks (nn.ModuleList).
+
+    Embeddings, pooler and head lie outside. Without an nn.ModuleList every linear but the output embedding counts.
+    """
+    get_output: Any = getattr(model, "get_output_embeddings", None)
+    blocks = in_blocks(model)
+    # nn.MultiheadAttention reads its child's weight and never calls it
+    left_out = {c for m in model.modules() if isinstance(m, nn.MultiheadAttention) for c in m.children()}
+    left_out |= {get_output()} if get_output else set()
+    return [
+        name
+        for name, module in model.named_modules()
+        if layer_of(module) in (LINEAR, CONV1D, LINEAR_4BIT)
+        and module not in left_out
+        and (module in blocks or not blocks)
+    ]
+
+
+def find_targets(model: nn.Module, targets: Targets) -> list[str]:
+    """Module names that `targets` selects, in the model's order.
+
+    targets: a sequence of suffixes ("query" or "attention.query"), one string (a suffix, or a regular expression
+    that must match a whole name), or "all-linear" (see `block_linears`). Raises SettingError where a target matches
+    nothing, only modules of none of the `layers.LAYER_TYPES`, or a layer that cannot be wrapped.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.ModuleDict({"query": nn.Linear(4, 4), "key": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
+        >>> find_targets(model, ["query", "key"])
+        ['query', 'key']
+        >>> find_targets(model, "(query|head)")
+        ['query', 'head']
+    """
+    if targets == "all-linear":
+        names = block_linears(model)
+        if not names:
+            raise SettingError("targets='all-linear' found no nn.Linear in the model; name the modules to adapt")
+        check_layers(model, names)
+        return names
+    wanted, regex = wanted_names("targets", targets)
+    modules = {name: module for name, module in model.named_modules() if name}
+    layers = [name for name, module in modules.items() if layer_of(module) is not None]
+    for target in wanted:
+        if not any(matches(name, target, regex) for name in layers):
+            other = {type(m).__name__ for n, m in modules.items() if matches(n, target, regex)}
+            if other:
+                raise SettingError(
+                    f"targets={target!r} matches only {', '.join(sorted(other))} modules; an adapter can wrap "
+                    f"{', '.join(layer.name for layer in LAYER_TYPES)}"
+                )
+            raise SettingError(f"targets={target!r} matches no module; near names: {near(target, layers)}")
+    names = [name for name in layers if any(matches(name, target, regex) for target in wanted)]
+    check_layers(model, names)
+    return names
+
+
+def check_layers(model: nn.Module, names: Sequence[str]) -> None:
+    """Raise SettingError for a layer that cannot be wrapped, or whose weight is another module's, too."""
+    owners: dict[int, dict[tuple[int, str], str]] = {}  # by the parent itself: one module may have several names
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = name.rpartition(".")[0]
+        owners.setdefault(id(parameter), {}).setdefault(_slot(model, owner), owner)
+    for name in names:
+        module: Any = model.get_submodule(name)
+        why = refusal(module, model.get_submodule(name.rpartition(".")[0]))
+        here = _slot(model, name)
+        others = [other for slot, other in owners.get(id(module.weight), {}).items() if slot != here]
+        if others:
+            why = f"its weight is tied to {others[0]}'s, and an adapter on only one of them would untie the two"
+        if why:
+            raise SettingError(f"targets: {name} cannot be adapted: {why}; leave it out")
+
+
+def _slot(model: nn.Module, name: str) -> tuple[int, str]:
+    """Where a module hangs: its parent, and its name there."""
+    parent, _, child = name.rpartition(".")
+    return id(model.get_submodule(parent)), child
+
+
+def trained_modules(model: nn.Module, train: Targets) -> list[str]:
+    """Names of the modules that the suffixes in `train` select. Raises SettingError where one matches nothing."""
+    names = [name for name, _ in model.named_modules() if name]
+    selected = []
+    for wanted in [train] if isinstance(train, str) else train:
+        hits = [name for name in names if matches(name, wanted, regex=False)]
+        if not hits:
+            raise SettingError(f"train={wanted!r} matches no module; near names: {near(wanted, names)}")
+        selected += hits
+    return selected
+
+
+def sides(model: nn.Module, name: str) -> tuple[int, int]:
+    """(d_in, d_out) of the matrix of a layer that an adapter can wrap."""
+    module = model.get_submodule(name)
+    return known_layer(module).size(module)
