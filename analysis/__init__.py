@@ -1,7 +1,7 @@
-"""What finished runs show: reads run folders and nothing else (no torch, no W&B, nothing of adarank).
+"""Turns finished runs into tables, verdicts, figures and a report. Reads run folders only: no torch, no W&B.
 
-files, states, load (folders to runs) → rows, settings, references, tables (configurations side by side) → pairs,
-verdicts, trials, budgets, cautions (what may be said of them) → cells, notes (as strings), figures (the list of them;
-plots/ draws) → page, terminal, export. `python analysis/compare.py RUNS_FOLDER` prints the comparison and writes
+load (folders to runs) → rows, settings, tables (configurations next to each other) → stats, verdicts, rank_maps,
+score_fidelity, weight_change, forgetting, fairness (conclusions and caveats) → format_table (as text), figures and
+plots → report, export. `python analysis/compare.py RUNS_FOLDER` prints the comparison and writes
 RUNS_FOLDER/report/index.html.
 """

@@ -1,12 +1,12 @@
-"""Tables for a paper: Markdown and LaTeX (booktabs), the same strings as on the page."""
+"""Tables as plain text, Markdown and LaTeX (booktabs), the same strings as on the page."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from analysis.cells import Grid
+from analysis.format_table import TextTable
 
 PACKAGES = r"\usepackage{booktabs,graphicx}"
-PAGE = 40  # rows that a page holds
+PAGE = 40  # rows per page
 GREEK = {
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "λ": "lambda", "μ": "mu", "ξ": "xi",
     "ρ": "rho", "σ": "sigma", "φ": "varphi", "Δ": "Delta", "Σ": "Sigma", "Φ": "Phi",
@@ -19,37 +19,41 @@ LATEX = {letter: rf"$\{name}$" for letter, name in GREEK.items()} | {
 }  # fmt: skip
 
 
-def markdown(grids: Iterable[Grid]) -> str:
-    """Every grid below its title; first column left, the others right."""
+def plain(table: TextTable) -> str:
+    """The table with its title, columns aligned: the first to the left, the others to the right."""
+    lines = [table.header, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    head, *rest = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    return "\n".join([table.title, "", head, "-" * len(head), *rest])
+
+
+def markdown(tables: Iterable[TextTable]) -> str:
+    """Every table below its title; first column left, the others right."""
     parts = []
-    for grid in grids:
-        rows = [[cell.replace("|", r"\|") for cell in row] for row in (grid.header, *grid.rows)]
-        rule = ["---", *["---:"] * (len(grid.header) - 1)]
+    for table in tables:
+        rows = [[cell.replace("|", r"\|") for cell in row] for row in (table.header, *table.rows)]
+        rule = ["---", *["---:"] * (len(table.header) - 1)]
         lines = [f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:])]
-        parts.append("\n".join([f"**{grid.title}**", "", *lines]))
+        parts.append("\n".join([f"**{table.title}**", "", *lines]))
     return "\n\n".join(parts) + "\n"
 
 
-def latex(grids: Iterable[Grid]) -> str:
-    """Every grid as a `table`, its title the caption, shrunk to the line where it is wider, one for each PAGE rows of a longer
-    one; needs PACKAGES."""
+def latex(tables: Iterable[TextTable]) -> str:
+    """Every table as a `table`, shrunk to the line where it is wider, one for each PAGE rows; needs PACKAGES."""
     parts = [f"% {PACKAGES}"]
-    for grid in chain.from_iterable(map(_pages, grids)):
-        header, *rows = map(_line, (grid.header, *grid.rows))
-        parts.append(
-            "\n".join(
-                [
-                    r"\begin{table}",
-                    r"\centering",
-                    rf"\caption{{{escaped(grid.title)}}}",
-                    r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-                    rf"\begin{{tabular}}{{l{'r' * (len(grid.header) - 1)}}}",
-                    *(r"\toprule", header, r"\midrule", *rows, r"\bottomrule"),
-                    r"\end{tabular}}",
-                    r"\end{table}",
-                ]
-            )
-        )
+    for table in chain.from_iterable(map(_pages, tables)):
+        header, *rows = map(_line, (table.header, *table.rows))
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escaped(table.title)}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+            *(r"\toprule", header, r"\midrule", *rows, r"\bottomrule"),
+            r"\end{tabular}}",
+            r"\end{table}",
+        ]
+        parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
@@ -58,14 +62,14 @@ def escaped(text: str) -> str:
     return "".join(LATEX.get(letter, letter) for letter in text)
 
 
-def _pages(grid: Grid) -> list[Grid]:
-    """The grid in parts of one length that a page holds, each with its number in the title; itself where it fits."""
-    count = max(1, -(-len(grid.rows) // PAGE))
-    size = max(1, -(-len(grid.rows) // count))
+def _pages(table: TextTable) -> list[TextTable]:
+    """The table in parts of one length that a page holds, each with its number in the title; itself where it fits."""
+    count = max(1, -(-len(table.rows) // PAGE))
+    size = max(1, -(-len(table.rows) // count))
     if count == 1:
-        return [grid]
-    parts = [grid.rows[at : at + size] for at in range(0, len(grid.rows), size)]
-    return [Grid(f"{grid.title} ({i} of {count})", grid.header, rows) for i, rows in enumerate(parts, 1)]
+        return [table]
+    parts = [table.rows[at : at + size] for at in range(0, len(table.rows), size)]
+    return [TextTable(f"{table.title} ({i} of {count})", table.header, rows) for i, rows in enumerate(parts, 1)]
 
 
 def _line(cells: Sequence[str]) -> str:

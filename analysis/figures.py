@@ -1,8 +1,15 @@
 """Every figure of a table with its caption, in the order of the page: a new one is one more `yield` in `figures`."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import base64
+import io
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from adarank.runs import allocations as allocation_files
+from adarank.runs.files import ALLOCATIONS, METRICS, read_lines
+from analysis.load import Run
 from analysis.plots import (
     agreement,
     budget,
@@ -16,109 +23,123 @@ from analysis.plots import (
     scores,
     similarity,
     spectrum,
+    style,
     trajectories,
 )
+from analysis.rows import Row
 from analysis.tables import Table
-from analysis.verdicts import MARGIN, unit_scale, verdicts
+from analysis.verdicts import MARGIN, against_lora, unit_scale
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-LISTED = 60  # configurations that a figure with a line for each can hold
-Records = Mapping[str, Sequence[Mapping[str, Any]]]  # {run name: the records of one of its files}
+DPI = 168  # 1.75 pixels for each of the page's: sharp on a high-resolution screen and when enlarged
+LISTED = 60  # configurations that a figure with one line for each can hold
+Reader = Callable[[Path], tuple[list[dict[str, Any]], list[int]]]
 
 
-def figures(table: Table, metrics: Records, allocations: Records) -> Iterator[tuple[str, str, "Figure | None"]]:
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a PNG: its file name, its caption, its width on the page in px, and its bytes."""
+
+    name: str
+    caption: str
+    width: int
+    png: bytes
+
+    @property
+    def uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+def render_figures(table: Table, suffix: str) -> tuple[tuple[Picture, ...], list[str]]:
+    """The figures of one table as PNGs, and a note for each damaged file of records.
+
+    suffix: distinguishes the files of several tables.
+    """
+    metrics, damaged = _read_records((row.runs for row in table.shown), METRICS, read_lines)
+    adaptive = [row for row in table.shown if row.adaptive]
+    allocations, more = _read_records(map(_first_with_records, adaptive), ALLOCATIONS, allocation_files.read)
+    pictures = tuple(
+        Picture(f"{name}{suffix}.png", caption, round(96 * figure.get_figwidth()), _png(figure))
+        for name, caption, figure in figures(table, metrics, allocations)
+        if figure is not None
+    )
+    return pictures, damaged + more
+
+
+def figures(
+    table: Table, metrics: style.Records, allocations: style.Records
+) -> Iterator[tuple[str, str, "style.Figure | None"]]:
     """Name, caption and figure, None where there is nothing to draw.
 
-    metrics, allocations: of the runs of `table.shown`, and of its adaptive rows.
+    metrics: the records of the runs of `table.shown`; allocations: those of its adaptive rows, ranks as {module: rank}.
     """
     rows = table.shown
     adaptive = [row for row in rows if row.adaptive]
-    chosen = _chosen(table)
-    tuned = " Of trials of a learning rate the one that is best on dev." if len(table.tuned) < len(table.rows) else ""
+    chosen = _selection(table)
+    tuned = " Of several learning rates only the best on dev." if len(table.tuned) < len(table.rows) else ""
     listed = table.tuned if len(table.tuned) <= LISTED else rows
-    named = {table.labels[row] for row in listed}
-    cut = tuned if len(table.tuned) <= LISTED else chosen
+    labels = {table.labels[row] for row in listed}
+    selection = tuned if len(table.tuned) <= LISTED else chosen
     margin = MARGIN if unit_scale(table) else None
-    yield (
-        "forest",
+    caption = (
         "Every configuration against LoRA: mean difference over common seeds and its 95% BCa interval"
         + (f"; the band is ±{margin:g}." if margin else ".")
-        + cut,
-        forest.draw([v for v in verdicts(table) if v.comparison.label in named], table.metric, margin),
+        + selection
     )
     yield (
-        "learning_curves",
-        f"Learning curves: {table.metric} on dev and training loss against the step, mean over seeds"
-        + ("; thin: each seed." if len(rows) <= learning_curves.FEW_SEEDS else ".")
-        + chosen,
-        learning_curves.draw(table, rows, metrics),
+        "forest",
+        caption,
+        forest.draw([v for v in against_lora(table) if v.comparison.label in labels], table.metric, margin),
     )
+    caption = (
+        f"Learning curves: {table.metric} on dev and training loss over training steps, mean over seeds"
+        + ("; thin lines: single seeds." if len(rows) <= learning_curves.FEW_SEEDS else ".")
+        + chosen
+    )
+    yield "learning_curves", caption, learning_curves.draw(table, rows, metrics)
     for name, cost in pareto.COSTS.items():
-        yield (
-            name,
-            f"What {name} buys: {table.metric} on {table.split} against it, every seed and their mean, with its 95% "
-            f"t interval where that fits the frame. The front: what nothing beats at its cost.{tuned}",
-            pareto.draw(table, cost),
+        caption = (
+            f"{table.metric} on {table.split} against {name}: every seed and the mean, with its 95% t interval where "
+            f"it fits the frame. Pareto front: no other configuration is both cheaper and better.{tuned}"
         )
-    yield (
-        "learning_rates",
-        f"Learning rates: best {table.metric} on dev over each method's grid, the chosen rate ringed.",
-        learning_rates.draw(table),
+        yield name, caption, pareto.draw(table, cost)
+    caption = f"Learning rates: best {table.metric} on dev over each method's grid, the chosen rate circled."
+    yield "learning_rates", caption, learning_rates.draw(table)
+    caption = (
+        f"The budget during training: mean rank per module after each allocation, first seed with records.{chosen}"
     )
-    yield (
-        "budget",
-        f"How the budget fell: mean rank per module after each allocation, of the first seed with records.{chosen}",
-        budget.draw(table, adaptive, allocations),
+    yield "budget", caption, budget.draw(table, adaptive, allocations)
+    caption = (
+        "Whether seeds agree on where the rank goes: correlation of their final rank maps, and its chance level."
+        + selection
     )
-    yield (
-        "agreement",
-        "Whether the seeds agree on where the rank goes: correlation of their final maps, and its chance level." + cut,
-        agreement.draw(table, [row for row in listed if row.adaptive]),
+    yield "agreement", caption, agreement.draw(table, [row for row in listed if row.adaptive])
+    caption = f"Rank trajectories: every module's rank from creation to the end, first seed with records.{chosen}"
+    yield "trajectories", caption, trajectories.draw(table, adaptive, allocations)
+    caption = (
+        "Scores at the last recorded allocation, first seed with records. Thin: smallest to largest score of a module; "
+        f"thick: the middle half; marker: median.{chosen}"
     )
-    yield (
-        "trajectories",
-        f"Rank trajectories: every module's rank from creation to the end, of the first seed with records.{chosen}",
-        trajectories.draw(table, adaptive, allocations),
+    yield "scores", caption, scores.draw(table, adaptive, allocations)
+    caption = (
+        "Whether the factors stay orthonormal: ‖AAᵀ − I‖ over training steps, mean over all P and Q and the seeds."
+        + chosen
     )
-    yield (
-        "scores",
-        "Scores at the last allocation, of the first seed with records. Thin: smallest to largest of a module; thick: "
-        f"the middle half; mark: median.{chosen}",
-        scores.draw(table, adaptive, allocations),
-    )
-    yield (
-        "orthogonality",
-        "Whether the factors stay orthonormal: ‖AAᵀ − I‖ against the step, mean over all P and Q and the seeds."
-        + chosen,
-        orthogonality.draw(table, rows, metrics),
-    )
+    yield "orthogonality", caption, orthogonality.draw(table, rows, metrics)
     for row in adaptive:
-        yield (
-            f"rank_map_{row.configuration}",
-            f"Where the rank went: final rank of every target module of {table.labels[row]}, mean over seeds.",
-            rank_map.draw(row, table.labels[row]),
-        )
-    yield (
-        "spectrum",
-        "Singular values of ΔW: median over modules and seeds, the middle half shaded.",
-        spectrum.draw(table),
-    )
-    yield (
-        "similarity",
+        caption = f"Where the rank went: final rank of every target module of {table.labels[row]}, mean over seeds."
+        yield f"rank_map_{row.configuration}", caption, rank_map.draw(row, table.labels[row])
+    caption = "Singular values of ΔW: median over modules and seeds, the middle half shaded."
+    yield "spectrum", caption, spectrum.draw(table)
+    caption = (
         "Whether two runs changed the weights in the same directions: φ(i, j) of their leading i and j singular "
-        "vectors of ΔW (1: one subspace lies in the other), and what random directions would share.",
-        similarity.draw(table),
+        "vectors of ΔW (1: one subspace contains the other), and the same for random directions."
     )
-    yield (
-        "intruders",
-        "Intruder dimensions: leading left singular vectors of W + ΔW that are unlike every one of W's.",
-        intruders.draw(table),
-    )
+    yield "similarity", caption, similarity.draw(table)
+    caption = "Intruder dimensions: leading left singular vectors of W + ΔW that are unlike all of W's."
+    yield "intruders", caption, intruders.draw(table)
 
 
-def _chosen(table: Table) -> str:
+def _selection(table: Table) -> str:
     """The sentence of a caption that says which rows a figure of few shows, empty where it shows all."""
     rows = table.shown
     if len(rows) == len(table.rows):
@@ -127,3 +148,27 @@ def _chosen(table: Table) -> str:
     if len(set(table.kinds.values())) > len(rows):
         words += f" LoRA and the {len(rows) - 1} best on dev of the others."
     return words
+
+
+def _png(figure: "style.Figure") -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI, facecolor="white")
+    return file.getvalue()
+
+
+def _first_with_records(row: Row) -> list[Run]:
+    """The row's first run that recorded allocations, if any: the figures of ranks and scores show that one."""
+    return [run for run in row.runs if (path := run.folder / ALLOCATIONS).is_file() and path.stat().st_size][:1]
+
+
+def _read_records(
+    groups: Iterable[Iterable[Run]], name: str, read: Reader
+) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """The records of the file `name` by run, and a note for each file with unreadable lines."""
+    contents = {run.name: read(run.folder / name) for runs in groups for run in runs}
+    notes = [
+        f"{run}/{name}: {len(bad)} lines cannot be read, the first is line {bad[0]}; the figures leave them out."
+        for run, (_, bad) in contents.items()
+        if bad
+    ]
+    return {run: records for run, (records, _) in contents.items()}, notes

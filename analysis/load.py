@@ -1,17 +1,21 @@
-"""Run folders to `Run`s. What cannot be counted is kept too, with its reason."""
+"""Reads run folders. Runs that cannot be counted are kept, each with the reason."""
 
+import json
+import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, TypeVar
 
-from analysis.files import number, read_object, text
-from analysis.states import state
+from adarank.runs.files import ALLOCATIONS, CONFIG, METRICS, STATUS, SUMMARY, read_object
 
-FILES = ("status.json", "summary.json", "config.yaml", "metrics.jsonl", "allocations.jsonl")
-NAMED_AS_RUN = re.compile(r".+-[0-9a-f]{6,}-s\d+")  # <method>-<hash>-s<seed>: a run that died before its first file
+T = TypeVar("T")
+
+FILES = (STATUS, SUMMARY, CONFIG, METRICS, ALLOCATIONS)
+RUN_NAME = re.compile(r".+-[0-9a-f]{6,}-s\d+")  # <method>-<hash>-s<seed>: a run that died before its first file
 SEED = re.compile(r"-s(\d+)$")
 
 
@@ -23,8 +27,8 @@ class FolderError(ValueError):
 class Run:
     """One run folder.
 
-    name: its path below the folder that was read, with forward slashes; configuration: the folder's name without
-    `-s<seed>`, shared by the seeds of one configuration; state: "finished" (then `summary` is complete enough to be
+    name: its path relative to the folder that was read, with forward slashes; configuration: the folder's name without
+    `-s<seed>`, shared by all seeds of a configuration; state: "finished" (then `summary` is complete enough to be
     counted), or "failed", "diverged", "running", "incomplete", "corrupt", "duplicate" with the reason in `reason`;
     seed: -1 when there is none (never in a finished run).
     """
@@ -39,16 +43,16 @@ class Run:
 
     @property
     def score(self) -> tuple[str, float]:
-        """The split and the value that a finished run is judged by: metric.test, or metric.last (dev) without one."""
+        """The split and value that a finished run is judged by: metric.test, or metric.last (dev) without one."""
         metric = self.summary["metric"]
         test = number(metric.get("test"))
         return ("dev", float(metric["last"])) if test is None else ("test", test)
 
 
 def read_runs(out: Path) -> list[Run]:
-    """Every run folder below `out`, at any depth, sorted by name; only summaries and states are read.
+    """Every run folder under `out`, at any depth, sorted by name; reads only summaries and states.
 
-    Raises FolderError when `out` is not a folder or holds no run folder.
+    Raises FolderError when `out` is not a folder or contains no run folder.
     """
     if not out.is_dir():
         raise FolderError(f"{out} is not a folder; give the folder that holds the run folders.")
@@ -58,27 +62,116 @@ def read_runs(out: Path) -> list[Run]:
     if not runs:
         raise FolderError(f"{out} holds no run folder.")
     first: dict[tuple[Any, ...], Run] = {}
-    for place, run in enumerate(runs):
+    for i, run in enumerate(runs):
         if run.state == "finished":
             earlier = first.setdefault((*identity(run), run.seed), run)
-            if earlier is not run:  # counted twice, one seed would pass for two
-                runs[place] = replace(
-                    run, state="duplicate", reason=f"the same configuration and seed as {earlier.name}"
-                )
+            if earlier is not run:  # counting both would turn one seed into two
+                runs[i] = replace(run, state="duplicate", reason=f"the same configuration and seed as {earlier.name}")
     return runs
 
 
 def identity(run: Run) -> tuple[str, ...]:
-    """What runs must share for their scores to be averaged. A renamed folder can bring unlike runs under one name."""
-    names = (text(run.summary.get(key)) for key in ("method", "model", "task", "targets"))
-    return (run.configuration, *names, run.summary["metric"]["name"], run.score[0])
+    """What runs must share before their scores are averaged. A renamed folder can give different runs the same name."""
+    values = (text(run.summary.get(key)) for key in ("method", "model", "task", "targets"))
+    return (run.configuration, *values, run.summary["metric"]["name"], run.score[0])
 
 
 def state_counts(runs: Sequence[Run]) -> str:
-    """`6 finished, 1 failed`."""
+    """Example: `6 finished, 1 failed`."""
     states = [run.state for run in runs]
-    order = sorted(set(states), key=lambda one: (one != "finished", one))
-    return ", ".join(f"{states.count(one)} {one}" for one in order)
+    order = sorted(set(states), key=lambda state: (state != "finished", state))
+    return ", ".join(f"{states.count(state)} {state}" for state in order)
+
+
+def run_state(status: Mapping[str, Any], summary: Mapping[str, Any], faults: Sequence[str]) -> tuple[str, str]:
+    """A run's state and the reason why it is not counted ("" for a finished run).
+
+    status, summary: the contents of the two files, empty where missing; faults: one for each file that cannot be read.
+    """
+    if faults:
+        return "corrupt", "; ".join(faults)
+    if not status and not summary:
+        return "incomplete", f"it has neither {STATUS} nor {SUMMARY}"
+    state = text(status.get("state", summary.get("status")))
+    if state == "running":
+        return state, f"at step {text(status.get('step'))}, last heartbeat {text(status.get('heartbeat'))}"
+    if state != "finished":
+        return state, text(status.get("error") or summary.get("error") or "no reason was recorded")
+    if not summary:
+        return "incomplete", f"it has no {SUMMARY}"
+    if summary.get("status") != "finished":
+        return "incomplete", f"{STATUS} says finished, {SUMMARY} {text(summary.get('status'))}"
+    fault = _summary_fault(summary)
+    return ("corrupt", f"{SUMMARY}: {fault}") if fault else ("finished", "")
+
+
+def read_config(folder: Path) -> dict[str, str] | None:
+    """`config.yaml`, flattened to {"train.lr": "0.001"}; None when it is missing or cannot be read.
+
+    `{score: {_target_: package.scores.adalora}}` becomes {"score": "adalora"}.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is installed
+    try:
+        config = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), Loader=loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return dict(_flatten(config)) if isinstance(config, dict) else None
+
+
+def read_counts(path: Path) -> list[dict[str, Any]]:
+    """The records of allocations.jsonl up to their key "ranks"; the header and unreadable lines are left out.
+
+    The modules' ranks are nearly all of the file, and parsing thousands of files whole would take minutes.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return []
+    records = (_parse(line.partition(b', "ranks"')[0] + b"}") or _parse(line) for line in lines if line.endswith(b"}"))
+    return [record for record in records if record and "modules" not in record]
+
+
+def read_measurement(run: Run, name: str, parse: Callable[[Any], T]) -> T | None:
+    """What `parse` makes of a JSON file in the run's folder; None where it is missing, damaged or incomplete."""
+    try:
+        return parse(json.loads((run.folder / name).read_bytes()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def number(value: Any) -> float | None:
+    """`value` as a float when it is a finite number, else None."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def finite(value: Any) -> float:
+    """`value` as a float. Raises ValueError unless it is a finite number."""
+    if (result := number(value)) is None:
+        raise ValueError(f"not a finite number: {value}")
+    return result
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the known values, None when there are none."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def text(value: Any) -> str:
+    """A setting's value as the tables show it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return ", ".join(text(item) for item in value)
+    return str(value)
 
 
 def _is_run(folder: Path) -> bool:
@@ -86,7 +179,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    """Run folders below `folder`; linked folders are followed, once each."""
+    """Run folders under `folder`; links are followed, and each folder is read once."""
     seen = {os.path.realpath(folder)}
     waiting = [folder]
     while waiting:
@@ -99,26 +192,67 @@ def _run_folders(folder: Path) -> Iterator[Path]:
                 continue
             seen.add(real)
             path = Path(entry.path)
-            if _is_run(path) or NAMED_AS_RUN.fullmatch(entry.name):
+            if _is_run(path) or RUN_NAME.fullmatch(entry.name):
                 yield path
             else:
                 waiting.append(path)
 
 
 def _read_run(folder: Path, out: Path) -> Run:
-    status, status_fault = read_object(folder / "status.json")
-    summary, summary_fault = read_object(folder / "summary.json")
-    found, reason = state(status, summary, [fault for fault in (status_fault, summary_fault) if fault])
-    named = SEED.search(folder.name)
-    seed = summary.get("seed", int(named[1]) if named else None)
-    if found == "finished" and not isinstance(seed, int):
-        found, reason = "corrupt", "summary.json: seed is missing"
+    status, status_fault = read_object(folder / STATUS)
+    summary, summary_fault = read_object(folder / SUMMARY)
+    state, reason = run_state(status, summary, [fault for fault in (status_fault, summary_fault) if fault])
+    seed_in_name = SEED.search(folder.name)
+    seed = summary.get("seed", int(seed_in_name[1]) if seed_in_name else None)
+    if state == "finished" and not isinstance(seed, int):
+        state, reason = "corrupt", f"{SUMMARY}: seed is missing"
     return Run(
         folder=folder,
         name=folder.relative_to(out).as_posix(),
         configuration=SEED.sub("", folder.name),
         seed=seed if isinstance(seed, int) else -1,
-        state=found,
+        state=state,
         reason=reason,
         summary=summary,
     )
+
+
+def _summary_fault(summary: Mapping[str, Any]) -> str:
+    """Why a finished run's summary cannot be counted, "" when it can."""
+    for key in ("method", "model", "task"):
+        if not isinstance(summary.get(key), str):
+            return f"{key} is missing"
+    for key in ("metric", "rank", "parameters", "time", "memory"):
+        if not isinstance(summary.get(key) or {}, dict):
+            return f"{key} is not an object"
+    metric = summary.get("metric") or {}
+    if not isinstance(metric.get("name"), str):
+        return "metric.name is missing"
+    for key in ("best", "last", "test", "test_last"):
+        if metric.get(key) is not None and number(metric[key]) is None:
+            return f"metric.{key} is not a number"
+    if metric.get("test") is None and metric.get("last") is None:
+        return "it has neither metric.test nor metric.last"
+    final = (summary.get("rank") or {}).get("final") or {}
+    if not isinstance(final, dict) or any(number(rank) is None for rank in final.values()):
+        return "rank.final is not an object of numbers"
+    return ""
+
+
+def _parse(line: str | bytes) -> dict[str, Any] | None:
+    """The JSON object on a line, None when there is none."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif key == "_target_":
+            yield prefix.removesuffix(".") or key, text(value).rpartition(".")[2]
+        else:
+            yield f"{prefix}{key}", text(value)

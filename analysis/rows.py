@@ -1,13 +1,38 @@
-"""One configuration over its seeds: what stands in a row."""
+"""One row per configuration: means over its seeds, its settings, its budget."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import PurePath
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
+from adarank.runs.files import ALLOCATIONS
 from analysis import formats, stats
-from analysis.files import mean, number, read_config, text
-from analysis.load import Run
+from analysis.load import Run, mean, number, read_config, read_counts, text
+
+# Settings, or groups of settings, that no column of their own shows. First those that other columns show.
+HIDDEN = {"seed", "method", "targets", "rank", "init_rank"}
+HIDDEN |= {"out", "force", "retry", "checkpoint_seconds", "tracker", "experiment", "hydra", "device", "workers",
+           "launcher"}  # no effect on the result  # fmt: skip
+HIDDEN |= {"ranks_from", "ranks_shuffle", "ranks_shuffle_seed"}  # `Row.visible` says in words what they mean
+REPLACED_BY_MAP = ("allocator", "score", "schedule")  # a run whose ranks come from another run's map has none of these
+SHUFFLE_SEED = "ranks_shuffle_seed"
+
+
+class Budget(NamedTuple):
+    """Means over the seeds, None where unknown. initial, mean, final: triplets of all modules together, at creation,
+    averaged over the training steps, at the end; parameters: exact, of the finished model beyond its frozen base."""
+
+    initial: float | None
+    mean: float | None
+    final: float | None
+    parameters: float | None
+
+    def relative_to(self, other: "Budget") -> list[float | None]:
+        """This budget in units of `other`, in the order of the fields."""
+        return [a / b if a is not None and b else None for a, b in zip(self, other, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,31 +70,58 @@ class Row:
 
     @property
     def adaptive(self) -> bool:
-        """Whether ranks moved, over time or between modules."""
+        """Whether ranks changed over time or differ between modules."""
         return len({self.initial_rank, *self.ranks.values()}) > 1 if self.ranks else False
 
     @property
-    def asked(self) -> tuple[str, ...]:
-        """The final and first ranks that the settings asked for, where none can be read those that came out; empty
-        for a method without ranks. One without a budget (SoRA) is asked for a rank, and every run ends at another."""
+    def requested_ranks(self) -> tuple[str, ...]:
+        """The final and initial rank in the settings, or the resulting ones where the settings cannot be read; empty
+        for a method without ranks. A method without a budget (SoRA) has a requested rank, and each run ends at
+        another."""
         if not self.ranks:
             return ()
         if "rank" in self.settings:
             return (self.settings["rank"], self.settings.get("init_rank", ""))
         return (formats.rank(self.final_rank), formats.rank(self.initial_rank))
 
+    @property
+    def is_rank_map(self) -> bool:
+        """Whether the runs trained with the final ranks of a finished run, shuffled or not."""
+        return self.settings.get("ranks_from", "null") != "null"
+
+    @cached_property
+    def visible(self) -> dict[str, str]:
+        """The settings that can affect the result and that no other column shows.
+
+        "ranks_from" is there only for a rank map, in words: the path differs between seeds.
+        """
+        settings = {key: value for key, value in self.settings.items() if not HIDDEN & {key, group(key)}}
+        if not self.is_rank_map:
+            return settings
+        settings = {key: value for key, value in settings.items() if group(key) not in REPLACED_BY_MAP}
+        shuffle = self.settings.get("ranks_shuffle", "none")
+        if shuffle == "none":
+            return settings | {"ranks_from": "retrained map"}
+        seed = {SHUFFLE_SEED: self.settings[SHUFFLE_SEED]} if SHUFFLE_SEED in self.settings else {}
+        return settings | {"ranks_from": f"map shuffled ({shuffle})"} | seed
+
+
+def group(key: str) -> str:
+    """The group of a setting: "train" of "train.lr"."""
+    return key.partition(".")[0]
+
 
 def make_row(runs: Sequence[Run]) -> Row:
-    """The row of one configuration's finished runs, one a seed."""
+    """The row of one configuration's finished runs, one run per seed."""
     runs = tuple(sorted(runs, key=lambda run: run.seed))
     summary = runs[0].summary
     scores = {run.seed: run.score[1] for run in runs}
-    lasts = {run.seed: number(run.summary["metric"].get("test_last")) for run in runs if run.score[0] == "test"}
-    middle, half_width = stats.mean_interval(list(scores.values()))
-    rank = [run.summary.get("rank") or {} for run in runs]
-    finals = [one.get("final") or {} for one in rank]
-    ranks = {module: fmean(final.get(module, 0) for final in finals) for module in finals[0]}
-    sizes = [run.summary.get("parameters") or {} for run in runs]
+    last_scores = {run.seed: number(run.summary["metric"].get("test_last")) for run in runs if run.score[0] == "test"}
+    center, half_width = stats.mean_interval(list(scores.values()))
+    rank_records = [run.summary.get("rank") or {} for run in runs]
+    final_ranks = [record.get("final") or {} for record in rank_records]
+    ranks = {module: fmean(final.get(module, 0) for final in final_ranks) for module in final_ranks[0]}
+    parameters = [run.summary.get("parameters") or {} for run in runs]
     steps = [number((run.summary.get("time") or {}).get("step_ms")) for run in runs]
     peaks = [number((run.summary.get("memory") or {}).get("peak_mib")) for run in runs]
     return Row(
@@ -79,30 +131,113 @@ def make_row(runs: Sequence[Run]) -> Row:
         runs=runs,
         settings=next((config for run in runs if (config := read_config(run.folder)) is not None), {}),
         scores=scores,
-        last_scores={seed: value for seed, value in lasts.items() if value is not None},
-        mean=middle,
+        last_scores={seed: value for seed, value in last_scores.items() if value is not None},
+        mean=center,
         half_width=half_width,
         best=mean(number(run.summary["metric"].get("best")) for run in runs),
         last=mean(number(run.summary["metric"].get("last")) for run in runs),
         scale=mean(number(run.summary.get("scale")) for run in runs),
-        initial_rank=mean(map(_initial_rank, rank)),
+        initial_rank=mean(map(_mean_initial_rank, rank_records)),
         final_rank=fmean(ranks.values()) if ranks else None,
         triplets=sum(ranks.values()) if ranks else None,
-        budget=mean(number(one.get("budget_triplets")) for one in rank),
+        budget=mean(number(record.get("budget_triplets")) for record in rank_records),
         ranks=ranks,
-        trainable=mean(number(size.get("trainable")) for size in sizes),
-        kept=mean(map(_kept, sizes)),
+        trainable=mean(number(count.get("trainable")) for count in parameters),
+        kept=mean(map(_kept, parameters)),
         step_ms=median(known) if (known := [step for step in steps if step is not None]) else None,
         peak_mib=max((peak for peak in peaks if peak is not None), default=None),
         devices=frozenset(text(run.summary.get("device") or "unknown") for run in runs),
     )
 
 
-def _kept(size: Mapping[str, Any]) -> float | None:
-    trainable, adapter, kept = (number(size.get(key)) for key in ("trainable", "adapter", "kept"))
+def budget(row: Row) -> Budget:
+    """The budget of a configuration, counted four ways.
+
+    The mean over training is that of the first seed with records: it follows the schedule, not the seed.
+    """
+    ranks = [run.summary.get("rank") or {} for run in row.runs]
+    finals = [sum(rank["final"].values()) if rank.get("final") else None for rank in ranks]
+    starts = [_initial_triplets(rank) for rank in ranks]
+    steps = number(row.runs[0].summary.get("steps"))
+    records = next((r for run in row.runs if (r := read_counts(run.folder / ALLOCATIONS))), [])
+    return Budget(mean(starts), mean_over_training(records, starts[0], steps), mean(finals), row.kept)
+
+
+def mean_over_training(records: Sequence[Mapping[str, Any]], start: float | None, steps: float | None) -> float | None:
+    """The number of triplets kept, averaged over `steps` optimiser steps; `start` of them before the first allocation.
+
+    An allocation follows its step, counted from 0, and holds from the next step on; without any the start holds.
+    """
+    if start is None or not records:
+        return start
+    kept_at = {number(record.get("step")): number(record.get("kept")) for record in records}
+    changes = sorted((step + 1, kept) for step, kept in kept_at.items() if step is not None and kept is not None)
+    if not steps or not changes:
+        return None
+    bounds = [0.0, *(min(step, steps) for step, _ in changes), steps]
+    counts = [start, *(kept for _, kept in changes)]
+    return sum(k * (b - a) for k, a, b in zip(counts, bounds, bounds[1:], strict=False)) / steps
+
+
+def source(run: Run) -> str:
+    """The folder name of the run whose rank map this run trains with; "" where its settings name none."""
+    return PurePath((read_config(run.folder) or {}).get("ranks_from", "")).name
+
+
+def pool_rank_maps(rows: Iterable[Row]) -> list[Row]:
+    """The rows, with rank maps that differ only in `ranks_from` pooled: every seed trains its own run's map.
+
+    The seed of the shuffle separates rows only where one training seed has several shuffles.
+    """
+    pooled, maps = [], defaultdict(list)
+    for row in rows:
+        if row.is_rank_map:
+            maps[_map_key(row, {SHUFFLE_SEED})].append(row)
+        else:
+            pooled.append(row)
+    for candidates in maps.values():
+        if (joined := _pool(candidates)) is not None:
+            pooled.append(joined)
+            continue
+        by_shuffle = defaultdict(list)
+        for row in candidates:
+            by_shuffle[_map_key(row, set())].append(row)
+        for same_shuffle in by_shuffle.values():
+            pooled += same_shuffle if (joined := _pool(same_shuffle)) is None else [joined]
+    return pooled
+
+
+def _map_key(row: Row, without: set[str]) -> Hashable:
+    """What pooled rows must share. The triplets are part of it: one table may hold maps of several budgets."""
+    settings: dict[str, Any] = {key: value for key, value in row.visible.items() if key not in without}
+    return (row.method, row.targets, row.triplets, *sorted(settings.items()))
+
+
+def _pool(rows: list[Row]) -> Row | None:
+    """The row of all their runs, with the settings they share; None where a seed would count twice."""
+    if len(rows) == 1:
+        return rows[0]
+    runs = [run for row in rows for run in row.runs]
+    if len({run.seed for run in runs}) < len(runs):
+        return None
+    shared = set.intersection(*(set(row.settings.items()) for row in rows))
+    settings = {key: value for key, value in rows[0].settings.items() if (key, value) in shared or key == "ranks_from"}
+    return replace(make_row(runs), settings=settings)
+
+
+def _kept(parameters: Mapping[str, Any]) -> float | None:
+    trainable, adapter, kept = (number(parameters.get(key)) for key in ("trainable", "adapter", "kept"))
     return None if trainable is None or adapter is None or kept is None else trainable - adapter + kept
 
 
-def _initial_rank(rank: Mapping[str, Any]) -> float | None:
+def _mean_initial_rank(rank: Mapping[str, Any]) -> float | None:
     initial = rank.get("initial")
     return mean(map(number, initial.values())) if isinstance(initial, dict) else number(initial)
+
+
+def _initial_triplets(rank: Mapping[str, Any]) -> float | None:
+    initial, final = rank.get("initial"), rank.get("final")
+    if isinstance(initial, dict):
+        return sum(value for value in map(number, initial.values()) if value is not None)
+    each = number(initial)
+    return each * len(final) if each is not None and final else None

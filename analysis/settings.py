@@ -1,34 +1,16 @@
-"""Which settings tell rows apart: what a table shows of them, and what its rows are called."""
+"""Which settings distinguish rows: what a table shows of them, what its rows are called, which row is the baseline."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from analysis import formats
-from analysis.rows import Row
+from analysis.rows import HIDDEN, REPLACED_BY_MAP, Row, group
 
 REFERENCE = "lora"  # times and verdicts are relative to this method
-HIDDEN = {"seed", "method", "targets", "rank", "init_rank"}  # shown by other columns
-HIDDEN |= {  # no effect on the result; a group or one key of it
-    "out",
-    "force",
-    "retry",
-    "checkpoint_seconds",
-    "tracker",
-    "experiment",
-    "hydra",
-    "device",
-    "workers",
-    "launcher",
-    "allocator.source",  # a path, another one for every seed
-}
-PIECES = ("adapter", "init", "score", "allocator", "schedule", "penalty", "quantization")  # what a method is made of
+PIECES = ("adapter", "init", "score", "allocator", "schedule", "penalty", "quantization")  # what a method consists of
 TERMS = ("train.", "budget.")  # the terms of a comparison: shown even when they differ only between methods
-
-
-def visible(row: Row) -> dict[str, str]:
-    """The settings of `row` that can decide its result and that no other column shows."""
-    return {key: value for key, value in row.settings.items() if not HIDDEN & {key, key.partition(".")[0]}}
 
 
 def in_order(rows: Iterable[Row]) -> tuple[Row, ...]:
@@ -37,89 +19,109 @@ def in_order(rows: Iterable[Row]) -> tuple[Row, ...]:
 
 
 def differing(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Settings to show: those that vary within a method, and the terms of the comparison where they vary at all."""
-    shown = {row: visible(row) for row in rows}
-    keys = sorted({key for settings in shown.values() for key in settings})
-    methods: dict[str, list[Row]] = {}
-    for row in rows:
-        methods.setdefault(row.method, []).append(row)
+    """The settings to show: those that vary within a method, and the terms of the comparison if they vary at all."""
+    keys = sorted({key for row in rows for key in row.visible})
+    methods = list(_by_method(rows).values())
 
-    def varies(key: str, among: Iterable[Row]) -> bool:
-        return len(_values(key, among)) > 1
+    def varies(key: str) -> bool:
+        return any(len(_values(key, same)) > 1 for same in ([rows] if key.startswith(TERMS) else methods))
 
-    chosen = [
-        key
-        for key in keys
-        if (key.startswith(TERMS) and varies(key, rows)) or any(varies(key, kin) for kin in methods.values())
-    ]
-    return tuple(sorted(chosen, key=lambda key: (key != "train.lr", key)))
+    return tuple(sorted(filter(varies, keys), key=lambda key: (key != "train.lr", key)))
 
 
 def labels(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, str]:
-    """A short name for each row: `adalora 12 → 8`, and the `settings` in which it differs from its method's others.
+    """A short name for each row: `adalora 12 → 8` and the `settings` in which it differs from its method's other rows.
 
-    Rows that are still alike are told apart by their configuration's hash.
+    Rows with equal names get their configuration's hash appended.
     """
     names = {}
-    for row, told in _told(rows, settings).items():
-        parts = [row.method, *([formats.ranks(row.initial_rank, row.final_rank)] if row.ranks else [])]
-        names[row] = ", ".join([" ".join(parts), *told])
-    times = Counter(names.values())
-    return {row: name if times[name] == 1 else f"{name} ({row.configuration})" for row, name in names.items()}
+    for row, words in _distinguishing(rows, settings).items():
+        name = f"{row.method} {formats.ranks(row.initial_rank, row.final_rank)}" if row.ranks else row.method
+        names[row] = ", ".join([name, *words])
+    counts = Counter(names.values())
+    return {row: name if counts[name] == 1 else f"{name} ({row.configuration})" for row, name in names.items()}
 
 
 def kinds(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, str]:
-    """What each row is, whatever its ranks and learning rate: its method and the `settings` of its pieces in which it differs
-    from its method's others, `adalora, allocator uniform`."""
-    of_pieces = [key for key in settings if key.partition(".")[0] in PIECES]
-    return {row: ", ".join([row.method, *told]) for row, told in _told(rows, of_pieces).items()}
+    """What each row is, whatever its ranks and learning rate: its method and those of its pieces' `settings` in which
+    it differs from its method's other rows. Examples: `adalora, allocator uniform`; `adalora, retrained map`."""
+    of_pieces = [key for key in settings if group(key) in PIECES or key.startswith("ranks_")]
+    return {row: ", ".join([row.method, *words]) for row, words in _distinguishing(rows, of_pieces).items()}
 
 
-def _told(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, list[str]]:
-    """Of every row the settings in which it differs from its method's others."""
+def baselines(best_first: Iterable[Row], rows: Sequence[Row]) -> dict[Row, Row]:
+    """For each of `rows` the LoRA row that shares its rank and most other settings; among equals the best on dev.
+
+    best_first: the rows, best dev value first. The learning rate does not count: every method is compared at its own.
+    A LoRA row is its own baseline; without any LoRA row the result is empty.
+    """
+    candidates = [row for row in best_first if row.method == REFERENCE]
+    keys = {key for row in candidates for key in row.visible if key != "train.lr"}
+    keys = {key for key in keys if len({row.settings.get(key) for row in candidates}) > 1}
+
+    def similarity(row: Row, candidate: Row) -> tuple[bool, int]:
+        shared = sum(candidate.settings.get(key) == row.settings.get(key) for key in keys)
+        return candidate.requested_ranks[:1] == row.requested_ranks[:1], shared
+
+    if not candidates:
+        return {}
+    return {  # max keeps the first of equals
+        row: row if row.method == REFERENCE else max(candidates, key=partial(similarity, row)) for row in rows
+    }
+
+
+def _by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
     methods: dict[str, list[Row]] = {}
     for row in rows:
         methods.setdefault(row.method, []).append(row)
-    told = {
-        name: [key for key in settings if len(_values(key, kin) - _implied(key, kin, settings)) > 1]
-        for name, kin in methods.items()
-    }
-    return {
-        row: [
-            f"{_short(key)} {row.settings.get(key, '?')}"
-            for key in told[row.method]
-            if key in row.settings or "." not in key
-        ]
-        for row in rows
-    }
+    return methods
 
 
-def _short(key: str) -> str:
-    """train.lr → lr; in full where that alone would mean another setting (allocator.seed)."""
-    last = key.rpartition(".")[2]
-    return key if last in HIDDEN else last
+def _distinguishing(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, list[str]]:
+    """For each row the settings in which it differs from its method's other rows, in words."""
+    named = {
+        method: [key for key in settings if len(_values(key, same) - _implied(key, same, settings)) > 1]
+        for method, same in _by_method(rows).items()
+    }
+
+    def words(key: str, row: Row) -> str:  # `lr 0.01`; the whole key where its last part alone means another setting
+        last, value = key.rpartition(".")[2], row.visible.get(key, "?")
+        return value if key == "ranks_from" else f"{key if last in HIDDEN else last} {value}"
+
+    return {row: [words(key, row) for key in named[row.method] if _applies(key, row)] for row in rows}
+
+
+def _applies(key: str, row: Row) -> bool:
+    """Whether the setting means anything for the row. A setting of a piece (random.seed) or of a rank map does only
+    where the row has that piece; a rank map has no allocator, score or schedule."""
+    if key in row.visible:
+        return True
+    return not ("." in key or key.startswith("ranks_") or (row.is_rank_map and key in REPLACED_BY_MAP))
 
 
 def _values(key: str, among: Iterable[Row]) -> set[str | None]:
-    """What `key` is in these rows. A piece's own setting (allocator.shuffle) counts only where that piece has it: without it,
-    the piece says enough."""
-    found = {row.settings.get(key) for row in among if row.settings}
-    return found - {None} if "." in key else found
+    """The values of `key` in these rows. A rank map differs from rows without one."""
+    values = {row.visible.get(key) for row in among if row.settings and _applies(key, row)}
+    return values | {None} if key == "ranks_from" else values
 
 
 def _implied(key: str, among: Sequence[Row], settings: Sequence[str]) -> set[str]:
-    """{"null"} for a score or schedule that is absent only with allocators (a map) that never have one: their name tells."""
+    """{"null"} for a score or schedule that is absent only with allocators that never have one: those tell."""
     if key not in ("score", "schedule") or "allocator" not in settings:
         return set()
     without, others = (
-        {row.settings.get("allocator") for row in among if (row.settings.get(key) == "null") is absent}
+        {row.visible.get("allocator") for row in among if (row.visible.get(key) == "null") is absent}
         for absent in (True, False)
     )
     return set() if without & others else {"null"}
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    settings = sorted((key, _number_first(value)) for key, value in visible(row).items())
+    numbers = {key: formats.as_number(value) for key, value in row.visible.items()}
+    settings = [  # 0.002 before 0.01, and numbers before words
+        (key, (1, 0.0, value) if (number := numbers[key]) is None else (0, number, ""))
+        for key, value in sorted(row.visible.items())
+    ]
     return (
         bool(row.ranks),
         row.method != REFERENCE,
@@ -128,9 +130,3 @@ def _order(row: Row) -> tuple[Any, ...]:
         row.initial_rank or 0.0,
         settings,
     )
-
-
-def _number_first(value: str) -> tuple[int, float, str]:
-    """A sort key that puts 0.002 before 0.01 and numbers before words."""
-    found = formats.as_number(value)
-    return (1, 0.0, value) if found is None else (0, found, "")

@@ -1,27 +1,25 @@
-"""Runs to tables: one table for each model, task, targets and metric, one row for each configuration."""
+"""Runs to tables: one table per model, task, targets and metric, one row per configuration."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from analysis import formats
-from analysis.budgets import Budget, budget
 from analysis.load import Run, identity
-from analysis.maps import pooled
-from analysis.references import references
-from analysis.rows import Row, make_row
-from analysis.settings import REFERENCE, differing, in_order, kinds, labels, visible
+from analysis.rows import Budget, Row, budget, make_row, pool_rank_maps
+from analysis.settings import REFERENCE, baselines, differing, in_order, kinds, labels
 
 FEW = 8  # rows that a figure of lines can hold
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that may stand side by side, in reading order.
+    """Rows that can be compared, in reading order.
 
-    settings: the settings in which they differ; labels: a short name for each row; kinds: what each is, whatever its ranks
-    and learning rate; references: the LoRA row that a
-    row is measured against, empty where there is none; budgets: what each was allowed.
+    settings: those in which the rows differ; labels: a short name for each row; kinds: what each row is, whatever its
+    ranks and learning rate; baselines: the LoRA row that each row is measured against, empty where there is none;
+    budgets: what each row was allowed.
     """
 
     model: str
@@ -34,7 +32,7 @@ class Table:
     settings: tuple[str, ...] = ()
     labels: dict[Row, str] = field(default_factory=dict)
     kinds: dict[Row, str] = field(default_factory=dict)
-    references: dict[Row, Row] = field(default_factory=dict)
+    baselines: dict[Row, Row] = field(default_factory=dict)
     budgets: dict[Row, Budget] = field(default_factory=dict)
 
     @property
@@ -42,79 +40,121 @@ class Table:
         return ", ".join([self.model, self.task, *([f"targets {self.targets}"] if self.targets else [])])
 
     def best_first(self, rows: Iterable[Row]) -> list[Row]:
-        """Rows from the best dev value down; rows without one last."""
+        """Rows by dev value, the best first; rows without one last."""
         sign = -1.0 if self.higher_is_better else 1.0
         return sorted(rows, key=lambda row: (row.best is None, sign * (row.best or 0.0)))
 
     def best(self, key: Callable[[Row], Hashable]) -> tuple[Row, ...]:
-        """Of the rows with the same key the one that is best on dev, in reading order."""
-        found: dict[Hashable, Row] = {}
+        """For each value of `key` the row that is best on dev, in reading order."""
+        best: dict[Hashable, Row] = {}
         for row in self.best_first(self.rows):
-            found.setdefault(key(row), row)
-        chosen = set(found.values())
+            best.setdefault(key(row), row)
+        chosen = set(best.values())
         return tuple(row for row in self.rows if row in chosen)
 
     @property
     def tuned(self) -> tuple[Row, ...]:
-        """The rows to be judged: of those that differ in the learning rate alone, the one that is best on dev.
+        """The rows to be judged: of those that differ only in the learning rate, the one that is best on dev.
 
-        A trial of a search is no method of its own: judged too, it would only make the others' correction harder.
+        A trial of a search is not a method of its own: judging it would only raise the others' corrected p values.
         """
-        return self.best(_but_for_the_rate)
+        return self.best(_all_but_learning_rate)
 
     @property
     def shown(self) -> tuple[Row, ...]:
         """The rows for figures that hold FEW: all, or of every kind the best on dev, LoRA and the best first."""
         if len(self.rows) <= FEW:
             return self.rows
-        each = self.best(self.kinds.__getitem__)
-        order = sorted(self.best_first(each), key=lambda row: row.method != REFERENCE)  # stable
+        best = self.best(self.kinds.__getitem__)
+        order = sorted(self.best_first(best), key=lambda row: row.method != REFERENCE)  # stable
         chosen = set(order[:FEW])
         return tuple(row for row in self.rows if row in chosen)
+
+    def labelled_runs(self) -> Iterator[tuple[str, Run]]:
+        """Every run with its name: `lora 8, seed 0`."""
+        for row in self.rows:
+            for run in row.runs:
+                yield f"{self.labels[row]}, seed {run.seed}", run
+
+
+Lines = tuple[list[list[str]], list[list[Run]]]  # the rows of a table as strings, and for each the runs that it shows
+
+
+def lines_per_run(table: Table, cells: Callable[[Run], Iterable[list[str]]]) -> Lines:
+    """The lines that `cells` gives for every run, each after the run's name."""
+    pairs = [([label, *line], [run]) for label, run in table.labelled_runs() for line in cells(run)]
+    return [line for line, _ in pairs], [runs for _, runs in pairs]
+
+
+class Search(NamedTuple):
+    """The search of one kind of row at its ranks. tried: {learning rate: row}, ascending; chosen: the best on dev."""
+
+    name: str
+    tried: Mapping[float, Row]
+    chosen: Row
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best of several rates is the lowest or the highest: a better one may lie beyond."""
+        rates = list(self.tried)
+        ends = (self.tried[rates[0]], self.tried[rates[-1]])
+        return len(rates) > 1 and self.chosen.best is not None and self.chosen in ends
 
 
 def tables(runs: Iterable[Run]) -> list[Table]:
     """The tables of the finished runs among `runs`.
 
-    Methods without a rank (full fine-tuning) have no targets: they stand in the table of every targets.
+    Methods without a rank (full fine-tuning) have no targets: they appear in the tables of all targets.
     """
     seeds: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in runs:
         if run.state == "finished":
             seeds[identity(run)].append(run)
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
-    for key, group in seeds.items():
+    for key, same in seeds.items():
         _, _, model, task, _, name, split = key
-        groups[model, task, name, split].append(make_row(group))
+        groups[model, task, name, split].append(make_row(same))
     result = []
-    for (model, task, name, split), found in sorted(groups.items()):
-        rows = pooled(found)
+    for (model, task, name, split), unpooled in sorted(groups.items()):
+        rows = pool_rank_maps(unpooled)
         metric = rows[0].runs[0].summary["metric"]
         higher = metric.get("higher_is_better") is not False
         for targets in sorted({row.targets for row in rows if row.ranks}) or [""]:
             chosen = [row for row in rows if not row.ranks or row.targets == targets]
-            result.append(_finish(Table(model, task, targets, name, split, higher, tuple(chosen))))
+            result.append(_complete(Table(model, task, targets, name, split, higher, tuple(chosen))))
     return result
 
 
-def relative_time(row: Row, reference: Row | None) -> float | None:
-    """Time per step in units of the reference's, None unless both were measured on the same one device."""
-    if reference is None or row.step_ms is None or not reference.step_ms:
+def searches(table: Table) -> list[Search]:
+    """The search of every kind of row at its ranks, over one rate or more; of equal rates the row best on dev."""
+    tried: dict[tuple[str, ...], dict[float, Row]] = {
+        (table.kinds[row], *row.requested_ranks): {} for row in table.rows
+    }
+    for row in table.best_first(table.rows):
+        if (rate := formats.as_number(row.settings.get("train.lr"))) is not None:
+            tried[table.kinds[row], *row.requested_ranks].setdefault(rate, row)
+    chosen = [(rates, next(iter(rates.values()))) for rates in tried.values() if rates]  # the best on dev comes first
+    return [Search(kind_and_ranks(table, best), dict(sorted(rates.items())), best) for rates, best in chosen]
+
+
+def relative_time(row: Row, baseline: Row | None) -> float | None:
+    """Time per step in units of the baseline's, None unless both were measured on the same single device."""
+    if baseline is None or row.step_ms is None or not baseline.step_ms:
         return None
-    devices = row.devices | reference.devices
-    return row.step_ms / reference.step_ms if len(devices) == 1 and "unknown" not in devices else None
+    devices = row.devices | baseline.devices
+    return row.step_ms / baseline.step_ms if len(devices) == 1 and "unknown" not in devices else None
 
 
 def kind_and_ranks(table: Table, row: Row) -> str:
-    """`adalora 12 → 8, allocator uniform`: a row's name but for its learning rate."""
+    """A row's name without its learning rate: `adalora 12 → 8, allocator uniform`."""
     if not row.ranks:
         return table.kinds[row]
-    method, *told = table.kinds[row].split(", ", 1)
-    return ", ".join([f"{method} {formats.ranks(row.initial_rank, row.final_rank)}", *told])
+    method, *words = table.kinds[row].split(", ", 1)
+    return ", ".join([f"{method} {formats.ranks(row.initial_rank, row.final_rank)}", *words])
 
 
-def _finish(table: Table) -> Table:
-    """The table with its rows in order, its settings chosen, its rows named and each row's reference found."""
+def _complete(table: Table) -> Table:
+    """The table with its rows in order, its settings chosen, its rows named and each row's baseline found."""
     rows = in_order(table.rows)
     settings = differing(rows)
     return replace(
@@ -123,12 +163,12 @@ def _finish(table: Table) -> Table:
         settings=settings,
         labels=labels(rows, settings),
         kinds=kinds(rows, settings),
-        references=references(table.best_first(rows), rows),
-        budgets={row: budget(row.runs, row.kept) for row in rows},
+        baselines=baselines(table.best_first(rows), rows),
+        budgets={row: budget(row) for row in rows},
     )
 
 
-def _but_for_the_rate(row: Row) -> Hashable:
-    """What two trials of one search have in common; a row whose settings cannot be read is like no other."""
-    rest = sorted(item for item in visible(row).items() if item[0] != "train.lr")
-    return (row.method, row.asked, None if row.settings else row.configuration, *rest)
+def _all_but_learning_rate(row: Row) -> Hashable:
+    """What the trials of one search share; a row whose settings cannot be read equals no other."""
+    rest = sorted(item for item in row.visible.items() if item[0] != "train.lr")
+    return (row.method, row.requested_ranks, None if row.settings else row.configuration, *rest)

@@ -1,54 +1,46 @@
-"""Dev metric and training loss against the step: the mean over the seeds and, of few configurations, each seed."""
+"""Dev metric and training loss over training steps: the mean over the seeds and, for few configurations, each seed."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.files import number
-from analysis.plots import legend, style
+from analysis.load import number
+from analysis.plots import style
 from analysis.rows import Row
 from analysis.tables import Table
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-Records = Sequence[Mapping[str, Any]]
 FEW_SEEDS = 4  # configurations whose seeds can be told apart
 
 
-def draw(table: Table, rows: Sequence[Row], metrics: Mapping[str, Records]) -> "Figure | None":
-    """The figure for `rows`, thin lines for the seeds of up to FEW_SEEDS of them; None without any record to draw.
+@style.styled
+def draw(table: Table, rows: Sequence[Row], metrics: style.Records) -> "style.Figure | None":
+    """The figure for `rows`, with thin lines for the seeds of up to FEW_SEEDS of them; None without any record to draw.
 
     metrics: {run name: the records of its metrics.jsonl}.
     """
     panels = [("dev", table.metric, f"{table.metric} on dev"), ("train", "loss", "training loss")]
     series = {(split, key): [curves(row, metrics, split, key) for row in rows] for split, key, _ in panels}
-    if not any(curve for group in series.values() for curve in group):
+    if not any(curve for curves_of_rows in series.values() for curve in curves_of_rows):
         return None
-    import matplotlib
-
-    looks = style.looks(table)
-    with matplotlib.rc_context(style.RC):
-        figure = style.figure(10.5, 4.4)
-        left, right = figure.subplots(1, 2)
-        for axes, (split, key, label) in zip((left, right), panels, strict=True):
-            for row, lines in zip(rows, series[split, key], strict=True):
-                _draw_row(axes, lines, style.plain(table.labels[row]), looks[row], len(rows) <= FEW_SEEDS)
-            if not axes.has_data():
-                axes.text(0.5, 0.5, "no values recorded", transform=axes.transAxes, ha="center")
-                axes.set(xticks=[], yticks=[])
-            axes.set_xlabel("optimiser step")
-            axes.set_ylabel(label)
-        legend.below(figure, legend.entries([left, right]), columns=3, handlelength=3.5)
+    styles = style.styles(table)
+    figure = style.figure(10.5, 4.4)
+    left, right = figure.subplots(1, 2)
+    for axes, (split, key, label) in zip((left, right), panels, strict=True):
+        for row, lines in zip(rows, series[split, key], strict=True):
+            _draw_row(axes, lines, style.plain(table.labels[row]), styles[row], len(rows) <= FEW_SEEDS)
+        if not axes.has_data():
+            axes.text(0.5, 0.5, "no values recorded", transform=axes.transAxes, ha="center")
+            axes.set(xticks=[], yticks=[])
+        axes.set(xlabel="optimiser step", ylabel=label)
+    style.legend_below(figure, [left, right], columns=3, handlelength=3.5)
     return figure
 
 
-def curves(row: Row, metrics: Mapping[str, Records], split: str, key: str) -> list[NDArray[np.float64]]:
-    """One array [2, points] a seed: steps and values of `key` on `split`; a step written twice keeps its last value."""
+def curves(row: Row, metrics: style.Records, split: str, key: str) -> list[NDArray[np.float64]]:
+    """Steps and values of `key` on `split`, [2, points] per seed; a step written twice keeps its last value."""
     result = []
     for run in row.runs:
         values = {}
@@ -72,14 +64,12 @@ def mean_curve(lines: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def _draw_row(
-    axes: "Axes", lines: Sequence[NDArray[np.float64]], label: str, look: Mapping[str, Any], each: bool
+    axes: "style.Axes", lines: Sequence[NDArray[np.float64]], label: str, look: Mapping[str, Any], each_seed: bool
 ) -> None:
     if not lines:
         return
-    if each and len(lines) > 1:
+    if each_seed and len(lines) > 1:
         for steps, heights in lines:
             axes.plot(steps, heights, color=look["color"], linestyle=look["linestyle"], linewidth=0.8, alpha=0.45)
     steps, heights = mean_curve(lines)
-    axes.plot(
-        steps, heights, **look, linewidth=2.2, markersize=6, markevery=max(1, steps.size // 8), label=label
-    )  # fmt: skip
+    axes.plot(steps, heights, **look, linewidth=2.2, markersize=6, markevery=max(1, steps.size // 8), label=label)

@@ -1,13 +1,20 @@
-"""Colours, lines and markers that stay apart for the colour-blind and in grey print."""
+"""Colours, lines and markers for the colour-blind and for grey print; figures, legends, long names."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from analysis.rows import Row
 from analysis.tables import Table
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+    from matplotlib.legend import Legend
+
+P = ParamSpec("P")
+Records = Mapping[str, Sequence[Mapping[str, Any]]]  # {run name: the records of one of its files}
 
 # Okabe and Ito 2008, without the yellow, which is too pale for lines on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
@@ -23,28 +30,50 @@ RC: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
 }
+NAME_WIDTH = 40  # characters in a line of a row's name
+LINE_HEIGHT, EXTRA_LINE = 0.34, 0.17  # inches for a row of a list, and for every further line of its name
+MARGIN = 0.1  # inches left free on either side of a legend
 
 
-def looks(table: Table) -> dict[Row, dict[str, Any]]:
+def styled(draw: "Callable[P, Figure | None]") -> "Callable[P, Figure | None]":
+    """Makes `draw` use RC. Matplotlib is imported only when something is drawn: it takes half a second."""
+
+    @wraps(draw)
+    def draw_styled(*args: P.args, **kwargs: P.kwargs) -> "Figure | None":
+        import matplotlib
+
+        with matplotlib.rc_context(RC):
+            return draw(*args, **kwargs)
+
+    return draw_styled
+
+
+def styles(table: Table) -> dict[Row, dict[str, Any]]:
     """A colour, a line style and a marker for every row, the same in all figures of the table.
 
-    Every row has its own where all are shown, else every kind of row, those shown first; after eight the markers move on by
-    one, so that colour and marker together stay unique up to 64.
+    Every row has its own where all are shown, else every kind of row, with those shown first; after eight the markers
+    move on by one, so that colour and marker together stay unique up to 64.
     """
-    single = len(table.shown) == len(table.rows)
-    order = [*table.shown, *table.rows]
-    called = table.labels if single else table.kinds
-    names = list(dict.fromkeys(called[row] for row in order))
-    places = {row: names.index(called[row]) for row in table.rows}
-    return {row: look(place) for row, place in places.items()}
+    all_shown = len(table.shown) == len(table.rows)
+    called = table.labels if all_shown else table.kinds
+    names = list(dict.fromkeys(called[row] for row in [*table.shown, *table.rows]))
+    return {row: style(names.index(called[row])) for row in table.rows}
 
 
-def look(place: int) -> dict[str, Any]:
-    """The colour, line style and marker of the line number `place`."""
+def distinct_styles(table: Table, rows: Sequence[Row]) -> dict[Row, dict[str, Any]]:
+    """The styles of `rows`, or new ones where two of these would share theirs (several ranks of one method)."""
+    of_table = styles(table)
+    if len({(of_table[row]["color"], of_table[row]["marker"]) for row in rows}) == len(rows):
+        return {row: of_table[row] for row in rows}
+    return {row: style(i) for i, row in enumerate(rows)}
+
+
+def style(i: int) -> dict[str, Any]:
+    """The colour, line style and marker of line number `i`."""
     return {
-        "color": COLOURS[place % len(COLOURS)],
-        "linestyle": LINES[place % len(LINES)],
-        "marker": MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
+        "color": COLOURS[i % len(COLOURS)],
+        "linestyle": LINES[i % len(LINES)],
+        "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
     }
 
 
@@ -60,6 +89,12 @@ def figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def single(width: float, height: float) -> "tuple[Figure, Axes]":
+    """A figure with one pair of axes."""
+    whole = figure(width, height)
+    return whole, whole.subplots()
+
+
 def panels(count: int, width: float, height: float, across: int = 3) -> "tuple[Figure, list[Axes]]":
     """A figure of `count` equal panels in rows of `across`; width and height: of one panel, in inches."""
     columns = min(count, across)
@@ -71,6 +106,47 @@ def panels(count: int, width: float, height: float, across: int = 3) -> "tuple[F
     return whole, list(grid[:count])
 
 
+def listing(names: Sequence[str], height: float) -> "tuple[Figure, Axes]":
+    """A figure with one line per name, the first on top; height: of everything but the lines, in inches."""
+    lines = max((len(wrap(name, NAME_WIDTH)) for name in names), default=1)
+    whole, axes = single(8.5, height + (LINE_HEIGHT + EXTRA_LINE * (lines - 1)) * len(names))
+    axes.set_yticks(range(len(names)), list(map(wrapped, names)))
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.locator_params(axis="x", nbins=6)  # more numbers collide where long names leave little room
+    return whole, axes
+
+
 def plain(label: str) -> str:
-    """`label` as it is: a dollar sign in a setting must not start a formula."""
+    """`label` as Matplotlib should print it: a dollar sign in a setting must not start a formula."""
     return label.replace("$", r"\$")
+
+
+def wrapped(name: str, width: int = NAME_WIDTH) -> str:
+    """`name` in lines of at most `width` characters where its spaces allow it; no-break spaces do not."""
+    return plain("\n".join(wrap(name, width)).replace("\u00a0", " "))
+
+
+def legend_below(figure: "Figure", axes: "Iterable[Axes]", columns: int, **options: Any) -> "Legend":
+    """Put a legend below the axes, in at most `columns`, and make the figure higher by it. Each label appears once.
+
+    Too wide labels get fewer columns, and are wrapped in one that is too wide. options: of Matplotlib's legend.
+    """
+    entries: dict[str, Any] = {}
+    for each in axes:
+        for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    longest = max(map(len, entries), default=1)
+    layouts = [(count, longest) for count in range(min(columns, len(entries)), 1, -1)]
+    layouts += [(1, width) for width in range(longest, 20, -5)] or [(1, 20)]
+    for count, width in layouts:
+        labels = ["\n".join(wrap(label, width)) for label in entries]
+        legend = figure.legend(entries.values(), labels, loc="outside lower center", ncols=count, **options)
+        box = legend.get_window_extent()
+        if box.width <= figure.bbox.width - 2 * MARGIN * figure.dpi:
+            break
+        if (count, width) != layouts[-1]:
+            legend.remove()
+    width_inches, height = figure.get_size_inches()
+    figure.set_size_inches(width_inches, height + box.height / figure.dpi)
+    return legend

@@ -36,17 +36,6 @@ def task_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.nanmean(values, axis=-2).mean(axis=-1))
 
 
-def iqm(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Interquartile mean, [..., runs, tasks] -> [...]: of all values of all tasks together the middle half.
-
-    A quarter, rounded down to whole values, is cut at either end (Agarwal et al. 2021, arXiv 2108.13264).
-    """
-    x = np.sort(values.reshape(*values.shape[:-2], -1), axis=-1)  # NaN goes last
-    size = int(np.isfinite(x).sum(axis=-1).min()) if x.size else 0  # resampling within a task keeps the number
-    cut = size // 4
-    return np.asarray(x[..., cut : size - cut].mean(axis=-1))
-
-
 def bootstrap_interval(
     values: ArrayLike,
     generator: np.random.Generator,

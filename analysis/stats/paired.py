@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.stats.intervals import matrix
+from analysis.stats.ranks import mean_ranks
 
 EXACT_PAIRS = 32  # two halves of 2**16 sums; beyond that the sign flips are sampled
 SAMPLES = 100_000
@@ -37,13 +38,6 @@ def wilcoxon_p(differences: ArrayLike, generator: np.random.Generator) -> float:
     d = matrix(differences)
     d = d[np.isfinite(d) & (d != 0)]
     return _flip(np.sign(d) * mean_ranks(np.abs(d)), generator)
-
-
-def mean_ranks(values: ArrayLike) -> NDArray[np.float64]:
-    """Ranks of `values` [n] from 1; equal values share the mean of theirs."""
-    _, place, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2)[place], dtype=np.float64)
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Run folders as HOUSE defines them, written without the harness: analysis reads files only."""
+"""Run folders as docs/runs.md describes them, written without the harness: analysis reads files only."""
 
 import hashlib
 import json
@@ -145,6 +145,12 @@ def write_run(
     return folder
 
 
+def map_settings(source: str | Path, shuffle: str = "none", shuffle_seed: int = 0) -> dict[str, Any]:
+    """What config.yaml says of a run with the ranks of another: for write_run(config=…)."""
+    ranks = {"ranks_from": str(source), "ranks_shuffle": shuffle, "ranks_shuffle_seed": shuffle_seed}
+    return {"allocator": None, "score": None, "schedule": None, **ranks}
+
+
 def write_quickstart(out: Path, seeds: int = 2, ranks: tuple[int, ...] = (8,)) -> Path:
     """full, LoRA and AdaLoRA, `seeds` seeds each."""
     for seed in range(seeds):
@@ -174,6 +180,6 @@ def quickstart(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without figures, for tests that do not look at them: drawing takes seconds."""
-    from analysis import pictures
+    from analysis import figures
 
-    monkeypatch.setattr(pictures, "figures", lambda *_: iter(()))
+    monkeypatch.setattr(figures, "figures", lambda *_: iter(()))

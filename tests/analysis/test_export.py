@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis import cells, export
+from analysis import export, format_table
 from analysis.load import read_runs
 from analysis.report import load, write_report
 from analysis.tables import tables
 
-HARD = cells.Grid(
+HARD = format_table.TextTable(
     r"50% of a_b & {c} \ d", ["method", "x|y", "α·r²"],
     [["lora → 8", "−1 ± 2 × 3", "~^#$"], ["[0.1, a_b%]", "< 0.001", "≤ …"], ["*", "", "–"]],
 )  # fmt: skip
@@ -74,7 +74,12 @@ def structure(text):
 
 def test_a_long_table_is_cut_where_a_page_ends():
     rows = [[f"lora {i}", "0.8"] for i in range(2 * export.PAGE + 1)]
-    text = export.latex([cells.Grid("all", ["method", "accuracy"], rows), cells.Grid("few", ["method", "n"], rows[:2])])
+    text = export.latex(
+        [
+            format_table.TextTable("all", ["method", "accuracy"], rows),
+            format_table.TextTable("few", ["method", "n"], rows[:2]),
+        ]
+    )
     assert re.findall(r"\\caption\{(.*)\}", text) == ["all (1 of 3)", "all (2 of 3)", "all (3 of 3)", "few"]
     parts = [len(found) - 1 for _, found in structure(text)]
     assert sum(parts) == len(rows) + 2
@@ -88,13 +93,13 @@ def test_every_row_has_as_many_cells_as_columns(quickstart):
     runs, found = load(quickstart)
     (table,) = found
     text = (write_report(quickstart, runs, found).parent / "tables.tex").read_text()
-    grids = [cells.main_grid(table), *cells.grids(table)]
+    grids = [format_table.format_table(table), *format_table.further_tables(table)]
     assert structure(text) == [(len(grid.header), [len(grid.header)] * (1 + len(grid.rows))) for grid in grids]
 
 
 @given(WORDS, st.lists(st.tuples(WORDS, WORDS, WORDS), max_size=3))
 def test_no_name_breaks_the_table(title, rows):
-    text = export.latex([cells.Grid(title, ["a", "b", "c"], rows)])
+    text = export.latex([format_table.TextTable(title, ["a", "b", "c"], rows)])
     assert structure(text) == [(3, [3] * (1 + len(rows)))]
 
 
@@ -103,19 +108,19 @@ def test_the_files_beside_the_page_hold_the_tables(quickstart):
     runs, found = load(quickstart)
     folder = write_report(quickstart, runs, found).parent
     (table,) = tables(read_runs(quickstart))
-    grids = [cells.main_grid(table), *cells.grids(table)]
+    grids = [format_table.format_table(table), *format_table.further_tables(table)]
     assert (folder / "tables.md").read_text() == export.markdown(grids)
     assert (folder / "tables.tex").read_text() == export.latex(grids)
-    for row in cells.main_grid(table).rows:
+    for row in format_table.format_table(table).rows:
         assert f"| {' | '.join(row)} |" in (folder / "tables.md").read_text()
 
 
 @pytest.mark.skipif(not LATEX, reason="pdflatex with booktabs and graphicx is not installed")
 def test_latex_compiles_and_wide_and_long_tables_stay_on_the_page(quickstart, tmp_path):
     (table,) = tables(read_runs(quickstart))
-    wide = cells.Grid("wide", ["a wide column"] * 20, [["0.7810 ± 0.0112"] * 20])
-    long = cells.Grid("long", ["method", "accuracy"], [["lora", "0.8"]] * (2 * export.PAGE))
-    body = export.latex([HARD, wide, long, cells.main_grid(table), *cells.grids(table)])
+    wide = format_table.TextTable("wide", ["a wide column"] * 20, [["0.7810 ± 0.0112"] * 20])
+    long = format_table.TextTable("long", ["method", "accuracy"], [["lora", "0.8"]] * (2 * export.PAGE))
+    body = export.latex([HARD, wide, long, format_table.format_table(table), *format_table.further_tables(table)])
     document = f"\\documentclass{{article}}{export.PACKAGES}\\begin{{document}}\n{body}\\end{{document}}\n"
     (tmp_path / "t.tex").write_text(document)
     command = [PDFLATEX, "-interaction=nonstopmode", "-halt-on-error", "t.tex"]

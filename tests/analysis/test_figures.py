@@ -1,19 +1,20 @@
 """The list of figures: everything in plots/ that draws is on it, and from a full sweep everything is drawn."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from adarank.runs.files import read_lines
 from analysis import figures as room
-from analysis import pictures as drawing
 from analysis import plots
 from analysis.figures import figures
-from analysis.files import read_lines
 from analysis.load import read_runs
 from analysis.plots import style
 from analysis.tables import tables
+from tests.analysis.conftest import map_settings
 
 NAMES = [
     "forest",
@@ -62,12 +63,14 @@ def test_a_full_sweep_has_every_figure_with_a_caption_and_named_axes(full):
         assert panel.get_ylabel() or [label.get_text() for label in panel.get_yticklabels()], name
 
 
-def test_no_text_is_cut_off_however_long_the_names(full, quickstart, write_run):
-    for seed in (0, 1):  # another kind of adalora: both get long names
-        write_run(quickstart, "adalora", seed, config={"allocator._target_": "adarank.allocators.a_rather_long_name"})
-        pieces = {"allocator": "rank_map", "schedule": "anything_but_short", "score": "smoothed_sensitivity"}
+def test_no_text_is_cut_off_and_no_numbers_collide_however_long_the_names(full, quickstart, write_run):
+    for seed in (0, 1):  # other kinds of adalora: all get long names
+        config = {"allocator._target_": "adarank.allocators.a_rather_long_name", "schedule": None, "score": None}
+        source = write_run(quickstart, "adalora", seed, config=config)
+        pieces = {"allocator": "another_one", "schedule": "anything_but_short", "score": "smoothed_sensitivity"}
         config = {f"{piece}._target_": f"adarank.pieces.{name}" for piece, name in pieces.items()}
         write_run(quickstart, "adalora", seed, config=config)
+        write_run(quickstart, "adalora", seed, config=map_settings(source, "within_family"), digest=f"abcdef{seed}")
     (table,) = tables(read_runs(quickstart))
     for name, (_, figure) in drawn(table).items():
         if figure is None:
@@ -77,6 +80,9 @@ def test_no_text_is_cut_off_however_long_the_names(full, quickstart, write_run):
         assert min(drawn_on.x0, drawn_on.y0) >= -0.02, name
         assert drawn_on.x1 <= width + 0.02, name
         assert drawn_on.y1 <= height + 0.02, name
+        for axes in figure.axes:
+            boxes = [tick.get_window_extent() for tick in axes.get_xticklabels() if tick.get_rotation() == 0]
+            assert not any(box.overlaps(after) for box, after in pairwise(boxes) if box.width and after.width), name
 
 
 def test_no_file_of_plots_is_left_out():
@@ -99,14 +105,37 @@ def test_pictures_are_the_drawn_figures_as_png(full, monkeypatch):
     def two(*arguments):
         return [one for one in figures(*arguments) if one[0] in ("forest", "learning_rates")]
 
-    monkeypatch.setattr(drawing, "figures", two)
-    found, damaged = drawing.pictures(full, "_3")
+    monkeypatch.setattr(room, "figures", two)
+    found, damaged = room.render_figures(full, "_3")
     assert damaged == []
     assert [picture.name for picture in found] == ["forest_3.png", "learning_rates_3.png"]
     for picture in found:
         assert picture.png.startswith(b"\x89PNG")
         width = int.from_bytes(picture.png[16:20], "big")
-        assert width == pytest.approx(picture.width * drawing.DPI / 96, abs=2)
+        assert width == pytest.approx(picture.width * room.DPI / 96, abs=2)
+
+
+def test_both_forms_of_allocations_are_drawn_alike(quickstart, monkeypatch):
+    """With every module named in every line, as files once were, and with a header and arrays."""
+
+    def rendered():
+        (table,) = tables(read_runs(quickstart))
+        pictures, damaged = room.render_figures(table, "")
+        assert damaged == []
+        return {picture.name: picture.png for picture in pictures}
+
+    def two(*arguments):
+        return [drawing for drawing in figures(*arguments) if drawing[0] in ("budget", "trajectories")]
+
+    monkeypatch.setattr(room, "figures", two)
+    before = rendered()
+    assert set(before) == {"budget.png", "trajectories.png"}
+    for folder in quickstart.glob("adalora-*"):
+        records, _ = read_lines(folder / "allocations.jsonl")
+        lines = [{**record, "ranks": list(record["ranks"].values())} for record in records]
+        lines = [{"modules": list(records[0]["ranks"])}, *lines]
+        (folder / "allocations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert rendered() == before
 
 
 def grey(colour):
@@ -116,8 +145,8 @@ def grey(colour):
 
 def test_lines_stay_apart_without_colour():
     """Whatever two of eight lines look like in grey, style and marker differ; none is too pale for white paper."""
-    looks = [style.look(place) for place in range(8)]
+    looks = [style.style(place) for place in range(8)]
     for name in ("color", "linestyle", "marker"):
         assert len({look[name] for look in looks}) == 8
     assert max(grey(look["color"]) for look in looks) < 0.72
-    assert len({(look["color"], look["marker"]) for look in map(style.look, range(64))}) == 64
+    assert len({(look["color"], look["marker"]) for look in map(style.style, range(64))}) == 64

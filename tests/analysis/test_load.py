@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from analysis.files import number, read_config, read_counts, read_lines, text
-from analysis.load import FolderError, read_runs
+from adarank.runs.files import read_lines
+from analysis.load import FolderError, number, read_config, read_counts, read_runs, text
 
 
 def states(out):
@@ -168,8 +168,23 @@ def test_counts_are_the_records_without_their_maps(tmp_path):
     lines = [
         json.dumps(record) for record in (whole, {"ranks": {"a": 4}, "kept": 4, "step": 11}, {"step": 12, "kept": 5})
     ]
-    path.write_text("\n".join([*lines, "[1]", '{"step": 13, "kept": 6, "ranks": {"a"', '{"step": 14', ""]))
-    assert [(record["step"], record["kept"]) for record in read_counts(path)] == [(9, 3), (11, 4), (12, 5)]
+    header = json.dumps({"modules": ["a", "b"]})
+    path.write_text(
+        "\n".join(
+            [
+                header,
+                *lines,
+                '{"step": 15, "kept": 7, "ranks": [3, 4]}',
+                "[1]",
+                '{"step": 13, "kept": 6, "ranks": {"a"',
+                '{"step": 14',
+                "",
+            ]
+        )
+    )
+    assert [(record["step"], record["kept"]) for record in read_counts(path)] == [(9, 3), (11, 4), (12, 5), (15, 7)]
+    path.write_text(header + "\n")
+    assert read_counts(path) == []  # a header alone records no allocation
     assert read_counts(tmp_path / "absent.jsonl") == []
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis import cells, report
+from analysis import format_table, report
+from analysis.fairness import notes
 from analysis.load import read_runs
-from analysis.notes import LEGEND, notes
 from analysis.tables import tables
-from analysis.terminal import table_text
 from tests.analysis.conftest import write_quickstart
+from tests.representatives import representatives
 
 ANALYSIS = Path(report.__file__).parent
 URL = re.compile(r'(?:src|href|url|data|action)\s*[=(]\s*["\']?([^"\'>)\s]+)')
@@ -63,14 +63,14 @@ def test_the_page_holds_every_cell_and_verdict(written):
     quickstart, page = written
     (table,) = tables(read_runs(quickstart))
     for row in table.rows:
-        for name, cell in zip(cells.header(table), cells.cells(table, row), strict=True):
+        for name, cell in zip(format_table.header(table), format_table.row_cells(table, row), strict=True):
             assert name in page.words
             assert cell in page.words
-    verdict_grid, budget_grid = cells.grids(table)
+    verdict_grid, budget_grid = format_table.further_tables(table)
     assert (len(verdict_grid.rows), len(budget_grid.rows)) == (2, 2)
     for grid in (verdict_grid, budget_grid):
         assert {grid.title, *grid.header, *(cell for row in grid.rows for cell in row)} <= set(page.words)
-    for line in [*notes(table), *LEGEND]:
+    for line in [*notes(table), *report.LEGEND]:
         assert line in page.text
     assert "95% t interval" in page.text
     assert "metric.test" in page.text
@@ -129,7 +129,7 @@ def test_damaged_records_are_told(quickstart):
     (folder,) = quickstart.glob("lora-*-s0")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 11')
-    assert f"{folder.name}/metrics.jsonl: 1 unreadable lines" in write(quickstart).text
+    assert f"{folder.name}/metrics.jsonl: 1 lines cannot be read" in write(quickstart).text
 
 
 def test_several_tables_keep_their_pictures_apart_and_old_ones_go(quickstart, write_run):
@@ -160,7 +160,7 @@ def test_runs_without_any_records_still_make_a_page(tmp_path, write_run):
     assert not re.search(r"\b(nan|None)\b", page.text)
 
 
-@pytest.mark.parametrize("script", ["compare.py", "report.py"])
+@pytest.mark.parametrize("script", representatives(["compare.py", "report.py"], 1))
 def test_the_scripts_run_from_any_directory(quickstart, tmp_path, script):
     done = subprocess.run(
         [sys.executable, ANALYSIS / script, quickstart], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -170,16 +170,20 @@ def test_the_scripts_run_from_any_directory(quickstart, tmp_path, script):
     assert Path(lines[-1]).is_file()
     if script == "compare.py":
         (table,) = tables(read_runs(quickstart))
-        assert table_text(table) in done.stdout
+        assert report.table_text(table) in done.stdout
         assert "cannot be decided with 2 pairs" in done.stdout
     else:
         assert len(lines) == 1
 
 
-def test_analysis_needs_neither_torch_nor_wandb_nor_adarank(quickstart):
-    heavy = ["torch", "wandb", "adarank", "transformers", "scipy.stats", "matplotlib.pyplot"]
+def test_analysis_needs_neither_torch_nor_wandb_nor_more_of_adarank_than_its_run_folders(quickstart):
+    heavy = ("torch", "wandb", "transformers", "matplotlib.pyplot")
+    light = ("adarank", "adarank.runs", "adarank.errors")
     code = f"import sys; from analysis.report import main; main([{str(quickstart)!r}], show=True)\n"
-    code += f"sys.exit(str([name for name in {heavy} if name in sys.modules] or ''))"
+    code += f"loaded = [m for m in sys.modules if m in {heavy}]\n"
+    code += "own = [m for m in sys.modules if m.startswith('adarank') and not m.startswith('adarank.runs.')]\n"
+    code += f"loaded += [m for m in own if m not in {light}]\n"
+    code += "sys.exit(str(loaded or ''))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ANALYSIS.parent, capture_output=True, text=True)
     assert done.stderr.strip() == ""
 

@@ -9,8 +9,7 @@ from collections import Counter
 import pytest
 
 from analysis.load import read_runs
-from analysis.report import load, write_report
-from analysis.terminal import as_text
+from analysis.report import as_text, load, write_report
 
 BROKEN = {  # what a folder holds in place of a finished run's: (file, contents; None: without the file)
     "failed": ("status.json", '{"state": "failed", "error": "The card fell off the bus."}'),

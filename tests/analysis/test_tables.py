@@ -1,10 +1,13 @@
+import html
+
 import pytest
 
-from analysis import cells
+from analysis import format_table
+from analysis.fairness import notes
 from analysis.load import read_runs
-from analysis.notes import notes
+from analysis.report import load, table_text, write_report
 from analysis.tables import relative_time, tables
-from analysis.terminal import table_text
+from tests.analysis.conftest import map_settings
 
 
 def only(out):
@@ -13,8 +16,8 @@ def only(out):
 
 
 def column(table, name):
-    place = cells.header(table).index(name)
-    return [cells.cells(table, row)[place] for row in table.rows]
+    place = format_table.header(table).index(name)
+    return [format_table.row_cells(table, row)[place] for row in table.rows]
 
 
 def test_the_quickstart_table(quickstart):
@@ -72,9 +75,9 @@ def test_different_metrics_and_splits_never_share_a_table(tmp_path, write_run):
         ("accuracy", "test", 1),
         ("matthews", "test", 1),
     ]
-    assert "last dev" not in cells.header(found[0])  # there it is the metric itself
-    assert cells.header(found[1])[-5:-3] == ["best dev", "last dev"]
-    assert cells.header(found[0])[-6] == "accuracy, last dev"
+    assert "last dev" not in format_table.header(found[0])  # there it is the metric itself
+    assert format_table.header(found[1])[-5:-3] == ["best dev", "last dev"]
+    assert format_table.header(found[0])[-6] == "accuracy, last dev"
     assert column(found[2], "matthews, test") == ["-0.2000 (no interval)"]
 
 
@@ -97,53 +100,85 @@ def test_a_method_without_targets_stands_in_every_table(tmp_path, write_run):
 
 def test_settings_are_shown_where_they_vary(tmp_path, write_run):
     for clip in (0.5, 1.0):
-        write_run(tmp_path, "lora", 0, config={"train.clip": clip, "penalty.gamma": 0.0, "out": f"runs{clip}"})
-        write_run(tmp_path, "adalora", 0, config={"train.clip": clip, "penalty.gamma": 0.1, "schedule.t_i": clip / 10})
+        write_run(tmp_path, "lora", 0, config={"train.max_grad_norm": clip, "penalty.gamma": 0.0, "out": f"runs{clip}"})
+        write_run(
+            tmp_path,
+            "adalora",
+            0,
+            config={"train.max_grad_norm": clip, "penalty.gamma": 0.1, "schedule.t_i": clip / 10},
+        )
     table = only(tmp_path)
     # gamma differs only between the methods, out has no effect; the learning rate is a term of the comparison
-    assert table.settings == ("train.lr", "schedule.t_i", "train.clip")
+    assert table.settings == ("train.lr", "schedule.t_i", "train.max_grad_norm")
     assert sorted(table.labels.values()) == [
-        "adalora 12 → 8, t_i 0.05, clip 0.5",
-        "adalora 12 → 8, t_i 0.1, clip 1",
-        "lora 8, clip 0.5",
-        "lora 8, clip 1",
+        "adalora 12 → 8, t_i 0.05, max_grad_norm 0.5",
+        "adalora 12 → 8, t_i 0.1, max_grad_norm 1",
+        "lora 8, max_grad_norm 0.5",
+        "lora 8, max_grad_norm 1",
     ]
 
 
-def test_a_path_that_differs_for_every_seed_is_no_setting(tmp_path, write_run):
+def test_the_path_of_a_rank_map_is_not_a_setting_but_its_shuffle_is(tmp_path, write_run):
     for seed in (0, 1):
-        config = {"allocator.source": f"runs/{seed}", "allocator.shuffle": "none"}
-        write_run(tmp_path, "lora", seed, digest="aaaaaaaa", config=config)
-    write_run(tmp_path, "lora", 0, digest="bbbbbbbb", config={"allocator.source": "runs/2", "allocator.shuffle": "all"})
+        write_run(tmp_path, "lora", seed, digest="aaaaaaaa", config=map_settings(f"runs/{seed}"))
+    write_run(tmp_path, "lora", 0, digest="bbbbbbbb", config=map_settings("runs/2", "all"))
     table = only(tmp_path)
-    assert table.settings == ("allocator.shuffle",)
-    assert sorted(table.labels.values()) == ["lora 8, shuffle all", "lora 8, shuffle none"]
+    assert table.settings == ("ranks_from",)
+    assert sorted(table.labels.values()) == ["lora 8, map shuffled (all)", "lora 8, retrained map"]
+
+
+def test_rank_maps_are_named_as_such_and_not_by_the_pieces_they_lack(tmp_path, write_run):
+    top = {"allocator._target_": "a.global_top", "allocator.min_rank": 0, "ranks_from": None, "ranks_shuffle": "none"}
+    top |= {"schedule._target_": "s.cubic", "schedule.t_i": 10, "score._target_": "c.adalora"}
+    write_run(tmp_path, "adalora", 0, config=top)
+    for shuffle in ("none", "all", "within_family"):
+        write_run(tmp_path, "adalora", 0, config=map_settings("runs/adalora-0123456789-s0", shuffle))
+    table = only(tmp_path)
+    assert table.settings == ("ranks_from",)
+    assert sorted(table.labels.values()) == [
+        "adalora 12 → 8",
+        "adalora 12 → 8, map shuffled (all)",
+        "adalora 12 → 8, map shuffled (within_family)",
+        "adalora 12 → 8, retrained map",
+    ]
+    assert sorted(column(table, "ranks_from")) == [
+        "map shuffled (all)",
+        "map shuffled (within_family)",
+        "retrained map",
+        "–",
+    ]
+    assert set(table.kinds.values()) == {label.replace(" 12 → 8", "") for label in table.labels.values()}
+
+
+def test_a_table_of_one_rank_map_says_that_it_is_one(tmp_path, write_run):
+    write_run(tmp_path, "adalora", 0, config=map_settings("runs/adalora-0123456789-s0"))
+    assert list(only(tmp_path).labels.values()) == ["adalora 12 → 8, retrained map"]
+
+
+def test_an_absent_schedule_is_named_where_the_allocator_does_not_imply_it(tmp_path, write_run):
+    for schedule in ({"schedule._target_": "s.cubic"}, {"schedule": None}):
+        write_run(tmp_path, "adalora", 0, config={"allocator._target_": "a.global_top", **schedule})
+    write_run(tmp_path, "adalora", 0, config={"allocator._target_": "a.uniform", "schedule": None})
+    assert sorted(label.partition(", ")[2] for label in only(tmp_path).labels.values()) == [
+        "allocator global_top, schedule cubic",
+        "allocator global_top, schedule null",
+        "allocator uniform, schedule null",
+    ]
 
 
 def test_another_piece_is_named_without_the_settings_that_only_the_first_has(tmp_path, write_run):
     top = {"allocator._target_": "a.global_top", "allocator.min_rank": 0}
     top |= {"schedule._target_": "s.cubic", "schedule.t_i": 10}
     write_run(tmp_path, "adalora", 0, config=top)
-    for shuffle in ("none", "all"):
-        config = {"allocator._target_": "h.rank_map", "allocator.shuffle": shuffle, "schedule": None}
+    for low in (1, 2):
+        config = {"allocator._target_": "a.fixed", "allocator.low": low, "schedule": None}
         write_run(tmp_path, "adalora", 0, config=config)
     table = only(tmp_path)
-    assert table.settings == ("allocator", "allocator.shuffle", "schedule")
+    assert table.settings == ("allocator", "allocator.low", "schedule")
     assert sorted(label.partition(", ")[2] for label in table.labels.values()) == [
+        "allocator fixed, low 1",
+        "allocator fixed, low 2",
         "allocator global_top",
-        "allocator rank_map, shuffle all",
-        "allocator rank_map, shuffle none",
-    ]
-
-
-def test_an_absent_schedule_is_named_where_the_allocator_does_not_imply_it(tmp_path, write_run):
-    for schedule in ({"schedule._target_": "s.cubic"}, {"schedule": None}):
-        write_run(tmp_path, "adalora", 0, config={"allocator._target_": "a.global_top", **schedule})
-    write_run(tmp_path, "adalora", 0, config={"allocator._target_": "h.rank_map", "schedule": None})
-    assert sorted(label.partition(", ")[2] for label in only(tmp_path).labels.values()) == [
-        "allocator global_top, schedule cubic",
-        "allocator global_top, schedule null",
-        "allocator rank_map, schedule null",
     ]
 
 
@@ -165,8 +200,8 @@ def test_the_reference_has_the_same_rank_and_is_the_best_on_dev(tmp_path, write_
     write_run(tmp_path, "adalora", 0, 8, time__step_ms=60.0)
     table = only(tmp_path)
     (row,) = [row for row in table.rows if row.method == "adalora"]
-    assert table.labels[table.references[row]] == "lora 8, lr 0.005"
-    assert relative_time(row, table.references[row]) == pytest.approx(1.5)
+    assert table.labels[table.baselines[row]] == "lora 8, lr 0.005"
+    assert relative_time(row, table.baselines[row]) == pytest.approx(1.5)
 
 
 def test_times_on_different_devices_are_not_compared(tmp_path, write_run):
@@ -191,7 +226,7 @@ def test_without_lora_the_table_says_so(tmp_path, write_run):
     table = only(tmp_path)
     assert column(table, "÷ LoRA") == ["–"]
     assert any("no LoRA run" in note for note in notes(table))
-    assert [grid.title for grid in cells.grids(table)] == ["The budget, counted four ways"]
+    assert [grid.title for grid in format_table.further_tables(table)] == ["The budget, counted four ways"]
 
 
 def test_notes_tell_a_missed_budget_other_recipes_and_a_missing_config(tmp_path, write_run):
@@ -199,7 +234,7 @@ def test_notes_tell_a_missed_budget_other_recipes_and_a_missing_config(tmp_path,
     (write_run(tmp_path, "lora", 0, recipe=2) / "config.yaml").unlink()
     found = notes(only(tmp_path))
     assert "adalora 12 → 8 kept 288 triplets; its budget was 280." in found
-    assert "The runs were made by different recipes of the code: 1, 2." in found
+    assert "The runs come from different recipes of the code: 1, 2." in found
     assert any("config.yaml" in note for note in found)
 
 
@@ -233,4 +268,90 @@ def test_rows_without_a_config_are_measured_against_lora_of_the_rank_that_came_o
     (write_run(tmp_path, "adalora", 0, 8) / "config.yaml").unlink()  # it starts at 12
     table = only(tmp_path)
     (row,) = [row for row in table.rows if row.method == "adalora"]
-    assert table.labels[table.references[row]] == "lora 8"
+    assert table.labels[table.baselines[row]] == "lora 8"
+
+
+def grid_of(table):
+    (grid,) = [grid for grid in format_table.further_tables(table) if grid.header == format_table.TRIALS_HEADER]
+    return grid, {row[0]: dict(zip(grid.header, row, strict=True)) for row in grid.rows}
+
+
+@pytest.fixture
+def search(tmp_path, write_run):
+    """LoRA: three rates of two seeds, the middle one best; AdaLoRA: two of one, the higher best; full: one rate."""
+    for lr, best in ((4e-3, 0.75), (1e-3, 0.7), (2e-3, 0.8)):
+        for seed in (0, 1):
+            write_run(tmp_path, "lora", seed, config={"train.lr": lr}, metric__best=best + 0.01 * seed)
+    for lr, best in ((1e-2, 0.7), (2e-2, 0.75)):
+        write_run(tmp_path, "adalora", 0, config={"train.lr": lr}, metric__best=best, scale=4.0)
+    write_run(tmp_path, "full", 0, metric__best=0.9, scale=None)
+    return tmp_path
+
+
+def test_every_method_s_trials_and_its_choice(search):
+    _, rows = grid_of(only(search))
+    assert rows == {
+        "full": {
+            "method": "full", "trials": "1", "seeds per trial": "1", "rates tried": "0.0001", "chosen": "0.0001",
+            "best dev": "0.9000", "at the edge": "–", "α/r": "–",
+        },
+        "lora 8": {
+            "method": "lora 8", "trials": "3", "seeds per trial": "2", "rates tried": "0.001, 0.002, 0.004",
+            "chosen": "0.002", "best dev": "0.8050", "at the edge": "no", "α/r": "2",
+        },
+        "adalora 12 → 8": {
+            "method": "adalora 12 → 8", "trials": "2", "seeds per trial": "1", "rates tried": "0.01, 0.02",
+            "chosen": "0.02", "best dev": "0.7500", "at the edge": "yes", "α/r": "4",
+        },
+    }  # fmt: skip
+
+
+def test_every_trial_leads_to_its_runs(search):
+    grid, _ = grid_of(only(search))
+    for row, runs in zip(grid.rows, grid.runs, strict=True):
+        assert {run.summary["method"] for run in runs} == {row[0].split()[0]}
+    assert {run.name for runs in grid.runs for run in runs} == {run.name for run in read_runs(search)}
+
+
+def test_a_lower_metric_can_be_the_better_one(tmp_path, write_run):
+    for lr, best in ((1e-3, 0.3), (2e-3, 0.1), (4e-3, 0.2)):
+        write_run(tmp_path, "lora", 0, config={"train.lr": lr}, metric__best=best, metric__higher_is_better=False)
+    (row,) = grid_of(only(tmp_path))[1].values()
+    assert (row["chosen"], row["at the edge"]) == ("0.002", "no")
+
+
+def test_a_method_that_ends_each_trial_at_another_rank_is_one_search(tmp_path, write_run):
+    """SoRA has no budget: its final rank moves with the learning rate. What it was asked for stays."""
+    for lr, best, kept in ((1e-3, 0.7, 7), (2e-3, 0.8, 6), (4e-3, 0.75, 5)):
+        rank = {"initial": 8, "budget": None, "budget_triplets": None, "final": {"a.0.q": kept, "a.0.v": 8}}
+        write_run(tmp_path, "sora", 0, config={"train.lr": lr}, metric__best=best, rank=rank)
+    write_run(tmp_path, "lora", 0, 8, metric__best=0.1)
+    write_run(tmp_path, "lora", 0, 16, metric__best=0.9)
+    table = only(tmp_path)
+    row = grid_of(table)[1]["sora 8 → 7"]
+    assert (row["trials"], row["chosen"], row["at the edge"]) == ("3", "0.002", "no")
+    assert [table.labels[row] for row in table.tuned] == ["lora 8", "lora 16", "sora 8 → 7, lr 0.002"]
+    assert {table.labels[table.baselines[row]] for row in table.rows if row.method == "sora"} == {"lora 8"}
+
+
+def test_unequal_numbers_of_seeds_are_shown(tmp_path, write_run):
+    for lr, seeds in ((1e-3, 1), (2e-3, 3)):
+        for seed in range(seeds):
+            write_run(tmp_path, "lora", seed, config={"train.lr": lr})
+    (row,) = grid_of(only(tmp_path))[1].values()
+    assert row["seeds per trial"] == "1 to 3"
+
+
+def test_no_section_without_a_search(quickstart):
+    assert not any(grid.header == format_table.TRIALS_HEADER for grid in format_table.further_tables(only(quickstart)))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_page_has_the_section_and_its_warnings(search):
+    page = html.unescape(write_report(search, *load(search)).read_text())
+    assert "<h3>Learning-rate trials</h3>" in page
+    assert "Unequal numbers of learning-rate trials: 1 for full; 2 for adalora 12 → 8; 3 for lora 8." in page
+    assert (
+        "adalora 12 → 8: the best learning rate, 0.02, lies at the edge of its grid (0.01 to 0.02): widen it." in page
+    )
+    assert "The effective scale α/r differs from LoRA's: adalora 12 → 8, lr 0.02 4 against 2." in page

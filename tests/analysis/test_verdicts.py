@@ -1,15 +1,16 @@
+import numpy as np
 import pytest
 from scipy import stats as reference
 
-from analysis import verdicts as room
+from analysis import format_table, report, verdicts
 from analysis.load import read_runs
-from analysis.tables import tables
-from analysis.verdicts import verdicts
+from analysis.tables import kind_and_ranks, searches, tables
+from analysis.verdicts import across_tasks, against_lora, verdict_cells
 
 
 def judge(out):
     (table,) = tables(read_runs(out))
-    return {verdict.comparison.label: verdict for verdict in verdicts(table)}
+    return {verdict.comparison.label: verdict for verdict in against_lora(table)}
 
 
 def pair(out, write_run, gains, method="adalora", base=0.7, **changes):
@@ -49,7 +50,7 @@ def test_six_clear_pairs_decide(tmp_path, write_run):
     assert verdict.equal == pytest.approx(reference.ttest_1samp(CLEAR, 0.005, alternative="less").pvalue)
     assert verdict.effect > 5
     assert verdict.detectable < 0.005
-    shown = dict(zip(room.HEADER, room.cells(verdict), strict=True))
+    shown = dict(zip(verdicts.HEADER, verdict_cells(verdict), strict=True))
     assert shown["comparison"] == "adalora 12 → 8 − lora 8"
     assert shown["difference"] == "+0.0205"
     assert (shown["p (Holm)"], shown["attainable"], shown["pairs"]) == ("0.0312", "0.0312", "6")
@@ -89,7 +90,7 @@ def test_holm_counts_all_comparisons_of_the_table(tmp_path, write_run):
     verdict = judge(tmp_path)["adalora 12 → 8"]
     assert verdict.text == "cannot be decided with 6 pairs"
     assert (verdict.p, verdict.holm, verdict.attainable) == (0.03125, 0.0625, 0.0625)
-    assert room.cells(verdict)[4] == "0.0312 (0.0625)"
+    assert verdict_cells(verdict)[4] == "0.0312 (0.0625)"
 
 
 def test_only_common_seeds_are_paired(tmp_path, write_run):
@@ -106,7 +107,7 @@ def test_no_common_seed(tmp_path, write_run):
     verdict = judge(tmp_path)["full"]
     assert verdict.text == "cannot be decided with 0 pairs"
     assert (verdict.difference, verdict.interval, verdict.p, verdict.effect) == (None, None, 1.0, None)
-    assert "nan" not in " ".join(room.cells(verdict)).lower()
+    assert "nan" not in " ".join(verdict_cells(verdict)).lower()
 
 
 def test_the_trials_of_a_search_are_not_comparisons_of_their_own(tmp_path, write_run):
@@ -122,5 +123,114 @@ def test_the_trials_of_a_search_are_not_comparisons_of_their_own(tmp_path, write
 def test_another_setting_is_a_comparison_of_its_own(tmp_path, write_run):
     pair(tmp_path, write_run, CLEAR)
     for seed in range(6):
-        write_run(tmp_path, "adalora", seed, config={"train.clip": 0.5})
+        write_run(tmp_path, "adalora", seed, config={"train.max_grad_norm": 0.5})
     assert len(judge(tmp_path)) == 2
+
+
+PIECES = ("adarank.allocators.global_top", "adarank.allocators.uniform")
+
+
+def write_arms(out, write_run, task="cola", seeds=8, gain=0.03, ranks=(8,), rates=(0.01,)):
+    """LoRA, the uniform control half of `gain` above it, AdaLoRA `gain` above it."""
+    for seed in range(seeds):
+        for rank in ranks:
+            level = 0.6 + 0.01 * seed
+            write_run(out, "lora", seed, rank, config={"task": task}, task=task, metric__test=level)
+            for place, target in enumerate(PIECES):
+                for rate in rates:
+                    config = {"task": task, "allocator._target_": target, "train.lr": rate}
+                    value = level + (gain if place == 0 else gain / 2) + 0.0003 * (seed % 3)
+                    write_run(out, "adalora", seed, rank, config=config, task=task, metric__test=value,
+                              metric__best=value + (0.01 if rate == 0.01 else 0))  # fmt: skip
+    return out
+
+
+def test_adaptive_against_the_same_rank_everywhere(tmp_path, write_run):
+    (table,) = tables(read_runs(write_arms(tmp_path, write_run, ranks=(2, 8))))
+    judged = verdicts.against_uniform(table)
+    assert [v.comparison.label for v in judged] == [
+        f"adalora {i} → {r}, allocator global_top" for i, r in ((3, 2), (12, 8))
+    ]
+    assert [v.comparison.against for v in judged] == [
+        f"adalora {i} → {r}, allocator uniform" for i, r in ((3, 2), (12, 8))
+    ]
+    assert [v.difference for v in judged] == pytest.approx([0.015, 0.015])
+    assert {v.text for v in judged} == {"adalora, allocator global_top better"}
+    (grid,) = [grid for grid in format_table.further_tables(table) if grid.title == verdicts.UNIFORM_TITLE]
+    assert len(grid.rows) == 2
+
+
+def test_without_a_control_there_is_nothing_to_say(quickstart):
+    (table,) = tables(read_runs(quickstart))
+    assert verdicts.against_uniform(table) == []
+    assert set(table.kinds.values()) == {"full", "lora", "adalora"}
+
+
+def test_a_verdict_on_lora_names_the_kind_that_is_better(tmp_path, write_run):
+    (table,) = tables(read_runs(write_arms(tmp_path, write_run)))
+    assert {v.text for v in against_lora(table)} == {
+        "adalora, allocator global_top better",
+        "adalora, allocator uniform better",
+    }
+
+
+def test_each_has_a_search_of_its_own(tmp_path, write_run):
+    (table,) = tables(read_runs(write_arms(tmp_path, write_run, seeds=2, rates=(0.005, 0.01))))
+    found = {search.name: (sorted(search.tried), len(search.chosen.scores)) for search in searches(table)}
+    assert found == {
+        "lora 8": ([0.002], 2),
+        "adalora 12 → 8, allocator global_top": ([0.005, 0.01], 2),
+        "adalora 12 → 8, allocator uniform": ([0.005, 0.01], 2),
+    }
+    assert [kind_and_ranks(table, row) for row in table.tuned] == list(found)
+
+
+def test_over_tasks_each_is_compared_with_itself(tmp_path, write_run):
+    for task, gain in (("cola", 0.04), ("sst2", 0.02)):
+        write_arms(tmp_path, write_run, task, seeds=4, gain=gain)
+    (over,) = across_tasks(tables(read_runs(tmp_path)))
+    assert {verdict.comparison.against for verdict in over.verdicts} == {"lora 8"}
+    assert {verdict.comparison.label: (verdict.difference, verdict.text) for verdict in over.verdicts} == {
+        "adalora 12 → 8, allocator global_top": (pytest.approx(0.03, abs=1e-3), "adalora, allocator global_top better"),
+        "adalora 12 → 8, allocator uniform": (pytest.approx(0.015, abs=1e-3), "adalora, allocator uniform better"),
+    }
+
+
+def write_tasks(out, write_run, tasks, seeds, gain=0.02, **changes):
+    for place, task in enumerate(tasks):
+        for seed in range(seeds):
+            level = 0.6 + 0.1 * place + 0.01 * seed
+            write_run(out, "lora", seed, config={"task": task}, task=task, metric__test=level, **changes)
+            better = level + gain + 0.001 * seed
+            write_run(out, "adalora", seed, config={"task": task}, task=task, metric__test=better, **changes)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_six_pairs_from_two_tasks_decide_what_three_of_each_cannot(tmp_path, write_run):
+    write_tasks(tmp_path, write_run, ("cola", "sst2"), 3)
+    found = tables(read_runs(tmp_path))
+    (over,) = across_tasks(found)
+    (verdict,) = over.verdicts
+    assert over.title == "minilm_l6, targets all, test, over 2 tasks: cola, sst2"
+    assert (verdict.text, verdict.pairs) == ("adalora better", 6)
+    assert verdict.difference == pytest.approx(0.021)
+    assert verdict.comparison.label == "adalora 12 → 8"
+    assert verdict.comparison.differences.shape == (3, 2)
+    runs, found = report.load(tmp_path)
+    assert over.title in report.write_report(tmp_path, runs, found).read_text()
+    assert over.title in report.as_text(runs, found)
+
+
+def test_a_seed_that_one_task_lacks_leaves_its_pair_out(tmp_path, write_run):
+    write_tasks(tmp_path, write_run, ("cola",), 3)
+    write_tasks(tmp_path, write_run, ("sst2",), 2)
+    (over,) = across_tasks(tables(read_runs(tmp_path)))
+    assert over.verdicts[0].pairs == 5
+    assert np.isnan(over.verdicts[0].comparison.differences).sum() == 1
+
+
+def test_one_task_or_metrics_that_cannot_be_averaged_are_left_alone(tmp_path, write_run):
+    write_tasks(tmp_path / "a", write_run, ("cola",), 2)
+    assert across_tasks(tables(read_runs(tmp_path / "a"))) == []
+    write_tasks(tmp_path / "b", write_run, ("cola", "e2e"), 2, metric__higher_is_better=False)
+    assert across_tasks(tables(read_runs(tmp_path / "b"))) == []

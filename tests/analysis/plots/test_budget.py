@@ -1,6 +1,6 @@
 import pytest
 
-from analysis.files import read_lines
+from adarank.runs.files import read_lines
 from analysis.load import read_runs
 from analysis.plots import budget
 from analysis.tables import tables

@@ -3,12 +3,12 @@ import pytest
 from analysis.load import read_runs
 from analysis.plots import forest
 from analysis.tables import tables
-from analysis.verdicts import MARGIN, verdicts
+from analysis.verdicts import MARGIN, against_lora
 
 
 def drawn(out):
     (table,) = tables(read_runs(out))
-    judged = verdicts(table)
+    judged = against_lora(table)
     return judged, forest.draw(judged, table.metric, MARGIN)
 
 
@@ -48,7 +48,7 @@ def test_verdicts_differ_in_shape_and_filling_too(decided):
     judged, figure = drawn(decided)
     assert {verdict.text.split()[-1] for verdict in judged} == {"better", "equivalent", "pairs"}
     assert len(figure.legends[0].get_texts()) == 3
-    assert len({look["marker"] for look in forest.LOOKS.values()}) == 3
+    assert len({look["marker"] for look in forest.STYLES.values()}) == 3
 
 
 def test_two_pairs_have_a_mark_and_no_bar(quickstart):

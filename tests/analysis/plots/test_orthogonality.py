@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from analysis.files import read_lines
+from adarank.runs.files import read_lines
 from analysis.load import read_runs
 from analysis.plots import orthogonality
 from analysis.tables import tables

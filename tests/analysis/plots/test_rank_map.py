@@ -1,32 +1,52 @@
-import numpy as np
 import pytest
 
 from analysis.load import read_runs
 from analysis.plots import rank_map
 from analysis.tables import tables
 
-
-@pytest.mark.parametrize(
-    ("module", "place"),
-    [
-        ("bert.encoder.layer.3.attention.self.query", ("3", "attention.self.query")),
-        ("model.layers.11.mlp.up_proj", ("11", "mlp.up_proj")),
-        ("encoder.block.2.layer.0.SelfAttention.q", ("2", "layer.0.SelfAttention.q")),
-        ("bert.pooler.dense", ("bert.pooler.dense", "dense")),
-        ("net.0", ("net.0", "0")),
+BERT = ["attention.self.query", "attention.self.value", "attention.output.dense", "intermediate.dense", "output.dense"]
+MPNET = ["attention.attn.q", "attention.attn.v", "attention.attn.o", "intermediate.dense", "output.dense"]
+SELF = ["self_attn.q_proj", "self_attn.v_proj", "fc1", "fc2"]
+CROSS = ["encoder_attn.q_proj", "encoder_attn.v_proj"]
+T5 = ["layer.0.SelfAttention.q", "layer.0.SelfAttention.v"]
+ARCHITECTURES = {  # {name: [(what stands before the block's number, the modules of a block, rows)]}
+    "BERT": [("bert.encoder.layer", BERT)],
+    "MPNet": [("mpnet.encoder.layer", MPNET)],
+    "BART": [("model.encoder.layers", SELF), ("model.decoder.layers", SELF + CROSS)],
+    "T5": [
+        ("encoder.block", [*T5, "layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wo"]),
+        ("decoder.block", [*T5, "layer.1.EncDecAttention.q", "layer.2.DenseReluDense.wi", "layer.2.DenseReluDense.wo"]),
     ],
-)
-def test_split(module, place):
-    assert rank_map.split(module) == place
+    "Llama": [
+        ("model.layers", ["self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"])
+    ],
+    "GPT-2": [("transformer.h", ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"])],
+    "ViT": [("vit.encoder.layer", ["attention.attention.query", "attention.output.dense", "intermediate.dense"])],
+}
 
 
-def test_grid_orders_layers_by_number_and_leaves_gaps():
-    ranks = {"l.10.q": 1.0, "l.2.q": 2.0, "l.2.v": 3.0, "pooler.dense": 4.0}
-    layers, kinds, values = rank_map.grid(ranks)
-    assert layers == ["2", "10", "pooler.dense"]
-    assert kinds == ["q", "v", "dense"]
-    nan = np.nan
-    np.testing.assert_array_equal(values, [[2, 3, nan], [1, nan, nan], [nan, nan, 4]])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_module_has_a_cell_of_its_own_with_its_rank(tmp_path, write_run, architecture):
+    stacks = ARCHITECTURES[architecture]
+    names = [f"{stack}.{block}.{kind}" for stack, kinds in stacks for block in (0, 1, 10) for kind in kinds]
+    ranks = {name: i + 1 for i, name in enumerate(names)}  # all different: a swapped cell is found
+    write_run(tmp_path, "adalora", rank__final=ranks)
+    (table,) = tables(read_runs(tmp_path))
+    axes = rank_map.draw(table.rows[0], "adalora").axes[0]
+    rows, columns = ([tick.get_text() for tick in ticks] for ticks in (axes.get_yticklabels(), axes.get_xticklabels()))
+    assert len(rows) == 3 * len(stacks)
+    cells = {}
+    for text in axes.texts:
+        x, y = text.get_position()
+        cells[rows[int(y)], columns[int(x)]] = text.get_text()
+    assert len(cells) == len(axes.texts) == len(names)
+    for name, rank in ranks.items():
+        stack, block = next(
+            (stack, name.removeprefix(f"{stack}.").split(".")[0]) for stack, _ in stacks if name.startswith(f"{stack}.")
+        )
+        path = name.removeprefix(f"{stack}.{block}.")
+        kind = ".".join(part for part in path.split(".") if not part.isdecimal())
+        assert cells[block if len(stacks) == 1 else f"{stack}.{block}", kind] == str(rank)
 
 
 def test_every_cell_shows_the_mean_over_the_seeds(quickstart):
@@ -44,7 +64,7 @@ def test_every_cell_shows_the_mean_over_the_seeds(quickstart):
         layer, kind = module.split(".", 4)[3:]
         assert float(shown[int(layer), kind]) == pytest.approx((first + finals[1][module]) / 2)
     assert len(shown) == 36
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("module", "layer")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("module", "block")
     assert figure.axes[1].get_ylabel() == "final rank (triplets)"
     assert "2 seeds" in figure.get_suptitle()
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from analysis.files import read_lines
+from adarank.runs.files import read_lines
 from analysis.load import read_runs
 from analysis.plots import trajectories
 from analysis.tables import tables
@@ -34,6 +34,13 @@ def test_modules_are_grouped_by_kind():
     order, kinds = trajectories.by_kind(["l.0.q", "l.0.v", "l.1.q", "l.1.v"])
     assert order == [0, 2, 1, 3]
     assert kinds == {"q": (0, 2), "v": (2, 4)}
+
+
+def test_the_kinds_of_encoder_and_decoder_stay_apart():
+    modules = [f"{stack}.{block}.fc1" for stack in ("encoder", "decoder") for block in (0, 1)]
+    order, kinds = trajectories.by_kind(modules)
+    assert order == [0, 1, 2, 3]
+    assert kinds == {"encoder fc1": (0, 2), "decoder fc1": (2, 4)}
 
 
 def test_nothing_without_records(quickstart):

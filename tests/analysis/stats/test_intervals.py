@@ -79,18 +79,5 @@ def test_the_interval_moves_and_stretches_with_the_data(x, move, stretch):
     assert moved == pytest.approx((low * stretch + move, high * stretch + move), abs=1e-6)
 
 
-@given(st.integers(1, 7), st.integers(1, 3))
-@settings(max_examples=25, deadline=None)
-def test_iqm_is_scipy_s_trimmed_mean_over_all_values(runs, tasks):
-    x = np.random.default_rng([runs, tasks]).normal(size=(runs, tasks))
-    assert stats.iqm(x) == pytest.approx(reference.trim_mean(x, 0.25, axis=None))
-
-
-def test_iqm_forgets_the_outlier_that_the_mean_keeps():
-    x = np.array([[0.0], [1.0], [2.0], [900.0]])
-    assert stats.iqm(x) == 1.5
-    assert stats.task_mean(x) == 225.75
-
-
 def test_tasks_count_the_same_however_many_runs_they_have():
     assert stats.task_mean(np.array([[1.0, 4.0], [1.0, np.nan], [1.0, np.nan]])) == 2.5

@@ -27,7 +27,6 @@ def test_sign_flip_is_the_exact_paired_permutation_test(n):
 
 
 @given(st.lists(pairs, min_size=1, max_size=2))
-@settings(max_examples=40, deadline=None)
 def test_pairs_are_flipped_within_their_task(columns):
     """Written out: every pattern of signs, each task's mean, their mean."""
     size = max(map(len, columns))

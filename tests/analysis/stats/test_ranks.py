@@ -28,7 +28,7 @@ def test_overlap_of_the_top():
     assert stats.top_overlap(x, [9, 1, 2, 8, 0], 2) == 0.5
     assert stats.top_overlap(x, [0, 0, 0, 0, 0], 2) == pytest.approx(2 / 5)  # ties: as by lot
     for top in (0, 6):
-        with pytest.raises(ValueError, match="undefined"):
+        with pytest.raises(ValueError, match="top must be a whole number from 1 to 5"):
             stats.top_overlap(x, x, top)
 
 

@@ -3,11 +3,12 @@ import json
 import numpy as np
 import pytest
 
+from analysis import weight_change
 from analysis.load import read_runs
 from analysis.plots import intruders, similarity, spectrum
 from analysis.tables import tables
 from tests.analysis.conftest import modules
-from tests.analysis.test_delta import content, put
+from tests.analysis.test_weight_change import content, put
 
 
 def test_the_spectrum_s_lines_are_medians_over_modules(quickstart):
@@ -22,7 +23,7 @@ def test_the_spectrum_s_lines_are_medians_over_modules(quickstart):
     short = content()
     short["modules"][modules()[0]]["singular_values"] = [0.4]
     table, run = put(quickstart, "delta.json", short)
-    assert spectrum.values([spectrum.read(run)])[0].tolist() == [0.4, 0.0, 0.0]
+    assert spectrum.values([weight_change.read(run)])[0].tolist() == [0.4, 0.0, 0.0]
 
 
 def test_the_intruders_dots_are_the_seeds(quickstart):
@@ -47,12 +48,12 @@ def test_similarity_is_averaged_over_the_modules_that_have_the_directions(quicks
     table, run = put(quickstart, "similarity.json", {"with": {other: found}})
     (pair,) = similarity.read(run, {run.folder.name: "one", other: "two"})
     assert pair.label == "i: one\nj: two"
-    assert pair.found["input"] == pytest.approx(np.array([[0.3, 0.7], [0.9, 1.0]]))
+    assert pair.observed["input"] == pytest.approx(np.array([[0.3, 0.7], [0.9, 1.0]]))
     assert pair.chance["input"] == pytest.approx(np.array([[0.1, 0.2], [0.2, 0.2]]))
     assert pair.chance["output"] == pytest.approx(np.array([[0.05, 0.1], [0.1, 0.1]]))
     panels = similarity.draw(table).axes[:4]
     assert [axes.get_title() for axes in panels] == ["input side", "chance", "output side", "chance"]
-    np.testing.assert_allclose(panels[2].images[0].get_array(), pair.found["output"])
+    np.testing.assert_allclose(panels[2].images[0].get_array(), pair.observed["output"])
     assert panels[0].get_ylabel() == "i: adalora 12 → 8, seed 0\nj: adalora 12 → 8, seed 1"
     assert {axes.images[0].get_clim() for axes in panels} == {(0.0, 1.0)}  # the largest value there is
 

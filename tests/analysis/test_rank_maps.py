@@ -1,8 +1,9 @@
 import pytest
 
-from analysis import cells, dynamics
+from analysis import format_table, rank_maps, rows
 from analysis.load import read_runs
 from analysis.tables import tables
+from tests.analysis.conftest import map_settings
 
 
 def write_maps(out, write_run, seeds=8, drop=0.0):
@@ -10,31 +11,26 @@ def write_maps(out, write_run, seeds=8, drop=0.0):
     for seed in range(seeds):
         adaptive = write_run(out, "adalora", seed, metric__test=0.8 + 0.001 * seed)
         for arm, shuffle, below in (("none", 0, 0.0), ("all", 0, 0.02), ("all", 1, 0.04)):
-            config = {
-                "allocator._target_": "adarank.harness.rank_map.rank_map",
-                "allocator.source": f"/elsewhere/{adaptive.name}",
-                "allocator.shuffle": arm,
-                "allocator.seed": shuffle,
-            }
+            config = map_settings(f"/elsewhere/{adaptive.name}", arm, shuffle)
             value = 0.8 + 0.001 * seed - drop - below
-            write_run(out, "adalora", seed, config=config, digest=f"{seed}{shuffle}{arm[:1]}".replace("n", "b") + "abcdef",
-                      metric__test=value)  # fmt: skip
+            digest = f"{seed}{shuffle}{'b' if arm == 'none' else 'a'}abcdef"
+            write_run(out, "adalora", seed, config=config, digest=digest, metric__test=value)
     return out
 
 
 def verdicts_of(out):
     (table,) = tables(read_runs(out))
-    return table, dynamics.verdicts(table)
+    return table, rank_maps.map_or_dynamics(table)
 
 
-def test_every_pair_is_a_seed_and_shuffles_are_averaged_within_it(tmp_path, write_run):
+def test_each_seed_is_a_pair_and_shuffles_are_averaged_within_it(tmp_path, write_run):
     table, judged = verdicts_of(write_maps(tmp_path, write_run, drop=0.01))
     assert [v.comparison.label.rpartition(", ")[2] for v in judged] == ["adaptive", "map", "adaptive"]
     assert [v.comparison.against for v in judged] == ["its map", "map shuffled", "map shuffled"]
     assert [v.pairs for v in judged] == [8, 8, 8]
     assert [v.difference for v in judged] == pytest.approx([0.01, 0.03, 0.04])
     assert [v.text for v in judged] == ["adaptive better", "map better", "adaptive better"]
-    (grid,) = [grid for grid in cells.grids(table) if grid.title == dynamics.TITLE]
+    (grid,) = [grid for grid in format_table.further_tables(table) if grid.title == rank_maps.TITLE]
     assert len(grid.rows) == 3
 
 
@@ -42,9 +38,19 @@ def test_every_comparison_leads_to_the_runs_of_its_pairs(tmp_path, write_run):
     out = write_maps(tmp_path, write_run, seeds=2)
     write_run(out, "adalora", 7)  # without a map
     _, judged = verdicts_of(out)
-    own = lambda v: [(run.seed, dynamics.source(run) != "") for run in v.comparison.runs]  # noqa: E731
-    assert own(judged[0]) == [(0, False), (1, False), (0, True), (1, True)]
-    assert own(judged[1]) == [(0, True), (1, True), (0, True), (0, True), (1, True), (1, True)]  # two shuffles a map
+
+    def runs_of(verdict):
+        return [(run.seed, rows.source(run) not in ("", "null")) for run in verdict.comparison.runs]
+
+    assert runs_of(judged[0]) == [(0, False), (1, False), (0, True), (1, True)]
+    assert runs_of(judged[1]) == [
+        (0, True),
+        (1, True),
+        (0, True),
+        (0, True),
+        (1, True),
+        (1, True),
+    ]  # two shuffles a map
     assert len({run.name for run in judged[1].comparison.runs}) == 6
 
 
@@ -56,17 +62,13 @@ def test_a_map_that_does_as_well_is_equivalent(tmp_path, write_run):
 def test_a_seed_without_its_map_is_no_pair_and_another_seed_s_map_neither(tmp_path, write_run):
     out = write_maps(tmp_path, write_run, seeds=2)
     write_run(out, "adalora", 5)
-    other = {
-        "allocator._target_": "adarank.harness.rank_map.rank_map",
-        "allocator.source": str(next(out.glob("adalora-*-s5"))),
-        "allocator.shuffle": "none",
-    }
+    other = map_settings(next(out.glob("adalora-*-s5")), "none")
     write_run(out, "adalora", 6, config=other, digest="feedfeed")
     _, judged = verdicts_of(out)
     assert [v.pairs for v in judged] == [2, 2, 2]
     assert judged[0].text == "cannot be decided with 2 pairs"
 
 
-def test_without_maps_there_is_nothing_to_say(quickstart):
+def test_without_maps_there_is_no_comparison(quickstart):
     (table,) = tables(read_runs(quickstart))
-    assert dynamics.verdicts(table) == []
+    assert rank_maps.map_or_dynamics(table) == []

@@ -1,12 +1,10 @@
-"""Runs that were measured on test twice: with the checkpoint that is best on dev, and with the last one."""
-
 import pytest
 from scipy import stats as reference
 
-from analysis import cells
+from analysis import format_table
+from analysis.fairness import notes
 from analysis.load import read_runs
-from analysis.notes import LEGEND, notes
-from analysis.report import load, write_report
+from analysis.report import LEGEND, load, write_report
 from analysis.tables import tables
 
 BEST, LAST = "accuracy, test, best checkpoint", "accuracy, test, last checkpoint"
@@ -19,7 +17,9 @@ def only(out):
 
 
 def shown(table):
-    return [dict(zip(cells.header(table), cells.cells(table, row), strict=True)) for row in table.rows]
+    return [
+        dict(zip(format_table.header(table), format_table.row_cells(table, row), strict=True)) for row in table.rows
+    ]
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_both_stand_side_by_side_and_say_which_is_which(both):
 
 
 def test_each_has_its_own_verdict(both):
-    best, last, *_ = cells.grids(only(both))
+    best, last, *_ = format_table.further_tables(only(both))
     assert best.title == f"Against LoRA, over the seeds that both have ({BEST})"
     assert last.title == f"The same with the last checkpoint ({LAST})"
     assert [best.rows[0][1], last.rows[0][1]] == ["adalora better", "lora better"]
@@ -52,9 +52,9 @@ def test_each_has_its_own_verdict(both):
 
 def test_older_runs_keep_the_one_column(quickstart):
     table = only(quickstart)
-    assert "accuracy, test" in cells.header(table)
-    assert not any("checkpoint" in name for name in cells.header(table))
-    assert not any("last checkpoint" in grid.title for grid in cells.grids(table))
+    assert "accuracy, test" in format_table.header(table)
+    assert not any("checkpoint" in name for name in format_table.header(table))
+    assert not any("last checkpoint" in grid.title for grid in format_table.further_tables(table))
 
 
 @pytest.mark.parametrize("value", [None, 0.61])
@@ -68,8 +68,8 @@ def test_a_seed_without_it_is_counted_and_told(tmp_path, write_run, value):
     assert full[LAST] == "–"
     assert lora[LAST] == ("0.6000 (no interval), n = 1" if value is None else "0.6050 ± 0.0635")
     lacking = "full, lora 8" if value is None else "full"
-    assert f"No test value of the last checkpoint from every seed: {lacking}." in notes(table)
-    (verdicts,) = [grid for grid in cells.grids(table) if "last checkpoint" in grid.title]
+    assert f"Some seeds have no test value of the last checkpoint: {lacking}." in notes(table)
+    (verdicts,) = [grid for grid in format_table.further_tables(table) if "last checkpoint" in grid.title]
     assert [(row[0], row[-1]) for row in verdicts.rows] == [("adalora 12 → 8 − lora 8", "1" if value is None else "2")]
 
 
@@ -85,3 +85,30 @@ def test_a_value_that_is_no_number_makes_the_run_corrupt(tmp_path, write_run):
     write_run(tmp_path, "lora", 0, metric__test_last="high")
     (run,) = read_runs(tmp_path)
     assert (run.state, run.reason) == ("corrupt", "summary.json: metric.test_last is not a number")
+
+
+def grid_of(out):
+    (table,) = tables(read_runs(out))
+    return next(
+        (grid for grid in format_table.further_tables(table) if grid.title.startswith("Other test metrics")), None
+    )
+
+
+def test_other_metrics_are_means_over_seeds_and_what_is_absent_says_why(tmp_path, write_run):
+    absent = {"meteor": "nltk is not installed"}
+    for seed, bleu in ((0, 20.0), (1, 30.0)):
+        found = {"accuracy": 0.5, "bleu": bleu, "meteor": None}
+        write_run(tmp_path, "lora", seed, test=found, not_computed=absent)
+    write_run(tmp_path, "full", 0, test={"accuracy": 0.5, "bleu": 1.5, "meteor": 2.0}, not_computed={})
+    write_run(tmp_path, "adalora", 0)
+    grid = grid_of(tmp_path)
+    assert grid.header == ["method", "bleu", "meteor"]
+    rows = {row[0].split()[0]: row[1:] for row in grid.rows}
+    assert rows["lora"][0].startswith("25.00 ± ")
+    assert rows["lora"][1] == "not computed (nltk is not installed)"
+    assert rows["full"] == ["1.5000 (no interval)", "2.0000 (no interval)"]
+    assert rows["adalora"] == ["–", "–"]
+
+
+def test_runs_that_recorded_no_more_get_no_such_table(quickstart):
+    assert grid_of(quickstart) is None

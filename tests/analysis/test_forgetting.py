@@ -1,0 +1,69 @@
+import json
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+
+from analysis import forgetting, format_table
+from analysis.load import read_runs
+from analysis.tables import tables
+from tests.analysis.test_weight_change import put
+
+
+def test_what_was_forgotten_stands_beside_what_was_learned(quickstart):
+    value = {"stsb": {"before": 0.82, "after": 0.7}, "text": {"before": 3.0, "after": 3.25}}
+    table, run = put(quickstart, "forgetting.json", value)
+    assert [one.lost for one in forgetting.read(run)] == pytest.approx([0.12, 0.25])  # both: worse by so much
+    (stsb, text), runs = forgetting.rows(table)
+    assert [[run.seed for run in of_row] for of_row in runs] == [[0], [0]]
+    assert stsb[1] == text[1] == f"{run.score[1]:.4f}"
+    assert stsb[3:] == ["0.8200", "0.7000", "+0.1200"]
+    assert text[3:] == ["3.0000", "3.2500", "+0.2500"]
+    (grid,) = [grid for grid in format_table.further_tables(table) if grid.header == forgetting.header(table)]
+    assert len(grid.rows) == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"stsb": {"before": 1}}', '{"stsb": {"before": 1, "after": null}}'])
+def test_half_a_measurement_is_none(quickstart, text):
+    table, run = put(quickstart, "forgetting.json", text)
+    assert forgetting.read(run) == []
+    assert forgetting.rows(table) == ([], [])
+
+
+def forgot(out, pattern, lost):
+    """Give every run that matches, in seed order, a loss of `lost` at zero-shot STS-B; the table they stand in."""
+    for folder, value in zip(sorted(out.glob(pattern)), lost, strict=True):
+        (folder / "forgetting.json").write_text(json.dumps({"stsb": {"before": 0.8, "after": 0.8 - value}}))
+    (table,) = tables(read_runs(out))
+    return table
+
+
+def test_who_forgets_is_judged_over_the_seeds_that_both_have(tmp_path, write_quickstart):
+    lora, adalora = [0.10 + 0.01 * s for s in range(8)], [0.02 + 0.002 * s for s in range(8)]
+    out = write_quickstart(tmp_path, seeds=8)
+    forgot(out, "lora-*", lora)
+    table = forgot(out, "adalora-*", adalora)
+    rows, runs = forgetting.over_seeds(table)
+    assert [row[0] for row in rows] == ["lora 8", "adalora 12 → 8"], "full was not measured"
+    assert [len(of_row) for of_row in runs] == [8, 8]
+    half = reference.t.ppf(0.975, 7) * np.std(adalora, ddof=1) / np.sqrt(8)
+    assert rows[1][3:] == [
+        "0.8000 ± 0.0000",
+        f"{0.8 - np.mean(adalora):.4f} ± {half:.4f}",
+        f"{np.mean(adalora):.4f} ± {half:.4f}",
+    ]
+    (verdict,) = forgetting.against_lora(table)
+    assert (verdict.text, verdict.pairs, len(verdict.comparison.runs)) == ("adalora better", 8, 16)
+    assert verdict.difference == pytest.approx(np.mean(adalora) - np.mean(lora))
+    (folder,) = out.glob("lora-*-s3")
+    (folder / "forgetting.json").unlink()
+    (verdict,) = forgetting.against_lora(tables(read_runs(out))[0])
+    assert verdict.pairs == 7
+    titles = [grid.title for grid in format_table.further_tables(table)]
+    assert {forgetting.OVER_SEEDS, forgetting.AGAINST} <= set(titles)
+
+
+def test_one_measured_run_is_not_over_seeds_and_without_lora_nothing_is_judged(quickstart):
+    table = forgot(quickstart, "adalora-*-s0", [0.1])
+    assert forgetting.over_seeds(table) == ([], [])
+    assert forgetting.against_lora(table) == []
