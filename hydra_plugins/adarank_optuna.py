@@ -1,8 +1,7 @@
 """hydra/sweeper=optuna_lr: a search for a method's learning rate by Optuna, on the best dev metric.
 
-Trials, sampler and storage are Optuna's. What is added to its Hydra sweeper: the interval lies around the method's own
-rate, which is tried first; the study is named by the settings that are searched under; and the same command goes on with
-an interrupted search until n_trials have ended.
+Trials, sampler and storage are Optuna's. This file centres the interval on the method's own rate, which is tried first,
+names the study by the fixed settings, and resumes an interrupted search with the same command up to n_trials.
 """
 
 import warnings
@@ -16,18 +15,18 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 LR = "train.lr"
-NEUTRAL = ("out", "force", "retry", "tracker", "checkpoint_seconds")  # settings that no result depends on
+NEUTRAL = ("out", "force", "retry", "tracker", "checkpoint_seconds")  # settings that do not affect the result
 
 
 class Study(Sweeper):  # type: ignore[misc]
-    """around: the interval is from the method's rate ÷ around to its rate · around, in logarithms; the rest is of
-    hydra_optuna_sweeper. n_trials counts those that ended in earlier calls of the same command, failed ones too."""
+    """around: the interval is from the method's rate ÷ around to its rate · around, on a logarithmic scale; n_trials:
+    trials in all, those that ended or failed in earlier calls included; the rest is passed to hydra_optuna_sweeper."""
 
     def __init__(self, around: float, storage: str, n_trials: int, **optuna_sweeper: Any) -> None:
         if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
-            raise HydraException("hydra/sweeper=optuna_lr needs Optuna; valid: pip install 'adarank[optuna]'")
+            raise HydraException("hydra/sweeper=optuna_lr needs Optuna: pip install 'adarank[optuna]'")
         if not around > 1:
-            raise HydraException(f"hydra.sweeper.around={around} leaves no interval; valid: above 1")
+            raise HydraException(f"hydra.sweeper.around must be greater than 1 (got {around})")
         self.around, self.storage, self.n_trials, self.rest = around, storage, n_trials, optuna_sweeper
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -35,7 +34,7 @@ class Study(Sweeper):  # type: ignore[misc]
         self.lr = float(config.train.lr)
 
     def sweep(self, arguments: list[str]) -> None:
-        """Search on until n_trials have ended."""
+        """Search until n_trials have ended."""
         import optuna
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 

@@ -1,8 +1,8 @@
-"""hydra/launcher=ray: the jobs of a sweep as Ray tasks on an existing cluster, each in a process of its own.
+"""hydra/launcher=ray: the jobs of a sweep as Ray tasks on an existing cluster, each in its own process.
 
 Scheduling, resources and recovery are Ray's. A task starts the same command for its one job and waits for it, so that a
-crash (out of memory, a segmentation fault) takes nothing else along; a task whose worker dies is reported, not tried
-again, and the rest goes on. The nodes see the same checkout, environment and folders as the driver.
+crash (out of memory, a segmentation fault) ends nothing else. A task whose worker dies is reported, not repeated, and
+the other jobs continue. All nodes must see the same checkout, environment and folders as the driver.
 """
 
 import json
@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.core.utils import JobReturn, setup_globals
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-OWN = ("RAY_", "CUDA_VISIBLE_DEVICES")  # variables that Ray sets on each node itself
+SET_BY_RAY = ("RAY_", "CUDA_VISIBLE_DEVICES")  # prefixes of the variables that Ray sets on each node
 
 
 class RayTasks(Launcher):  # type: ignore[misc]
-    """address: the cluster's, "auto" for the one this machine belongs to; cpus, gpus: of one job (fractions of a GPU
-    share it), cpus being its OMP_NUM_THREADS, too; nproc: more than one runs each job under torchrun with so many
-    processes."""
+    """address: the cluster's, "auto" for the one that this machine belongs to; cpus, gpus: of one job (jobs with a
+    fraction of a GPU share it); cpus is also its OMP_NUM_THREADS; nproc: with more than 1, each job runs under torchrun
+    with that many processes."""
 
     def __init__(self, address: str = "auto", cpus: float = 1, gpus: float = 0, nproc: int = 1) -> None:
         self.address, self.cpus, self.gpus, self.nproc = address, cpus, gpus, nproc
@@ -38,28 +38,28 @@ class RayTasks(Launcher):  # type: ignore[misc]
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run every job; the returned values are the best dev metrics, None of a job that failed."""
+        """Run every job. The returned values are the best dev metrics, None for a job that failed."""
         try:
             import ray
         except ImportError:
-            raise HydraException("hydra/launcher=ray needs Ray; valid: pip install 'adarank[ray]'") from None
+            raise HydraException("hydra/launcher=ray needs Ray: pip install 'adarank[ray]'") from None
 
         from adarank.harness import sweep
 
         setup_globals()
         try:
-            _knock(self.address)
+            _check_address(self.address)
             ray.init(address=self.address, ignore_reinit_error=True, configure_logging=False, log_to_driver=True)
         except OSError as refusal:
             reason = str(refusal).partition("\n")[0].rstrip(".")
             raise HydraException(
-                f"hydra.launcher.address={self.address} is no running Ray cluster ({reason}); valid: the address that "
-                "'ray start --head' printed, or auto on one of its machines"
+                f"hydra.launcher.address must be the address that 'ray start --head' printed, or auto on one of the "
+                f"cluster's machines (got {self.address}: {reason})"
             ) from None
         self._check_resources(ray.nodes())
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers need not know this checkout
         task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(run_job)
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(OWN) and k != sweep.FOLDER}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(SET_BY_RAY) and k != sweep.FOLDER}
         environment["OMP_NUM_THREADS"] = str(max(1, int(self.cpus)))
         waiting = {}
         for i, overrides in enumerate(job_overrides):
@@ -74,46 +74,49 @@ class RayTasks(Launcher):  # type: ignore[misc]
                     status, error, found[i] = ray.get(done)
                 except ray.exceptions.RayError as failure:
                     status, error = 1, f"its worker died ({str(failure).strip().partition(chr(10))[0]})"
-                sweep.tell(initial_job_idx + i, job_overrides[i], status, error)
-        return [_finished(list(o), best) for o, best in zip(job_overrides, found, strict=True)]
+                sweep.write_job_result(initial_job_idx + i, job_overrides[i], status, error)
+        return [sweep.job_return(o, best) for o, best in zip(job_overrides, found, strict=True)]
 
     def _command(self, overrides: Sequence[str]) -> list[str]:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.nproc}"]
-        return [sys.executable, *(torchrun if self.nproc > 1 else []), str(Path(sys.argv[0]).absolute()), *overrides]
+        script = Path(sys.argv[0]).absolute()  # "adarank run" is no file
+        program = [str(script)] if script.is_file() else ["-m", "adarank", "run"]
+        return [sys.executable, *(torchrun if self.nproc > 1 else []), *program, *overrides]
 
     def _check_resources(self, nodes: Sequence[dict[str, Any]]) -> None:
-        """Raise HydraException for a job that no node of the cluster can ever run: Ray would wait for one for ever."""
-        held = [node["Resources"] for node in nodes if node["Alive"]]
+        """Raise HydraException for a job that no node of the cluster can run: Ray would wait for such a node."""
+        alive = [node["Resources"] for node in nodes if node["Alive"]]
         for name, key, wanted in (("cpus", "CPU", self.cpus), ("gpus", "GPU", self.gpus)):
-            most = max((node.get(key, 0) for node in held), default=0)
+            most = max((node.get(key, 0) for node in alive), default=0)
             if wanted > most:
                 raise HydraException(
-                    f"hydra.launcher.{name}={wanted:g} is more than any node of the cluster has; valid: at most {most:g}"
+                    f"hydra.launcher.{name} must be at most {most:g}, as no node of the cluster has more "
+                    f"(got {wanted:g})"
                 )
-        if not any(n.get("CPU", 0) >= self.cpus and n.get("GPU", 0) >= self.gpus for n in held):
+        if not any(n.get("CPU", 0) >= self.cpus and n.get("GPU", 0) >= self.gpus for n in alive):
             raise HydraException(
-                f"hydra.launcher.cpus={self.cpus:g} with hydra.launcher.gpus={self.gpus:g} is more than any one node of "
-                "the cluster has; valid: less of either"
+                f"no node of the cluster has both hydra.launcher.cpus={self.cpus:g} and "
+                f"hydra.launcher.gpus={self.gpus:g}; reduce one of them"
             )
 
 
-def _knock(address: str) -> None:
-    """Raise OSError where nobody listens at host:port; Ray itself would wait for minutes."""
+def _check_address(address: str) -> None:
+    """Raise OSError where nothing listens at host:port; Ray itself would wait for minutes."""
     place = urlsplit(f"//{address}")
     if place.port is not None:
         socket.create_connection((place.hostname or "", place.port), timeout=10).close()
 
 
 def run_job(
-    command: list[str], environment: dict[str, str], folder: str, answer: str
+    command: list[str], environment: dict[str, str], folder: str, result_variable: str
 ) -> tuple[int, str | None, float | None]:
-    """(exit status, error in a line, best dev metric) of one job's process, on the node that Ray chose. Its output goes
-    on to the driver; `answer` is the variable that names the file for its result."""
-    gpus = {"CUDA_VISIBLE_DEVICES": os.environ["CUDA_VISIBLE_DEVICES"]} if "CUDA_VISIBLE_DEVICES" in os.environ else {}
+    """(exit status, error in one line, best dev metric) of one job's process, on the node that Ray chose. Its output is
+    forwarded to the driver; result_variable: the environment variable that names the file for its result."""
+    gpus = {key: value for key, value in os.environ.items() if key == "CUDA_VISIBLE_DEVICES"}
     with tempfile.TemporaryDirectory() as place:
-        told = Path(place) / "result.json"
+        result_file = Path(place) / "result.json"
         process = subprocess.Popen(
-            command, cwd=folder, env={**environment, **gpus, answer: str(told)}, stdout=subprocess.PIPE,
+            command, cwd=folder, env={**environment, **gpus, result_variable: str(result_file)}, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, preexec_fn=_die_with_parent,
         )  # fmt: skip
         assert process.stdout is not None
@@ -122,7 +125,7 @@ def run_job(
             print(line, end="", flush=True)
             last = line.strip() or last
         status = process.wait()
-        result = json.loads(told.read_text(encoding="utf-8")) if told.exists() else {}
+        result = json.loads(result_file.read_text(encoding="utf-8")) if result_file.exists() else {}
     if status < 0:
         return 1, f"killed by signal {signal.Signals(-status).name}", None
     return status, (result.get("error") or last) if status else None, result.get("best")
@@ -134,10 +137,3 @@ def _die_with_parent() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def _finished(overrides: list[str], best: float | None) -> JobReturn:
-    result = JobReturn(overrides=overrides)
-    result.status = JobStatus.COMPLETED
-    result.return_value = best
-    return result

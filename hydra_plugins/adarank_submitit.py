@@ -1,7 +1,7 @@
-"""hydra/launcher=local_processes and slurm: the jobs of a sweep through submitit, each in a process of its own.
+"""hydra/launcher=local_processes and slurm: the jobs of a sweep through submitit, each in its own process.
 
-Processes, sbatch and waiting are submitit's. What is added to its own Hydra launcher: so many local jobs at once, a job
-whose process dies is reported while the rest goes on, progress is shown here, and a dry run.
+Processes, sbatch and waiting are submitit's. This file adds a limit of local jobs at a time, a report of a job whose
+process dies while the others continue, the sweep's progress, and a dry run.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 class Submitit(Launcher):  # type: ignore[misc]
     """cluster: "local" or "slurm"; folder: for submitit's own files; at_once: jobs at a time; threads: OMP_NUM_THREADS
-    of a job, None as it is here; timeouts: how often a job that ran out of time is sent again; dry_run: show what would
-    be submitted and run nothing; submitit: the executor's other settings."""
+    of a job, None keeps this process's; timeouts: how often a job that ran out of time is submitted again; dry_run:
+    show what would be submitted and run nothing; submitit: the executor's other settings."""
 
     def __init__(
         self,
@@ -38,9 +38,9 @@ class Submitit(Launcher):  # type: ignore[misc]
         **submitit: Any,
     ) -> None:
         if find_spec("hydra_plugins.hydra_submitit_launcher") is None:
-            raise HydraException("this hydra/launcher needs submitit; valid: pip install 'adarank[submitit]'")
+            raise HydraException("this hydra/launcher needs submitit: pip install 'adarank[submitit]'")
         if at_once < 1:
-            raise HydraException(f"hydra.launcher.at_once={at_once} runs nothing; valid: at least 1")
+            raise HydraException(f"hydra.launcher.at_once must be at least 1 (got {at_once})")
         self.cluster, self.folder, self.at_once, self.threads = cluster, folder, at_once, threads
         self.timeouts, self.dry_run = timeouts, dry_run
         self.submitit = {key: value for key, value in submitit.items() if value is not None}
@@ -48,11 +48,11 @@ class Submitit(Launcher):  # type: ignore[misc]
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher
 
-        self.job = LocalLauncher()  # one job as a function that can be sent away, whatever the cluster
+        self.job = LocalLauncher()  # one job as a function that can be submitted to any cluster
         self.job.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run every job; one whose process died has no value, like one that failed."""
+        """Run every job. A job whose process died has no value, as one that failed."""
         if self.dry_run:
             return self._show(job_overrides)
         state = Singleton.get_state()
@@ -76,7 +76,7 @@ class Submitit(Launcher):  # type: ignore[misc]
         from submitit import LocalExecutor, SlurmExecutor
 
         class Unsent(SlurmExecutor):  # type: ignore[misc]
-            """Needs no cluster: it only writes scripts."""
+            """Writes scripts and needs no cluster."""
 
             @classmethod
             def affinity(cls) -> int:
@@ -90,13 +90,15 @@ class Submitit(Launcher):  # type: ignore[misc]
             executor = (slurm if self.cluster == "slurm" else LocalExecutor)(self.folder, self.timeouts)
             executor.update_parameters(**executor._convert_parameters(settings))
         except RuntimeError:
-            raise HydraException("hydra/launcher=slurm finds no srun; valid: a machine of the cluster") from None
+            raise HydraException(
+                "hydra/launcher=slurm finds no srun; run the command on a machine of the cluster"
+            ) from None
         except ValueError as error:
             raise HydraException(f"hydra.launcher: {str(error).partition(chr(10))[0]}") from None
         return executor
 
     def script(self, jobs: int) -> str:
-        """What sbatch would get for so many jobs."""
+        """The sbatch script for that many jobs."""
         executor = self.executor()
         if jobs > 1:
             executor.parameters["map_count"] = jobs
@@ -110,12 +112,12 @@ class Submitit(Launcher):  # type: ignore[misc]
             print(f"  {' '.join(words)}")
         if self.cluster == "slurm":
             print(self.script(len(job_overrides)))
-        sweep.conclude()  # nothing will be told
-        return [_nothing(words) for words in job_overrides]
+        sweep.collect_results()  # no job will write a result
+        return [sweep.job_return(words) for words in job_overrides]
 
     @contextmanager
     def _environment(self) -> Iterator[None]:
-        """What jobs inherit while it lasts: this checkout and the threads."""
+        """Let jobs that start in this block inherit the checkout and the number of threads."""
         before = dict(os.environ)
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [before.get("PYTHONPATH")])])
         if self.threads is not None:
@@ -128,7 +130,7 @@ class Submitit(Launcher):  # type: ignore[misc]
 
 
 def _outcome(job: Any, call: tuple[Any, ...]) -> JobReturn:
-    """Wait for a job and show what it told the sweep; where its process died, that is told for it."""
+    """Wait for a job and show its result; where its process died, write the result in its place."""
     from submitit.core.utils import UncompletedJobError
 
     from adarank.harness import sweep
@@ -137,13 +139,8 @@ def _outcome(job: Any, call: tuple[Any, ...]) -> JobReturn:
     try:
         returned: JobReturn = job.results()[0]
     except UncompletedJobError:
-        sweep.tell(number, overrides, 1, f"its process died; the end of its output is in {job.paths.stderr}")
-        return _nothing(overrides)
+        error = f"its process died; the end of its output is in {job.paths.stderr}"
+        sweep.write_job_result(number, overrides, 1, error)
+        return sweep.job_return(overrides)
     sweep.progress(number)
     return returned
-
-
-def _nothing(overrides: Sequence[str]) -> JobReturn:
-    result = JobReturn(overrides=list(overrides))
-    result.status, result.return_value = JobStatus.COMPLETED, None
-    return result

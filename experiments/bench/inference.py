@@ -11,7 +11,6 @@ unless --threads), on CUDA it is measured with events.
 
 import argparse
 import sys
-from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -23,11 +22,9 @@ import torch
 from torch import nn
 
 import adarank
-from adarank.harness.files import write_json
-from adarank.harness.models import resolve_places, tiny
-from experiments.bench.pairs import interleave, machine, ratio
+from experiments.bench.pairs import interleave, ratio, write
 from experiments.bench.step import timed
-from experiments.bench.workload import MODELS, RANK, batch, build
+from experiments.bench.workload import DTYPES, RANK, batch, build, parser
 
 CONTENDERS = ("base", "base_again", "merged", "lora", "adalora", "pfeiffer", "houlsby")
 
@@ -36,8 +33,7 @@ def contender(which: str, base: nn.Module, name: str, linears: str) -> nn.Module
     """One of CONTENDERS over its own copy of `base`, as after training: no factor is 0."""
     model = deepcopy(base)
     if which in ("houlsby", "pfeiffer"):
-        places = resolve_places(tiny(MODELS[name][0]), which)
-        adarank.bottlenecks(model, places, RANK, linears, norms=False)
+        adarank.bottlenecks(model, which, RANK, linears, norms=False)
     elif which in ("merged", "lora", "adalora"):
         adarank.adapt(model, "svd" if which == "adalora" else "lora", rank=RANK, targets=linears)
     with torch.no_grad():
@@ -49,22 +45,14 @@ def contender(which: str, base: nn.Module, name: str, linears: str) -> nn.Module
     return model.requires_grad_(False).eval()
 
 
-def forward(model: nn.Module, inputs: dict[str, Any]) -> Callable[[], None]:
-    @torch.inference_mode()
-    def run() -> None:
-        model(**inputs)
-
-    return run
-
-
 def bench(name: str, rows: int, tokens: int, options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of every contender and its ratio to the base, on batches of rows × tokens."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
-    base, linears = build(name, dtype, options.device)
+    base, linears = build(name, DTYPES[options.dtype], options.device)
     inputs = {"input_ids": batch(name, rows, tokens, options.device)["input_ids"]}
-    calls = {which: forward(contender(which, base, name, linears), inputs) for which in CONTENDERS}
-    work = {which: partial(timed, call, options.device) for which, call in calls.items()}
-    seconds = interleave(work, options.rounds, 3)
+    models = {which: contender(which, base, name, linears) for which in CONTENDERS}
+    work = {which: partial(timed, partial(model, **inputs), options.device) for which, model in models.items()}
+    with torch.inference_mode():
+        seconds = interleave(work, options.rounds, 3)
     return {
         "batch": [rows, tokens],
         "rounds": options.rounds,
@@ -73,23 +61,18 @@ def bench(name: str, rows: int, tokens: int, options: argparse.Namespace) -> dic
     }
 
 
-def _sizes(text: str) -> tuple[int, int]:
-    rows, _, tokens = text.partition("x")
-    return int(rows), int(tokens)
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the findings to this file")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS)[:3])
-    parser.add_argument(
-        "--batches", nargs="+", type=_sizes, default=[(1, 128), (16, 64)], metavar="ROWSxTOKENS", help="1x128 16x64"
+    arguments = parser(__doc__)
+    arguments.add_argument(
+        "--batches",
+        nargs="+",
+        type=lambda text: tuple(map(int, text.split("x"))),
+        default=[(1, 128), (16, 64)],
+        metavar="ROWSxTOKENS",
+        help="1x128 16x64",
     )
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    options = parser.parse_args()
+    arguments.add_argument("--rounds", type=int, default=60)
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     found: dict[str, list[dict[str, Any]]] = {}
     for name in options.models:
@@ -98,10 +81,7 @@ def main() -> int:
             print(f"{name}, {result['batch'][0]} × {result['batch'][1]}: base {result['median_ms']['base']:.2f} ms")
             for pair, value in result["ratios"].items():
                 print(f"  {pair:20s} {value['median']:.3f}  [{value['low']:.3f}, {value['high']:.3f}]")
-    if options.json:
-        setting = {key: getattr(options, key) for key in ("device", "dtype", "threads")}
-        write_json(options.json, {"machine": machine(), **setting, "models": found})
-        print(options.json)
+    write(options, ("device", "dtype", "threads"), models=found)
     return 0
 
 

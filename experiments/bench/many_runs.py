@@ -23,8 +23,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from adarank.harness.files import write_json
-from experiments.bench.pairs import machine
+from experiments.bench.pairs import parser, write
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
@@ -40,8 +39,7 @@ BROKEN: tuple[dict[str, str | None], ...] = (
 READ = """
 import json, sys, time
 from pathlib import Path
-from analysis.report import load
-from analysis.terminal import as_text
+from analysis.report import as_text, load
 imported = time.process_time()
 runs, found = load(Path(sys.argv[1]))
 loaded = time.process_time()
@@ -140,13 +138,12 @@ def measure(config: dict[str, Any], configurations: int, seeds: int, options: ar
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 30], help="a sweep for each")
-    parser.add_argument("--allocations", type=int, default=75, help="records of an adaptive run")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the findings to this file")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--runs", type=int, default=3000)
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[10, 30], help="a sweep for each")
+    arguments.add_argument("--allocations", type=int, default=75, help="records of an adaptive run")
+    arguments.add_argument("--rounds", type=int, default=5)
+    options = arguments.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     config, sweeps = settings(), {}
@@ -154,9 +151,7 @@ def main() -> int:
         name = f"{options.runs // seeds} configurations x {seeds} seeds"
         sweeps[name] = measure(config, options.runs // seeds, seeds, options)
         print(name, json.dumps({key: value for key, value in sweeps[name].items() if key != "rounds"}, indent=2))
-    if options.json:
-        write_json(options.json, {"machine": machine(), "allocations": options.allocations, "sweeps": sweeps})
-        print(options.json)
+    write(options, ["allocations"], sweeps=sweeps)
     return 0
 
 

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from adarank.compaction import CONTROLLER
-from adarank.harness.files import write_json
-from experiments.bench.pairs import machine
-from experiments.bench.workload import CONTENDERS, MODELS, Contender, batch, build, contender
+from experiments.bench.pairs import write
+from experiments.bench.workload import CONTENDERS, DTYPES, Contender, batch, build, contender, parser
 
 
 def saved_bytes(work: Contender, inputs: dict[str, Tensor]) -> int:
@@ -45,13 +44,10 @@ def saved_bytes(work: Contender, inputs: dict[str, Tensor]) -> int:
 def state_bytes(work: Contender) -> int:
     """Bytes of trained parameters, their gradients, the optimiser's state and the controller's averages."""
     trained = [p for group in work.optimizer.param_groups for p in group["params"]]
-    total = 2 * sum(p.numel() * p.element_size() for p in trained)
-    total += sum(
-        t.numel() * t.element_size() for s in work.optimizer.state.values() for t in s.values() if t.numel() > 1
-    )
+    state = [t for s in work.optimizer.state.values() for t in s.values() if t.numel() > 1]
     controller = getattr(work.optimizer, CONTROLLER, None)
     buffers = controller.buffers.values() if controller is not None else _peft_averages(work)
-    return total + sum(t.numel() * t.element_size() for t in buffers)
+    return sum(t.numel() * t.element_size() for t in (*trained, *trained, *state, *buffers))
 
 
 def _peft_averages(work: Contender) -> list[Tensor]:
@@ -61,8 +57,7 @@ def _peft_averages(work: Contender) -> list[Tensor]:
 
 
 def measure(which: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
-    base, linears = build(name, dtype, options.device)
+    base, linears = build(name, DTYPES[options.dtype], options.device)
     inputs = batch(name, options.rows, options.tokens, options.device)
     work = contender(which, base, linears, inputs)
     del base
@@ -76,14 +71,11 @@ def measure(which: str, name: str, options: argparse.Namespace) -> dict[str, Any
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the findings to this file")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS)[:3])
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--rows", type=int, default=8)
+    arguments.add_argument("--tokens", type=int, default=64)
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
     found: dict[str, Any] = {}
     for name in options.models:
         sizes = {which: measure(which, name, options) for which in CONTENDERS}
@@ -94,10 +86,7 @@ def main() -> int:
         for which, size in sizes.items():
             cells = [f"{key} {value / 2**20:8.1f} MiB ({ratios[which][key]:.3f})" for key, value in size.items()]
             print(f"  {which:18s} " + "  ".join(cells))
-    if options.json:
-        setting = {key: getattr(options, key) for key in ("device", "dtype", "rows", "tokens")}
-        write_json(options.json, {"machine": machine(), **setting, "models": found})
-        print(options.json)
+    write(options, ("device", "dtype", "rows", "tokens"), models=found)
     return 0
 
 

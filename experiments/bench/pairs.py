@@ -1,5 +1,6 @@
 """Ratios measured side by side: interleaved rounds, one ratio a round, their median and its interval."""
 
+import argparse
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from adarank.runs.files import write_json
 
 
 def interleave(measure: Mapping[str, Callable[[], float]], rounds: int, warmup: int) -> dict[str, list[float]]:
@@ -32,6 +35,20 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
     half = 0.98 * math.sqrt(n)  # 1.96/2 · √n: binomial ranks around the median
     low, high = max(0, math.floor(n / 2 - half)), min(n - 1, math.ceil(n / 2 + half))
     return {"median": float(np.median(values)), "low": float(values[low]), "high": float(values[high])}
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser of a benchmark, with --json."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--json", type=Path, help="write the findings to this file")
+    return options
+
+
+def write(options: argparse.Namespace, names: Sequence[str], /, **findings: Any) -> None:
+    """With --json: write the machine, the values of the options `names` and the findings, and print the file's name."""
+    if options.json:
+        write_json(options.json, {"machine": machine(), **{key: getattr(options, key) for key in names}, **findings})
+        print(options.json)
 
 
 def machine() -> dict[str, Any]:

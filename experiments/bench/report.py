@@ -21,11 +21,6 @@ COLOURS = {"encoder_6x384": "#0072B2", "encoder_12x768": "#D55E00", "decoder_6x3
 MARKERS = {"encoder_6x384": "o", "encoder_12x768": "s", "decoder_6x384": "^"}
 
 
-def to_peft_lora(model: dict[str, Any], which: str) -> dict[str, float]:
-    found: dict[str, float] = model["ratios"][f"{which} / peft_lora"]
-    return found
-
-
 def table(found: dict[str, Any]) -> str:
     """Every contender's step ÷ PEFT LoRA's, and AdaLoRA's ÷ our own LoRA's and PEFT's AdaLoRA's."""
     models = found["models"]
@@ -34,10 +29,15 @@ def table(found: dict[str, Any]) -> str:
     def cell(ratio: dict[str, float]) -> str:
         return f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
 
-    lines += [f"| {NAMES[w]} | " + " | ".join(cell(to_peft_lora(m, w)) for m in models.values()) + " |" for w in NAMES]
+    lines += [
+        f"| {NAMES[w]} | " + " | ".join(cell(m["ratios"][f"{w} / peft_lora"]) for m in models.values()) + " |"
+        for w in NAMES
+    ]
     for rank in (12, 8):
         bounds = [m["bound"][f"floor + products at r = {rank} / peft_lora"] for m in models.values()]
-        lines.append(f"| bound: frozen base + bare products, r = {rank} | " + " | ".join(map(cell, bounds)) + " |")
+        lines.append(
+            f"| lower bound: frozen base + low-rank matmuls, r = {rank} | " + " | ".join(map(cell, bounds)) + " |"
+        )
     lines += ["| **AdaLoRA 12 → 8 ÷ …** |" + " |" * len(models)]
     for other, name in (("lora", "our own LoRA, r = 12"), ("peft_adalora", "PEFT's AdaLoRA")):
         lines.append(
@@ -58,7 +58,7 @@ def draw(found: dict[str, Any], target: Path) -> None:
     with matplotlib.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
         figure, axes = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
         for i, (name, model) in enumerate(found["models"].items()):
-            ratios = [to_peft_lora(model, which) for which in NAMES]
+            ratios = [model["ratios"][f"{which} / peft_lora"] for which in NAMES]
             middle = [r["median"] for r in ratios]
             spread = [[r["median"] - r["low"] for r in ratios], [r["high"] - r["median"] for r in ratios]]
             places = [row + 0.22 * (i - 1) for row in range(len(NAMES))]

@@ -22,9 +22,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from adarank.harness.files import write_json
-from experiments.bench.pairs import interleave, machine, ratio
-from experiments.bench.workload import CONTENDERS, FINAL, MODELS, RANK, Contender, batch, build, contender, products
+from experiments.bench.pairs import interleave, ratio, write
+from experiments.bench.workload import (
+    CONTENDERS,
+    DTYPES,
+    FINAL,
+    RANK,
+    Contender,
+    batch,
+    build,
+    contender,
+    parser,
+    products,
+)
 
 RATIOS = (
     ("adalora", "lora"),
@@ -41,7 +51,7 @@ RATIOS = (
 BOUNDS = (("peft_lora", RANK), ("peft_lora", FINAL), ("peft_adalora", RANK))
 
 
-def timed(work: Callable[[], None], device: str) -> float:
+def timed(work: Callable[[], object], device: str) -> float:
     """Seconds of one call: process time on the CPU, CUDA events on a GPU."""
     if device == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -65,8 +75,7 @@ def kernels(work: Contender) -> int:
 
 def bench(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Every ratio on one model."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
-    base, linears = build(name, dtype, options.device)
+    base, linears = build(name, DTYPES[options.dtype], options.device)
     inputs = batch(name, options.rows, options.tokens, options.device)
     wrap = torch.compile if options.compile else (lambda model: model)
     work = {which: contender(which, base, linears, inputs, wrap) for which in options.contenders}
@@ -101,18 +110,13 @@ def bench(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the findings to this file")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS)[:3])
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--pairs", type=int, default=40)
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--compile", action="store_true")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    arguments.add_argument("--pairs", type=int, default=40)
+    arguments.add_argument("--rows", type=int, default=8)
+    arguments.add_argument("--tokens", type=int, default=64)
+    arguments.add_argument("--compile", action="store_true")
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     found = {}
     for name in options.models:
@@ -122,10 +126,7 @@ def main() -> int:
             print(f"  {pair:42s} {value['median']:.3f}  [{value['low']:.3f}, {value['high']:.3f}]")
         for which, parts in found[name]["controller"].items():
             print(f"  {which}: " + ", ".join(f"{part} {share:.2%} of the step" for part, share in parts.items()))
-    if options.json:
-        setting = {key: getattr(options, key) for key in ("device", "dtype", "compile", "threads")}
-        write_json(options.json, {"machine": machine(), **setting, "models": found})
-        print(options.json)
+    write(options, ("device", "dtype", "compile", "threads"), models=found)
     return 0
 
 

@@ -9,7 +9,6 @@ in alternating order, once each per round. `start`: one run of the model and tas
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -23,8 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from adarank.harness.files import write_json
-from experiments.bench.pairs import machine
+from adarank.runs.files import read_json
+from experiments.bench.pairs import parser, write
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = {"sequential": [], "two_workers": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]}
@@ -43,12 +42,8 @@ def command(words: list[str], out: Path, threads: int, cache: Path) -> tuple[flo
     seconds = time.perf_counter() - started
     if done.returncode:
         sys.exit(f"error: {' '.join(words)} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
-    return seconds, sum(trained(path) for path in out.glob("*/summary.json"))
-
-
-def trained(summary: Path) -> float:
-    times = json.loads(summary.read_text(encoding="utf-8"))["time"]
-    return float(times["train_s"] + times["eval_s"])
+    times = [read_json(path)["time"] for path in out.glob("*/summary.json")]
+    return seconds, sum(time["train_s"] + time["eval_s"] for time in times)
 
 
 def sweep(words: list[str], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -81,7 +76,7 @@ def start(words: list[str], options: argparse.Namespace, folder: Path) -> dict[s
 
 def imports(least: float) -> dict[str, float]:
     """{module: seconds, its own imports included} of what experiments/run.py's imports take, from `least` on."""
-    code = "import adarank.harness.app, adarank.harness.execute, transformers.models.bert.modeling_bert"
+    code = "import adarank.harness.app, adarank.harness.run.execute, transformers.models.bert.modeling_bert"
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -91,21 +86,18 @@ def imports(least: float) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the findings to this file")
-    parser.add_argument("--jobs", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="of one job")
-    parser.add_argument("--whole", type=float, default=60.0, help="seconds of the run that the start is a share of")
-    parser.add_argument(
+    arguments = parser(__doc__)
+    arguments.add_argument("--jobs", type=int, default=12)
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--threads", type=int, default=1, help="of one job")
+    arguments.add_argument("--whole", type=float, default=60.0, help="seconds of the run that the start is a share of")
+    arguments.add_argument(
         "words", nargs="*", default=["method=adalora", "train.steps=100"], help="settings of one job, as for run.py"
     )
-    options = parser.parse_args()
+    options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         found = {
-            "machine": machine(),
-            "threads": options.threads,
             "settings": options.words,
             "start": start(options.words, options, folder),
             "sweep": sweep(options.words, options, folder),
@@ -114,9 +106,7 @@ def main() -> int:
     for name, share in found["start"]["share"].items():
         print(f"start, {name.replace('_', ' ')}: {share:.0%} of {options.whole:g} s")
     print(f"{options.jobs} jobs by two workers: {found['sweep']['ratio']:.2f} of the time one after the other")
-    if options.json:
-        write_json(options.json, found)
-        print(options.json)
+    write(options, ["threads"], **found)
     return 0
 
 

@@ -1,9 +1,11 @@
 """What the benchmarks run: models with random weights, and one training step of every contender."""
 
+import argparse
 import re
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -11,7 +13,8 @@ from torch import nn
 
 import adarank
 from adarank.controller import RankController
-from adarank.harness.measure import clock
+from adarank.harness.device import clock
+from experiments.bench import pairs
 
 RANK, FINAL = 12, 8
 MODELS = {  # name: (architecture, layers, width, vocabulary)
@@ -25,6 +28,19 @@ LINEARS = {
     "llama": r".*\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
 }
 CONTENDERS = ("floor", "peft_lora", "peft_adalora", "lora", "adalora", "adalora_compacted", "full")
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser of a benchmark of MODELS, with the options that they share."""
+    options = pairs.parser(description)
+    options.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS)[:3])
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
+    return options
 
 
 @dataclass
@@ -42,14 +58,13 @@ def build(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") ->
     import transformers
 
     kind, layers, width, vocabulary = MODELS[name]
-    head = 64
     config = transformers.AutoConfig.for_model(
         kind,
         vocab_size=vocabulary,
         hidden_size=width,
         num_hidden_layers=layers,
-        num_attention_heads=width // head,
-        num_key_value_heads=width // head,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
         intermediate_size=4 * width if kind == "bert" else 8 * width // 3 // 64 * 64,
         num_labels=2,
         pad_token_id=0,
@@ -66,11 +81,8 @@ def batch(name: str, rows: int, tokens: int, device: str) -> dict[str, torch.Ten
 
 
 def head_of(model: nn.Module) -> list[str]:
-    return [
-        name
-        for name, child in model.named_children()
-        if child is not model.base_model and any(True for _ in child.parameters())
-    ]
+    children = model.named_children()
+    return [name for name, child in children if child is not model.base_model and any(True for _ in child.parameters())]
 
 
 def optimiser(model: nn.Module) -> torch.optim.AdamW:
@@ -86,15 +98,12 @@ def contender(
 ) -> Contender:
     """One of CONTENDERS over its own copy of `base`. Every one trains the head as well; `wrap` (torch.compile, say) is
     applied to the finished model. The adaptive ones stand in the middle of their allocation phase and mask every step."""
-    model = deepcopy(base)
+    model: Any = deepcopy(base)
     if which == "full":
         return _plain(model, inputs, wrap)
     if which == "floor":
-        model.requires_grad_(False)
-        for name in head_of(model):
-            model.get_submodule(name).requires_grad_(True)
-        enable: Any = model.enable_input_require_grads
-        enable()  # so that the backward pass runs through every block
+        adarank.head(model, head_of(model))
+        model.enable_input_require_grads()  # so that the backward pass runs through every block
         return _plain(model, inputs, wrap)
     if which in ("peft_lora", "peft_adalora"):
         return _peft(which, model, linears, inputs, wrap)
@@ -181,12 +190,19 @@ def _prune_to_final(controller: RankController) -> None:
     controller.bank.zero_pruned()
 
 
-def _plain(model: nn.Module, inputs: dict[str, torch.Tensor], wrap: Callable[[nn.Module], Any]) -> Contender:
+def _plain(
+    model: nn.Module,
+    inputs: dict[str, torch.Tensor],
+    wrap: Callable[[nn.Module], Any],
+    allocate: Callable[[], None] = lambda: None,
+) -> Contender:
+    """`model`, trained with AdamW; allocate: called after the optimiser's step."""
     optimizer, run = optimiser(model), wrap(model)
 
     def step() -> None:
         run(**inputs).loss.backward()
         optimizer.step()
+        allocate()
         optimizer.zero_grad()
 
     return Contender(model, optimizer, step)
@@ -204,15 +220,5 @@ def _peft(
         init_r=RANK, target_r=FINAL, tinit=0, tfinal=2, deltaT=1, total_step=10**6, orth_reg_weight=0.1, **common
     )
     adapted = peft.get_peft_model(model, config)
-    optimizer, run = optimiser(adapted), wrap(adapted)
-    count = 0
-
-    def step() -> None:
-        nonlocal count
-        count += 1
-        run(**inputs).loss.backward()
-        optimizer.step()
-        adapted.base_model.update_and_allocate(count)
-        optimizer.zero_grad()
-
-    return Contender(adapted, optimizer, step)
+    steps = count(1)
+    return _plain(adapted, inputs, wrap, lambda: adapted.base_model.update_and_allocate(next(steps)))

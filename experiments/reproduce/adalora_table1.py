@@ -9,7 +9,6 @@ is set beside the paper's difference, and no cell is called reproduced. Finished
 --results and writes the reports.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from itertools import product
@@ -21,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import yaml
 
 from adarank.errors import SettingError
-from adarank.harness.files import write_json
+from adarank.runs.files import write_json
 from analysis.stats.intervals import mean_interval
+from experiments.pack import read_record, record_files
 from experiments.protocol import Place, Study, arguments, follow, read, reports
 
 RECIPES = Path(__file__).resolve().parents[2] / "conf" / "recipe_by_task"
@@ -63,8 +63,7 @@ def task(name: str, scale: str, data: Path | None, own: Mapping[str, Any]) -> di
 def scores(results: Path, task: str, method: str, rank: int | None) -> dict[int, tuple[float, float]]:
     """{seed: test metric in points, of the best checkpoint and of the last} of the finished runs; rank: None for any."""
     found = {}
-    for file in sorted((results / "seeds" / task / method).glob("*-s*.json")):
-        record = json.loads(file.read_text(encoding="utf-8"))
+    for record in map(read_record, record_files(results / "seeds" / task / method)):
         metric = record["summary"]["metric"]
         if rank in (None, record["config"]["rank"]):
             found[record["config"]["seed"]] = (100 * metric["test"], 100 * metric["test_last"])

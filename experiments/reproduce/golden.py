@@ -1,12 +1,13 @@
-"""Golden trajectories: `RankController(mode="original")` against recorded runs of AdaLoRA's algorithm, step by step.
+"""Golden trajectories: `RankController(variant="original")` against recorded runs of AdaLoRA's algorithm, step by step.
 
-    python experiments/reproduce/golden.py FOLDER [--json FILE]     check every case of a folder
+    python experiments/reproduce/golden.py FOLDER [--json FILE]     check all cases in a folder
     python experiments/reproduce/golden.py --make FOLDER            record the cases that ship with the tests
 
-A folder holds spec.json (sizes, and the settings of every case) and one NAME.npz a case: init/*, X, Y, step/*,
-param_after/*. A case passes where every budget and mask step agrees and, in float64, every mask is equal and λ, scores,
-thresholds and parameters differ by less than 1e-9; in float32 by 2e-4, masks where |S − threshold| is 1e-4 of it or more.
-Scores and thresholds are compared relative to the largest score. Exit status 1 where a case fails.
+A folder holds spec.json (sizes and the settings of every case) and one NAME.npz per case: init/*, X, Y, step/*,
+param_after/*. A case passes if all budgets and mask steps agree and, in float64, all masks are equal and λ, scores,
+thresholds and parameters differ by less than 1e-9. In float32 the limit is 2e-4, and masks may differ where
+|S − threshold| is below 1e-4 of the threshold. Scores and thresholds are compared relative to the largest score. The
+exit status is 1 if a case fails.
 """
 
 import argparse
@@ -23,9 +24,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import adarank
-from adarank.adapters.lowrank import LowRank
-from adarank.controller_reference import draw_case, record
-from adarank.harness.files import write_json, write_text
+from adarank.runs.files import write_json, write_text
+from experiments.reproduce.adalora_reference import draw_case, record
 
 SPEC = {"dims": [[10, 12], [12, 12], [12, 8]], "ncls": 3, "batch": 8, "lora_alpha": 8}
 CASE = {
@@ -62,20 +62,12 @@ class Network(nn.Module):
         return logits
 
 
-def load_factors(adapters: list[LowRank], arrays: Any) -> None:
-    with torch.no_grad():
-        for i, adapter in enumerate(adapters):
-            adapter.Q.copy_(torch.from_numpy(arrays[f"init/l{i}.lora_A"]))
-            adapter.lam.copy_(torch.from_numpy(arrays[f"init/l{i}.lora_E"][:, 0]))
-            adapter.P.copy_(torch.from_numpy(arrays[f"init/l{i}.lora_B"].T.copy()))
-
-
 def parameter(model: Network, name: str) -> np.ndarray[Any, Any]:
     """A parameter under its recorded name and in its recorded shape."""
     layer, _, part = name.partition(".")
     module = model.get_submodule(layer)
-    found = {"lora_A": "Q", "lora_E": "lam", "lora_B": "P"}.get(part, part)
-    array: np.ndarray[Any, Any] = getattr(module, found).detach().numpy()
+    attribute = {"lora_A": "Q", "lora_E": "lam", "lora_B": "P"}.get(part, part)
+    array: np.ndarray[Any, Any] = getattr(module, attribute).detach().numpy()
     return array[:, None] if part == "lora_E" else array.T if part == "lora_B" else array
 
 
@@ -84,7 +76,11 @@ def check(spec: dict[str, Any], case: dict[str, Any], arrays: Any, accumulation:
     model = Network(spec, arrays)
     names = [f"l{i}" for i in range(model.count)]
     adapters = adarank.adapt(model, "svd", case["r"], names, alpha=spec["lora_alpha"], train=["head"])
-    load_factors(list(adapters.values()), arrays)
+    with torch.no_grad():
+        for name, adapter in adapters.items():
+            adapter.Q.copy_(torch.from_numpy(arrays[f"init/{name}.lora_A"]))
+            adapter.lam.copy_(torch.from_numpy(arrays[f"init/{name}.lora_E"][:, 0]))
+            adapter.P.copy_(torch.from_numpy(arrays[f"init/{name}.lora_B"].T.copy()))
     n = len(names)
     score = adarank.scores.adalora(case["b1"], case["b2"])
     controller = adarank.RankController(
@@ -94,13 +90,11 @@ def check(spec: dict[str, Any], case: dict[str, Any], arrays: Any, accumulation:
             case["r"] * n, case["target"] * n, case["ti"], case["tf"], case["T"], case["dt"]
         ),
         penalty=adarank.penalties.orthogonality(case["gamma"]),
-        mode="original",
+        variant="original",
     )
     trained = [p for p in model.parameters() if p.requires_grad]
-    if case["opt"] == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, lr=case["lr"], weight_decay=case["wd"])
-    else:
-        optimizer = torch.optim.AdamW(trained, lr=case["lr"], weight_decay=case["wd"])  # betas (0.9, 0.999), eps 1e-8
+    kind: Any = torch.optim.SGD if case["opt"] == "sgd" else torch.optim.AdamW  # betas (0.9, 0.999), eps 1e-8
+    optimizer = kind(trained, lr=case["lr"], weight_decay=case["wd"])
     controller.attach(optimizer)
 
     recorded_steps = arrays["param_after/steps"] if "param_after/steps" in arrays else np.arange(case["T"])
@@ -122,8 +116,8 @@ def check(spec: dict[str, Any], case: dict[str, Any], arrays: Any, accumulation:
         optimizer.step()
         optimizer.zero_grad()
 
-        def worst(key: str, found: Any, expected: Any) -> None:
-            error[key] = max(error[key], float(np.abs(np.asarray(found) - np.asarray(expected)).max()))
+        def worst(key: str, actual: Any, expected: Any) -> None:
+            error[key] = max(error[key], float(np.abs(np.asarray(actual) - np.asarray(expected)).max()))
 
         scores, expected = score.score(controller.buffers, controller.bank).numpy(), arrays["step/scores"][t]
         size = max(float(np.abs(expected).max()), np.finfo(expected.dtype).tiny)
@@ -164,28 +158,30 @@ def make(folder: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--json", type=Path, help="write the findings to this file")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--make", action="store_true", help="record the shipped cases into FOLDER first")
     options = parser.parse_args()
     if options.make:
         make(options.folder)
     if not (options.folder / "spec.json").is_file():
-        print(f"error: FOLDER={options.folder} holds no spec.json; valid: a folder of golden cases", file=sys.stderr)
+        print(f"error: FOLDER must hold a spec.json (got {options.folder})", file=sys.stderr)
         return 2
     spec = json.loads((options.folder / "spec.json").read_text(encoding="utf-8"))
-    found = {}
+    results = {}
     for name, case in spec["cases"].items():
         if not (options.folder / f"{name}.npz").is_file():
-            print(f"error: FOLDER={options.folder} lacks {name}.npz, which its spec.json names", file=sys.stderr)
+            print(
+                f"error: FOLDER must hold {name}.npz, which its spec.json names (got {options.folder})", file=sys.stderr
+            )
             return 2
         with np.load(options.folder / f"{name}.npz", allow_pickle=False) as arrays:
-            found[name] = result = check(spec, case, {key: arrays[key] for key in arrays.files})
+            results[name] = result = check(spec, case, {key: arrays[key] for key in arrays.files})
         errors = "  ".join(f"{key} {value:.1e}" for key, value in result["largest_error"].items())
         counts = "  ".join(f"{key} {value}" for key, value in result["mismatches"].items())
         print(f"{'pass' if result['passed'] else 'FAIL'}  {name}: mismatches: {counts};  largest errors: {errors}")
     if options.json:
-        write_json(options.json, {"versions": {"torch": torch.__version__, "numpy": np.__version__}, "cases": found})
-    return 0 if all(result["passed"] for result in found.values()) else 1
+        write_json(options.json, {"versions": {"torch": torch.__version__, "numpy": np.__version__}, "cases": results})
+    return 0 if all(result["passed"] for result in results.values()) else 1
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ all of them, --shuffles times each. Words after the options go to experiments/ru
 for the adaptive ones alone (init_rank=…, schedule.t_f=…). Finished runs are skipped: the same command goes on.
 
 Cost: seeds · (2 + 2 · shuffles) runs; with experiment=quickstart about a minute each on two CPU cores. At the end the
-paired differences are printed (analysis/dynamics.py) and written to FILE with the value of every run.
+paired differences are printed (analysis/rank_maps.py) and written to FILE with the value of every run.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,8 +25,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from adarank.errors import SettingError  # noqa: E402
-from adarank.harness.files import write_json  # noqa: E402
-from analysis import cells, dynamics, report, terminal, verdicts  # noqa: E402
+from adarank.runs.files import CONFIG, SUMMARY, read_json, write_json  # noqa: E402
+from analysis import export, format_table, rank_maps, report, verdicts  # noqa: E402
 
 
 def run(words: Sequence[str]) -> int:
@@ -36,21 +35,19 @@ def run(words: Sequence[str]) -> int:
 
 
 def runs_in(out: Path, method: str) -> list[dict[str, Any]]:
-    """Every finished run of `method` in `out`. arm: "adaptive", or the map's shuffle; source: the adaptive run's folder;
-    ranks: of the modules sorted by name."""
+    """Every finished run of `method` in `out`. arm: "adaptive" or the shuffle; ranks: of the modules sorted by name."""
     found = []
-    for path in sorted(out.glob(f"{method}-*/summary.json")):
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        allocator = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))["allocator"]
-        mapped = allocator is not None and allocator["_target_"].endswith(".rank_map")
-        shuffled = mapped and allocator["shuffle"] != "none"
+    for path in sorted(out.glob(f"{method}-*/{SUMMARY}")):
+        summary = read_json(path)
+        config = yaml.safe_load((path.parent / CONFIG).read_text(encoding="utf-8"))
+        source, shuffle = config["ranks_from"], config["ranks_shuffle"]
         if summary["status"] == "finished":
             found.append(
                 {
                     "run": path.parent.name,
-                    "arm": allocator["shuffle"] if mapped else "adaptive",
-                    "source": Path(allocator["source"]).name if mapped else None,
-                    "shuffle": allocator["seed"] if shuffled else None,
+                    "arm": shuffle if source else "adaptive",
+                    "source": Path(source).name if source else None,
+                    "shuffle": None if shuffle == "none" else config["ranks_shuffle_seed"],
                     "ranks": [rank for _, rank in sorted(summary["rank"]["final"].items())],
                     **{key: summary[key] for key in ("seed", "steps", "device", "commit", "dirty")},
                     **{key: summary["metric"][key] for key in ("name", "best", "last", "test")},
@@ -63,7 +60,9 @@ def source(out: Path, method: str, seed: int) -> Path:
     """The folder of the adaptive run with this seed. Raises SettingError unless there is exactly one."""
     names = [r["run"] for r in runs_in(out, method) if r["arm"] == "adaptive" and r["seed"] == seed]
     if len(names) != 1:
-        raise SettingError(f"--out {out} holds {len(names)} adaptive runs of seed {seed}; valid: a folder of its own")
+        raise SettingError(
+            f"--out must be a folder with one adaptive run of each seed ({out} holds {len(names)} of seed {seed})"
+        )
     return out / names[0]
 
 
@@ -75,9 +74,9 @@ def measure(
     if status := run(["-m", *common, *adaptive, f"seed={','.join(map(str, seeds))}"]):
         return status
     for seed in seeds:
-        mapped = ["allocator=map", f"allocator.source='{source(out, method, seed)}'", f"seed={seed}"]
-        draws = f"allocator.seed={','.join(map(str, range(shuffles)))}"
-        for more in (["allocator.shuffle=none"], ["allocator.shuffle=within_family,all", draws]):
+        mapped = [f"ranks_from='{source(out, method, seed)}'", f"seed={seed}"]
+        draws = f"ranks_shuffle_seed={','.join(map(str, range(shuffles)))}"
+        for more in ([], ["ranks_shuffle=within_family,all", draws]):
             if status := run(["-m", *common, *mapped, *more]):
                 return status
     return 0
@@ -95,18 +94,18 @@ def main() -> int:
     out = options.out.absolute()
     try:
         if options.shuffles < 1:
-            raise SettingError(f"--shuffles {options.shuffles} shuffles nothing; valid: at least 1")
+            raise SettingError(f"--shuffles must be a whole number of at least 1 (got {options.shuffles})")
         if status := measure(options.method, options.seeds, options.shuffles, options.adaptive, out, words):
             return status
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     _, tables = report.load(out)
-    judged = [verdict for table in tables for verdict in dynamics.verdicts(table)]
-    grid = cells.Grid(dynamics.TITLE, verdicts.HEADER, list(map(verdicts.cells, judged)))
+    judged = [verdict for table in tables for verdict in rank_maps.map_or_dynamics(table)]
+    grid = format_table.TextTable(rank_maps.TITLE, verdicts.HEADER, list(map(verdicts.verdict_cells, judged)))
     record = {"words": words, "adaptive": options.adaptive, "header": grid.header, "differences": grid.rows}
     write_json(options.json, {**record, "runs": runs_in(out, options.method)})
-    print(f"{terminal.grid_text(grid)}\n\n{options.json}")
+    print(f"{export.plain(grid)}\n\n{options.json}")
     return 0
 
 

@@ -18,12 +18,12 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -37,12 +37,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import adarank
 from adarank.errors import SettingError
-from adarank.harness import schema
-from adarank.harness.complaints import sentence
-from adarank.harness.files import write_json
+from adarank.harness.config.messages import sentence
+from adarank.harness.config.spec import Spec, register
+from adarank.harness.config.validate import conf_folder, settle
 from adarank.harness.models import Built
-from adarank.harness.prepare import configured, initial_rank, lr_factor, make_optimizer, prepare
-from adarank.harness.settings import conf_folder, is_low_rank, schedule_steps, settle, train_steps
+from adarank.harness.run.prepare import lr_factor, make_optimizer, prepare
+from adarank.runs.files import write_json
+from analysis.stats import spearman
 
 WIDTH, BLOCKS, ROWS, BATCH = 24, 6, 1024, 64
 PLANTED = {"blocks.1.up": 4, "blocks.3.down": 4, "blocks.2.down": 2, "blocks.5.up": 2}
@@ -83,9 +84,9 @@ def draw_task(seed: int) -> tuple[Network, dict[str, tuple[Tensor, Tensor]]]:
     return base, {split: (x, teacher(x).logits) for split, x in inputs.items()}
 
 
-def settings_of(overrides: Sequence[str]) -> dict[str, Any]:
+def settings_of(overrides: Sequence[str]) -> Spec:
     """Checked settings, as a run's command line would give them."""
-    schema.register()
+    register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         config = compose("config", list(overrides), return_hydra_config=True)
@@ -97,13 +98,13 @@ def settings_of(overrides: Sequence[str]) -> dict[str, Any]:
 
 def with_ranks(overrides: Sequence[str]) -> list[str]:
     """The overrides with ranks that the task asks for: a mean of 1 at the end, up to 4 triplets a module on the way."""
-    own = settings_of(overrides)
-    if own["allocator"] is None:
+    spec = settings_of(overrides)
+    if spec.allocator is None:
         return [*overrides, "rank=1"]
-    if not getattr(configured(own["allocator"]), "keeps_budget", True):
+    if not getattr(spec.allocator(), "keeps_budget", True):
         return [*overrides, f"rank={LARGEST}"]
-    if own["capacity"] > 1:  # it grows, or moves a constant budget
-        return [*overrides, "rank=2", f"capacity={LARGEST}"]
+    if spec.max_rank_factor > 1:  # it grows, or moves a constant budget
+        return [*overrides, "rank=2", f"max_rank_factor={LARGEST}"]
     return [*overrides, "rank=1", f"init_rank={LARGEST}"]
 
 
@@ -114,25 +115,27 @@ def batches(x: Tensor, y: Tensor, seed: int) -> Iterator[dict[str, Tensor]]:
             yield {"x": x[rows], "labels": y[rows]}
 
 
-def trial(settings: Mapping[str, Any], lr: float, seed: int, steps: int) -> dict[str, Any]:
+def trial(spec: Spec, lr: float) -> dict[str, Any]:
     """One training run: test and dev loss ÷ the untrained student's, and the ranks at the end."""
+    seed, config = spec.seed, replace(spec.train, lr=lr)
     base, splits = draw_task(seed)
     start = {split: base(**dict(zip(("x", "labels"), pair, strict=True))).loss.item() for split, pair in splits.items()}
     torch.manual_seed(seed)
-    looks = batches(*splits["train"], seed + 2**31)
-    prepared = prepare(Built(base, None, []), "all-linear", settings, torch.device("cpu"), looks)
-    model, controller, plan = prepared.model, prepared.controller, settings["train"]
-    optimizer = make_optimizer(model, prepared.adapters, lr, plan["weight_decay"], plan["lr_ratio"])
+    init_batches = batches(*splits["train"], seed + 2**31)
+    prepared = prepare(Built(base, None, []), "all-linear", spec, torch.device("cpu"), init_batches)
+    model, controller = prepared.model, prepared.controller
+    optimizer = make_optimizer(model, prepared.adapters, config)
     if controller is not None:
         controller.attach(optimizer)
-    factor = lr_factor(plan["decay"], train_steps(settings)["warmup"], steps)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(config))
     model.train()
-    for _, batch in zip(range(steps), batches(*splits["train"], seed), strict=False):
+    for _, batch in zip(range(config.steps), batches(*splits["train"], seed), strict=False):
         model(**batch).loss.backward()
         if controller is not None:
             controller.after_backward()
-        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], plan["clip"] or math.inf)
+        nn.utils.clip_grad_norm_(
+            [p for g in optimizer.param_groups for p in g["params"]], config.max_grad_norm or math.inf
+        )
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -142,46 +145,28 @@ def trial(settings: Mapping[str, Any], lr: float, seed: int, steps: int) -> dict
     return {"lr": lr, **found, "ranks": adarank.ranks(model)}
 
 
-def places(values: Sequence[float]) -> np.ndarray:
-    """The place of each value from the smallest; equal ones share the mean of theirs."""
-    array = np.asarray(values, dtype=float)
-    return np.array([(array < v).sum() + ((array == v).sum() - 1) / 2 for v in array])
-
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, ties included; None where one side is constant."""
-    first, second = places(a), places(b)
-    if first.std() == 0 or second.std() == 0:
-        return None
-    return float(np.corrcoef(first, second)[0, 1])
-
-
 def measure(
     overrides: Sequence[str], seed: int, steps: int = STEPS, rates: Sequence[float] = RATES, rank: int | None = None
 ) -> dict[str, Any]:
-    """The row of one method and seed; rank: another than the task asks for. Raises SettingError where its settings cannot
-    be used here."""
+    """The row of one method and seed; rank: another than the task asks for. SettingError where it has no place here."""
     began = time.process_time()
     ranks = with_ranks(overrides) if rank is None else [*overrides, f"rank={rank}"]
     overrides = [*ranks, f"train.steps={steps}", f"seed={seed}"]
-    settings = settings_of(overrides)
-    if settings["allocator"] is not None:
-        settings["init_rank"] = initial_rank(settings)
-        settings["schedule"].update(schedule_steps(settings))
-    trials = [trial(settings, lr, seed, steps) for lr in rates]
+    spec = settings_of(overrides)
+    trials = [trial(spec, lr) for lr in rates]
     best = min(trials, key=lambda t: t["dev"] if math.isfinite(t["dev"]) else math.inf)
     found = best["ranks"]
     kept = sum(found.values())
-    budgeted = settings["allocator"] is None or getattr(configured(settings["allocator"]), "keeps_budget", True)
+    budgeted = spec.allocator is None or getattr(spec.allocator(), "keeps_budget", True)
     return {
         "overrides": list(overrides),
         "seed": seed,
-        "rank": settings["rank"],
-        "adaptive": settings["allocator"] is not None,
+        "rank": spec.rank,
+        "adaptive": spec.adaptive,
         "lr": best["lr"],
         "loss": best["test"],
         "dev_losses": {str(t["lr"]): t["dev"] for t in trials},
-        "budget": settings["rank"] * len(found) if budgeted else None,
+        "budget": spec.rank * len(found) if budgeted else None,
         "kept": kept,
         "share": sum(found[name] for name in PLANTED) / kept if kept else None,
         "spearman": spearman(list(found.values()), [PLANTED.get(name, 0) for name in found]),
@@ -198,12 +183,12 @@ def measure_lora(rank: int, seed: int, **how: Any) -> dict[str, Any]:
 def why_not(overrides: Sequence[str]) -> str | None:
     """Why these settings have no place here, None where they have."""
     try:
-        settings = settings_of(overrides)
+        spec = settings_of(overrides)
     except (SettingError, HydraException, OmegaConfBaseException) as error:
         return sentence(error)
-    if settings["adapter"] is None:
+    if spec.adapter is None:
         return "it has no adapter"
-    return None if is_low_rank(settings) else "its adapter has no triplets"
+    return None if spec.low_rank else "its adapter has no triplets"
 
 
 def options(group: str) -> list[str]:

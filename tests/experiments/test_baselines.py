@@ -120,14 +120,14 @@ def test_lora_from_rank_4_to_64_with_alpha_and_dropout(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["method=lora", "rank=129"], "rank=129 is larger than the smaller side of"),
-        (["method=lora_pruned", "rank=100"], "init_rank=150 is larger than the smaller side of"),
+        (["method=lora", "rank=129"], "rank must be a whole number from 1 to 128, the smaller side of"),
+        (["method=lora_pruned", "rank=100"], "init_rank must be a whole number from 1 to 128, the smaller side of"),
         (["method=rslora", "adapter.alpha=null"], "rslora=true needs alpha"),
-        (["method=lora", "adapter.alpha=0"], "alpha=0 is no scale"),
+        (["method=lora", "adapter.alpha=0"], "alpha must be a number above 0"),
         (["method=bitfit", "model=tiny_llama"], "has no bias, so BitFit would train nothing"),
         (["method=houlsby", "adapter.places=[dens]"], "places='dens' matches no projection or LayerNorm; near names: dense"),
-        (["method=houlsby", "targets=modules", "target_modules=[qurey]"], "'qurey' matches no module"),
-        (["method=lora_pruned", "pruned=learning"], "pruned='learning' has no meaning for adapter='lora'"),
+        (["method=houlsby", "target_modules=[qurey]"], "'qurey' matches no module"),
+        (["method=lora_pruned", "pruned_triplets=trainable"], "pruned_triplets must be frozen or masked with adapter='lora'"),
         (["method=bitfit", "score=adalora"], "score has no effect with method=bitfit: its adapter has no triplets"),
     ],
 )  # fmt: skip

@@ -6,9 +6,10 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from adarank.harness.settings import conf_folder
+from adarank.harness.config.validate import conf_folder
 from adarank.harness.sweep import count_jobs
 from tests.experiments.test_run import inside, summaries
+from tests.representatives import representatives
 
 FOLDER = conf_folder() / "experiment"
 SWEEPS = sorted(p.stem for p in FOLDER.glob("*.yaml") if "hydra:" in p.read_text())
@@ -40,7 +41,7 @@ def test_its_head_says_how_many_jobs_and_the_command(name):
     assert f"python experiments/run.py -m experiment={name} out=" in head
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("name", representatives(SWEEPS, ("ablate_score", "controls", "lr_grid_full")))
 def test_one_job_of_it_runs(name, tmp_path):
     inside(f"experiment={name}", *first_job(name), "tiny=true", f"out={tmp_path}")
     (summary,) = summaries(tmp_path).values()

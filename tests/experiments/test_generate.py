@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import adarank
-from adarank.harness.kinds import generate
+from adarank.harness.data.task_types import generate
 from adarank.harness.models import tiny
 from tests.experiments.test_run import inside
+from tests.representatives import representatives
 
 TINY = ("model=tiny_llama", "tiny=true", "model.width=32", "rank=2")
 ANSWER = "Two and {0} is {1}.\n#### {1}"
@@ -40,7 +41,7 @@ def run(data, task, out, *words, status=0):
     return done, [json.loads(path.read_text()) for path in found], [path.parent for path in found]
 
 
-@pytest.mark.parametrize("method", ["lora", "adalora", "full", "qlora"])
+@pytest.mark.parametrize("method", representatives(["lora", "adalora", "full", "qlora"], ("adalora", "full")))
 def test_every_task_runs(data, method, tmp_path):
     if method == "qlora":
         pytest.importorskip("bitsandbytes")
@@ -65,9 +66,9 @@ def test_every_task_runs(data, method, tmp_path):
 
 
 def test_checkpointed_activations_accumulation_and_an_init_that_looks_at_data(data, tmp_path):
-    words = ("method=eva", "train.accumulation=2", "train.batch_size=4")
+    words = ("method=eva", "train.gradient_accumulation_steps=2", "train.batch_size=4")
     _, (plain,), _ = run(data, "instruct", tmp_path / "a", *words)
-    _, (again,), _ = run(data, "instruct", tmp_path / "b", *words, "train.checkpoint_activations=true")
+    _, (again,), _ = run(data, "instruct", tmp_path / "b", *words, "train.gradient_checkpointing=true")
     assert again["test"]["loss"] == pytest.approx(plain["test"]["loss"], rel=1e-5)
 
 
@@ -82,13 +83,13 @@ def test_what_decides_an_answer_decides_the_folder_s_name(data, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["model=tiny_bert"], "model=tiny_bert (architecture bert) is no causal language model"),
-        (["method=head"], "method=head trains the head alone, and LlamaForCausalLM has none"),
+        (["model=tiny_bert"], "model=tiny_bert must be a causal language model"),
+        (["method=head"], "there is no head to train: LlamaForCausalLM has none of its own"),
         (["method=bitfit"], "LlamaForCausalLM has no bias"),
-        (["task.max_tokens=20"], "task.max_tokens=20: prompt 10 of train takes 41 tokens"),
-        (["task.metric=f1"], "task.metric=f1 is not known; valid: loss, bleu"),
-        (["task.max_new_tokens=0"], "task.max_new_tokens=0 leaves nothing"),
-        (["task.path=/nowhere"], "task.path=/nowhere is not there"),
+        (["task.max_tokens=20"], "task.max_tokens must be more than 41, the tokens of prompt 10 of train"),
+        (["task.metric=f1"], "task.metric must be one of loss, bleu"),
+        (["task.max_new_tokens=0"], "task.max_new_tokens must be at least 1 (got 0)"),
+        (["task.path=/nowhere"], "task.path must be a folder with the task's files (/nowhere does not exist)"),
     ],
 )
 def test_what_makes_no_sense_gets_one_sentence(words, says, data, tmp_path):

@@ -1,30 +1,38 @@
-"""Every method of conf/method trains from the command line: one sweep, as a user types it."""
+"""Methods of conf/method train from the command line; among the slow tests every one, in one sweep as a user types it."""
 
 import pytest
 
-from adarank.harness.settings import conf_folder
+from adarank.harness.config.validate import conf_folder
 from tests.experiments.test_run import inside, summaries
+from tests.representatives import representatives
 
 METHODS = sorted(path.stem for path in (conf_folder() / "method").glob("*.yaml"))
 WITHOUT_RANK = {"full", "head", "bitfit", "houlsby", "pfeiffer"}
 WITHOUT_BUDGET = {"sora"}
 
 
+DEFAULT = ("full", "lora", "adalora", "increlora", "sora", "eva")  # test_baselines.py trains nine more
+SMALL = ("tiny=true", "rank=4", "seed=0")
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    out = tmp_path_factory.mktemp("methods")
-    inside("-m", "method=glob(*)", "tiny=true", "rank=4", "seed=0", f"out={out}")
-    return {summary["method"]: (out / name, summary) for name, summary in summaries(out).items()}
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("methods")
 
 
-def test_one_command_runs_every_method(found):
-    assert sorted(found) == METHODS
-    assert {summary["status"] for _, summary in found.values()} == {"finished"}
+@pytest.mark.slow
+def test_one_command_runs_every_method(out):
+    inside("-m", "method=glob(*)", *SMALL, f"out={out}")
+    found = summaries(out).values()
+    assert sorted(summary["method"] for summary in found) == METHODS
+    assert {summary["status"] for summary in found} == {"finished"}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_it_keeps_its_budget_and_can_be_loaded_again(method, found):
-    folder, summary = found[method]
+@pytest.mark.parametrize("method", representatives(METHODS, DEFAULT))
+def test_it_keeps_its_budget_and_can_be_loaded_again(method, out):
+    inside(f"method={method}", *SMALL, f"out={out}")  # skipped where the sweep has trained it
+    ((folder, summary),) = ((out / name, s) for name, s in summaries(out).items() if s["method"] == method)
+    assert summary["status"] == "finished"
     rank = summary["rank"]
     if method in WITHOUT_RANK:
         assert rank is None

@@ -11,16 +11,18 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from adarank.harness import schema
-from adarank.harness.prepare import configured, initial_rank
-from adarank.harness.settings import adapts, conf_folder, schedule_steps, settle, train_steps
+from adarank.harness.config.spec import register
+from adarank.harness.config.validate import conf_folder, settle
 from adarank.harness.sweep import count_jobs
 from tests.experiments.test_run import ROOT, inside, summaries
-from tests.harness.tasks import official_glue, squad_folder
-from tests.test_conf import NEEDS, composed
+from tests.harness.config.test_validate import composed
+from tests.harness.data.tasks import official_glue, squad_folder
+from tests.representatives import representatives
+from tests.test_conf import NEEDS
 
 FOLDER = conf_folder() / "experiment" / "paper"
 TABLES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+DEFAULT = ("adalora_table1", "adalora_table2", "adalora_table3", "metamathqa")  # each with another type of task
 NEWS = "".join(json.dumps({"document": f"A {word} day. More.", "summary": word}) + "\n" for word in ("fine", "grey"))
 ONCE = ("seed", "train.lr", "rank")  # numbers, whose first value stands for all
 SUMS = "".join(json.dumps({"question": f"{i} + {i}?", "answer": f"Add.\n#### {2 * i}"}) + "\n" for i in range(1, 5))
@@ -29,7 +31,7 @@ SUMS = "".join(json.dumps({"question": f"{i} + {i}?", "answer": f"Add.\n#### {2 
 @cache
 def swept(table):
     """The words of its own sweep, as composed: those of the files it includes, too."""
-    schema.register()
+    register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(FOLDER.parents[1]), version_base="1.3"):
         config = compose("config", [f"experiment=paper/{table}"], return_hydra_config=True)
@@ -67,20 +69,19 @@ def test_its_head_says_what_it_costs_and_the_command(table):
     assert re.search(r"arXiv \d{4}\.\d{5}|huggingface/peft", head) or "The control of" in head
     assert "xpected" in head
     text = " ".join(line.removeprefix("# ") for line in head.splitlines())
-    assert "not exercised here but for tiny=true" in text
+    assert "tested here only with tiny=true" in text
     assert f"`{table}`" in (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", representatives(TABLES, DEFAULT))
 def test_every_job_settles_at_full_size(table):
     for words in jobs(table):
-        settings = settled(table, words)
-        assert train_steps(settings)["eval_every"] <= settings["train"]["steps"]
-        if adapts(settings):
-            budgets = {"initial": 72 * initial_rank(settings), "final": 72 * settings["rank"]}
-            steps = schedule_steps(settings)
-            curve = configured({**settings["schedule"], **steps}, **budgets, total=settings["train"]["steps"])
-            assert curve.budget(settings["train"]["steps"] - 1) == 72 * settings["rank"]
+        spec = settled(table, words)
+        assert spec.train.eval_steps <= spec.train.steps
+        if spec.adaptive:
+            budgets = {"initial": 72 * spec.initial_rank, "final": 72 * spec.rank}
+            curve = spec.schedule(**budgets, total=spec.train.steps)
+            assert curve.budget(spec.train.steps - 1) == 72 * spec.rank
 
 
 TABLE_8 = {  # AdaLoRA's: task: rows, then lr, batch, epochs, γ, t_i, ΔT, t_f
@@ -111,19 +112,19 @@ def test_adalora_s_settings_are_those_of_its_table_and_its_scripts(table, task):
     rows, lr, batch, epochs, gamma, t_i, interval, t_f = TABLE_8[task]
     alpha, length, dropout, decay, warmup, differs, initial = SCRIPTS[task]
     script = table.endswith("script")
-    settings = settled(table, ["method=adalora", f"task={task}", "rank=1" if script else "rank=8", "seed=6"])
-    train, adapter, model = settings["train"], settings["adapter"], settings["model"]
+    spec = settled(table, ["method=adalora", f"task={task}", "rank=1" if script else "rank=8", "seed=6"])
+    train, adapter, model = spec.train, spec.adapter.settings, spec.model.settings
     changed = differs if script else {}
-    assert (train["lr"], train["batch_size"]) == (changed.get("lr", lr), batch)
-    assert train["steps"] == epochs * math.ceil(rows / batch)
-    assert train_steps(settings)["warmup"] == warmup
-    assert settings["penalty"]["gamma"] == changed.get("gamma", gamma)
-    assert [settings["schedule"][key] for key in ("t_i", "interval", "t_f")] == [t_i, interval, t_f]
-    assert (adapter["alpha"], settings["task"]["max_length"], train["weight_decay"]) == (alpha, length, decay)
+    assert (train.lr, train.batch_size) == (changed.get("lr", lr), batch)
+    assert train.steps == epochs * math.ceil(rows / batch)
+    assert spec.train.warmup_steps == warmup
+    assert spec.penalty.settings["gamma"] == changed.get("gamma", gamma)
+    assert [spec.schedule.settings[key] for key in ("t_i", "interval", "t_f")] == [t_i, interval, t_f]
+    assert (adapter["alpha"], spec.task.settings["max_length"], train.weight_decay) == (alpha, length, decay)
     assert (model["name"], model["head_dropout"]) == ("microsoft/deberta-v3-base", dropout)
-    assert initial_rank(settings) == (initial if script else 12)
-    assert settings["allocator"]["_target_"].rpartition(".")[2] == ("threshold" if script else "global_top")
-    assert (settings["mode"], settings["targets"], settings["score"]["beta1"]) == ("original", "all", 0.85)
+    assert spec.initial_rank == (initial if script else 12)
+    assert spec.allocator.name == "threshold"  # the original code's rule
+    assert (spec.variant, spec.targets, spec.score.settings["beta1"]) == ("original", "all", 0.85)
 
 
 TABLES_10_AND_13 = {  # AdaLoRA's: task: lr, batch, steps, t_i, t_f; α, length, start of the script; its rank and t_f
@@ -138,17 +139,17 @@ TABLES_10_AND_13 = {  # AdaLoRA's: task: lr, batch, steps, t_i, t_f; α, length,
 def test_adalora_s_settings_beyond_glue(task):
     lr, batch, steps, t_i, t_f, alpha, length, ranks, script_t_f = TABLES_10_AND_13[task]
     table = "adalora_table2" if task.startswith("squad") else "adalora_table3"
-    settings = settled(table, ["method=adalora", f"task={task}", "rank=1", "seed=0"])
-    train, schedule = settings["train"], settings["schedule"]
-    assert (train["lr"], train["batch_size"], train["steps"]) == (lr, batch, steps)
+    spec = settled(table, ["method=adalora", f"task={task}", "rank=1", "seed=0"])
+    train, schedule = spec.train, spec.schedule.settings
+    assert (train.lr, train.batch_size, train.steps) == (lr, batch, steps)
     assert (schedule["t_i"], schedule["t_f"], schedule["interval"]) == (t_i, t_f, 100)
-    assert (settings["adapter"]["alpha"], settings["penalty"]["gamma"]) == (alpha, 0.1)
-    assert length in (settings["task"].get("max_length"), settings["task"].get("max_tokens"))
+    assert (spec.adapter.settings["alpha"], spec.penalty.settings["gamma"]) == (alpha, 0.1)
+    assert length in (spec.task.settings.get("max_length"), spec.task.settings.get("max_tokens"))
     if ranks:
         script = settled(f"{table}_script", [f"task={task}", "seed=9"])
-        assert (script["rank"], script["init_rank"]) == ranks
-        assert script["schedule"]["t_f"] == script_t_f
-        assert script["train"] == train
+        assert (script.rank, script.init_rank) == ranks
+        assert script.schedule.settings["t_f"] == script_t_f
+        assert script.train == train
 
 
 TABLE_9 = {  # LoRA's: task: rows, then lr, batch, epochs, length of base and of large
@@ -168,13 +169,13 @@ TABLE_9 = {  # LoRA's: task: rows, then lr, batch, epochs, length of base and of
 def test_lora_s_settings_are_those_of_its_table(table, task):
     large = table.endswith("large")
     rows, lr, batch, epochs, length = TABLE_9[task][0], *TABLE_9[task][2 if large else 1]
-    settings = settled(table, [f"task={task}", "seed=0"])
-    train = settings["train"]
-    assert (train["lr"], train["batch_size"], settings["task"]["max_length"]) == (lr, batch, length)
-    assert train["steps"] == epochs * math.ceil(rows / batch)
-    assert train["eval_every"] * epochs == train["steps"]
-    assert (settings["rank"], settings["adapter"]["alpha"]) == (8, 16 if large else 8)
-    assert (settings["targets"], settings["method"], train["warmup"]) == ("qv", "lora", 0.06)
+    spec = settled(table, [f"task={task}", "seed=0"])
+    train = spec.train
+    assert (train.lr, train.batch_size, spec.task.settings["max_length"]) == (lr, batch, length)
+    assert train.steps == epochs * math.ceil(rows / batch)
+    assert train.eval_every * epochs == train.steps
+    assert (spec.rank, spec.adapter.settings["alpha"]) == (8, 16 if large else 8)
+    assert (spec.targets, spec.method, train.warmup) == ("qv", "lora", 0.06)
 
 
 def data(task, folder):
@@ -203,7 +204,7 @@ def data(task, folder):
     return official_glue.write(folder), []
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", representatives(TABLES, DEFAULT))
 def test_one_job_of_it_runs(table, tmp_path):
     (tmp_path / "data").mkdir()
     words = jobs(table)[0]

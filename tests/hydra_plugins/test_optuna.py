@@ -77,7 +77,7 @@ def test_rates_that_were_interrupted_come_first():
 
 
 def test_no_interval_is_refused():
-    with pytest.raises(Exception, match=r"hydra.sweeper.around=1 leaves no interval; valid: above 1"):
+    with pytest.raises(Exception, match=r"hydra.sweeper.around must be greater than 1 \(got 1\)"):
         Study(1, "sqlite:///x", 2)
 
 

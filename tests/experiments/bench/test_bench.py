@@ -17,8 +17,7 @@ from experiments.bench.pairs import interleave, ratio
 def small(monkeypatch):
     pytest.importorskip("peft")
     tiny = {"encoder_6x384": ("bert", 2, 64, 50), "decoder_6x384": ("llama", 1, 64, 50)}
-    for module in (workload, step, memory, inference):
-        monkeypatch.setattr(module, "MODELS", tiny)
+    monkeypatch.setattr(workload, "MODELS", tiny)
 
 
 def command(module, *arguments):
@@ -49,7 +48,7 @@ def test_inference_measures_every_contender_at_every_batch(tmp_path):
     target = tmp_path / "inference.json"
     assert command(inference, "--rounds", 3, "--batches", "1x8", "2x8", "--json", target) == 0
     models = json.loads(target.read_text())["models"]
-    assert set(models) == set(inference.MODELS)
+    assert set(models) == set(workload.MODELS)
     for results in models.values():
         assert [r["batch"] for r in results] == [[1, 8], [2, 8]]
         for found in results:

@@ -1,19 +1,25 @@
 """AdaLoRA's Table 1: the tiny scale by the command, and what is said of the differences."""
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 from scipy.stats import t as student
 
-from adarank.harness.settings import settle
+from adarank.harness.config.validate import settle
 from experiments import protocol
+from experiments.pack import record_files, write_record
 from experiments.reproduce import adalora_table1 as table1
-from tests.test_conf import composed
+from tests.experiments.test_run import main as run_main
+from tests.harness.config.test_validate import composed
+from tests.representatives import representatives
 
 ROOT = Path(__file__).resolve().parents[3]
 CONTENT = yaml.safe_load((ROOT / "experiments" / "reproduce" / "adalora_table1.yaml").read_text())
@@ -30,13 +36,30 @@ def cola(tmp_path_factory):
     return folder.parent
 
 
-def call(cola, out, results, *words):
-    command = [sys.executable, str(ROOT / "experiments" / "reproduce" / "adalora_table1.py"), "--scale", "tiny"]
-    command += ["--data", str(cola), "--tasks", "cola", "--out", str(out), "--results", str(results), *words]
+def in_processes(words):
+    """The script and each of its sweeps in a process of its own."""
+    command = [sys.executable, str(ROOT / "experiments" / "reproduce" / "adalora_table1.py"), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=500)
 
 
-def test_tiny_goes_through_and_a_second_call_trains_nothing(cola, tmp_path):
+def in_this_one(words):
+    """The same without a start, and with pages without figures."""
+    out, err = io.StringIO(), io.StringIO()
+    sweeps = SimpleNamespace(run=lambda command: SimpleNamespace(returncode=run_main(command[2:])))
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(protocol, "subprocess", sweeps)
+        patch.setattr("analysis.figures.figures", lambda *_: iter(()))
+        patch.setattr(sys, "argv", ["adalora_table1.py", *words])
+        status = table1.main()
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+@pytest.mark.parametrize("how", representatives([in_this_one, in_processes], 1))
+def test_tiny_goes_through_and_a_second_call_trains_nothing(how, cola, tmp_path):
+    def call(cola, out, results, *words):
+        fixed = ["--scale", "tiny", "--data", str(cola), "--tasks", "cola"]
+        return how([*fixed, "--out", str(out), "--results", str(results), *words])
+
     out, results = tmp_path / "out", tmp_path / "results"
     done = call(cola, out, results)
     assert done.returncode == 0, done.stderr
@@ -48,7 +71,7 @@ def test_tiny_goes_through_and_a_second_call_trains_nothing(cola, tmp_path):
     assert "cola, r = 2, AdaLoRA − lora" in done.stdout
     assert "of 3 pairs; paper +1.33" in done.stdout
     assert "Not a reproduction: a random model" in done.stdout
-    records = sorted(results.rglob("*-s*.json"))
+    records = record_files(results)
     assert len(records) == 14
     before = {path: path.read_bytes() for path in records}
 
@@ -56,7 +79,7 @@ def test_tiny_goes_through_and_a_second_call_trains_nothing(cola, tmp_path):
     again = call(cola, tmp_path / "elsewhere", results, "hydra/launcher=basic")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("finished already") == 14
-    assert {path: path.read_bytes() for path in sorted(results.rglob("*-s*.json"))} == before
+    assert {path: path.read_bytes() for path in record_files(results)} == before
 
     read = call(cola, tmp_path / "nowhere", results, "--read")
     assert read.returncode == 0
@@ -66,7 +89,7 @@ def test_tiny_goes_through_and_a_second_call_trains_nothing(cola, tmp_path):
         assert "cola" in page.read_text(encoding="utf-8")
     empty = call(cola, tmp_path / "void", tmp_path / "nothing", "--read")
     assert (empty.returncode, empty.stdout) == (2, "")
-    assert "holds no run; valid: a folder that this command has filled" in empty.stderr
+    assert "--results must be a folder that this command has filled" in empty.stderr
     assert read.stdout.splitlines()[-2:] == done.stdout.splitlines()[-2:]
 
 
@@ -99,20 +122,17 @@ def test_the_paper_s_scale_is_settled(method):
     budget = None if method == "full" else 2
     words = protocol.words(protocol.settings_of(study, "cola", method, budget))
     config, choices = composed(words)
-    settings = settle(config, words, choices)
-    assert settings["train"]["steps"] == 6700
-    assert settings["holdout"] == 0.05
+    spec = settle(config, words, choices)
+    assert spec.train.steps == 6700
+    assert spec.holdout == 0.05
     if method == "adalora":
-        assert (settings["schedule"]["t_i"], settings["adapter"]["alpha"]) == (800, None)
+        assert (spec.schedule.settings["t_i"], spec.adapter.settings["alpha"]) == (800, None)
 
 
 def record(folder, method, rank, seed, test, last):
-    folder = folder / "seeds" / "cola" / method
-    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "seeds" / "cola" / method / f"{method}-{rank}-s{seed}.json.gz"
     summary = {"metric": {"test": test, "test_last": last}}
-    (folder / f"{method}-{rank}-s{seed}.json").write_text(
-        json.dumps({"config": {"rank": rank, "seed": seed}, "summary": summary})
-    )
+    write_record(file, {"config": {"rank": rank, "seed": seed}, "summary": summary})
 
 
 def test_a_cell_is_the_paired_difference_with_student_s_interval(tmp_path):

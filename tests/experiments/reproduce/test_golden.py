@@ -83,4 +83,4 @@ def test_the_reference_reproduces_what_is_shipped(tmp_path):
 
 def test_a_folder_without_cases_is_one_sentence_and_status_2(tmp_path, capsys):
     assert command(tmp_path) == 2
-    assert "holds no spec.json" in capsys.readouterr().err
+    assert "must hold a spec.json" in capsys.readouterr().err

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from adarank.harness import app
 from experiments.reproduce import map_or_dynamics
+from tests.experiments.test_run import main
 
 
 def call(monkeypatch, *arguments):
@@ -14,10 +14,7 @@ def call(monkeypatch, *arguments):
 
     def run(words):
         commands.append(words)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sys.argv", ["run.py", *words])
-            patch.setenv("HYDRA_FULL_ERROR", "1")
-            return app.main()
+        return main(words)
 
     monkeypatch.setattr(map_or_dynamics, "run", run)
     monkeypatch.setattr("sys.argv", ["map_or_dynamics.py", *map(str, arguments)])
@@ -65,6 +62,6 @@ def test_the_comparison_is_made_and_goes_on_from_what_is_there(monkeypatch, tmp_
 def test_what_cannot_be_compared_is_one_sentence(monkeypatch, tmp_path, capsys):
     status, commands = call(monkeypatch, "--shuffles", 0, "--out", tmp_path, "--json", tmp_path / "f.json")
     assert (status, commands) == (2, [])
-    assert capsys.readouterr().err == "error: --shuffles 0 shuffles nothing; valid: at least 1\n"
-    with pytest.raises(map_or_dynamics.SettingError, match="holds 0 adaptive runs of seed 7"):
+    assert capsys.readouterr().err == "error: --shuffles must be a whole number of at least 1 (got 0)\n"
+    with pytest.raises(map_or_dynamics.SettingError, match="holds 0 of seed 7"):
         map_or_dynamics.source(tmp_path, "adalora", 7)
