@@ -1,4 +1,4 @@
-# make demo | make test | make check | make test-slow. See README.md.
+# `make` lists the targets. Settings of every target that needs an environment:
 #   TORCH=keep      use the torch that $(PYTHON) already has, instead of the tested version
 #   PIP_ARGS=…      passed to pip, e.g. PIP_ARGS="--index-url …" for a CPU-only torch
 PYTHON ?= python3
@@ -15,31 +15,35 @@ ifneq ($(wildcard ../shared),)
 export ADARANK_SHARED ?= $(abspath ../shared)
 endif
 
-.PHONY: demo test test-slow test-gpu check lint types clean
+.PHONY: help demo test test-slow test-gpu check lint types clean
+.DEFAULT_GOAL := help
 
-demo: $(READY)
+help:  ## List the targets.
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
+
+demo: $(READY)  ## Train full fine-tuning, LoRA and AdaLoRA on MiniLM-L6 and sentence polarity, two seeds, and report.
 	$(BIN)/python experiments/run.py -m experiment=quickstart method=full,lora,adalora seed=0,1 out=$(OUT) tracker=wandb tracker.mode=offline
 	$(BIN)/python analysis/compare.py $(OUT)
 
-test: $(READY)
+test: $(READY)  ## Run the default tests: every contract with one case or a few, in about five minutes on two cores.
 	$(BIN)/python -m pytest
 
-test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+test-slow: $(READY)  ## Run the tests marked slow: all further cases, kills, several processes, and all examples of property tests.
+	$(BIN)/python -m pytest -m slow --hypothesis-profile=full
 
-test-gpu: $(READY)
+test-gpu: $(READY)  ## Run the tests that need a GPU.
 	$(BIN)/python -m pytest -m gpu -n 0
 
-lint: $(READY)
+lint: $(READY)  ## Check the code with ruff, and its format.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(READY)
+types: $(READY)  ## Check the types with mypy.
 	$(BIN)/mypy
 
-check: lint types test
+check: lint types test  ## Run lint, types and test: the gate for changes.
 
-clean:
+clean:  ## Delete the environment, runs/ and the caches.
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
 
 $(READY): pyproject.toml constraints.txt

@@ -12,9 +12,24 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import yaml
+from hypothesis import is_hypothesis_test, settings
 from torch import nn
 
 torch.set_num_threads(1)
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the suite composes hundreds of configurations
+settings.register_profile("few", deadline=None, max_examples=25)
+settings.register_profile("full", deadline=None, max_examples=100)
+settings.load_profile("few")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Property tests run by default with few examples, and with all of them among the slow tests."""
+    if config.getoption("hypothesis_profile") == "full":
+        for item in items:
+            if is_hypothesis_test(getattr(item, "obj", None)):
+                item.add_marker(pytest.mark.slow)
 
 
 class Block(nn.Module):

@@ -15,8 +15,9 @@ import pytest
 import torch
 import yaml
 
-from analysis.probe import agreement
+from analysis.score_fidelity import agreement
 from analysis.stats import mean_interval
+from experiments.pack import read_record, record_files
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -80,7 +81,7 @@ def test_the_methods_default_to_the_learning_rates_of_the_committed_search():
 
 
 def test_three_inits_default_to_the_learning_rates_of_the_committed_trials():
-    trials = [json.loads(path.read_text()) for path in (RESULTS / "inits_lr").glob("*.json")]
+    trials = list(map(read_record, record_files(RESULTS / "inits_lr")))
     for method in ("pissa", "olora", "lora_ga"):
         found = {
             t["config"]["train"]["lr"]: t["summary"]["metric"]["best"]
@@ -111,7 +112,7 @@ def test_the_findings_print_the_levels_of_every_control():
     kinds = sorted((RESULTS / "controls" / "seeds" / "rotten_tomatoes").iterdir())
     assert len(kinds) == 9
     for kind in kinds:
-        metrics = [json.loads(f.read_text())["summary"]["metric"] for f in kind.glob("*.json")]
+        metrics = [run["summary"]["metric"] for run in map(read_record, record_files(kind))]
         assert len(metrics) == 10
         cells = [mean_interval([metric[key] for metric in metrics]) for key in ("test", "test_last")]
         best, last = (f"{middle:.3f} ± {half:.3f}".replace("0.", ".") for middle, half in cells)
@@ -127,8 +128,8 @@ def test_the_findings_print_what_the_scores_foresee():
         "fisher": "Fisher",
         "spectral_entropy": "spectral entropy",
     }
-    files = sorted((RESULTS / "controls" / "seeds" / "rotten_tomatoes" / "adalora").glob("*.json"))
-    probes = [json.loads(file.read_text())["measures"]["probe.json"] for file in files]
+    files = record_files(RESULTS / "controls" / "seeds" / "rotten_tomatoes" / "adalora")
+    probes = [read_record(file)["measures"]["probe.json"] for file in files]
     assert len(probes) == 10
     for name in probes[0]["scores"]:
         found = [agreement(np.array(p["scores"][name]), np.array(p["rise"])) for p in probes]
@@ -140,8 +141,7 @@ def test_the_findings_print_what_the_scores_foresee():
 def test_the_findings_print_who_forgets():
     page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
     for kind in ("full", "lora", "lora_high", "para", "adalora", "uniform", "random"):
-        files = (RESULTS / "controls" / "seeds" / "rotten_tomatoes" / kind).glob("*.json")
-        runs = [json.loads(file.read_text()) for file in files]
+        runs = list(map(read_record, record_files(RESULTS / "controls" / "seeds" / "rotten_tomatoes" / kind)))
         probed = [run["measures"]["forgetting.json"]["stsb"] for run in runs]
         values = [run["summary"]["metric"]["test"] for run in runs], [stsb["after"] for stsb in probed]
         cells = [f"{middle:.3f} ± {half:.3f}".replace("0.", ".") for middle, half in map(mean_interval, values)]
@@ -180,13 +180,14 @@ def test_a_score_is_added_in_the_three_steps_that_contributing_names(tmp_path):
         )
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    tests = ["-m", "pytest", "-q", "-n", "0", "-k", "lengths", "tests/scores/test_contract.py", "tests/test_conf.py"]
-    run = ["experiments/run.py", "method=adalora", "score=lengths", "tiny=true", "train.steps=8", "out=out"]
-    for words in (tests, run):
-        done = subprocess.run(
-            [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    tests = ["-q", "-n", "0", "-k", "lengths", "tests/scores/test_contract.py", "tests/test_conf.py"]
+    run = ["run.py", "method=adalora", "score=lengths", "tiny=true", "train.steps=8", "out=out"]
+    code = f"import sys, pytest; from adarank.harness import app; tests = pytest.main({tests}); sys.argv = {run}\n"
+    code += "sys.exit(tests or app.main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(tmp_path.glob("out/*/summary.json"))) == 1
 
 
@@ -232,10 +233,10 @@ def test_the_sweeps_page_names_every_preset_and_its_commands_are_settings():
     page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
     for path in (*ROOT.glob("conf/experiment/*.yaml"), *ROOT.glob("conf/hydra/*/*.yaml")):
         assert path.stem == "quickstart" or re.search(rf"\b{path.stem}\b", page), path
-    commands = re.findall(r"^python (.*?)(?: +#.*)?$", page, re.MULTILINE)
+    commands = re.findall(r"^adarank (.*?)(?: +#.*)?$", page, re.MULTILINE)
     assert len(commands) == 3
     for words in (command.split() for command in commands):
-        if words[0] == "experiments/run.py":
+        if words[0] == "run":
             overrides = OverridesParser.create().parse_overrides(words[2:])
             composed(
                 [
@@ -244,6 +245,6 @@ def test_the_sweeps_page_names_every_preset_and_its_commands_are_settings():
                 ]
             )
         else:
-            assert parser().parse_args(words[2:]).act
+            assert parser().parse_args(words).call
     for launcher in re.findall(r"`(hydra/launcher=.*?)`", page):
         composed(launcher.split())
