@@ -50,15 +50,7 @@ def job(config: DictConfig) -> float | None:
                 raise
             print(f"{error}; skipped here", flush=True)  # a duplicate in a parallel sweep, or another sweep's
 
-    launcher = hydra_config.launcher._target_.rpartition(".")[2]
-    if in_sweep and distributed.world() > 1 and launcher != "BasicLauncher":
-        error: str | None
-        status, error = complain(
-            2,
-            f"hydra/launcher must be basic under torchrun, whose processes run every job together (got {launcher})",
-        )
-    else:
-        status, error = guarded(work)
+    status, error = guarded(work)
     if in_sweep:
         sweep.write_job_result(hydra_config.job.num, words, status, error)
     else:
@@ -117,6 +109,10 @@ def main() -> int:
 
 
 def _main() -> int:
+    launchers = [word.partition("=")[2] for word in sys.argv if word.startswith("hydra/launcher=")]
+    if distributed.world() > 1 and launchers and launchers[-1] != "basic":
+        reason = "whose processes run every job together"
+        return complain(2, f"hydra/launcher must be basic under torchrun, {reason} (got {launchers[-1]})")[0]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to the sentences
     if distributed.world() > 1:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else DDP tells every rank what may be unused and is not

@@ -266,4 +266,5 @@ def test_it_ends_cleanly_every_time(model, tmp_path):
 def test_a_launcher_with_processes_of_its_own_is_refused(model, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     done = launched("-m", "method=lora", "seed=0", "hydra/launcher=joblib", *model, f"out={tmp_path}", status=1)
-    assert "hydra/launcher: JoblibLauncher does not go with torchrun" in done.stderr
+    assert done.stderr.count("error: hydra/launcher must be basic under torchrun") == 1
+    assert "(got joblib)" in done.stderr
