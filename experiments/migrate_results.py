@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from adarank.harness.config.compose import spec_from
 from adarank.harness.config.spec import Spec, spec_of
 from adarank.harness.data.tasks.base import Task
 from adarank.harness.models import Base
@@ -26,7 +27,6 @@ from adarank.harness.run.resolve import load_base, load_task
 from adarank.runs.files import read_json, write_json
 from adarank.targets import resolve_targets
 from experiments.pack import SUFFIX, read_record, record_files, run_name, write_record
-from experiments.reproduce.planted import settings_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Record = dict[str, Any]  # {config, summary, metrics, modules, allocations, measures}: `measures` may be missing
@@ -126,7 +126,7 @@ def quickstart_name(old: str, *words: str) -> str:
     """The present name of a run of experiment=quickstart, known by its method and seed."""
     method, seed = old.rpartition("-s")[0].rpartition("-")[0], old.rpartition("-s")[2]
     overrides = ["experiment=quickstart", f"method={method}", f"seed={seed}", *words]
-    spec = settings_of(overrides)
+    spec = spec_from(overrides)
     return name_of(replace(spec, train=replace(spec.train, precision="fp32")), None)
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from adarank.harness.config.compose import spec_from
 from adarank.harness.config.spec import GROUPS, PASSED, locate
-from adarank.harness.config.validate import conf_folder, settle
-from tests.harness.config.test_validate import composed
+from adarank.harness.config.validate import conf_folder
 from tests.representatives import representatives
 
 CONF = conf_folder()
@@ -51,8 +51,7 @@ DEFAULT = [option for option in OPTIONS if option[0] == "method" or option in FI
 @pytest.mark.parametrize(("group", "option"), representatives(OPTIONS, DEFAULT))
 def test_every_option_settles(group, option):
     overrides = [f"{group}={option}", *NEEDS.get((group, option), [])]
-    config, choices = composed(overrides)
-    spec = settle(config, overrides, choices)
+    spec = spec_from(overrides)
     if group in ("method", "targets"):
         assert getattr(spec, group) == option
 

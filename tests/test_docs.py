@@ -228,7 +228,7 @@ def test_the_sweeps_page_names_every_preset_and_its_commands_are_settings():
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from adarank.cli import parser
-    from tests.test_conf import composed
+    from adarank.harness.config.compose import compose
 
     page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
     for path in (*ROOT.glob("conf/experiment/*.yaml"), *ROOT.glob("conf/hydra/*/*.yaml")):
@@ -238,7 +238,7 @@ def test_the_sweeps_page_names_every_preset_and_its_commands_are_settings():
     for words in (command.split() for command in commands):
         if words[0] == "run":
             overrides = OverridesParser.create().parse_overrides(words[2:])
-            composed(
+            compose(
                 [
                     f"{o.key_or_group}={next(o.sweep_string_iterator())}" if o.is_sweep_override() else o.input_line
                     for o in overrides
@@ -247,4 +247,4 @@ def test_the_sweeps_page_names_every_preset_and_its_commands_are_settings():
         else:
             assert parser().parse_args(words).call
     for launcher in re.findall(r"`(hydra/launcher=.*?)`", page):
-        composed(launcher.split())
+        compose(launcher.split())

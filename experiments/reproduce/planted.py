@@ -25,10 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,9 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import adarank
 from adarank.errors import SettingError
+from adarank.harness.config.compose import spec_from
 from adarank.harness.config.messages import sentence
-from adarank.harness.config.spec import Spec, register
-from adarank.harness.config.validate import conf_folder, settle
+from adarank.harness.config.spec import Spec
+from adarank.harness.config.validate import conf_folder
 from adarank.harness.models import Built
 from adarank.harness.run.prepare import lr_factor, make_optimizer, prepare
 from adarank.runs.files import write_json
@@ -84,21 +82,9 @@ def draw_task(seed: int) -> tuple[Network, dict[str, tuple[Tensor, Tensor]]]:
     return base, {split: (x, teacher(x).logits) for split, x in inputs.items()}
 
 
-def settings_of(overrides: Sequence[str]) -> Spec:
-    """Checked settings, as a run's command line would give them."""
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        config = compose("config", list(overrides), return_hydra_config=True)
-    choices = dict(config.hydra.runtime.choices)
-    OmegaConf.set_struct(config, False)
-    config.pop("hydra")
-    return settle(config, overrides, choices)
-
-
 def with_ranks(overrides: Sequence[str]) -> list[str]:
     """The overrides with ranks that the task asks for: a mean of 1 at the end, up to 4 triplets a module on the way."""
-    spec = settings_of(overrides)
+    spec = spec_from(overrides)
     if spec.allocator is None:
         return [*overrides, "rank=1"]
     if not getattr(spec.allocator(), "keeps_budget", True):
@@ -152,7 +138,7 @@ def measure(
     began = time.process_time()
     ranks = with_ranks(overrides) if rank is None else [*overrides, f"rank={rank}"]
     overrides = [*ranks, f"train.steps={steps}", f"seed={seed}"]
-    spec = settings_of(overrides)
+    spec = spec_from(overrides)
     trials = [trial(spec, lr) for lr in rates]
     best = min(trials, key=lambda t: t["dev"] if math.isfinite(t["dev"]) else math.inf)
     found = best["ranks"]
@@ -183,7 +169,7 @@ def measure_lora(rank: int, seed: int, **how: Any) -> dict[str, Any]:
 def why_not(overrides: Sequence[str]) -> str | None:
     """Why these settings have no place here, None where they have."""
     try:
-        spec = settings_of(overrides)
+        spec = spec_from(overrides)
     except (SettingError, HydraException, OmegaConfBaseException) as error:
         return sentence(error)
     if spec.adapter is None:

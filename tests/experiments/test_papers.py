@@ -7,15 +7,12 @@ import re
 from functools import cache
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from adarank.harness.config.spec import register
-from adarank.harness.config.validate import conf_folder, settle
+from adarank.harness.config.compose import compose, spec_from
+from adarank.harness.config.validate import conf_folder
 from adarank.harness.sweep import count_jobs
 from tests.experiments.test_run import ROOT, inside, summaries
-from tests.harness.config.test_validate import composed
 from tests.harness.data.tasks import official_glue, squad_folder
 from tests.representatives import representatives
 from tests.test_conf import NEEDS
@@ -31,11 +28,8 @@ SUMS = "".join(json.dumps({"question": f"{i} + {i}?", "answer": f"Add.\n#### {2 
 @cache
 def swept(table):
     """The words of its own sweep, as composed: those of the files it includes, too."""
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(FOLDER.parents[1]), version_base="1.3"):
-        config = compose("config", [f"experiment=paper/{table}"], return_hydra_config=True)
-    return [f"{key}={value}" for key, value in config.hydra.sweeper.params.items()]
+    _, hydra = compose([f"experiment=paper/{table}"])
+    return [f"{key}={value}" for key, value in hydra.sweeper.params.items()]
 
 
 def values(table):
@@ -56,9 +50,7 @@ def jobs(table):
 
 def settled(table, words):
     needs = NEEDS.get(("experiment", f"paper/{table}"), [])
-    overrides = [f"experiment=paper/{table}", *needs, *words]
-    config, choices = composed(overrides)
-    return settle(config, overrides, choices)
+    return spec_from([f"experiment=paper/{table}", *needs, *words])
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -209,7 +201,9 @@ def test_one_job_of_it_runs(table, tmp_path):
     (tmp_path / "data").mkdir()
     words = jobs(table)[0]
     task = next((word.partition("=")[2] for word in words if word.startswith("task=")), None)
-    task = task or composed([f"experiment=paper/{table}", *NEEDS.get(("experiment", f"paper/{table}"), [])])[1]["task"]
+    if task is None:
+        _, hydra = compose([f"experiment=paper/{table}", *NEEDS.get(("experiment", f"paper/{table}"), [])])
+        task = hydra.runtime.choices.task
     folder, beside = data(task, tmp_path / "data")
     inside(f"experiment=paper/{table}", *words, *beside, "tiny=true", f"task.path={folder}", f"out={tmp_path / 'out'}")
     (summary,) = summaries(tmp_path / "out").values()

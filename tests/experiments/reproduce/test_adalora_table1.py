@@ -13,12 +13,11 @@ import pytest
 import yaml
 from scipy.stats import t as student
 
-from adarank.harness.config.validate import settle
+from adarank.harness.config.compose import spec_from
 from experiments import protocol
 from experiments.pack import record_files, write_record
 from experiments.reproduce import adalora_table1 as table1
 from tests.experiments.test_run import main as run_main
-from tests.harness.config.test_validate import composed
 from tests.representatives import representatives
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -121,8 +120,7 @@ def test_the_paper_s_scale_is_settled(method):
     study = table1.study(CONTENT, "paper", None)
     budget = None if method == "full" else 2
     words = protocol.words(protocol.settings_of(study, "cola", method, budget))
-    config, choices = composed(words)
-    spec = settle(config, words, choices)
+    spec = spec_from(words)
     assert spec.train.steps == 6700
     assert spec.holdout == 0.05
     if method == "adalora":

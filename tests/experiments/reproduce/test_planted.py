@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adarank.harness.config.compose import spec_from
 from experiments.reproduce import planted
 from tests.representatives import representatives
 
@@ -94,5 +95,5 @@ def test_the_command_writes_what_it_found_and_says_why_it_skips(tmp_path, monkey
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "sora"])
 def test_the_ranks_are_those_that_the_task_asks_for(method):
-    settings = planted.settings_of(planted.with_ranks([f"method={method}"]))
+    settings = spec_from(planted.with_ranks([f"method={method}"]))
     assert (settings.rank, settings.init_rank) == {"lora": (1, None), "adalora": (1, 4), "sora": (4, 4)}[method]

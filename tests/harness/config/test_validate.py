@@ -1,32 +1,17 @@
 """Composed configurations through `settle`: what is refused, and in which words."""
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 
 from adarank.errors import SettingError
+from adarank.harness.config.compose import compose, spec_from
 from adarank.harness.config.messages import RENAMED, sentence
-from adarank.harness.config.spec import as_steps, register, spec_of
-from adarank.harness.config.validate import conf_folder, settle
+from adarank.harness.config.spec import as_steps, spec_of
+from adarank.harness.config.validate import settle
 
 
-def composed(overrides):
-    """(configuration, choices) as the command line hands them to a job."""
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        config = compose("config", list(overrides), return_hydra_config=True)
-    choices = dict(config.hydra.runtime.choices)
-    OmegaConf.set_struct(config, False)
-    config.pop("hydra")
-    return config, choices
-
-
-def settled(*overrides, choice=None):
-    config, choices = composed(overrides)
-    return settle(config, overrides, {**choices, "method": choice or choices["method"]})
+def settled(*overrides):
+    return spec_from(overrides)
 
 
 def test_adalora_s_defaults():
@@ -189,8 +174,9 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(overrides, says):
 
 
 def test_a_method_s_label_must_be_the_method_composed():
+    config, hydra = compose(["method=lora"])
     with pytest.raises(SettingError, match="method: lora is only a label on method=adalora"):
-        settled("method=lora", choice="adalora")
+        settle(config, ["method=lora"], {**hydra.runtime.choices, "method": "adalora"})
 
 
 @pytest.mark.parametrize(("value", "steps"), [(5, 5), (0, 0), (0.25, 25), (0.0, 0), (0.001, 1)])
