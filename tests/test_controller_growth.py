@@ -10,6 +10,7 @@ import adarank
 from adarank.adapters.lowrank import to_singular
 from adarank.errors import SettingError
 from tests.conftest import Net
+from tests.representatives import representatives
 
 STEPS, HELD, START = 30, 4, 2
 
@@ -203,7 +204,7 @@ def test_the_clipped_norm_does_not_know_how_many_slots_are_free():
     assert norms[:2] == pytest.approx(norms[2:], rel=1e-12)
 
 
-@pytest.mark.parametrize("stop", [2, 9, 21, 23])
+@pytest.mark.parametrize("stop", representatives([2, 9, 21, 23], [9]))
 @pytest.mark.parametrize(("optimizer", "adapter"), BOTH)
 @pytest.mark.parametrize("kind", ["grow", "prune_expand", "random"])
 def test_stopped_and_resumed_is_bit_identical(kind, optimizer, adapter, stop, tmp_path):

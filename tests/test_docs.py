@@ -159,6 +159,7 @@ def test_the_methods_page_names_every_method():
         assert re.search(rf"\b{path.stem}\b", page), path.stem
 
 
+@pytest.mark.slow
 def test_a_score_is_added_in_the_three_steps_that_contributing_names(tmp_path):
     """In a copy: one file, one import line, one YAML; then the contract tests find it and a run uses it."""
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -132,6 +132,7 @@ def test_damaged_records_are_told(quickstart):
     assert f"{folder.name}/metrics.jsonl: 1 lines cannot be read" in write(quickstart).text
 
 
+@pytest.mark.slow
 def test_several_tables_keep_their_pictures_apart_and_old_ones_go(quickstart, write_run):
     stsb = {"name": "pearson", "higher_is_better": True, "best": 0.1, "best_step": 1, "last": -0.2, "test": None}
     folders = [
@@ -160,6 +161,7 @@ def test_runs_without_any_records_still_make_a_page(tmp_path, write_run):
     assert not re.search(r"\b(nan|None)\b", page.text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", representatives(["compare.py", "report.py"], 1))
 def test_the_scripts_run_from_any_directory(quickstart, tmp_path, script):
     done = subprocess.run(

@@ -86,6 +86,7 @@ def test_a_saved_run_reloads_into_a_freshly_loaded_base(sweep, method):
     assert not torch.equal(logits[0], plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["tiny_distilbert", "tiny_llama"])
 def test_bottlenecks_in_other_architectures(tmp_path, model):
     done = inside(
@@ -104,6 +105,7 @@ def test_bottlenecks_in_other_architectures(tmp_path, model):
     assert found["pfeiffer"]["adapter"] == bottleneck(4, LAYERS, QV)
 
 
+@pytest.mark.slow
 def test_lora_from_rank_4_to_64_with_alpha_and_dropout(tmp_path):
     inside(
         "-m", "method=lora", "rank=4,64", "adapter.alpha=16", "adapter.dropout=0.1", "tiny=true", "train.steps=3", f"out={tmp_path}"

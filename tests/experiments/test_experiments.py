@@ -49,6 +49,7 @@ def test_one_job_of_it_runs(name, tmp_path):
     assert summary["steps"] == 12
 
 
+@pytest.mark.slow
 def test_settings_that_a_method_does_not_use_make_no_more_runs(tmp_path):
     narrow = ["method=full,lora", "rank=4,8", "targets=all", "seed=0", "train.steps=2"]
     said = inside("-m", "experiment=ranks", *narrow, "tiny=true", f"out={tmp_path}").stdout

@@ -65,6 +65,7 @@ def test_every_task_runs(data, method, tmp_path):
             assert sum(summary["rank"]["final"].values()) == 2 * len(summary["rank"]["final"])
 
 
+@pytest.mark.slow
 def test_checkpointed_activations_accumulation_and_an_init_that_looks_at_data(data, tmp_path):
     words = ("method=eva", "train.gradient_accumulation_steps=2", "train.batch_size=4")
     _, (plain,), _ = run(data, "instruct", tmp_path / "a", *words)
@@ -72,6 +73,7 @@ def test_checkpointed_activations_accumulation_and_an_init_that_looks_at_data(da
     assert again["test"]["loss"] == pytest.approx(plain["test"]["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_what_decides_an_answer_decides_the_folder_s_name(data, tmp_path):
     for words in ([], ["task.max_new_tokens=4"], ["task.generate_rows=2"], ["task.metric=exact_match"]):
         run(data, "instruct", tmp_path, "method=lora", *words)

@@ -34,6 +34,7 @@ def out(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_run_that_went_through_a_file_is_the_same_but_for_weights_and_quantiles(out, tmp_path):
     (file,) = pack(out, tmp_path / "results")
     (run,) = out.glob("sweep/adalora-*")

@@ -68,6 +68,7 @@ def test_a_user_s_own_scores_are_probed_or_named(run, monkeypatch, capsys):
     assert "powerless" not in scores
 
 
+@pytest.mark.slow
 def test_the_script_is_the_same_command():
     done = subprocess.run([sys.executable, ROOT / "experiments" / "probe.py", "absent"], capture_output=True, text=True)
     assert done.returncode == 2
@@ -101,6 +102,7 @@ def test_what_was_measured_before_it_was_stopped_is_not_measured_again(run, monk
     assert json.loads((run / "probe.json").read_text()) == whole
 
 
+@pytest.mark.slow
 def test_the_change_of_the_weights_and_the_directions_two_runs_share(out, run):
     (other,) = out.glob("adalora-*-s1")
     (full,) = out.glob("full-*")
@@ -131,6 +133,7 @@ def test_a_run_against_itself_shares_every_direction(run):
         assert np.diag(module["input"]) == pytest.approx(np.ones(len(module["input"])), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_forgetting_beside_the_metric(out, tmp_path):
     (run,) = out.glob("full-*")
     folder = tmp_path / "STS-B"

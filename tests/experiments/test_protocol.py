@@ -134,6 +134,7 @@ def test_the_studies_that_are_there_are_fair(path):
     assert compared * 2 / 2 ** len(study.seeds) <= 0.05, "no difference could ever be decided"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_every_method_of_a_study_runs_at_tiny_size(path, tmp_path):
     """Its own settings reach run.py as it takes them; a map takes the ranks of the run it belongs to."""

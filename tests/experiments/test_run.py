@@ -94,6 +94,7 @@ def test_run_again_it_repeats_none_and_rewrites_nothing(sweep):
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.parent != out} == before
 
 
+@pytest.mark.slow
 def test_rows_grouped_by_length_are_another_run_and_ungrouped_ones_the_same(sweep, tmp_path):
     out, _ = sweep
     words = ["method=lora", "rank=4", "seed=0", "tiny=true"]
@@ -275,6 +276,7 @@ def test_bad_input_is_one_sentence_status_2_and_no_folder(tmp_path, overrides, s
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_bad_input_in_a_process_of_its_own(tmp_path):
     done = run("tiny=true", "rank=0", f"out={tmp_path / 'out'}", cwd=tmp_path, status=2)
     assert done.stderr == "error: rank must be a whole number of at least 1 (got 0)\n"
@@ -347,6 +349,7 @@ def test_wandb_offline_keeps_its_files_in_the_run_s_folder(tmp_path):
     assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
 
 
+@pytest.mark.slow
 def test_the_demo_s_experiment_runs_at_tiny_size(tmp_path):
     """Those that are sweeps: test_experiments.py."""
     inside("experiment=quickstart", "tiny=true", f"out={tmp_path}")

@@ -13,6 +13,7 @@ from tests.hydra_plugins.sweeping import TINY, finished, kill_a_job, start, swee
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
 
 
+@pytest.mark.slow
 def test_workers_have_one_thread_each_and_tell_the_parent(tmp_path):
     words = ["hydra/launcher=cores", "hydra.launcher.n_jobs=2", "method=lora", "rank=4,999", *TINY]
     said, erred = sweep(tmp_path, *words, status=2)

@@ -25,6 +25,7 @@ def rates(out):
     return found
 
 
+@pytest.mark.slow
 def test_it_searches_around_the_method_s_rate_and_goes_on(tmp_path):
     words = [*SEARCH, "train.steps=12", f"out={tmp_path}"]
     inside(*words, "hydra.sweeper.n_trials=1")
@@ -52,6 +53,7 @@ def test_a_finished_run_still_has_its_metric(tmp_path):
     assert f"{best:.4f} on dev" in said
 
 
+@pytest.mark.slow
 def test_trials_that_all_fail_end_with_a_sentence_and_the_job_s_status(tmp_path):
     done = inside(*SEARCH, "rank=999", "hydra.sweeper.n_trials=1", f"out={tmp_path}", status=2)
     assert "no trial gave a metric" in done.stderr

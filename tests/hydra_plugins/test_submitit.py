@@ -33,6 +33,7 @@ exec "${@:1:$#-1}" "${@: -1}"
 """
 
 
+@pytest.mark.slow
 def test_local_processes_fail_alone_with_their_own_threads(tmp_path):
     words = ["hydra/launcher=local_processes", "method=lora", "rank=4,999", *TINY]
     said, erred = sweep(tmp_path, *words, status=2, OMP_NUM_THREADS="2")

@@ -244,6 +244,7 @@ def uneven():
     return eva()._replace(measure=lambda *_: found, ranks=lambda found, asked: eva().ranks(found, asked))
 
 
+@pytest.mark.slow
 @quiet
 def test_a_budget_in_parameters_holds_what_the_moved_ranks_cost(tmp_path):
     """A constant budget asked for (init_rank = rank): the moved ranks may cost less than it, never more."""

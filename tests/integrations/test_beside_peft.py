@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.slow  # they test PEFT, which changes with its version alone
+
 
 @pytest.fixture
 def found(made):

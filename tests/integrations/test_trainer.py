@@ -355,6 +355,7 @@ def test_epochs_count_and_a_controller_without_a_schedule_fits_any_length(tmp_pa
     assert run(tmp_path, model=model, controller=penalised)[1].step == STEPS
 
 
+@pytest.mark.slow
 def test_a_second_run_asks_for_a_controller_of_its_own(tmp_path):
     *_, trainer, _ = run(tmp_path)
     with pytest.raises(

@@ -117,6 +117,7 @@ def test_sentence_transformers_trainer_is_a_plain_loop(tmp_path):
     same(weights(model), weights(other), atol=1e-6)  # another order of rows within the batch
 
 
+@pytest.mark.slow
 def test_trl_s_sft_trainer_is_a_plain_loop(tmp_path):
     model, controller, trainer = instructions(tmp_path, per_device_train_batch_size=8, bf16=False)
     other = llama()
@@ -128,6 +129,7 @@ def test_trl_s_sft_trainer_is_a_plain_loop(tmp_path):
     same(weights(model), weights(other), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", representatives([sentences, instructions], 1))
 def test_checkpoints_resume_and_the_best_one_returns(tmp_path, train):
     saving = {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4}

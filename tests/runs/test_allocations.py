@@ -104,6 +104,7 @@ def test_replay_sends_ranks_by_name(tmp_path):
     assert (tmp_path / "copy" / "allocations.jsonl").read_bytes() == (tmp_path / "allocations.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_1500_allocations_over_224_modules_stay_below_5_mb(tmp_path):
     kinds = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
              "mlp.up_proj", "mlp.down_proj"]  # fmt: skip

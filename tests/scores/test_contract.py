@@ -13,6 +13,7 @@ from adarank.harness.config.spec import Piece
 from adarank.harness.config.validate import conf_folder
 from adarank.scores.score import Score
 from tests.conftest import Net
+from tests.representatives import representatives
 from tests.test_controller import STEPS, data, run, setup
 from tests.test_engine import NoSync
 
@@ -40,6 +41,7 @@ def refusal(name, kind):
 REFUSED = {(name, kind): said for name in NAMES for kind in KINDS if (said := refusal(name, kind))}
 CASES = [(name, kind) for name in NAMES for kind in KINDS if (name, kind) not in REFUSED]
 every_case = pytest.mark.parametrize(("name", "kind"), CASES)
+some_cases = pytest.mark.parametrize(("name", "kind"), representatives(CASES, 5))
 
 
 def scores_of(controller):
@@ -137,7 +139,7 @@ def test_a_step_reads_nothing_back_from_the_device(name, kind, variant):
     assert controller.last_allocation.step == 9
 
 
-@every_case
+@some_cases
 def test_stopped_and_resumed_is_bit_identical(name, kind, tmp_path):
     stop = 17  # between two allocations
     net, _, controller, optimizer = start(name, kind)
@@ -156,7 +158,7 @@ def test_stopped_and_resumed_is_bit_identical(name, kind, tmp_path):
     assert all(torch.equal(b, controller.buffers[key]) for key, b in resumed.buffers.items())
 
 
-@every_case
+@some_cases
 def test_compaction_keeps_the_scores_of_what_it_keeps(name, kind):
     net, _, controller, optimizer = start(name, kind)
     run(net, controller, optimizer, range(25))
@@ -169,7 +171,7 @@ def test_compaction_keeps_the_scores_of_what_it_keeps(name, kind):
     assert scores_of(controller).shape == (controller.bank.triplets,)
 
 
-@every_case
+@some_cases
 def test_it_goes_with_compaction_to_the_end(name, kind):
     net, _, controller, optimizer = start(name, kind, compaction="progressive", compact_after=2)
     run(net, controller, optimizer, range(STEPS))
@@ -177,7 +179,7 @@ def test_it_goes_with_compaction_to_the_end(name, kind):
     assert controller.bank.triplets == 12
 
 
-@every_case
+@some_cases
 def test_it_goes_with_frozen_triplets_the_paper_s_order_and_a_model_that_moves(name, kind):
     net, _, controller, optimizer = start(name, kind, pruned_triplets="frozen", variant="paper")
     run(net, controller, optimizer, range(20))

@@ -214,6 +214,7 @@ os._exit(0)  # gloo's threads may abort an interpreter that winds down; what is 
 """
 
 
+@pytest.mark.slow
 def test_two_ddp_processes_record_what_one_does_with_the_whole_batch():
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--no-python", sys.executable, "-c", WORKER]

@@ -50,6 +50,7 @@ def test_resampling_stays_within_the_tasks():
     assert high - low == pytest.approx((one[1] - one[0]) / np.sqrt(2), rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_as_often_as_it_says():
     """20 pairs from a skewed law, where intervals of a mean fall short of their level: about 92% for 95%."""
     draws = np.random.default_rng(1).exponential(1.0, size=(400, 20))

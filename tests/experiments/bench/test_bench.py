@@ -78,6 +78,7 @@ def test_inference_contenders_are_what_they_are_called(name):
         assert len(kinds[which]) > len(kinds["base"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_memory_counts(tmp_path):
     target = tmp_path / "memory.json"

@@ -11,6 +11,7 @@ from experiments.bench import many_runs
 CONFIG = {"method": "adalora", "rank": 2, "seed": 0, "train": {"lr": 0.01}, "penalty": {"gamma": 0.1}}
 
 
+@pytest.mark.slow
 def test_a_sweep_is_written_read_and_timed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(many_runs, "settings", lambda: CONFIG)
     monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None, raising=False)

@@ -40,6 +40,7 @@ def test_the_shares_and_the_ratio(tmp_path, monkeypatch):
     assert len(caches) == 1
 
 
+@pytest.mark.slow
 def test_a_real_run_is_timed_and_fills_the_cache(tmp_path):
     out, cache = tmp_path / "out", tmp_path / "cache"
     whole, training = sweep.command(["method=head", "tiny=true", "train.steps=2"], out, 1, cache)

@@ -53,6 +53,7 @@ def in_this_one(words):
     return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", representatives([in_this_one, in_processes], 1))
 def test_tiny_goes_through_and_a_second_call_trains_nothing(how, cola, tmp_path):
     def call(cola, out, results, *words):

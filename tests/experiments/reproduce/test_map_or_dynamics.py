@@ -21,6 +21,7 @@ def call(monkeypatch, *arguments):
     return map_or_dynamics.main(), commands
 
 
+@pytest.mark.slow
 def test_the_comparison_is_made_and_goes_on_from_what_is_there(monkeypatch, tmp_path, capsys):
     out, target = tmp_path / "runs", tmp_path / "found.json"
     rest = ["--shuffles", 1, "--adaptive", "init_rank=4", "--out", out, "--json", target,

@@ -78,6 +78,7 @@ def test_spearman_is_pearson_on_mean_places(pairs):
         assert found == pytest.approx((x @ y) / np.sqrt((x @ x) * (y @ y)))
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_found_and_says_why_it_skips(tmp_path, monkeypatch, capsys):
     measure = planted.measure
     monkeypatch.setattr(planted, "measure", lambda overrides, seed, **how: measure(overrides, seed, steps=12, **how))

@@ -154,6 +154,7 @@ def killed_until_finished(out, arguments, kills, draw):
     return resumes + ("resumes from its checkpoint" in done.stdout)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_alike(tmp_path):
     arguments = ["method=adalora", "compaction=final", "train.steps=60"]
     assert killed_until_finished(tmp_path / "whole", arguments, 0, random.Random(0)) == 0
@@ -161,6 +162,7 @@ def test_killed_and_started_again_it_ends_alike(tmp_path):
     assert result(tmp_path / "killed") == result(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_a_run_as_if_it_had_been_killed(tmp_path):
     """No file may grow beyond 100 KB here; the checkpoint does, after the first lines were written."""
     arguments = ["method=adalora", "train.steps=20"]

@@ -1,6 +1,7 @@
 """A run's name: what enters it, what never does, and that it stays what it was."""
 
 from dataclasses import MISSING, fields, replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -13,6 +14,11 @@ from tests.harness.config.test_validate import settled
 
 ROWS = Split(["a"], None, np.zeros(1, np.int64))
 TASK = Task("t", ROWS, ROWS, None, ("x", "y"), ("accuracy",), 64, "abc")
+
+
+@cache
+def by_default():
+    return decides()
 
 
 def decides(*overrides, rank_map=None, task=TASK, targets="all-linear"):
@@ -58,7 +64,7 @@ def test_the_names_of_today_stay():
     ],
 )  # fmt: skip
 def test_what_decides_no_result_or_says_the_same_enters_no_name(words):
-    assert decides(*words) == decides()
+    assert decides(*words) == by_default()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +78,7 @@ def test_what_decides_no_result_or_says_the_same_enters_no_name(words):
     ],
 )  # fmt: skip
 def test_what_decides_a_result_enters_its_name(words):
-    assert identity.digest(decides(*words)) != identity.digest(decides())
+    assert identity.digest(decides(*words)) != identity.digest(by_default())
 
 
 def test_what_has_no_effect_enters_no_name():

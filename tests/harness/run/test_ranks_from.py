@@ -148,6 +148,7 @@ def test_a_map_is_retrained_from_the_first_step(source, tmp_path):
         assert "allocator: null" in config
 
 
+@pytest.mark.slow
 def test_the_map_s_content_names_the_run_not_its_path(source, tmp_path):
     folder, rank = source
     copy = tmp_path / "elsewhere"

@@ -129,6 +129,7 @@ def test_test_is_measured_at_the_best_checkpoint_which_is_left_in_the_model():
     assert all(torch.equal(t, trained_state(prepared.model)[n]) for n, t in states["kept"].items())
 
 
+@pytest.mark.slow
 def test_a_run_is_reproducible_and_its_seed_matters():
     losses = []
     for seed in (0, 0, 1):

