@@ -44,7 +44,7 @@ class _Slot(NamedTuple):
 def _slot(adapter: LowRank, part: str, weight: Tensor, grad: Tensor | None) -> _Slot:
     trained = part in adapter._parameters
     owner: dict[str, Any] = adapter._parameters if trained else adapter._buffers
-    own_storage = torch.from_dlpack(weight)
+    own_storage = torch.utils.dlpack.from_dlpack(weight)
     return _Slot(owner, part, owner[part], own_storage, grad if trained else None)
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adarank.adapters.base import remember_buffers
 from adarank.adapters.fused import lowrank_linear
 from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, Layer, Wrapper, keep_gradients, known_layer
 from adarank.adapters.parametrisation import Parametrisation, find
@@ -155,13 +156,12 @@ class LowRank(Wrapper):
         objects. Of a module without triplets a state dict may lack the factors: accelerate leaves empty tensors out.
         """
         of_triplets = {prefix + part for part in (*FACTORS, "mask")}
-        scale, mask = state_dict.get(prefix + "scale"), state_dict.get(prefix + "mask")
+        scale = state_dict.get(prefix + "scale")
         if scale is not None:
             self.scale = float(scale)
-        if scale is not None and (mask is not None or not of_triplets & state_dict.keys()):
-            left = 0 if mask is None else len(mask)
-            for part in (*FACTORS, "mask") if left < self.rank else ():
-                getattr(self, part).data = getattr(self, part).data[:left].clone()
+            left = {len(state_dict[name]) for name in of_triplets & state_dict.keys()} or {0}
+            for part in (*FACTORS, "mask") if len(left) == 1 and min(left) < self.rank else ():
+                getattr(self, part).data = getattr(self, part).data[: min(left)].clone()
         saved = [state_dict.get(prefix + part) for part in ("start_Q", "start_P")]
         if saved[0] is not None and saved[1] is not None:
             Q, P = (tensor.to(self.Q) for tensor in saved if tensor is not None)
@@ -263,6 +263,7 @@ def wrap(
 ) -> dict[str, LowRank]:
     """Freeze `model` and wrap its layers by `plan`, {module name: (kind, rank, scale)}, without filling the factors."""
     keep_gradients(model)
+    remember_buffers(model)
     model.requires_grad_(False)
     adapters = {}
     for name, (kind, rank, scale) in plan.items():
