@@ -118,14 +118,14 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     triplets are left out. Raises SettingError where the model has no adapters and no part of it is trained.
 
     Example:
-        >>> import adarank, tempfile
+        >>> import adarank, copy, tempfile
         >>> from torch import nn
-        >>> model = nn.ModuleDict({"query": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
+        >>> base = nn.ModuleDict({"query": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
+        >>> model = copy.deepcopy(base)
         >>> _ = adarank.adapt(model, rank=2, targets=["query"], train=["head"])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_adapter(model, folder)
-        ...     fresh = nn.ModuleDict({"query": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
-        ...     list(load_adapter(fresh, folder))
+        ...     list(load_adapter(base, folder, strict=True))
         ['query']
     """
     write_files(folder, dict(zip(FILES, adapter_state(model), strict=True)))

@@ -171,6 +171,23 @@ def test_the_fingerprint_does_not_depend_on_the_dtype(dtype):
     assert differs_from(net(), fingerprint(net().to(dtype).requires_grad_(False))) is None
 
 
+def test_the_fingerprint_does_not_depend_on_quantisation():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+
+    def quantised(seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Embedding(9, 64), nn.Linear(64, 64))
+        layer = bitsandbytes.nn.Linear4bit(64, 64, quant_type="nf4")
+        layer.load_state_dict(model[1].state_dict())
+        return model, nn.Sequential(model[0], layer.to("cpu")).requires_grad_(False)
+
+    (plain, in_4_bits), (other, other_in_4_bits) = quantised(0), quantised(1)
+    assert differs_from(in_4_bits, fingerprint(plain.requires_grad_(False))) is None
+    assert differs_from(plain, fingerprint(in_4_bits)) is None
+    assert differs_from(other, fingerprint(in_4_bits)) == "0.weight"
+    assert differs_from(other_in_4_bits, fingerprint(plain)) == "0.weight"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_little_more_training_is_another_checkpoint(dtype):
     other = net()
