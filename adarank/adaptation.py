@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from adarank import inits
+from adarank.adapters.base import unwrapped
 from adarank.adapters.layers import LINEAR_4BIT, keep_gradients, layer_of, numel, wrappers_of
 from adarank.adapters.lowrank import LowRank, adapters_of, wrap
 from adarank.adapters.parametrisation import find
@@ -65,7 +66,7 @@ def adapt(
         >>> tuple(adapters["query"].Q.shape), adapters["query"].scale
         ((4, 8), 2.0)
     """
-    parametrisation = find(adapter)
+    model, parametrisation = unwrapped(model, changes=True), find(adapter)
     if wrappers_of(model):
         raise SettingError("the model already has adapters; merge them first, or start from a freshly loaded base")
     if layer_of(model) is not None:
@@ -163,6 +164,7 @@ def reach(model: nn.Module) -> Reach:
         >>> reach(model)
         Reach(share=0.25, missed=[])
     """
+    model = unwrapped(model)
     adapters = adapters_of(model)
     wrapped = sum(a.in_features * a.out_features for a in adapters.values())
     blocks = in_blocks(model)
@@ -192,7 +194,7 @@ def ranks(model: nn.Module) -> dict[str, int]:
         >>> ranks(model)
         {'query': 3, 'value': 2}
     """
-    return {name: int(adapter.mask.sum()) for name, adapter in adapters_of(model).items()}
+    return {name: int(adapter.mask.sum()) for name, adapter in adapters_of(unwrapped(model)).items()}
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, int]:
@@ -210,6 +212,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, int]:
         >>> trainable_parameters(model)
         {'total': 141, 'trainable': 69, 'adapter': 51, 'kept': 51, 'other': 18, 'frozen': 72}
     """
+    model = unwrapped(model)
     adapters = adapters_of(model).values()
     inside = {id(p): p.numel() for a in wrappers_of(model).values() for p in a.parameters(recurse=False)}
     every = {id(p): p for p in model.parameters()}

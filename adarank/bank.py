@@ -1,7 +1,10 @@
 """One flat buffer behind the adapters' ordinary Parameters.
 
-    weight:  [ all Q | all λ | all P ]      every Parameter is a view of its segment; the model does not notice
+    weight:  [ all Q | all λ | all P ]      every Parameter lies in its segment; the model does not notice
     grad:    [ all Q | all λ | all P ]      after `sync_views`, every .grad is a view of the same segment
+
+Each Parameter has a storage object of its own over its segment's memory. Were it a view, everything that saves a model
+and asks which tensors share a storage (safetensors, accelerate) would take all factors for one.
 
 Inside their part, Q and P are ordered by row length and rank, so that factors of one shape are contiguous and one
 batched operation handles them all; λ and the mask keep the modules' order. A *triplet* is row i of a module's Q, entry
@@ -29,7 +32,7 @@ class Block(NamedTuple):
 
 
 class _Slot(NamedTuple):
-    """A tensor of an adapter and its segment of the flat buffers; owner[part] is where the module stores it."""
+    """A tensor of an adapter and its segment of the flat buffers (`weight` with a storage of its own); owner[part] is where the module stores it."""
 
     owner: dict[str, Any]
     part: str
@@ -41,7 +44,8 @@ class _Slot(NamedTuple):
 def _slot(adapter: LowRank, part: str, weight: Tensor, grad: Tensor | None) -> _Slot:
     trained = part in adapter._parameters
     owner: dict[str, Any] = adapter._parameters if trained else adapter._buffers
-    return _Slot(owner, part, owner[part], weight, grad if trained else None)
+    own_storage = torch.utils.dlpack.from_dlpack(weight)
+    return _Slot(owner, part, owner[part], own_storage, grad if trained else None)
 
 
 class Bank:
@@ -176,6 +180,12 @@ class Bank:
         sources, targets = [], []
         for owner, part, _, weight, grad in self._slots:
             tensor = owner[part]  # .to() replaces buffers by new objects
+            if tensor.shape != weight.shape:
+                raise RuntimeError(
+                    f"an adapter's {part} has the shape {tuple(tensor.shape)}, and the RankController was created for "
+                    f"{tuple(weight.shape)}; load the model's state before creating the controller, or, to resume a "
+                    "compacted run, load the optimiser's state before the model's"
+                )
             if tensor.data_ptr() != weight.data_ptr() and tensor.numel():
                 weight.copy_(tensor)
                 tensor.data = weight

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adarank.adapters.base import unwrapped
 from adarank.adapters.lowrank import FACTORS, LowRank, adapters_of
 from adarank.errors import SettingError
 
@@ -32,7 +33,7 @@ def compact(model: nn.Module, optimizer: Any = None) -> dict[str, int]:
     without remaining triplets computes its base alone. Raises SettingError, before anything changes, for a model
     without adapters and for any other optimiser state.
     """
-    adapters = adapters_of(model)
+    adapters = adapters_of(unwrapped(model, changes=True))
     if not adapters:
         raise SettingError("the model has no adapters to compact; call adarank.adapt or adarank.load_adapter first")
     optimizer = None if optimizer is None else unwrap(optimizer)

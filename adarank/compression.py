@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from adarank.adapters.base import unwrapped
 from adarank.adapters.lowrank import FACTORS, START, LowRank, adapters_of, original_change, singular_triplets
 from adarank.adapters.parametrisation import Parametrisation, lookup
 from adarank.errors import SettingError, whole_number
@@ -43,7 +44,7 @@ def compress(model: nn.Module, budget: int) -> Compressed:
         >>> compress(model, budget=4).ranks
         {'query': 0, 'value': 4}
     """
-    adapters = adapters_of(model)
+    adapters = adapters_of(unwrapped(model, changes=True))
     if not adapters:
         raise SettingError("the model has no adapters to compress; call adarank.adapt or adarank.load_adapter first")
     budget = whole_number("budget", budget)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from adarank.adapters.base import remember_buffers, unwrapped
 from adarank.adapters.layers import wrappers_of
 from adarank.errors import SettingError
 from adarank.pieces import needs
@@ -17,6 +18,7 @@ def bitfit(model: nn.Module, train: Sequence[str] = ()) -> dict[str, nn.Paramete
     train: endings of the names of modules that are trained as a whole (the head). Returns {parameter name: bias}. The
     number of biases is the model's: there is no rank. Raises SettingError where it has no bias (Llama) or has adapters.
     """
+    model = unwrapped(model)
     biases = {n: p for n, p in model.named_parameters() if n.rpartition(".")[2].endswith("bias")}
     if not biases:
         raise SettingError(f"{type(model).__name__} has no bias, so BitFit would train nothing; choose another method")
@@ -38,6 +40,7 @@ def head(model: nn.Module, train: Sequence[str]) -> dict[str, nn.Parameter]:
             f"there is no head to train: {type(model).__name__} has none of its own for this task (train=[]); name at "
             "least one module, or choose another method"
         )
+    model = unwrapped(model)
     _only(model, train)
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -46,6 +49,7 @@ def _only(model: nn.Module, train: Sequence[str]) -> None:
     if wrappers_of(model):
         raise SettingError("the model already has adapters; start from a freshly loaded base")
     trained = trained_modules(model, train)
+    remember_buffers(model)
     model.requires_grad_(False)
     for name in trained:
         model.get_submodule(name).requires_grad_(True)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adarank.adapters.base import remember_buffers, unwrapped
 from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, Wrapper, layer_of, wrappers_of
 from adarank.errors import SettingError, whole_number
 from adarank.pieces import needs
@@ -106,6 +107,7 @@ def bottlenecks(
 
     Returns {module name: bottleneck}, in the model's order. Raises SettingError, before anything is changed.
     """
+    model = unwrapped(model, changes=True)
     if wrappers_of(model):
         raise SettingError("the model already has adapters; start from a freshly loaded base")
     if activation not in ACTIVATIONS:
@@ -158,6 +160,7 @@ def norms_of(model: nn.Module) -> list[nn.Module]:
 
 def insert(model: nn.Module, plan: Mapping[str, tuple[int, str]]) -> dict[str, Bottleneck]:
     """Freeze `model` and add bottlenecks by `plan`, {module name: (width, activation)}, with all parameters at 0."""
+    remember_buffers(model)
     model.requires_grad_(False)
     added = {}
     for name, (width, activation) in plan.items():

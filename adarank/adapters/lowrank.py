@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adarank.adapters.base import remember_buffers
 from adarank.adapters.fused import lowrank_linear
 from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, Layer, Wrapper, keep_gradients, known_layer
 from adarank.adapters.parametrisation import Parametrisation, find
@@ -136,9 +137,31 @@ class LowRank(Wrapper):
         """ΔW₀ [d_out, d_in], which an init subtracted from the base's weight; None where it left the base alone."""
         return None if self.start_Q is None or self.start_P is None else self.start_P.t() @ self.start_Q
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: nothing records their forward passes."""
+        return {**self.__dict__, "watch": None}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Save the scale as well, as a 0-dimensional fp64 tensor: without it the factors do not say what ΔW is."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "scale"] = torch.tensor(self.scale, dtype=torch.float64)
+
     @torch.no_grad()
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        """Load ΔW₀ as well; where the state dict lacks the base's weight, ΔW₀ is subtracted from this base's own."""
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        """Load the scale and ΔW₀ as well, and take the saved number of triplets where compaction left fewer.
+
+        Where the state dict lacks the base's weight, ΔW₀ is subtracted from this base's own. Parameters stay the same
+        objects. Of a module without triplets a state dict may lack the factors: accelerate leaves empty tensors out.
+        """
+        of_triplets = {prefix + part for part in (*FACTORS, "mask")}
+        scale = state_dict.get(prefix + "scale")
+        if scale is not None:
+            self.scale = float(scale)
+            left = {len(state_dict[name]) for name in of_triplets & state_dict.keys()} or {0}
+            for part in (*FACTORS, "mask") if len(left) == 1 and min(left) < self.rank else ():
+                getattr(self, part).data = getattr(self, part).data[: min(left)].clone()
         saved = [state_dict.get(prefix + part) for part in ("start_Q", "start_P")]
         if saved[0] is not None and saved[1] is not None:
             Q, P = (tensor.to(self.Q) for tensor in saved if tensor is not None)
@@ -149,7 +172,11 @@ class LowRank(Wrapper):
                     self.base = self.layer.merged(self.base, own, 1)
                 self.base = self.layer.merged(self.base, new, -1)
             self.start_Q, self.start_P = Q.clone(), P.clone()
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        missing, unexpected, errors = lists
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        unexpected[:] = [name for name in unexpected if name != prefix + "scale"]
+        if not self.rank:
+            missing[:] = [name for name in missing if name not in of_triplets]
 
     def forward(self, x: Tensor) -> Tensor:
         """x -> base(x) + low-rank path. Training uses all of λ (pruned triplets may learn), evaluation λ ⊙ mask."""
@@ -236,6 +263,7 @@ def wrap(
 ) -> dict[str, LowRank]:
     """Freeze `model` and wrap its layers by `plan`, {module name: (kind, rank, scale)}, without filling the factors."""
     keep_gradients(model)
+    remember_buffers(model)
     model.requires_grad_(False)
     adapters = {}
     for name, (kind, rank, scale) in plan.items():

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from adarank.adapters.base import original_buffers, unwrapped
 from adarank.adapters.bottleneck import bottlenecks_of
 from adarank.adapters.layers import wrappers_of
 from adarank.adapters.lowrank import adapters_of
@@ -42,6 +43,7 @@ def merge(model: nn.Module) -> None:
         >>> type(model[0]).__name__, torch.allclose(model(x), before, atol=1e-6)
         ('LowRank', True)
     """
+    model = unwrapped(model, changes=True)
     if bottlenecks_of(model):
         raise SettingError(
             "bottleneck adapters cannot be merged, because they contain a non-linearity; they stay in the model and "
@@ -61,6 +63,7 @@ def unmerge(model: nn.Module) -> None:
 
     Raises SettingError where the model was not merged. See `merge` for an example.
     """
+    model = unwrapped(model, changes=True)
     adapters = model.__dict__.pop(_MERGED, None)
     if adapters is None:
         raise SettingError("the model was not merged by adarank.merge, so there is nothing to unmerge")
@@ -77,7 +80,8 @@ def unmerge(model: nn.Module) -> None:
 def disabled(model: nn.Module) -> Iterator[None]:
     """Inside the `with`, the adapters are bypassed and the model computes what its original base computes.
 
-    Parameters that were trained outside the adapters keep their values: the head, and all that BitFit changes. Raises
+    Buffers that training has changed, such as BatchNorm's statistics, have their values from before it. Parameters that
+    were trained outside the adapters keep theirs: the head, and all that BitFit changes. Raises
     SettingError where the model has no adapter to bypass and so would not be the base: after `merge`, or with BitFit.
 
     Example:
@@ -94,6 +98,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
         >>> torch.equal(model(x), before)
         False
     """
+    model = unwrapped(model)
     adapters = wrappers_of(model).values()
     if not adapters:
         raise SettingError(
@@ -104,7 +109,8 @@ def disabled(model: nn.Module) -> Iterator[None]:
     try:
         for adapter in adapters:
             adapter.enabled = False
-        yield
+        with original_buffers(model):
+            yield
     finally:
         for adapter, enabled in zip(adapters, before, strict=True):
             adapter.enabled = enabled

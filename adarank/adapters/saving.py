@@ -5,6 +5,7 @@ Only what the finished model needs is saved: the kept triplets, and all other tr
 
 import json
 import os
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from adarank.adapters import bottleneck
+from adarank.adapters.base import base_name, changed_buffers, differs_from, fingerprint, unwrapped
 from adarank.adapters.bottleneck import bottlenecks_of, features_of, insert
 from adarank.adapters.layers import CONV2D, LINEAR_4BIT, layer_of, wrappers_of
 from adarank.adapters.lowrank import FACTORS, START, adapters_of, wrap
@@ -35,10 +37,11 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Tensors: "<module>.Q" [r, d_in], "<module>.lam" [r], "<module>.P" [r, d_out] of the r kept triplets, and the
     further parameters of its parametrisation; "<module>.start_Q", "<module>.start_P" where an init subtracted ΔW₀ from
     the base, which a freshly loaded base still contains; "<module>.down" [m, d], "<module>.down_bias" [m],
-    "<module>.up" [d, m] and "<module>.up_bias" [d] of a bottleneck; and "<parameter>" for each other trainable
-    parameter, by its name in the base. BitFit and a trained head have only the last. Raises SettingError where nothing
+    "<module>.up" [d, m] and "<module>.up_bias" [d] of a bottleneck; and "<parameter>" or "<buffer>" for each other
+    trainable parameter and each buffer that training has changed, by its name in the base. BitFit and a trained head have only the last. Raises SettingError where nothing
     was adapted: there is no adapter, and either all or none of the model's parameters are trainable.
     """
+    model = unwrapped(model)
     adapters, bottlenecks = adapters_of(model), bottlenecks_of(model)
     trains = [p.requires_grad for p in model.parameters()]
     in_part = any(trains) and not all(trains) and not is_merged(model)
@@ -69,14 +72,13 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         modules[name] = {"width": added.width, "features": added.features, "activation": added.activation}
     wrapped = wrappers_of(model)
     inside = {id(p) for a in wrapped.values() for p in a.parameters(recurse=False)}
-    trained = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in inside:
-            module, _, part = name.rpartition(".base.")
-            trained[f"{module}.{part}" if module in wrapped else name] = (
-                parameter  # its name before the layer was wrapped
-            )
-    tensors |= {n: p.detach().cpu().contiguous() for n, p in trained.items()}
+    trained = {
+        base_name(name, wrapped): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in inside
+    }
+    buffers = {name: buffer for name, (buffer, _) in changed_buffers(model).items()}
+    tensors |= {n: p.detach().cpu().contiguous() for n, p in {**trained, **buffers}.items()}
     first = next(iter(adapters.values()), None)
     without = BOTTLENECK if bottlenecks else NONE
     description = {
@@ -85,24 +87,26 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "dropout": 0.0 if first is None else first.dropout,
         "modules": modules,
         "trained": {n: list(p.shape) for n, p in trained.items()},
+        "buffers": {n: list(b.shape) for n, b in buffers.items()},
         "whole": _whole(model, trained),
         "base": {
             "class": type(model).__name__,
             "name": getattr(getattr(model, "config", None), "name_or_path", None) or None,
+            "fingerprint": fingerprint(model),
         },
     }
     return tensors, description
 
 
 def _whole(model: nn.Module, trained: Collection[str]) -> list[str]:
-    """The outermost modules whose whole state dict is among the trained parameters, such as the head."""
+    """The outermost modules all of whose parameters are trained, such as the head."""
     whole: list[str] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(outer + ".") for outer in whole)
         if not name or inside or isinstance(module, nn.ModuleList | nn.ModuleDict):
             continue
-        state = module.state_dict()
-        if state and all(f"{name}.{key}" in trained for key in state):
+        keys = [key for key, _ in module.named_parameters()]
+        if keys and all(f"{name}.{key}" in trained for key in keys):
             whole.append(name)
     return whole
 
@@ -114,14 +118,14 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     triplets are left out. Raises SettingError where the model has no adapters and no part of it is trained.
 
     Example:
-        >>> import adarank, tempfile
+        >>> import adarank, copy, tempfile
         >>> from torch import nn
-        >>> model = nn.ModuleDict({"query": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
+        >>> base = nn.ModuleDict({"query": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
+        >>> model = copy.deepcopy(base)
         >>> _ = adarank.adapt(model, rank=2, targets=["query"], train=["head"])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_adapter(model, folder)
-        ...     fresh = nn.ModuleDict({"query": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
-        ...     list(load_adapter(fresh, folder))
+        ...     list(load_adapter(base, folder, strict=True))
         ['query']
     """
     write_files(folder, dict(zip(FILES, adapter_state(model), strict=True)))
@@ -140,33 +144,46 @@ def write_files(folder: str | os.PathLike[str], files: Mapping[str, Any]) -> Non
         temporary.replace(path / name)
 
 
-def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any]:
+def load_adapter(model: nn.Module, folder: str | os.PathLike[str], strict: bool = False) -> dict[str, Any]:
     """Wrap a freshly loaded base with the adapters in `folder` and load the other trained parameters, such as the head.
+
+    strict: whether to refuse another checkpoint of the same shapes, which is otherwise warned of. The folder holds a
+    fingerprint of its base, which depends on neither dtype nor quantisation.
 
     Returns {module name: adapter}; it is empty for BitFit and a trained head. Raises SettingError, before anything is
     changed, where a file is missing or damaged, the model already has adapters, or it is not the base that they were
-    made for (the message names the differing shapes). See `save_adapter` for an example.
+    made for (the message names the differing shapes or values). See `save_adapter` for an example.
     """
     tensors, description = read_adapter(folder)
-    return put_adapter(model, tensors, description, Path(folder))
+    return put_adapter(model, tensors, description, Path(folder), strict)
 
 
 def put_adapter(
-    model: nn.Module, tensors: Mapping[str, Tensor], description: Mapping[str, Any], path: Path
+    model: nn.Module, tensors: Mapping[str, Tensor], description: Mapping[str, Any], path: Path, strict: bool = False
 ) -> dict[str, Any]:
     """`load_adapter` from what `adapter_state` returned; messages name `path`."""
+    model = unwrapped(model, changes=True)
     if wrappers_of(model):
         raise SettingError("the model already has adapters; load into a freshly loaded base")
     kind = description["kind"]
     into_bottlenecks = kind == BOTTLENECK
     plan: Any = (_bottleneck_plan if into_bottlenecks else _lowrank_plan)(model, description, tensors, path)
     parameters = dict(model.named_parameters())
-    for name in description["trained"]:
-        if name not in parameters:
+    buffers = description.get("buffers", {})
+    others: dict[str, Tensor] = {**parameters, **dict(model.named_buffers())}
+    for name in [*description["trained"], *buffers]:
+        if name not in others:
             raise SettingError(
-                f"{path} holds a trained {name}, which the model lacks; near names: {near(name, parameters)}"
+                f"{path} holds a trained {name}, which the model lacks; near names: {near(name, others)}"
             )
-        _check_shape(path, name, tensors, parameters[name].shape)
+        _check_shape(path, name, tensors, others[name].shape)
+    if differing := differs_from(model, (description.get("base") or {}).get("fingerprint", {})):
+        sentence = (
+            f"{path} was trained on another checkpoint: the model has the same shapes, but other values in {differing}"
+        )
+        if strict:
+            raise SettingError(f"{sentence}; load the base that it was trained on")
+        warnings.warn(f"{sentence}; its outputs will differ from those in training", stacklevel=3)
 
     made: Any = insert(model, plan) if into_bottlenecks else wrap(model, plan, description["dropout"])
     with torch.no_grad():
@@ -178,6 +195,8 @@ def put_adapter(
                 getattr(adapter, part).copy_(tensors[f"{name}.{part}"])
         for name in description["trained"]:
             parameters[name].copy_(tensors[name]).requires_grad_(True)
+        for name in buffers:
+            others[name].copy_(tensors[name])
     return dict(made)
 
 
@@ -272,7 +291,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dic
     for name, info in description["modules"].items():
         _check_module(path, name, info, kind == BOTTLENECK)
     wanted = {f"{n}.{part}" for n, info in description["modules"].items() for part in parts_of(info, str(kind))}
-    wanted |= set(description["trained"])
+    wanted |= set(description["trained"]) | set(description.get("buffers", ()))
     if wanted != tensors.keys():
         differing = sorted(wanted ^ tensors.keys())[0]
         raise SettingError(f"{path} is damaged: its two files disagree about {differing}")

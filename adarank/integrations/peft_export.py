@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adarank.adapters.base import unwrapped
 from adarank.adapters.layers import CONV1D, CONV2D, EMBEDDING
 from adarank.adapters.lowrank import FACTORS, START, original_change, singular_triplets
 from adarank.adapters.parametrisation import lookup
@@ -58,6 +59,7 @@ def to_peft(model: nn.Module, folder: str | os.PathLike[str], uniform_rank: bool
         ...     sorted(path.name for path in Path(folder).iterdir())
         ['adapter_config.json', 'adapter_model.safetensors']
     """
+    model = unwrapped(model)
     tensors, description = adapter_state(model)
     config, state = peft_state(tensors, description, uniform_rank)
     _check_names(model, config)
@@ -94,7 +96,13 @@ def peft_state(
         if uniform_rank:
             A, B = (torch.cat([part, part.new_zeros(common - len(part), part.shape[1])]) for part in (A, B))
         state |= _laid_out(name, modules[name], A, B)
-    state |= {PREFIX + name: tensors[name] for name in description["trained"]}
+    buffers = description.get("buffers", {})
+    if outside := [name for name in buffers if not any(name.startswith(module + ".") for module in whole)]:
+        raise SettingError(
+            f"training changed {outside[0]}, a buffer that a LoRA of PEFT cannot hold, because its module was not trained "
+            "as a whole; name the module in train=, or use adarank.merge and model.save_pretrained instead"
+        )
+    state |= {PREFIX + name: tensors[name] for name in (*description["trained"], *buffers)}
     differing = {} if uniform_rank else {re.escape(name): r for name, r in ranks.items() if r != common}
     base = description.get("base") or {}
     task = next((task for end, task in TASKS.items() if (base.get("class") or "").endswith(end)), None)

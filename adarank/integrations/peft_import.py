@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adarank.adapters.base import unwrapped
 from adarank.adapters.layers import CONV1D, CONV2D, EMBEDDING, LINEAR
 from adarank.adapters.saving import put_adapter, read_files
 from adarank.errors import SettingError
@@ -58,6 +59,7 @@ def from_peft(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any
         ...     from_peft(fresh, folder)["query"].kind
         'lora'
     """
+    model = unwrapped(model, changes=True)
     tensors, description, copies = _read(Path(folder))
     parameters = dict(model.named_parameters())
     for name, copy in copies.items():
