@@ -190,14 +190,16 @@ class Bank:
                 weight.copy_(tensor)
                 tensor.data = weight
             # an empty factor (rank 0) gets no gradient, so that the optimiser skips it
-            if grad is None or tensor.grad is grad or not tensor.numel():
+            if grad is None or not tensor.numel():
                 continue
             if tensor.grad is None:
                 grad.zero_()
-            elif tensor.grad.data_ptr() != grad.data_ptr():
+            elif tensor.grad.data_ptr() == grad.data_ptr():
+                continue
+            else:
                 sources.append(tensor.grad)
                 targets.append(grad)
-            tensor.grad = grad
+            tensor.grad = grad.detach()  # an object of its own: moving the model replaces its memory
         if sources:
             torch._foreach_copy_(targets, sources)
 

@@ -97,6 +97,20 @@ def test_weights_that_moved_become_views_again(net, adapters):
     assert torch.equal(adapters["layers.0.up"].Q, torch.ones(2, 12, dtype=torch.float64))
 
 
+def test_gradients_that_moved_become_views_again(net, adapters):
+    """As a model that goes to another device and comes back with its gradients."""
+    bank = Bank(adapters)
+    bank.sync_views()
+    net._apply(lambda tensor: tensor.clone())
+    net(torch.randn(5, 8)).sum().backward()
+    expected = [p.grad.clone() for p in parameters(adapters)]
+    bank.sync_views()
+    for parameter, gradient in zip(parameters(adapters), expected, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+    bank.grad.fill_(7.0)
+    assert all((p.grad == 7).all() for p in parameters(adapters))
+
+
 def test_a_copied_model_trains_apart_from_the_original(net, adapters):
     bank = Bank(adapters)
     copy = deepcopy(net)
