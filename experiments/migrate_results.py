@@ -1,10 +1,11 @@
-"""Bring the committed results into the present form: settings' names, runs' names, files. A second call changes nothing.
+"""Bring the committed results into the present form: names of settings and runs, and files. A second call changes nothing.
 
     python experiments/migrate_results.py --data GLUE [experiments/results]
 
-Every packed run (experiments/pack.py), compressed or plain JSON as before, gets its settings by their present names and is
-written as `<method>-<digest>-s<seed>.json.gz`, the name that experiments/run.py gives the run now. The digest covers the
-data, so --data names the folder with GLUE's tasks. Files that gather runs of experiment=quickstart name them by it, too.
+Every packed run (experiments/pack.py), compressed or in the former plain JSON, gets the present names of its settings. It
+is written as `<method>-<digest>-s<seed>.json.gz`, the name that experiments/run.py gives the run now. The digest covers
+the data, so --data names the folder with GLUE's tasks. Files that gather runs of experiment=quickstart use these names
+as well.
 """
 
 import argparse
@@ -56,25 +57,24 @@ def present_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A run's config.yaml by the settings' present names; one that has them already is returned unchanged."""
     if "variant" in config:
         return dict(config)
-    found = renamed(config, SETTINGS)
-    found["train"] = renamed(found["train"], TRAIN)
-    found["pruned_triplets"] = found.pop("pruned").replace("learning", "trainable")
-    found["svd_before_allocation"] = found.pop("basis") == "singular"
+    present = renamed(config, SETTINGS)
+    present["train"] = renamed(present["train"], TRAIN)
+    present["pruned_triplets"] = present.pop("pruned").replace("learning", "trainable")
+    present["svd_before_allocation"] = present.pop("basis") == "singular"
     for group in ("allocator", "penalty"):
-        found[group] = found[group] and renamed(found[group], PIECES)
-    found["task"]["_target_"] = found["task"]["_target_"].replace(
-        "adarank.harness.tasks.", "adarank.harness.data.tasks."
-    )
-    if found["allocator"] and found["allocator"]["_target_"].endswith(".rank_map"):
-        source, shuffle, seed = (found["allocator"][key] for key in ("source", "shuffle", "seed"))
-        found |= {"allocator": None, "ranks_from": source, "ranks_shuffle": shuffle}
-        found["ranks_shuffle_seed"] = 0 if shuffle == "none" else seed
-    return spec_of(found).record()
+        present[group] = present[group] and renamed(present[group], PIECES)
+    target = present["task"]["_target_"]
+    present["task"]["_target_"] = target.replace("adarank.harness.tasks.", "adarank.harness.data.tasks.")
+    if present["allocator"] and present["allocator"]["_target_"].endswith(".rank_map"):
+        source, shuffle, seed = (present["allocator"][key] for key in ("source", "shuffle", "seed"))
+        present |= {"allocator": None, "ranks_from": source, "ranks_shuffle": shuffle}
+        present["ranks_shuffle_seed"] = 0 if shuffle == "none" else seed
+    return spec_of(present).record()
 
 
 @cache
 def task_of(target: str, settings: tuple[tuple[str, Any], ...], holdout: float | None, data: Path | None) -> Task:
-    """The task's rows. data: where a task's own folder, of which results keep no path, is now."""
+    """The task's rows. data: the folder of a task that was read from a folder, whose path results do not keep."""
     given = {key: str(data) if key == "path" and value is not None else value for key, value in settings}
     task = {"_target_": target, **given}
     return load_task(spec_of({"method": "", "train": {"lr": 1.0}, "task": task, "holdout": holdout}))

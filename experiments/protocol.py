@@ -2,11 +2,12 @@
 
     python experiments/protocol.py experiments/studies/controls.yaml --out runs/controls --results results/controls
 
-For each task of the study, every method tries its grid of learning rates on the tuning seeds, as many trials as any
-other; the best mean on dev is chosen (dev is carved from train where the study sets `holdout`). Then every method and
-budget runs the same seeds (same head, same data order) at the chosen rate; test is measured once, at the end of a run.
-Finished runs are packed into --results and never trained again; further words go to experiments/run.py. At the end, one
-report of the trials and one of the comparison are written; --read writes them from --results alone.
+For each task of the study, every method tries its grid of learning rates on the tuning seeds, in the same number of
+trials, and the rate with the best mean on dev is chosen (dev is carved from train where the study sets `holdout`). Then
+every method and budget runs the same seeds, with the same head and order of the data, at the chosen rate. Test is
+measured once, at the end of a run. Finished runs are packed into --results and never trained again. Further words go to
+experiments/run.py. At the end it writes a report of the trials and one of the comparison; --read writes both from
+--results alone.
 """
 
 import argparse
@@ -134,11 +135,11 @@ def run(
     """Run every pair of a rate and a seed, except finished ones, and pack them; exits where run.py failed.
 
     stage: "tuning" or "seeds", which keeps the trials out of the comparison."""
-    own = words(settings_of(study, task, method, budget))
+    settings = words(settings_of(study, task, method, budget))
     sweep = {"train.lr": rates, "seed": seeds}
     jobs = [f"{key}={','.join(map(str, values))}" for key, values in sweep.items()]
     jobs.append(f"out={place.out / stage / task / method}")
-    command = [RUN, "-m", *own, *jobs, *place.words]
+    command = [RUN, "-m", *settings, *jobs, *place.words]
     print(f"$ {shlex.join(command)}", flush=True)
     status = subprocess.run([sys.executable, *command]).returncode
     pack(place.out, place.results)
@@ -148,28 +149,28 @@ def run(
 
 def finished(place: Place, stage: str, task: str, method: str) -> list[dict[str, Any]]:
     """rate, rank, seed, dev (best), higher_is_better and run (its name) of every finished run."""
-    found = []
+    trials = []
     for file in record_files(place.results / stage / task / method):
         record = read_record(file)
         config, metric = record["config"], record["summary"]["metric"]
         about = {"rate": config["train"]["lr"], "rank": config["rank"], "seed": config["seed"], "run": run_name(file)}
-        found.append({**about, "dev": metric["best"], "higher_is_better": metric["higher_is_better"]})
-    return found
+        trials.append({**about, "dev": metric["best"], "higher_is_better": metric["higher_is_better"]})
+    return trials
 
 
-def choose(found: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> dict[str, Any]:
+def choose(trials: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> dict[str, Any]:
     """The rate of the best mean on dev, the mean of every rate, and whether the best lies at the edge of its grid.
 
-    Trials of other rates (of an earlier grid) do not count. Raises SettingError where rates differ in their trials."""
-    found = [trial for trial in found if trial["rate"] in rates]
-    by_rate = {rate: [t["dev"] for t in found if t["rate"] == rate] for rate in sorted(rates)}
+    Trials of rates outside the grid do not count. Raises SettingError where rates differ in their number of trials."""
+    trials = [trial for trial in trials if trial["rate"] in rates]
+    by_rate = {rate: [t["dev"] for t in trials if t["rate"] == rate] for rate in sorted(rates)}
     if len({len(values) for values in by_rate.values()}) != 1 or not all(by_rate.values()):
         counts = {rate: len(values) for rate, values in by_rate.items()}
         raise SettingError(f"the trials must try each rate equally often (got {counts})")
     means = {rate: sum(values) / len(values) for rate, values in by_rate.items()}
-    best = (max if found[0]["higher_is_better"] else min)(means, key=lambda rate: means[rate])
+    best = (max if trials[0]["higher_is_better"] else min)(means, key=lambda rate: means[rate])
     edge = best in (min(means), max(means))
-    return {"rate": best, "means": [[r, m] for r, m in means.items()], "at_the_edge": edge, "trials": len(found)}
+    return {"rate": best, "means": [[r, m] for r, m in means.items()], "at_the_edge": edge, "trials": len(trials)}
 
 
 def tune(study: Study, place: Place, task: str) -> dict[str, Any]:

@@ -3,10 +3,10 @@
     python experiments/reproduce/adalora_table1.py --scale small --data GLUE --tasks cola,sst2 \\
         --out runs/table1 --results experiments/results/adalora_table1
 
-Follows experiments/protocol.py (rates tuned on a split carved from train, then seeds) with adalora_table1.yaml. --data: the folder
-with GLUE's tasks; without it, the hub. At the scale `paper` levels are compared; below, only AdaLoRA − LoRA on the same seeds
-is set beside the paper's difference, and no cell is called reproduced. Finished runs are skipped; --read only reads
---results and writes the reports.
+It follows experiments/protocol.py (rates tuned on a split carved from train, then seeds) with adalora_table1.yaml.
+--data names the folder with GLUE's tasks; without it they come from the hub. At the scale `paper` the scores themselves
+are compared. Below it, only the difference AdaLoRA − LoRA over the same seeds is compared with the paper's, and no cell
+is called reproduced. Finished runs are skipped; --read trains nothing and writes the reports from --results.
 """
 
 import sys
@@ -30,24 +30,28 @@ RECIPES = Path(__file__).resolve().parents[2] / "conf" / "recipe_by_task"
 
 def study(content: Mapping[str, Any], scale: str, data: Path | None) -> Study:
     """The study of a scale; data: the folder with GLUE's tasks."""
-    own = content["scales"][scale]
-    chosen = own.get("methods", {name: {} for name in content["methods"]})
-    found = {
-        "settings": own["settings"],
-        "tasks": {name: task(name, scale, data, own.get("tasks", {}).get(name, {})) for name in content["tasks"]},
-        "budgets": own.get("budgets", content["budgets"]),
-        "methods": {name: {**content["methods"][name], **more} for name, more in chosen.items()},
-        "tuning": own["tuning"],
-        "seeds": own["seeds"],
-    }
-    return read(found)
+    of_scale = content["scales"][scale]
+    methods = of_scale.get("methods", {name: {} for name in content["methods"]})
+    tasks = of_scale.get("tasks", {})
+    return read(
+        {
+            "settings": of_scale["settings"],
+            "tasks": {name: task(name, scale, data, tasks.get(name, {})) for name in content["tasks"]},
+            "budgets": of_scale.get("budgets", content["budgets"]),
+            "methods": {name: {**content["methods"][name], **more} for name, more in methods.items()},
+            "tuning": of_scale["tuning"],
+            "seeds": of_scale["seeds"],
+        }
+    )
 
 
-def task(name: str, scale: str, data: Path | None, own: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's part of the study, with the settings and rates of its own at this scale; below the paper's scale its phases
-    are fractions and γ is set, at it the recipe sets them."""
+def task(name: str, scale: str, data: Path | None, of_scale: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's part of the study. of_scale: its settings and rates at this scale.
+
+    At the paper's scale the recipe sets the schedule's phases and γ; below it the phases are fractions of the steps.
+    """
     where = {} if data is None else {"task.path": str(data)}
-    rates, more = own.get("rates", {}), own.get("settings", {})
+    rates, more = of_scale.get("rates", {}), of_scale.get("settings", {})
     if scale == "paper":
         return {"settings": {"task": name, **where, **more}, "rates": rates}
     shared, phased = (yaml.safe_load((RECIPES / r / f"{name}.yaml").read_text()) for r in ("adalora_shared", "adalora"))
@@ -80,7 +84,7 @@ def difference(one: Mapping[int, Any], other: Mapping[int, Any], which: int) -> 
 
 
 def cell(asked: Study, paper: Mapping[str, Any], results: Path, task: str, rank: int, other: str) -> dict[str, Any]:
-    """AdaLoRA − other at one task and budget, of the best and of the last checkpoint, beside the paper's."""
+    """AdaLoRA − other at one task and budget, of the best and of the last checkpoint, with the paper's."""
     ranked = asked.methods[other].get("ranked", True)
     ours = scores(results, task, "adalora", rank), scores(results, task, other, rank if ranked else None)
     found = {which: difference(*ours, i) for i, which in enumerate(("best", "last"))}

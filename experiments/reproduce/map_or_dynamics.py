@@ -1,15 +1,15 @@
-"""Is it the rank map that helps, or how training came to it? An adaptive run against its own map, retrained and shuffled.
+"""Does the final rank map help, or the way training arrives at it? An adaptive run against its own map, retrained.
 
     python experiments/reproduce/map_or_dynamics.py --seeds 0 1 2 --shuffles 3 --out runs/map --json FILE \\
         experiment=quickstart
 
-For every seed: (1) the adaptive method; (2) the rank map that it ended with, as fixed ranks from step 0, with the same seed
-(head, data and their order are the same); (3) the same map with its ranks permuted, within families of modules and over
-all of them, --shuffles times each. Words after the options go to experiments/run.py for all runs, those after --adaptive
-for the adaptive ones alone (init_rank=…, schedule.t_f=…). Finished runs are skipped: the same command goes on.
+For every seed it trains (1) the adaptive method; (2) fixed ranks, from step 0, that are the adaptive run's final ones,
+with the same seed, and so the same head and order of the data; (3) the same ranks permuted, within families of modules
+and over all modules, --shuffles times each. Words after the options go to experiments/run.py for all runs, words after
+--adaptive for the adaptive runs alone (init_rank=…, schedule.t_f=…). Repeating the command skips finished runs.
 
-Cost: seeds · (2 + 2 · shuffles) runs; with experiment=quickstart about a minute each on two CPU cores. At the end the
-paired differences are printed (analysis/rank_maps.py) and written to FILE with the value of every run.
+Cost: seeds · (2 + 2 · shuffles) runs, with experiment=quickstart about a minute each on two CPU cores. At the end it
+prints the paired differences (analysis/rank_maps.py) and writes them to FILE with the value of every run.
 """
 
 import argparse
@@ -36,13 +36,13 @@ def run(words: Sequence[str]) -> int:
 
 def runs_in(out: Path, method: str) -> list[dict[str, Any]]:
     """Every finished run of `method` in `out`. arm: "adaptive" or the shuffle; ranks: of the modules sorted by name."""
-    found = []
+    runs = []
     for path in sorted(out.glob(f"{method}-*/{SUMMARY}")):
         summary = read_json(path)
         config = yaml.safe_load((path.parent / CONFIG).read_text(encoding="utf-8"))
         source, shuffle = config["ranks_from"], config["ranks_shuffle"]
         if summary["status"] == "finished":
-            found.append(
+            runs.append(
                 {
                     "run": path.parent.name,
                     "arm": shuffle if source else "adaptive",
@@ -53,7 +53,7 @@ def runs_in(out: Path, method: str) -> list[dict[str, Any]]:
                     **{key: summary["metric"][key] for key in ("name", "best", "last", "test")},
                 }
             )
-    return found
+    return runs
 
 
 def source(out: Path, method: str, seed: int) -> Path:
@@ -69,7 +69,7 @@ def source(out: Path, method: str, seed: int) -> Path:
 def measure(
     method: str, seeds: Sequence[int], shuffles: int, adaptive: Sequence[str], out: Path, words: list[str]
 ) -> int:
-    """Make what is missing; the first exit status that is not 0."""
+    """Train the runs that are missing. Returns the first exit status that is not 0, or 0."""
     common = [f"method={method}", *words, f"out={out}"]
     if status := run(["-m", *common, *adaptive, f"seed={','.join(map(str, seeds))}"]):
         return status

@@ -1,17 +1,19 @@
-"""Planted structure: does a method find the modules that need rank, and does that beat the same rank everywhere?
+"""Planted structure: does a method find the modules that need rank, and does it then beat uniform ranks?
 
     python experiments/reproduce/planted.py [--method NAME …] [--score NAME …] [--seeds N] [--json FILE]
 
-A frozen random network of 12 linears is the base. The teacher is the same network with a ΔW of known rank in four of them
-(4, 4, 2, 2; 12 triplets, a mean rank of 1); the student adapts all twelve to it, a regression without noise. Every
-method of conf/method runs with its own YAML, through the harness's own `prepare`, at the same three learning rates, the best
-chosen on dev rows; the figures are over test rows. Adaptive methods may hold 4 triplets a module while they train and end
-at a mean of 1; a method without a budget starts at 4; one that keeps a triplet of every module (growth, prune and expand)
-ends at a mean of 2, which leaves it 12 to place. --score adds method=adalora with that score (all: every one).
+A frozen random network of 12 linears is the base. The teacher is the same network with a ΔW of known rank in four of
+them (4, 4, 2, 2: 12 triplets, a mean rank of 1). The student adapts all twelve to it, in a regression without noise.
+Every method of conf/method runs with its own YAML, through the harness's `prepare`, at the same three learning rates; the
+best rate is chosen on dev rows, and the figures are over test rows. Adaptive methods may hold 4 triplets per module while
+they train and end at a mean of 1. A method without a budget starts at 4. A method that keeps one triplet of every module
+(growth, prune and expand) ends at a mean of 2, which leaves it 12 to place. --score adds method=adalora with that score
+(all: every score).
 
-What is found, a row for each method and seed: loss (the test loss ÷ the untrained student's), kept and budget (triplets at
-the end), share (of them in the planted modules), spearman (ranks found against ranks planted; null where either is constant),
-ratio (loss ÷ that of LoRA of the same budget and seed, where there is a budget, else of rank 1). Methods without triplets are listed as skipped, each with its reason.
+The result has one row for each method and seed: loss (the test loss ÷ the untrained student's), kept and budget (triplets
+at the end), share (of them in the planted modules), spearman (final against planted ranks; null where either is
+constant), ratio (loss ÷ that of LoRA at the same budget and seed, or at rank 1 where there is no budget). Methods without
+triplets are listed as skipped, each with its reason.
 """
 
 import argparse
