@@ -171,7 +171,8 @@ class Bank:
         """Make gradients, and weights that were moved or copied since, views of the flat buffers again.
 
         Idempotent. A parameter without a gradient gets one of zeros, and one that does not require a gradient gets none,
-        so that optimisers skip it; gradients that autograd allocated are copied in one foreach operation. Raises RuntimeError if an adapter's Parameters were replaced without the bank.
+        so that optimisers skip it; gradients that autograd allocated are copied in one foreach operation. Raises
+        RuntimeError if an adapter's Parameters were replaced without the bank.
         """
         if any(slot.owner[slot.part] is not slot.tensor for slot in self._slots if slot.grad is not None):
             raise RuntimeError(

@@ -68,6 +68,9 @@ class StepOrder:
         self.ready = self.dropped = False
         self.stepped: list[Optimizer] = []
         self._not_finite: Tensor | None = None  # with several optimisers: whether the gradients hold an inf or a NaN
+        self._within: Optimizer | None = None  # the optimiser whose step has begun
+        self._depth = 0  # of its step within itself: hooks run again where a subclass calls super().step()
+        self._closure: Callable[[], Any] | None = None  # the one that `before_step` handed to it
 
     def notice(self, watched: Tensor) -> None:
         """Before a gradient is accumulated: were the last ones dropped without a step (after an overflow)?
@@ -79,6 +82,7 @@ class StepOrder:
 
     def check_gradients(self) -> None:
         """Raise RuntimeError if after_backward may not be called now."""
+        self._within = None
         if not self.optimizers:
             raise RuntimeError("the RankController is not attached; call controller.attach(optimizer) first")
         # a gradient scaler skips the optimisers of which a gradient overflowed; the step does not count then
@@ -112,16 +116,19 @@ class StepOrder:
         Where step(*args, **kwargs) has a closure, both happen at the end of the closure, and its new arguments are
         returned. Raises RuntimeError for a step out of order, and where a closure is called a second time.
         """
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if self._within is optimizer and closure in (None, self._closure):
+            self._depth += 1
+            return None
         if optimizer in self.stepped:
             raise RuntimeError(
                 f"{type(optimizer).__name__} stepped twice after one controller.after_backward(), before another "
                 "attached optimiser stepped; step every attached optimiser once per after_backward()"
             )
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        self._closure, called = None, False
         if closure is None:
-            self._begin_step(observe)
+            self._begin_step(optimizer, observe)
             return None
-        called = False
 
         def closure_in_order() -> Any:
             nonlocal called
@@ -129,14 +136,15 @@ class StepOrder:
                 raise RuntimeError(evaluates_repeatedly(optimizer))
             called = True
             loss = closure()
-            self._begin_step(observe)
+            self._begin_step(optimizer, observe)
             return loss
 
+        self._within, self._depth, self._closure = optimizer, 1, closure_in_order
         if "closure" in kwargs:
             return tuple(args), {**kwargs, "closure": closure_in_order}
         return (args[0], closure_in_order, *args[2:]), dict(kwargs)
 
-    def _begin_step(self, observe: Callable[[], None]) -> None:
+    def _begin_step(self, optimizer: Optimizer, observe: Callable[[], None]) -> None:
         if not self.ready or self.dropped:
             raise RuntimeError(
                 "optimizer.step() was called without controller.after_backward(); call it once per optimiser step, "
@@ -145,9 +153,16 @@ class StepOrder:
             )
         if not self.stepped:
             observe()
+        if self._closure is None:
+            self._depth = 1
+        self._within = optimizer
 
     def after_step(self, optimizer: Optimizer) -> bool:
         """Whether all optimisers have stepped now. Raises RuntimeError if the optimiser ignored its closure."""
+        self._depth -= 1
+        if self._depth > 0:
+            return False
+        self._within = self._closure = None  # the closure may hold a batch
         if not self.ready:
             raise RuntimeError(
                 f"{type(optimizer).__name__} did not call its closure, so that the step has no gradients; call "

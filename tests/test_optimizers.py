@@ -81,7 +81,44 @@ class Deaf(torch.optim.SGD):
     """Takes a closure and does not call it."""
 
     def step(self, closure=None):
-        return super().step()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.add_(0)
+
+
+class CallsSuper(torch.optim.AdamW):
+    """Its step is its parent's, with the closure or after it: torch may run the hooks of both."""
+
+    first = False
+
+    def step(self, closure=None):
+        if self.first and closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+            super().step()
+            return loss
+        return super().step(closure)
+
+
+class CallsFirst(CallsSuper):
+    first = True
+
+
+@pytest.mark.parametrize("kind", [CallsSuper, CallsFirst])
+@pytest.mark.parametrize("variant", ["exact", "paper"])
+def test_a_subclass_that_calls_super_steps_once(kind, variant):
+    torch.optim.AdamW([torch.zeros(1)])  # from now on its step runs hooks by itself
+    net, _, expected, optimizer = setup(variant=variant)
+    run(net, expected, optimizer, range(STEPS), clip=CLIP)
+    for closure in (False, True):
+        net, _, controller, optimizer = setup(variant=variant, optimizer=kind)
+        for t in range(STEPS):
+            if closure:
+                step_with_closure(net, controller, optimizer, t)
+            else:
+                run(net, controller, optimizer, [t], clip=CLIP)
+        assert controller.step == STEPS
+        assert torch.equal(controller.bank.weight, expected.bank.weight)
 
 
 def test_optimisers_that_evaluate_a_closure_repeatedly_or_never_are_refused():
