@@ -55,7 +55,8 @@ class Bank:
     module: int64 [triplets], the index of each triplet's module in `names`. cost: int64 [triplets], d_in + d_out + 1.
     blocks: see `Block`. block_triplets: for each block the triplet of every row, int64 [modules, r]. frozen: whether
     pruned triplets are frozen, so that penalties leave them out. activation: [triplets], if the score records
-    activations (see `adarank.scores.score.Score`).
+    activations (see `adarank.scores.score.Score`). fixed: bool [numel], the Parameters that did not require a gradient
+    at the last `sync_views`; None if all did.
 
     Raises SettingError if there are no adapters, or if they lie on several devices or in several dtypes.
     """
@@ -78,10 +79,10 @@ class Bank:
     @torch.no_grad()
     def allocate(self) -> None:
         """Copy the adapters' current tensors into new flat buffers and make them views of these."""
-        placements = {(a.Q.device, a.Q.dtype) for a in self.adapters}
+        placements = {f"{a.Q.dtype} on {a.Q.device}" for a in self.adapters}
         if len(placements) > 1:
-            raise SettingError(f"all adapters must have one device and one dtype (got {placements})")
-        device, _dtype = placements.pop()
+            raise SettingError(f"all adapters must have one device and one dtype (got {', '.join(sorted(placements))})")
+        device = self.adapters[0].Q.device
         order = range(len(self.adapters))
         by_shape = {
             part: sorted(order, key=lambda i: getattr(self.adapters[i], part).shape[::-1]) for part in ("Q", "P")
@@ -91,6 +92,8 @@ class Bank:
 
         self.weight = torch.cat([t.reshape(-1) for t in tensors])
         self.grad = torch.zeros_like(self.weight)
+        self.fixed: Tensor | None = None
+        self._fixed_entries: list[Entry] = []
         self.mask = torch.cat([a.mask for a in self.adapters])
         sizes = [t.numel() for t in tensors]
         self._shapes = [t.shape for t in tensors]
@@ -167,8 +170,9 @@ class Bank:
     def sync_views(self) -> None:
         """Make gradients, and weights that were moved or copied since, views of the flat buffers again.
 
-        Idempotent. A parameter without a gradient gets one of zeros; gradients that autograd allocated are copied in
-        one foreach operation. Raises RuntimeError if an adapter's Parameters were replaced without the bank.
+        Idempotent. A parameter without a gradient gets one of zeros, and one that does not require a gradient gets none,
+        so that optimisers skip it; gradients that autograd allocated are copied in one foreach operation. Raises
+        RuntimeError if an adapter's Parameters were replaced without the bank.
         """
         if any(slot.owner[slot.part] is not slot.tensor for slot in self._slots if slot.grad is not None):
             raise RuntimeError(
@@ -177,8 +181,8 @@ class Bank:
             )
         if any((a.Q.device, a.Q.dtype) != (self.weight.device, self.weight.dtype) for a in self.adapters[:1]):
             self.allocate()
-        sources, targets = [], []
-        for owner, part, _, weight, grad in self._slots:
+        sources, targets, fixed = [], [], []
+        for i, (owner, part, _, weight, grad) in enumerate(self._slots):
             tensor = owner[part]  # .to() replaces buffers by new objects
             if tensor.shape != weight.shape:
                 raise RuntimeError(
@@ -192,6 +196,10 @@ class Bank:
             # an empty factor (rank 0) gets no gradient, so that the optimiser skips it
             if grad is None or not tensor.numel():
                 continue
+            if not tensor.requires_grad:
+                tensor.grad = None
+                fixed.append(self._entries[i])
+                continue
             if tensor.grad is None:
                 grad.zero_()
             elif tensor.grad.data_ptr() == grad.data_ptr():
@@ -202,6 +210,11 @@ class Bank:
             tensor.grad = grad.detach()  # an object of its own: moving the model replaces its memory
         if sources:
             torch._foreach_copy_(targets, sources)
+        if fixed != self._fixed_entries:
+            self._fixed_entries = fixed
+            shapes = zip(self._entries, self._shapes, strict=True)
+            pieces = {entry: torch.full(shape, entry in fixed, device=self.mask.device) for entry, shape in shapes}
+            self.fixed = self.flatten(pieces) if fixed else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -248,5 +261,6 @@ class Bank:
 
     @torch.no_grad()
     def zero_pruned(self) -> None:
-        """λ ← 0 for pruned triplets. Filled, not multiplied: a NaN would survive a product."""
-        self.lam.masked_fill_(~self.mask, 0.0)
+        """λ ← 0 for pruned triplets, unless λ is fixed. Filled, not multiplied: a NaN would survive a product."""
+        pruned = ~self.mask if self.fixed is None else ~self.mask & ~self.fixed[self._lam]
+        self.lam.masked_fill_(pruned, 0.0)

@@ -14,46 +14,38 @@ from torch.optim import Optimizer
 from adarank.adapters.base import unwrapped
 from adarank.adapters.lowrank import FACTORS, LowRank, adapters_of
 from adarank.errors import SettingError
-
-CONTROLLER = "adarank_controller"  # the optimiser's attribute that holds its RankController
-
-
-def unwrap(optimizer: Any) -> Optimizer:
-    """The torch optimiser inside accelerate's wrapper, or the optimiser itself."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
+from adarank.optimizers import CONTROLLER, check_state, unwrap
 
 
 def compact(model: nn.Module, optimizer: Any = None) -> dict[str, int]:
     """Remove all pruned triplets from every adapter of `model`; returns {module name: remaining triplets}.
 
-    optimizer: the optimiser that trains the adapters, if there is one; its parameters and state shrink with them, and
-    so does a RankController attached to it. Its state may hold scalars and tensors of the parameter's shape. A module
-    without remaining triplets computes its base alone. Raises SettingError, before anything changes, for a model
-    without adapters and for any other optimiser state.
+    optimizer: the optimiser that trains the adapters, if there is one, or a list of several; its parameters and state
+    shrink with them, and so does a RankController attached to it. Its state may hold scalars and tensors of the
+    parameter's shape. A module without remaining triplets computes its base alone. Raises SettingError, before anything
+    changes, for a model without adapters and for any other optimiser state.
     """
     adapters = adapters_of(unwrapped(model, changes=True))
     if not adapters:
         raise SettingError("the model has no adapters to compact; call adarank.adapt or adarank.load_adapter first")
-    optimizer = None if optimizer is None else unwrap(optimizer)
-    controller = getattr(optimizer, CONTROLLER, None)
+    several = optimizer if isinstance(optimizer, list | tuple) else [optimizer] if optimizer is not None else []
+    optimizers = [unwrap(o) for o in several]
+    controller = next((c for o in optimizers if (c := getattr(o, CONTROLLER, None)) is not None), None)
     if controller is not None:
         controller.compact()
     else:
-        drop(list(adapters.values()), [a.mask for a in adapters.values()], optimizer)
+        drop(list(adapters.values()), [a.mask for a in adapters.values()], optimizers)
     return {name: adapter.rank for name, adapter in adapters.items()}
 
 
 @torch.no_grad()
-def drop(adapters: Sequence[LowRank], keep: Sequence[Tensor], optimizer: Optimizer | None) -> list[Tensor]:
+def drop(adapters: Sequence[LowRank], keep: Sequence[Tensor], optimizers: Sequence[Optimizer]) -> list[Tensor]:
     """Keep the triplets of each adapter for which `keep` (bool [rank]) is true; returns their indices per adapter.
 
     Synchronises with the device. Raises SettingError, before anything changes, for state that cannot be gathered.
     """
     tensors = [(a, part) for a in adapters for part in FACTORS]
-    if optimizer is not None:
-        check_state(optimizer, [getattr(a, part) for a, part in tensors])
+    check_state(optimizers, [getattr(a, part) for a, part in tensors])
     indices = [mask.nonzero().squeeze(1) for mask in keep]
     index_of = {id(a): index for a, index in zip(adapters, indices, strict=True)}
     replaced: dict[nn.Parameter, nn.Parameter] = {}
@@ -65,31 +57,15 @@ def drop(adapters: Sequence[LowRank], keep: Sequence[Tensor], optimizer: Optimiz
         if not isinstance(old, nn.Parameter):
             continue
         replaced[old] = new = getattr(adapter, part)
-        if optimizer is not None and old in optimizer.state:
-            state = optimizer.state.pop(old)
-            optimizer.state[new] = {
-                k: v[index] if isinstance(v, Tensor) and v.shape == old.shape else v for k, v in state.items()
-            }
+        for optimizer in optimizers:
+            if old in optimizer.state:
+                state = optimizer.state.pop(old)
+                optimizer.state[new] = {
+                    k: v[index] if isinstance(v, Tensor) and v.shape == old.shape else v for k, v in state.items()
+                }
     for adapter, index in zip(adapters, indices, strict=True):
         if len(index) < len(adapter.mask):
             adapter.mask = adapter.mask[index]
-    for group in optimizer.param_groups if optimizer is not None else ():
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["params"] = [replaced.get(p, p) for p in group["params"]]
     return indices
-
-
-def check_state(optimizer: Optimizer, tensors: Sequence[Tensor], operation: str = "compaction") -> None:
-    """Raise SettingError if the optimiser's state of one of `tensors` cannot be gathered or zeroed row by row.
-
-    operation: "compaction" or "growth", for the message.
-    """
-    for tensor in tensors:
-        for key, value in optimizer.state.get(tensor, {}).items():
-            scalar = value is None or isinstance(value, bool | int | float)
-            if not scalar and not (isinstance(value, Tensor) and (value.numel() == 1 or value.shape == tensor.shape)):
-                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise SettingError(
-                    f"{operation} needs an optimiser whose state is scalars and tensors of the parameter's shape "
-                    f"(got {type(optimizer).__name__}, whose state {key!r} is {shape} for a parameter of "
-                    f"{tuple(tensor.shape)})"
-                )

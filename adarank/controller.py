@@ -2,7 +2,7 @@
 
     loss.backward()                      the true task gradients
     controller.after_backward()          adds the penalty's gradient, once per optimiser step
-    clip, optimizer.step()               pre-hook: was after_backward called?
+    clip, optimizer.step()               pre-hook: was after_backward called, here or in the step's closure?
                                          post-hook: observe, proximal step, allocate when due, mask, count
     optimizer.zero_grad()
 
@@ -14,8 +14,8 @@ The three variants differ as follows:
     paper       before the step (w, g)      γ Σ‖·‖²_F       exactly the budget          α / r
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,43 +25,26 @@ from torch.optim import Optimizer
 
 from adarank import allocators, schedules
 from adarank.activations import ActivationRecorder
-from adarank.adapters.lowrank import LowRank, to_singular
-from adarank.allocators.allocator import Allocator, Request, check_run
+from adarank.adapters.lowrank import FACTORS, LowRank, to_singular
+from adarank.allocators.allocator import Allocation, Allocator, Request, check_run
 from adarank.bank import Bank
-from adarank.compaction import CONTROLLER, check_state, drop, unwrap
+from adarank.compaction import drop
 from adarank.errors import SettingError
 from adarank.inits.default import draw
+from adarank.optimizers import (
+    CONTROLLER,
+    StepOrder,
+    before_load,
+    check_optimizers,
+    check_state,
+    unwrap,
+    update_unless_overflow,
+)
 from adarank.penalties import Penalty
 from adarank.schedules import Schedule
 from adarank.scores.score import Score, as_score
 
 STATE = "adarank"  # the key in optimizer.state_dict()
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """The record of one reallocation.
-
-    step: the optimiser step it followed. budget: what was allowed, in `unit` ("triplets" or "parameters"). kept: the
-    number of triplets kept, and parameters: their cost Σ (d_in + d_out + 1), both scalar tensors. scores: [triplets],
-    and mask: bool [triplets], at that moment. module: int64 [triplets], indices into names.
-    """
-
-    step: int
-    budget: int
-    unit: str
-    kept: Tensor
-    parameters: Tensor
-    scores: Tensor
-    mask: Tensor
-    module: Tensor
-    names: tuple[str, ...]
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        """{module name: triplets kept}. Reading it synchronises with the device."""
-        counts = torch.bincount(self.module[self.mask], minlength=len(self.names))
-        return dict(zip(self.names, counts.tolist(), strict=True))
 
 
 class RankController:
@@ -94,6 +77,11 @@ class RankController:
     Creating a controller moves the factors into a shared buffer and changes no value. `attach` changes the adapters:
     the scale of variant="original", the initial mask, and what their forward passes record. Raises SettingError for
     settings that cannot be used.
+
+    A factor that does not require a gradient never changes, whatever penalty, allocator or `pruned_triplets` is used.
+    An adapter whose λ is frozen (kind "lora", whose λ is constant: Q and P) keeps its mask: its active triplets count
+    in the budget, and the allocator divides the rest among the other adapters. `requires_grad_` may be called at any
+    time. `attach` and `after_backward` raise SettingError if the budget cannot hold the frozen adapters.
 
     Example:
         >>> import adarank
@@ -161,10 +149,13 @@ class RankController:
         self.remaining = torch.ones_like(self.bank.mask)  # over the triplets at creation: not compacted away
         self.step = 0
         self.last_allocation: Allocation | None = None
-        self._ready = False  # after_backward was called for the current gradients
-        self._dropped = False  # those gradients were dropped since, and a new backward pass began
         self._prepared = False  # prepare_adapters was called
-        self._optimizer: Optimizer | None = None
+        self._begun = False  # after_backward was called once
+        self._state_checked = False  # the optimisers' state was checked after a step
+        self._steps = StepOrder()  # of no optimiser yet
+        self._fixed: Tensor | None = None  # the bank's `fixed` that the next two were derived from
+        self._free: Tensor | None = None  # int64, the triplets that allocators decide on; None: all
+        self._held = 0  # what the other, active ones cost
         self._recorder: ActivationRecorder | None = None
 
     def _check_pieces(self, allocates: bool) -> None:
@@ -193,27 +184,52 @@ class RankController:
                 "the penalty's proximal step changes λ and needs adapters whose λ is trained, such as adapter='svd' "
                 "(got adapter='lora', whose λ is constant)"
             )
-        if allocates and isinstance(self.allocator, Allocator):
-            costs = [a.in_features + a.out_features + 1 if unit == "parameters" else 1 for a in adapters]
-            check_run(self.allocator, unit, [a.rank for a in adapters], costs, schedule.initial, schedule.final)
+        if allocates:
+            self._check_allocator(adapters, schedule.initial, schedule.final)
+
+    def _check_allocator(self, adapters: Sequence[LowRank], initial: int, final: int) -> None:
+        """Raise SettingError if the allocator cannot keep budgets from `initial` to `final` over `adapters`."""
+        if isinstance(self.allocator, Allocator):
+            in_parameters = self.unit == "parameters"
+            costs = [a.in_features + a.out_features + 1 if in_parameters else 1 for a in adapters]
+            check_run(self.allocator, self.unit, [a.rank for a in adapters], costs, initial, final)
 
     @property
     def cost(self) -> Tensor:
         """What each triplet costs in the budget's unit, int64 [triplets]."""
         return self.bank.cost if self.unit == "parameters" else torch.ones_like(self.bank.cost)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the ranks are what they will be at the end of the schedule."""
+        if self.schedule.initial == self.schedule.final == int(self.cost.sum()):
+            return True
+        return self.last_allocation is not None and self.last_allocation.step >= self.schedule.settled
+
+    def budget_now(self) -> dict[str, float]:
+        """{"budget", "mean_rank"}, for a log; empty without a score. Synchronises with the device."""
+        if self.score is None:
+            return {}
+        last, modules = self.last_allocation, len(self.bank.names)
+        if last is None:
+            return {"budget": self.schedule.initial, "mean_rank": int(self.bank.mask.sum()) / modules}
+        return {"budget": last.budget, "mean_rank": last.kept.item() / modules}
+
     def prepare_adapters(self) -> None:
         """Set up the adapters: scale, initial mask, masked forward passes, recorded activations.
 
         `attach` calls it; call it earlier to read scales and ranks before there is an optimiser. A second call does
         nothing. The scale of variant="original" is α/(r + 1e-5), with α = s·r from the adapter's s = α/r; an adapter
-        that has it already, from another controller, keeps it.
+        that has it already, from another controller, keeps it, and a loaded one keeps the scale it was saved with.
         """
         if self._prepared:
             return
+        self._sync_views()  # the model may have moved since the controller was created
+        for adapter in self.bank.adapters:
+            adapter.zero_grad()  # of the views; the first backward pass shows which adapters it reaches
+        self._hold_frozen()
         self._prepared = True
         for adapter in self.bank.adapters:
-            adapter.masked = self.pruned_triplets == "masked"
             adapter.watch = None
             if self.variant == "original" and adapter.scale != adapter.original_scale:
                 adapter.scale *= adapter.rank / (adapter.rank + 1e-5)
@@ -221,81 +237,80 @@ class RankController:
         if self.score is not None and self.score.activation is not None:
             self._recorder = ActivationRecorder(self.bank, self.score.activation)
         if self.schedule.initial < int(self.cost.sum()):
-            self._sync_views()  # the model may have moved since the controller was created
             scores = torch.zeros(self.bank.triplets, device=self.bank.mask.device)
-            self._set_mask(allocators.uniform()(self._request(scores, self.schedule.initial)))
+            self._set_mask(self._new_mask(allocators.uniform(), scores, self.schedule.initial))
 
-    def attach(self, optimizer: Any) -> "RankController":
-        """Prepare the adapters and register hooks on `optimizer`, or on the one inside accelerate's wrapper.
+    def attach(self, *optimizers: Any) -> "RankController":
+        """Prepare the adapters and register hooks on the optimiser, or on the one inside accelerate's wrapper.
 
-        To resume a run, attach first and then call `optimizer.load_state_dict`. Returns the controller. Raises
-        RuntimeError if either is attached already, or if the optimiser lacks a parameter of an adapter.
+        Several optimisers may share the adapters' parameters, each with its own; all of them then step once after every
+        `after_backward`, and zero_grad follows the last. To resume a run, attach first and then call `load_state_dict`
+        of each optimiser, whose state holds the controller's. Returns the controller. Raises RuntimeError if the
+        controller or an optimiser is attached already, or if a parameter of an adapter is in none or two of them.
         """
-        optimizer = unwrap(optimizer)
-        if self._optimizer is not None:
+        if self._steps.optimizers:
             raise RuntimeError("this RankController is attached already; create a new one for another optimiser")
-        optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for name, adapter in zip(self.bank.names, self.bank.adapters, strict=True):
-            for part in ("Q", "lam", "P"):
-                tensor = getattr(adapter, part)
-                if isinstance(tensor, nn.Parameter) and id(tensor) not in optimized:
-                    raise RuntimeError(
-                        f"the optimiser lacks {name}.{part}; build it after adarank.adapt, from all parameters of the "
-                        "model with requires_grad"
-                    )
-        if getattr(optimizer, CONTROLLER, None) is not None:
-            raise RuntimeError("another RankController is attached to this optimiser; use one controller per optimiser")
+        unwrapped = [unwrap(optimizer) for optimizer in optimizers]
+        factors = [(f"{name}.{part}", getattr(a, part)) for name, a in self._named_adapters() for part in FACTORS]
+        check_optimizers(unwrapped, {name: p for name, p in factors if isinstance(p, nn.Parameter)})
         self.prepare_adapters()
-        self._optimizer = optimizer
-        setattr(optimizer, CONTROLLER, self)
-        optimizer.register_step_pre_hook(self._before_step)
-        optimizer.register_step_post_hook(self._after_step)
-        optimizer.register_state_dict_post_hook(self._save)
-        if type(optimizer).load_state_dict is Optimizer.load_state_dict:
-            optimizer.register_load_state_dict_pre_hook(self._load)
-        else:  # bitsandbytes overrides it and calls no hooks
-            load_state_dict = optimizer.load_state_dict
-
-            def load(state: dict[str, Any]) -> None:
-                self._load(optimizer, state)
-                load_state_dict(state)
-
-            optimizer.load_state_dict = load
+        self._steps = StepOrder(unwrapped)
+        for optimizer in unwrapped:
+            setattr(optimizer, CONTROLLER, self)
+            optimizer.register_step_pre_hook(self._before_step)
+            optimizer.register_step_post_hook(self._after_step)
+            optimizer.register_state_dict_post_hook(self._save)
+            before_load(optimizer, self._load)
         self._watch()
         return self
+
+    def _named_adapters(self) -> list[tuple[str, LowRank]]:
+        return list(zip(self.bank.names, self.bank.adapters, strict=True))
 
     def _watch(self) -> None:
         """Detect backward passes by λ's gradient, zero only if gradients were dropped (P's also is while λ = 0)."""
         for adapter in self.bank.adapters:
             watched = adapter.lam if adapter.learns_lambda else adapter.P
-            watched.register_hook(lambda _, p=watched: self._notice(p))
-
-    def _notice(self, watched: Tensor) -> None:
-        """Before a gradient is accumulated: were the last ones dropped without a step (after an overflow)?
-
-        Reads a value back from the device, but only then and if after_backward was called too early.
-        """
-        if self._ready and not self._dropped:
-            self._dropped = watched.grad is None or not bool(watched.grad.any())
+            trains = watched.requires_grad
+            watched.requires_grad_(True)  # a frozen one takes no hook, and it may train later
+            watched.register_hook(lambda _, p=watched: self._steps.notice(p))
+            watched.requires_grad_(trains)
 
     def after_backward(self, grad_scale: float | Tensor | None = None) -> None:
         """Add the penalty's gradient. Call it once per optimiser step, after the last backward pass, before clipping.
 
-        grad_scale: of gradients that are still scaled. Raises RuntimeError before `attach`, or twice for one step.
+        Inside the closure, where optimizer.step is given one. grad_scale: of gradients that are still scaled. The first
+        call warns of adapters that no gradient has reached. Raises RuntimeError before `attach`, twice for one step, or
+        where only some of several optimisers have stepped since the last call.
         """
-        if self._optimizer is None:
-            raise RuntimeError("the RankController is not attached; call controller.attach(optimizer) first")
-        if self._ready and not self._dropped:
-            raise RuntimeError(
-                "controller.after_backward() was called twice for one optimiser step; call it once, after the last "
-                "backward pass of the accumulation and before clipping"
-            )
+        self._steps.check_gradients()
+        if not self._begun and self.step == 0:
+            self._warn_of_unreached()
+        self._begun = True
         self._sync_views()
+        if self.bank.fixed is not self._fixed:
+            self._hold_frozen()
         if self.penalty is not None and self.penalty.add is not None:
             self.penalty.add(self.bank, grad_scale, self.variant == "paper")
         if self.pruned_triplets == "frozen":
             self.bank.lam_grad.masked_fill_(~self.bank.mask, 0.0)
-        self._ready, self._dropped = True, False
+        if self.bank.fixed is not None:
+            self.bank.grad.masked_fill_(self.bank.fixed, 0.0)
+        self._steps.gradients_ready()
+
+    def _warn_of_unreached(self) -> None:
+        """After the first backward pass: a model that reads a weight directly bypasses its adapter."""
+        unreached = []
+        for name, adapter in self._named_adapters():
+            trained = [p for p in adapter.parameters(recurse=False) if p.requires_grad and p.numel()]
+            if trained and all(p.grad is None for p in trained):
+                unreached.append(name)
+        if unreached:
+            warnings.warn(
+                f"the first backward pass did not reach the adapters of {', '.join(unreached)}; unless the model skips "
+                "them only for some rows, they will not be trained: leave them out of the targets",
+                stacklevel=3,
+            )
 
     def _sync_views(self) -> None:
         """Make weights and gradients views of the bank again, and move the averages with a model that was moved."""
@@ -306,19 +321,46 @@ class RankController:
             self.pruned_for, self.remaining = self.pruned_for.to(weight.device), self.remaining.to(weight.device)
             self.generator = torch.Generator(device=weight.device).manual_seed(self.generator.initial_seed())
 
-    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if not self._ready:
-            raise RuntimeError(
-                "optimizer.step() was called without controller.after_backward(); call it once per optimiser step, "
-                "after the last backward pass and before clipping"
-            )
-        if self.variant == "paper":
-            if getattr(optimizer, "grad_scale", None) is not None:
-                raise RuntimeError(
-                    'variant="paper" observes gradients before the step, while they are still scaled; call '
-                    "scaler.unscale_(optimizer) before controller.after_backward()"
+    def _hold_frozen(self) -> None:
+        """Leave frozen adapters out of what allocators decide on. Raises SettingError if the budget cannot hold them.
+
+        Their training passes compute with λ ⊙ mask, as evaluation does: λ of a pruned triplet may not be zero, and it
+        can no longer be set to zero.
+        """
+        bank, schedule, allocator = self.bank, self.schedule, self.allocator
+        frozen = [not any(p.requires_grad for p in ([a.lam] if a.learns_lambda else [a.Q, a.P])) for a in bank.adapters]
+        free, held = None, 0
+        if any(frozen):
+            is_held = torch.tensor(frozen, device=bank.module.device)[bank.module]
+            free, held = (~is_held).nonzero().squeeze(1), int(self.cost[is_held & bank.mask].sum())
+            begin = schedule.budget(self.step)
+            if held > (lowest := min(begin, schedule.final)) and getattr(allocator, "keeps_budget", True):
+                names = [name for name, is_frozen in zip(bank.names, frozen, strict=True) if is_frozen]
+                raise SettingError(
+                    f"the schedule's budget must be at least {held} {self.unit}, which the frozen adapters of "
+                    f"{', '.join(names)} hold (got {lowest}); unfreeze some of them, or raise the budget"
                 )
-            self._observe(optimizer)
+            others = [a for a, is_frozen in zip(bank.adapters, frozen, strict=True) if not is_frozen]
+            if others and self.score is not None and not getattr(allocator, "grows", False):
+                self._check_allocator(others, begin - held, schedule.final - held)
+        self._fixed, self._free, self._held = bank.fixed, free, held
+        for adapter, is_frozen in zip(bank.adapters, frozen, strict=True):
+            adapter.masked = is_frozen or self.pruned_triplets == "masked"
+
+    def _before_step(
+        self, optimizer: Optimizer, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return self._steps.before_step(optimizer, args, kwargs or {}, partial(self._observe_before, optimizer))
+
+    def _observe_before(self, optimizer: Optimizer) -> None:
+        if self.variant != "paper":
+            return
+        if getattr(optimizer, "grad_scale", None) is not None:
+            raise RuntimeError(
+                'variant="paper" observes gradients before the step, while they are still scaled; call '
+                "scaler.unscale_(optimizer) before controller.after_backward()"
+            )
+        self._observe(optimizer)
 
     def _observe(self, optimizer: Optimizer) -> None:
         """Update the score's averages."""
@@ -327,26 +369,34 @@ class RankController:
         if self._recorder is not None:
             self.bank.activation = self._recorder.mean()
         observe = partial(self.score.observe, self.buffers, self.bank)
-        _update_unless_overflow(optimizer, list(self.buffers.values()), observe)
+        update_unless_overflow(self._steps.overflow(optimizer), list(self.buffers.values()), observe)
 
     def _proximal(self, optimizer: Optimizer) -> None:
         if self.penalty is None or self.penalty.proximal is None:
             return
-        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-        trained = next(p for a in self.bank.adapters for p in (a.lam, a.Q) if isinstance(p, nn.Parameter))
-        step = partial(self.penalty.proximal, self.bank, rates[id(trained)])
-        _update_unless_overflow(optimizer, [self.bank.weight], step)
+        groups = [group for o in self._steps.optimizers for group in o.param_groups]
+        rates = {id(p): group["lr"] for group in groups for p in group["params"] if p.requires_grad}
+        rate = next((rates[id(p)] for a in self.bank.adapters for p in (a.lam, a.Q) if id(p) in rates), None)
+        if rate is None:
+            return  # everything is frozen
+        weight, fixed = self.bank.weight, self.bank.fixed
+        before = None if fixed is None else weight.clone()
+        step = partial(self.penalty.proximal, self.bank, rate)
+        update_unless_overflow(self._steps.overflow(optimizer), [weight], step)
+        if fixed is not None and before is not None:
+            weight.copy_(torch.where(fixed, before, weight))
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        self._ready = False
+        if not self._steps.after_step(optimizer):
+            return
+        self._check_state()
         if self.pruned_triplets == "frozen":
             self.bank.zero_pruned()  # momentum moved λ; scores see it as the forward pass will
         if self.variant != "paper":
             self._observe(optimizer)
         self._proximal(optimizer)
-        last = self.last_allocation
-        final = last is not None and last.step >= self.schedule.settled
+        final = self.last_allocation is not None and self.last_allocation.step >= self.schedule.settled
         due = self.schedule.due(self.step)
         if due and not final:
             self._allocate()
@@ -361,24 +411,45 @@ class RankController:
                     self._drop(~unused)
         self.step += 1
 
+    def _check_state(self) -> None:
+        """After the first step, when optimisers have their state: can it be gathered later on?"""
+        if self._state_checked:
+            return
+        self._state_checked = True
+        tensors = [getattr(a, part) for a in self.bank.adapters for part in FACTORS]
+        if self.compaction != "off":
+            check_state(self._steps.optimizers, tensors)
+        if self.pruned_triplets == "frozen" and self.score is not None:
+            check_state(self._steps.optimizers, tensors, "growth")
+
     def _allocate(self) -> None:
         assert self.score is not None, "checked at creation: a schedule comes with a score"
         bank, budget = self.bank, self.schedule.budget(self.step)
         if self.svd_before_allocation:
             for adapter in bank.adapters:
-                to_singular(adapter)
+                if all(p.requires_grad for p in (adapter.Q, adapter.lam, adapter.P) if isinstance(p, nn.Parameter)):
+                    to_singular(adapter)
         scores = self.score.score(self.buffers, bank)
         ranked = scores.masked_fill(~bank.mask, -torch.inf) if self.pruned_triplets == "frozen" else scores
-        self._set_mask(self.allocator(self._request(ranked, budget)))
+        self._set_mask(self._new_mask(self.allocator, ranked, budget))
         mask = bank.mask.clone()
         self.pruned_for = torch.where(mask, 0, self.pruned_for + 1)
         cost = torch.where(mask, bank.cost, 0).sum()  # not cost[mask]: its size would be read back from the device
         self.last_allocation = self._record(self.step, mask, scores=scores, module=bank.module, parameters=cost)
 
-    def _request(self, scores: Tensor, budget: int) -> Request:
-        bank, begin, settled = self.bank, self.schedule.begin, self.schedule.settled
+    def _new_mask(self, allocator: Callable[[Request], Tensor], scores: Tensor, budget: int) -> Tensor:
+        """What `allocator` keeps; frozen adapters keep their masks, and the others share the rest of the budget."""
+        bank, begin, settled, free = self.bank, self.schedule.begin, self.schedule.settled, self._free
         progress = min(max((self.step - begin) / max(settled - begin, 1), 0.0), 1.0)
-        return Request(scores, bank.mask, budget, self.cost, bank.module, self.generator, bank.names, progress)
+        parts = (scores, bank.mask, self.cost, bank.module)
+        if free is not None:
+            if not len(free):
+                return bank.mask.clone()
+            parts = (scores[free], bank.mask[free], self.cost[free], bank.module[free])
+        some_scores, mask, costs, modules = parts
+        request = Request(some_scores, mask, budget - self._held, costs, modules, self.generator, bank.names, progress)
+        new = allocator(request)
+        return new if free is None else bank.mask.index_copy(0, free, new)
 
     @torch.no_grad()
     def _set_mask(self, mask: Tensor) -> None:
@@ -394,17 +465,17 @@ class RankController:
         bank = self.bank
         parameters = bank.broadcast_to_parameters(triplets)
         drawn = bank.flatten(draw(bank.unflatten(bank.weight), bank.adapters, self.generator))
-        bank.weight.copy_(torch.where(parameters, drawn, bank.weight))
+        trained = parameters if bank.fixed is None else parameters & ~bank.fixed
+        bank.weight.copy_(torch.where(trained, drawn, bank.weight))
         for buffer in self.buffers.values():
             if buffer.ndim:
                 buffer.masked_fill_(triplets if len(buffer) == bank.triplets else parameters, 0.0)
-        if self._optimizer is None:
-            return
-        check_state(self._optimizer, [getattr(a, part) for a in bank.adapters for part in ("Q", "lam", "P")], "growth")
+        check_state(self._steps.optimizers, [getattr(a, part) for a in bank.adapters for part in FACTORS], "growth")
         for (part, i), rows in bank.unflatten(parameters).items():
-            for value in self._optimizer.state.get(getattr(bank.adapters[i], part), {}).values():
-                if isinstance(value, Tensor) and value.shape == rows.shape:
-                    value.masked_fill_(rows, 0.0)
+            for optimizer in self._steps.optimizers:
+                for value in optimizer.state.get(getattr(bank.adapters[i], part), {}).values():
+                    if isinstance(value, Tensor) and value.shape == rows.shape:
+                        value.masked_fill_(rows, 0.0)
 
     def _record(self, step: int, mask: Tensor, **tensors: Tensor) -> Allocation:
         budget, names = self.schedule.budget(step), tuple(self.bank.names)
@@ -424,7 +495,7 @@ class RankController:
         for name, buffer in self.buffers.items():
             if buffer.ndim and name not in per_parameter:
                 self.buffers[name] = buffer[keep]
-        indices = drop(bank.adapters, keeps, self._optimizer)
+        indices = drop(bank.adapters, keeps, self._steps.optimizers)
         bank.allocate()
         for name, pieces in per_parameter.items():
             self.buffers[name] = bank.flatten({(part, i): t[indices[i]] for (part, i), t in pieces.items()})
@@ -473,22 +544,9 @@ class RankController:
             buffer.copy_(saved[f"score.{name}"])
         self.generator.set_state(saved["generator"].cpu())
         self.step = saved["step"]
-        self._ready = self._dropped = False
+        self._steps.reset()
+        self._fixed = None  # what frozen adapters hold follows from the mask
         self.last_allocation = None
         if (last := saved.get("last")) is not None:
             moved = {k: v.to(self.remaining.device) for k, v in last.items() if isinstance(v, Tensor)}
             self.last_allocation = self._record(last["step"], **moved)
-
-
-@torch.no_grad()
-def _update_unless_overflow(optimizer: Optimizer, tensors: list[Tensor], update: Callable[[], None]) -> None:
-    """Call `update`, which changes `tensors` in place, and undo it if the step overflowed.
-
-    For such a step a gradient scaler calls the hooks of *fused* optimisers only, and leaves its flag on the device in
-    `found_inf` (other steps have unscaled gradients by then). The step counts: reading the flag would synchronise.
-    """
-    overflow: Any = getattr(optimizer, "found_inf", None)
-    before = [] if overflow is None else [tensor.clone() for tensor in tensors]
-    update()
-    for old, tensor in zip(before, tensors, strict=False):
-        tensor.copy_(torch.where(overflow > 0, old, tensor))

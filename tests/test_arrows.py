@@ -18,7 +18,7 @@ ORDER = [
     ("controller",),
     ("compaction", "compression", "activations"),
     ("scores", "allocators", "schedules", "penalties"),
-    ("bank", "adaptation"),
+    ("bank", "adaptation", "optimizers"),
     ("inits", "adapters", "targets"),
     ("runs",),
     ("errors", "pieces"),

@@ -205,3 +205,11 @@ def test_unflatten_and_flatten_are_inverses(net, adapters):
     assert {e: p.shape for e, p in pieces.items()} == {
         (part, i): getattr(a, part).shape for i, a in enumerate(adapters.values()) for part in ("Q", "lam", "P")
     }
+
+
+def test_adapters_on_several_devices_are_refused_in_a_sentence(adapters):
+    adapters["layers.1.up"].to("meta")
+    with pytest.raises(
+        adarank.SettingError, match=r"one device .* \(got torch\.float32 on cpu, torch\.float32 on meta\)"
+    ):
+        Bank(adapters)

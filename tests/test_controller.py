@@ -1,4 +1,5 @@
 import doctest
+import warnings
 from copy import deepcopy
 
 import pytest
@@ -197,6 +198,76 @@ def test_two_controllers_of_the_original_scale_once():
         adapter.scale = 4.0  # a scale set afterwards is an α/r again
     original(adapters).prepare_adapters()
     assert {a.scale for a in adapters.values()} == {4.0 * (4 / (4 + 1e-5))}
+
+
+def test_a_loaded_adapter_keeps_the_scale_it_was_saved_with(tmp_path):
+    net, adapters, controller, optimizer = setup(variant="original")
+    run(net, controller, optimizer, range(STEPS))
+    adarank.save_adapter(net, tmp_path)
+    x = data(0)[0]
+    expected, scales = net.eval()(x), {a.scale for a in adapters.values()}
+    torch.manual_seed(0)
+    fresh = Net()
+    loaded = {name: a for name, a in adarank.load_adapter(fresh, tmp_path).items() if a.rank}
+    before = fresh.eval()(x)
+    schedule = adarank.schedules.constant(12, 12, 0, 2, 9)
+    again = adarank.RankController(loaded, score=adarank.scores.adalora(), schedule=schedule, variant="original")
+    again.prepare_adapters()
+    assert {a.scale for a in loaded.values()} == scales == {8 / (4 + 1e-5)}
+    assert torch.equal(fresh.eval()(x), before)
+    torch.testing.assert_close(before, expected)
+
+
+def test_a_loop_warns_once_of_the_adapters_that_no_gradient_reaches():
+    net, adapters, controller, optimizer = setup(pruned_triplets="frozen")
+    adapters["layers.0.down"].requires_grad_(False)
+    x = data(0)[0]
+
+    def backward():
+        net.layers[1](net.embed(x)).sum().backward()  # the first and the last block are left out
+
+    backward()
+    with pytest.warns(
+        UserWarning, match=r"did not reach the adapters of layers\.0\.up, layers\.2\.up, layers\.2\.down;"
+    ):
+        controller.after_backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        controller.after_backward()
+
+
+@pytest.mark.parametrize("initial", [24, 12])
+def test_no_loop_is_warned_of_adapters_that_are_reached(initial):
+    torch.manual_seed(0)
+    net = Net()
+    adapters = adarank.adapt(net, rank=4)
+    schedule = adarank.schedules.growing(initial, 24, 5, 10, STEPS)
+    controller = adarank.RankController(
+        adapters, score=adarank.scores.adalora(), schedule=schedule, pruned_triplets="frozen"
+    )
+    controller.attach(torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net(data(0)[0]).sum().backward()
+        controller.after_backward()
+
+
+def test_a_growing_run_is_warned_of_what_is_not_reached():
+    net = Net()
+    adapters = adarank.adapt(net, rank=4)
+    schedule = adarank.schedules.growing(12, 24, 5, 10, STEPS)
+    controller = adarank.RankController(
+        adapters, score=adarank.scores.adalora(), schedule=schedule, pruned_triplets="frozen"
+    )
+    controller.attach(torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1))
+    net.layers[0](net.embed(data(0)[0])).sum().backward()
+    with pytest.warns(
+        UserWarning, match=r"did not reach the adapters of layers\.1\.up, layers\.1\.down, layers\.2\.up"
+    ):
+        controller.after_backward()
 
 
 @pytest.mark.parametrize("pruned_triplets", ["frozen", "masked"])

@@ -159,7 +159,7 @@ def test_a_step_reads_nothing_back_from_the_device():
             controller.after_backward()
             controller._after_step(optimizer)
         controller.step -= 1
-        controller._ready = True
+        controller._steps.ready = True
         optimizer.step()
         optimizer.zero_grad()
 

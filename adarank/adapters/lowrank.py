@@ -59,7 +59,7 @@ class LowRank(Wrapper):
         self.in_features, self.out_features = self.layer.size(base)
         self.parametrisation = find(kind)
         self.scale = scale
-        self.original_scale: float | None = None  # the scale that variant="original" set (see RankController)
+        self.original_scale: float | None = None  # the scale that variant="original" keeps: it set it, or it was loaded
         self.dropout = dropout
         self.fused = True  # False: the plain-autograd reference below
         self.masked = False
@@ -158,7 +158,8 @@ class LowRank(Wrapper):
         of_triplets = {prefix + part for part in (*FACTORS, "mask")}
         scale = state_dict.get(prefix + "scale")
         if scale is not None:
-            self.scale = float(scale)
+            if float(scale) != self.scale:
+                self.scale = self.original_scale = float(scale)
             left = {len(state_dict[name]) for name in of_triplets & state_dict.keys()} or {0}
             for part in (*FACTORS, "mask") if len(left) == 1 and min(left) < self.rank else ():
                 getattr(self, part).data = getattr(self, part).data[: min(left)].clone()

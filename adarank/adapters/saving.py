@@ -191,6 +191,8 @@ def put_adapter(
             if f"{name}.start_Q" in tensors:
                 start = (tensors[f"{name}.{part}"].to(adapter.Q) for part in START)
                 adapter.start_from(*start)
+            if not into_bottlenecks:
+                adapter.original_scale = adapter.scale  # what its factors were trained with
             for part in bottleneck.PARTS if into_bottlenecks else (*FACTORS, *find(kind).extra):
                 getattr(adapter, part).copy_(tensors[f"{name}.{part}"])
         for name in description["trained"]:

@@ -1,4 +1,4 @@
-"""The classes behind every allocator: what it is given, and what it requires of a run."""
+"""The classes behind every allocator: what it is given, what it requires of a run, and the record of an allocation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +31,32 @@ class Request(NamedTuple):
     generator: torch.Generator | None = None
     names: Sequence[str] = ()
     progress: float = 0.0
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The record of one reallocation.
+
+    step: the optimiser step it followed. budget: what was allowed, in `unit` ("triplets" or "parameters"). kept: the
+    number of triplets kept, and parameters: their cost Σ (d_in + d_out + 1), both scalar tensors. scores: [triplets],
+    and mask: bool [triplets], at that moment. module: int64 [triplets], indices into names.
+    """
+
+    step: int
+    budget: int
+    unit: str
+    kept: Tensor
+    parameters: Tensor
+    scores: Tensor
+    mask: Tensor
+    module: Tensor
+    names: tuple[str, ...]
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """{module name: triplets kept}. Reading it synchronises with the device."""
+        counts = torch.bincount(self.module[self.mask], minlength=len(self.names))
+        return dict(zip(self.names, counts.tolist(), strict=True))
 
 
 @dataclass(frozen=True)

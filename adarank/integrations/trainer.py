@@ -8,6 +8,7 @@
     create_optimizer                     attaches the controller; a checkpoint's optimiser state is loaded after this
     training_step, once per micro-batch  after the last one of a step: controller.after_backward
     clipping, optimizer.step             the controller's own hooks
+    log                                  adds the budget and the mean rank to the training loss
     _save                                also writes TRAINED: all but the frozen parameters, masks included
     _load_from_checkpoint, _load_best…   read it: some Trainers would build a model without adapters from the folder
 
@@ -22,9 +23,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adarank.compaction import CONTROLLER, unwrap
+from adarank import adaptation
+from adarank.adapters.layers import wrappers_of
 from adarank.controller import RankController
 from adarank.errors import SettingError
+from adarank.optimizers import CONTROLLER, unwrap
 from adarank.schedules import never
 
 if TYPE_CHECKING:
@@ -36,8 +39,10 @@ TRAINED = "trained.safetensors"  # in a checkpoint, with the Trainer's own files
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without the frozen parameters."""
-    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    """The state dict without the base's frozen parameters; a frozen adapter was trained or drawn, too."""
+    factors = {id(p) for wrapper in wrappers_of(model).values() for p in wrapper.parameters(recurse=False)}
+    named = model.named_parameters(remove_duplicate=False)
+    frozen = {name for name, p in named if not p.requires_grad and id(p) not in factors}
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
@@ -64,6 +69,12 @@ class RankTrainerMixin(Trainer):
                     f"{name} replaces the adapters' parameters or the optimiser without the RankController noticing; "
                     "use one device, or DistributedDataParallel (torchrun, accelerate launch)"
                 )
+        if self.args.auto_find_batch_size:
+            raise SettingError(
+                "auto_find_batch_size must be False with a RankController (got True): after an out-of-memory error the "
+                "Trainer starts again with a new optimiser and another number of steps; set "
+                "per_device_train_batch_size instead"
+            )
         self._check_compaction(
             self.args.load_best_model_at_end, "load_best_model_at_end=True loads weights of other shapes"
         )
@@ -81,7 +92,9 @@ class RankTrainerMixin(Trainer):
             bool(resume_from_checkpoint),
             "when resuming, the Trainer loads the model before it knows which triplets are left",
         )
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._report_ranks()
+        return output
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -95,8 +108,6 @@ class RankTrainerMixin(Trainer):
             self._begin()
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
-            if self.rank_controller.step == 0:
-                self._warn_of_unreached()
             scaler = self.accelerator.scaler  # fp16: gradients are still scaled here, clipping unscales them
             scale = None if scaler is None else scaler.scale(torch.ones((), device=loss.device))
             self.rank_controller.after_backward(scale)
@@ -120,16 +131,24 @@ class RankTrainerMixin(Trainer):
             )
         self._begun = True
 
-    def _warn_of_unreached(self) -> None:
-        """After the first backward pass: a model that reads a weight directly bypasses its adapter (TRL's fused head)."""
-        bank = self.rank_controller.bank
-        unreached = [name for name, a in zip(bank.names, bank.adapters, strict=True) if a.P.grad is None]
-        if unreached:
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        super().log(logs | self.rank_controller.budget_now() if "loss" in logs else logs, *args, **kwargs)
+
+    def _report_ranks(self) -> None:
+        """Print the final ranks; warn if the final budget was never reached."""
+        controller = self.rank_controller
+        if not self.is_world_process_zero() or controller.score is None:
+            return
+        if not controller.is_settled:
             warnings.warn(
-                f"the first backward pass did not reach the adapters of {', '.join(unreached)}; unless the model skips "
-                "them only for some rows, they will not be trained: leave them out of the targets",
+                f"training ended after {controller.step} steps, before the final budget of {controller.schedule.final} "
+                f"{controller.unit}, which the schedule reaches at step {controller.schedule.settled + 1}; the ranks "
+                "are not the requested ones: train longer, or give the schedule a smaller total",
                 stacklevel=3,
             )
+        kept = adaptation.ranks(self.model)
+        mean = sum(kept.values()) / len(kept)
+        print(f"Final ranks (mean {mean:.2f}): " + ", ".join(f"{name} {rank}" for name, rank in kept.items()))
 
     def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         super()._save(output_dir, *args, **kwargs)

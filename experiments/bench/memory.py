@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from torch import Tensor
 
-from adarank.compaction import CONTROLLER
+from adarank.optimizers import CONTROLLER
 from experiments.bench.pairs import write
 from experiments.bench.workload import CONTENDERS, DTYPES, Contender, batch, build, contender, parser
 

@@ -364,6 +364,61 @@ def test_a_second_run_asks_for_a_controller_of_its_own(tmp_path):
         trainer.train()
 
 
+def test_the_log_has_budget_and_mean_rank_and_the_final_ranks_are_printed(tmp_path, capsys):
+    _, controller, trainer, _ = run(tmp_path, logging_strategy="steps", logging_steps=1)
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == STEPS
+    assert logged[0]["budget"] == START * 4
+    assert logged[0]["mean_rank"] == START
+    assert logged[-1]["budget"] == controller.last_allocation.budget == FINAL * 4
+    assert logged[-1]["mean_rank"] == FINAL
+    assert [entry["budget"] for entry in logged] == sorted((entry["budget"] for entry in logged), reverse=True)
+    assert not any("budget" in entry for entry in trainer.state.log_history if "loss" not in entry)
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Final ranks")]
+    ranks = ", ".join(f"{name} {rank}" for name, rank in adarank.ranks(trainer.model).items())
+    assert printed == [f"Final ranks (mean 2.00): {ranks}"]
+
+
+@pytest.mark.parametrize("stop", [3, None])
+def test_training_that_ends_before_the_final_budget_is_warned_of(tmp_path, stop, recwarn):
+    class Stops(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop |= state.global_step == stop
+
+    run(tmp_path, call={"callbacks": [Stops()]})
+    message = (
+        "training ended after 3 steps, before the final budget of 8 triplets, which the schedule reaches at step 9"
+    )
+    assert [str(w.message).startswith(message) for w in recwarn if "final budget" in str(w.message)] == [True] * bool(
+        stop
+    )
+
+
+def test_a_search_for_the_batch_size_is_refused(tmp_path):
+    with pytest.raises(
+        adarank.SettingError, match=r"auto_find_batch_size must be False .* \(got True\): .* set per_dev"
+    ):
+        run(tmp_path, auto_find_batch_size=True)
+
+
+def test_an_adapter_that_is_frozen_comes_back_when_resuming(tmp_path):
+    def frozen(seed):
+        model = bert()
+        controller = ranked(model)
+        adapter = controller.bank.adapters[0].requires_grad_(False)
+        with torch.no_grad():
+            adapter.lam.fill_(seed)
+        return model, controller
+
+    options = {"save_strategy": "steps", "save_steps": 5}
+    (whole, a), (again, b) = frozen(1.0), frozen(2.0)
+    run(tmp_path / "a", model=whole, controller=a, **options)
+    run(tmp_path / "b", model=again, controller=b, resume=tmp_path / "a" / "checkpoint-5", **options)
+    same(weights(whole), weights(again))
+    assert (b.bank.adapters[0].lam == 1).all()
+    assert b.last_allocation.ranks == a.last_allocation.ranks
+
+
 def test_a_model_made_anew_is_not_the_controller_s(tmp_path):
     controller = ranked(bert())
     trainer = RankTrainer(

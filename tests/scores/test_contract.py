@@ -133,7 +133,7 @@ def test_a_step_reads_nothing_back_from_the_device(name, kind, variant):
             controller._before_step(optimizer)
             controller._after_step(optimizer)
         controller.step -= 1
-        controller._ready = True
+        controller._steps.ready = True
         optimizer.step()
         optimizer.zero_grad()
     assert controller.last_allocation.step == 9

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from adarank.controller import Allocation, RankController
+from adarank.allocators.allocator import Allocation
+from adarank.controller import RankController
 from adarank.errors import RunFailed
 from adarank.harness.config.spec import Spec
 from adarank.harness.data.batches import grouped_by_length, training_order
@@ -146,7 +147,16 @@ def train(
             log.allocation(allocation_record(allocation))
         pending.clear()
         rate = float(scheduler.get_last_lr()[0])
-        log.metrics(step, "train", {"loss": mean_loss, "lr": rate, **budget_now(controller), **drift_now(controller)})
+        log.metrics(
+            step,
+            "train",
+            {
+                "loss": mean_loss,
+                "lr": rate,
+                **(controller.budget_now() if controller is not None else {}),
+                **drift_now(controller),
+            },
+        )
         bar.update(step - bar.n)
         bar.set_postfix_str(progress(mean_loss, name, at.last.get(name), controller))
         beat(step)
@@ -192,20 +202,7 @@ def train(
 
 def is_settled(controller: RankController | None) -> bool:
     """Whether the ranks are what they will be at the end."""
-    if controller is None or controller.schedule.initial == controller.schedule.final == int(controller.cost.sum()):
-        return True
-    last = controller.last_allocation
-    return last is not None and last.step >= controller.schedule.settled
-
-
-def budget_now(controller: RankController | None) -> dict[str, float]:
-    """The budget and the mean rank kept; nothing for methods whose rank is fixed."""
-    if controller is None or controller.score is None:
-        return {}
-    last, modules = controller.last_allocation, len(controller.bank.names)
-    if last is None:
-        return {"budget": controller.schedule.initial, "mean_rank": int(controller.bank.mask.sum()) / modules}
-    return {"budget": last.budget, "mean_rank": last.kept.item() / modules}
+    return controller is None or controller.is_settled
 
 
 def drift_now(controller: RankController | None) -> dict[str, float]:
@@ -245,5 +242,5 @@ def progress(loss: float, name: str, metric: float | None, controller: RankContr
     if metric is not None:
         shown.append(f"dev {name} {metric:.3f}")
     if controller is not None and controller.score is not None:
-        shown.append(f"mean rank {budget_now(controller)['mean_rank']:.1f}")
+        shown.append(f"mean rank {controller.budget_now()['mean_rank']:.1f}")
     return "  ".join(shown)
