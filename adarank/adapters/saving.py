@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from adarank.adapters import bottleneck
 from adarank.adapters.base import base_name, changed_buffers, differs_from, fingerprint, unwrapped
 from adarank.adapters.bottleneck import bottlenecks_of, features_of, insert
-from adarank.adapters.layers import CONV2D, LINEAR_4BIT, layer_of, wrappers_of
+from adarank.adapters.layers import CONV2D, LINEAR_4BIT, check_mergeable, check_unadapted, layer_of, wrappers_of
 from adarank.adapters.lowrank import FACTORS, START, adapters_of, wrap
 from adarank.adapters.merge import is_merged
 from adarank.adapters.parametrisation import find, lookup
@@ -163,8 +163,7 @@ def put_adapter(
 ) -> dict[str, Any]:
     """`load_adapter` from what `adapter_state` returned; messages name `path`."""
     model = unwrapped(model, changes=True)
-    if wrappers_of(model):
-        raise SettingError("the model already has adapters; load into a freshly loaded base")
+    check_unadapted(model)
     kind = description["kind"]
     into_bottlenecks = kind == BOTTLENECK
     plan: Any = (_bottleneck_plan if into_bottlenecks else _lowrank_plan)(model, description, tensors, path)
@@ -207,9 +206,12 @@ def _lowrank_plan(
 ) -> dict[str, tuple[str, int, float]]:
     """What `wrap` makes of the description, checked against the model."""
     bases = {name: (layer, module) for name, module in model.named_modules() if (layer := layer_of(module)) is not None}
+    for name in description["modules"]:
+        _get(bases, name, path)
+    check_layers(model, list(description["modules"]))
     plan = {}
     for name, info in description["modules"].items():
-        layer, base = _get(bases, name, path)
+        layer, base = bases[name]
         here, there = layer.size(base), (info["in_features"], info["out_features"])
         if here != there:
             raise SettingError(
@@ -220,9 +222,10 @@ def _lowrank_plan(
                 f"{path} starts from a changed base, and {name} is a 4-bit layer; load it into a base that is not "
                 "quantised"
             )
+        if info.get("start_rank") is not None:
+            check_mergeable({name: base})
         check_factors(path, name, info, tensors, description["kind"])
         plan[name] = (description["kind"], info["rank"], info["scale"])
-    check_layers(model, list(plan))
     return plan
 
 
