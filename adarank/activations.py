@@ -42,8 +42,8 @@ class ActivationRecorder:
 
 def _record(reference: "weakref.ref[ActivationRecorder]", i: int, adapter: LowRank, x: Tensor) -> None:
     recorder = reference()
-    if recorder is None or recorder.bank.adapters[i] is not adapter:
-        return
+    if recorder is None or recorder.bank.adapters[i] is not adapter or not x.numel():
+        return  # a pass without rows (an expert without tokens) has no mean
     x = x.detach()
     if x.is_floating_point():  # an embedding's indices are not
         x = x.to(torch.promote_types(adapter.Q.dtype, torch.float32))

@@ -10,10 +10,18 @@ from torch import nn
 
 from adarank import inits
 from adarank.adapters.base import unwrapped
-from adarank.adapters.layers import LINEAR_4BIT, keep_gradients, layer_of, numel, wrappers_of
+from adarank.adapters.layers import (
+    LINEAR_4BIT,
+    check_mergeable,
+    check_unadapted,
+    keep_gradients,
+    layer_of,
+    numel,
+    wrappers_of,
+)
 from adarank.adapters.lowrank import LowRank, adapters_of, wrap
 from adarank.adapters.parametrisation import find
-from adarank.errors import SettingError, whole_number
+from adarank.errors import SettingError, number, whole_number
 from adarank.pieces import needs
 from adarank.targets import Targets, find_targets, in_blocks, near, sides, trained_modules
 
@@ -39,6 +47,7 @@ def adapt(
             starts at 0; arXiv 2106.09685), the name of another file in adarank/adapters, or a `Parametrisation`.
         rank: triplets per module at creation, one number or {module name: number}.
         targets: a list of module names' endings, one ending or regular expression, or "all-linear" (`find_targets`).
+            Layers inside the modules in `train` are left out; a target that matches no others is refused.
         alpha: the scale is s = alpha / rank, fixed at creation; None: 2·rank, so that s = 2.
         dropout: probability of dropping an input of the low-rank path in training.
         init: the name of an init in `adarank.inits`, or a configured one. EVA and GoRA measure where rank is needed and
@@ -67,27 +76,26 @@ def adapt(
         ((4, 8), 2.0)
     """
     model, parametrisation = unwrapped(model, changes=True), find(adapter)
-    if wrappers_of(model):
-        raise SettingError("the model already has adapters; merge them first, or start from a freshly loaded base")
+    check_unadapted(model)
     if layer_of(model) is not None:
         raise SettingError(
             f"the model is itself an {type(model).__name__} and cannot be wrapped in place; put it inside a module"
         )
-    if alpha is not None and not alpha > 0:
-        raise SettingError(f"alpha must be a number above 0, or None for 2·rank (got {alpha})")
+    if alpha is not None:
+        alpha = number("alpha", alpha, "a number above 0, or None for 2·rank", lambda a: a > 0)
     if rslora and alpha is None:
         raise SettingError("rslora=true needs alpha, since s = alpha / √rank; set alpha to a number above 0")
-    if not 0 <= dropout < 1:
-        raise SettingError(f"dropout must be at least 0 and less than 1 (got {dropout})")
+    dropout = number("dropout", dropout, "at least 0 and less than 1", lambda p: 0 <= p < 1)
     if isinstance(init, str):
         if init not in inits.__all__:
             raise SettingError(f"init must be one of {', '.join(inits.__all__)} (got {init!r})")
         init = getattr(inits, init)()
-    names = find_targets(model, targets)
+    names = find_targets(model, targets, train)
     asked = _checked_ranks(model, names, rank)
     trained = trained_modules(model, train)
     scales = {n: 2.0 if alpha is None else alpha / (math.sqrt(r) if rslora else r) for n, r in asked.items()}
     if init.changes_base:
+        check_mergeable({name: model.get_submodule(name) for name in names})
         for name in names:
             if layer_of(model.get_submodule(name)) is LINEAR_4BIT:
                 raise SettingError(
@@ -148,7 +156,8 @@ def _checked_ranks(model: nn.Module, names: Sequence[str], rank: int | Mapping[s
 
 class Reach(NamedTuple):
     """share: the fraction of the base's matrix parameters (everything with two or more axes) that adapters wrap;
-    missed: names of matrices in the blocks whose layer is of none of the `layers.LAYER_TYPES`, like stacked experts."""
+    missed: names of frozen matrices in the blocks whose layer is of none of the `layers.LAYER_TYPES`, like stacked
+    experts."""
 
     share: float
     missed: list[str]
@@ -178,7 +187,7 @@ def reach(model: nn.Module) -> Reach:
                 continue
             seen.add(id(parameter))
             total += math.prod(layer.size(module)) if layer is not None else parameter.numel()
-            if layer is None and module in blocks:
+            if layer is None and module in blocks and not parameter.requires_grad:
                 missed.append(f"{name}.{part}")
     return Reach(wrapped / total if total else 0.0, missed)
 

@@ -109,7 +109,8 @@ def parser() -> argparse.ArgumentParser:
         ("folder", "out", "--base"),
         "write the base with the adapter merged into its weights",
         "Writes a plain Transformers model, which from_pretrained loads without adarank and which is as fast as the "
-        "base at inference.",
+        "base at inference, with its tokenizer or image processor and, for a run, its class names. Prints the largest "
+        "change of the outputs on a probe input.",
     )
     export = add(
         "export",

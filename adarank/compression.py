@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from adarank.adapters.base import unwrapped
+from adarank.adapters.layers import check_mergeable
 from adarank.adapters.lowrank import FACTORS, START, LowRank, adapters_of, original_change, singular_triplets
 from adarank.adapters.parametrisation import Parametrisation, lookup
 from adarank.errors import SettingError, whole_number
@@ -48,6 +49,7 @@ def compress(model: nn.Module, budget: int) -> Compressed:
     if not adapters:
         raise SettingError("the model has no adapters to compress; call adarank.adapt or adarank.load_adapter first")
     budget = whole_number("budget", budget)
+    check_mergeable({name: adapter.base for name, adapter in adapters.items() if adapter.start_Q is not None})
     changes = {
         name: original_change(a.scale, a.Q, a.effective_lam(), a.P, a.start_Q, a.start_P)
         for name, a in adapters.items()

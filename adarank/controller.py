@@ -29,7 +29,7 @@ from adarank.adapters.lowrank import FACTORS, LowRank, to_singular
 from adarank.allocators.allocator import Allocation, Allocator, Request, check_run
 from adarank.bank import Bank
 from adarank.compaction import drop
-from adarank.errors import SettingError
+from adarank.errors import SettingError, number, whole_number
 from adarank.inits.default import draw
 from adarank.optimizers import (
     CONTROLLER,
@@ -128,8 +128,10 @@ class RankController:
         ):
             if value not in valid:
                 raise SettingError(f"{name} must be one of {', '.join(valid)} (got {value!r})")
-        if compact_after is not None and compact_after < 1:
-            raise SettingError(f"compact_after must be at least 1, or null for never (got {compact_after})")
+        if compact_after is not None:
+            at_least_1 = "a whole number of at least 1, or null for never"
+            compact_after = number("compact_after", compact_after, at_least_1, lambda n: n >= 1, whole=True)
+        seed = whole_number("seed", seed, 0)
         if score is None and schedule is not None:
             raise SettingError("score must be given with a schedule, such as adarank.scores.adalora() (got None)")
         self.bank = Bank(adapters)

@@ -1,6 +1,7 @@
 """The errors that reach a user as one sentence."""
 
-from numbers import Integral
+import math
+from collections.abc import Callable
 from typing import Any
 
 
@@ -16,13 +17,22 @@ class RunFailed(RuntimeError):
     """A run ended without a result. The message is one sentence; the command line exits with status 1."""
 
 
-def whole_number(name: str, value: Any, least: int = 1, most: int | None = None, of: str = "") -> int:
-    """`value` as an int; NumPy's integers are accepted, booleans are not. `of` explains the range in the message.
+def number(name: str, value: Any, valid: str, fits: Callable[[Any], bool], whole: bool = False, of: str = "") -> Any:
+    """`value` as Python's own int or float: NumPy's and torch's scalars are accepted, booleans are not.
 
-    Raises SettingError where `value` is not a whole number from `least` to `most` (None: without an upper end).
+    Raises SettingError, "`name` must be `valid` (got `value`)`of`", where it is not a finite number that `fits`; whole:
+    a float does not fit, either.
     """
-    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
-    if number is None or number < least or (most is not None and number > most):
-        valid = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise SettingError(f"{name} must be a whole number {valid} (got {value}){of}")
-    return number
+    plain = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    kind = int if whole else int | float
+    if isinstance(plain, bool) or not isinstance(plain, kind) or not math.isfinite(plain) or not fits(plain):
+        raise SettingError(f"{name} must be {valid} (got {value}){of}")
+    return plain
+
+
+def whole_number(name: str, value: Any, least: int = 1, most: int | None = None, of: str = "") -> int:
+    """`value` as an int from `least` to `most` (None: without an upper end), else SettingError; see `number`. `of`
+    explains the range in the message."""
+    valid = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
+    fits = lambda n: n >= least and (most is None or n <= most)  # noqa: E731
+    return number(name, value, valid, fits, True, of)  # type: ignore[no-any-return]

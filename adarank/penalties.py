@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adarank.bank import Bank
-from adarank.errors import SettingError
+from adarank.errors import number
 
 
 class Penalty(NamedTuple):
@@ -31,8 +31,7 @@ def orthogonality(gamma: float = 0.1) -> Penalty:
         R = γ Σ_A ‖AAᵀ − I‖²_F              ∂R/∂A = γ · 4 (AAᵀ − I) A
     If pruned triplets are frozen, A consists of the other triplets' rows. gamma: γ >= 0, else raises SettingError.
     """
-    if not gamma >= 0:
-        raise SettingError(f"penalty.gamma must be at least 0 (got {gamma})")
+    gamma = number("penalty.gamma", gamma, "at least 0", lambda g: g >= 0)
 
     @torch.no_grad()
     def add(bank: Bank, grad_scale: float | Tensor | None, squared: bool) -> None:
@@ -65,8 +64,7 @@ def l1_proximal(sparsity: float = 0.5, times_lr: bool = True) -> Penalty:
     sparsity: ξ >= 0, else raises SettingError. With times_lr and Adam, whose steps hardly exceed η, keep it below 1:
     otherwise every λ becomes zero.
     """
-    if not sparsity >= 0:
-        raise SettingError(f"penalty.sparsity must be at least 0 (got {sparsity})")
+    sparsity = number("penalty.sparsity", sparsity, "at least 0", lambda xi: xi >= 0)
 
     def proximal(bank: Bank, lr: float) -> None:
         shrunk = (bank.lam.abs() - (lr * sparsity if times_lr else sparsity)).clamp_min_(0.0)

@@ -10,8 +10,8 @@ common arguments:
     total            optimiser steps T, above t_i + t_f
     interval         steps between allocations (the paper's ΔT), at least 1
 
-They raise SettingError for values outside these ranges, for a budget that moves the wrong way and for a final budget
-that no allocation would ever apply.
+They raise SettingError for values that are not whole numbers in these ranges, for a budget that moves the wrong way and
+for a final budget that no allocation would ever apply.
 """
 
 import math
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from adarank.errors import SettingError
+from adarank.errors import SettingError, whole_number
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def cubic(initial: int, final: int, t_i: int, t_f: int, total: int, interval: in
     numerator, which would start above b_0.) Arguments and errors: see the module; initial >= final.
     Example: cubic(432, 288, t_i=100, t_f=300, total=1000, interval=10).budget(400) == 306.
     """
-    _check_falls(initial, final)
+    initial, final = _falling(initial, final)
     return _phased(
         initial, final, t_i, t_f, total, interval, lambda k, n: int(final + (initial - final) * (1 - k / n) ** 3)
     )
@@ -78,7 +78,7 @@ def linear(initial: int, final: int, t_i: int, t_f: int, total: int, interval: i
     Arguments and errors: see the module; initial >= final.
     Example: linear(432, 288, t_i=100, t_f=300, total=1000, interval=10).budget(400) == 360.
     """
-    _check_falls(initial, final)
+    initial, final = _falling(initial, final)
     return _phased(initial, final, t_i, t_f, total, interval, lambda k, n: _power(initial, final, k, n, 1))
 
 
@@ -88,7 +88,7 @@ def cosine(initial: int, final: int, t_i: int, t_f: int, total: int, interval: i
     Arguments and errors: see the module; initial >= final.
     Example: cosine(432, 288, t_i=100, t_f=300, total=1000, interval=10).budget(300) == 396.
     """
-    _check_falls(initial, final)
+    initial, final = _falling(initial, final)
 
     def curve(k: int, n: int) -> int:
         return int(final + (initial - final) * (1 + math.cos(math.pi * k / n)) / 2)
@@ -114,6 +114,7 @@ def growing(
     """
     if curve not in (exponents := {"linear": 1, "cubic": 3}):
         raise SettingError(f"schedule.curve must be one of {', '.join(exponents)} (got {curve})")
+    initial, final = _budgets(initial, final)
     if initial > final:
         raise SettingError(
             f"the initial budget must be at most the final one of {final} with schedule=growing (got {initial}); lower "
@@ -128,6 +129,7 @@ def constant(initial: int, final: int, t_i: int, t_f: int, total: int, interval:
 
     A control, and what prune-and-expand methods and gates need. Arguments and errors: see the module; initial == final.
     """
+    initial, final = _budgets(initial, final)
     if initial != final:
         raise SettingError(
             f"the initial budget must equal the final one of {final} with schedule=constant (got {initial}); set "
@@ -141,10 +143,9 @@ def one_shot(initial: int, final: int, t: int, total: int) -> Schedule:
 
     initial >= final >= 1; t: from 1 (scores need a step) to total − 1. Raises SettingError outside these ranges.
     """
-    _check_falls(initial, final)
-    check_steps(initial, final, 0, 0, total, 1)
-    if not 1 <= t < total:
-        raise SettingError(f"schedule.t must be from 1 to {total - 1}, of {total} steps (got {t})")
+    initial, final = _falling(initial, final)
+    _, _, total, _ = _steps(0, 0, total, 1)
+    t = whole_number("schedule.t", t, 1, total - 1, f", of {total} steps")
     return Schedule(initial, final, total, begin=t - 1, settled=t, interval=1, curve=lambda step: initial)
 
 
@@ -156,15 +157,14 @@ def late(initial: int, final: int, total: int, t_f: int = 1, interval: int = 0) 
     step; interval: steps between earlier allocations of the initial budget, 0 for none. Raises SettingError outside
     these ranges and for a final budget that no allocation would ever apply.
     """
-    check_steps(initial, final, 0, t_f, total, max(interval, 1))
+    initial, final = _budgets(initial, final)
+    interval = whole_number("schedule.interval", interval, 0)
+    _, t_f, total, _ = _steps(0, whole_number("schedule.t_f", t_f), total, 1)
     if initial <= final:
         raise SettingError(
             f"the initial budget must be above the final one of {final} with schedule=late (got {initial}); raise "
             "init_rank above rank"
         )
-    for name, value, smallest in (("t_f", t_f, 1), ("interval", interval, 0)):
-        if value < smallest:
-            raise SettingError(f"schedule.{name} must be at least {smallest} (got {value})")
     settled = total - t_f
     begin = -1 if interval else settled - 1
     schedule = Schedule(initial, final, total, begin, settled, max(interval, 1), lambda step: initial)
@@ -182,36 +182,40 @@ def never(budget: int) -> Schedule:
     return Schedule(budget, budget, forever, forever, forever, 1, lambda step: budget)
 
 
-def check_steps(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int) -> None:
-    """Raise SettingError, naming the setting, for a budget below 1 or phases that do not fit into `total` steps."""
-    for name, budget in (("final", final), ("initial", initial)):
-        if not budget >= 1:
-            raise SettingError(f"the {name} budget must be at least 1 triplet (got {budget})")
-    if total < 1:
-        raise SettingError(f"train.steps must be at least 1 (got {total})")
-    for name, value, smallest in (("t_i", t_i, 0), ("t_f", t_f, 0), ("interval", interval, 1)):
-        if value < smallest:
-            raise SettingError(f"schedule.{name} must be at least {smallest} (got {value})")
+def _steps(t_i: int, t_f: int, total: int, interval: int) -> tuple[int, int, int, int]:
+    """The arguments as ints. Raises SettingError, naming the setting, where the phases do not fit into `total` steps."""
+    total = whole_number("train.steps", total)
+    t_i, t_f = whole_number("schedule.t_i", t_i, 0), whole_number("schedule.t_f", t_f, 0)
+    interval = whole_number("schedule.interval", interval)
     if t_i + t_f >= total:
         raise SettingError(
             f"schedule.t_i + schedule.t_f must be below the {total} steps (got {t_i} + {t_f}), so that steps are left "
             "to reallocate in"
         )
+    return t_i, t_f, total, interval
 
 
-def _check_falls(initial: int, final: int) -> None:
+def _budgets(initial: int, final: int) -> tuple[int, int]:
+    """Both as ints; SettingError where one is not a whole number of at least 1."""
+    return whole_number("the initial budget", initial), whole_number("the final budget", final)
+
+
+def _falling(initial: int, final: int) -> tuple[int, int]:
+    """`_budgets` of a schedule that does not rise, else SettingError."""
+    initial, final = _budgets(initial, final)
     if initial < final:
         raise SettingError(
             f"the initial budget must be at least the final one of {final}, except with schedule=growing "
             f"(got {initial})"
         )
+    return initial, final
 
 
 def _phased(
     initial: int, final: int, t_i: int, t_f: int, total: int, interval: int, curve: Callable[[int, int], int]
 ) -> Schedule:
     """`initial` up to step t_i, `final` from step T − t_f, and between them curve(k, n): k of n steps after t_i."""
-    check_steps(initial, final, t_i, t_f, total, interval)
+    t_i, t_f, total, interval = _steps(t_i, t_f, total, interval)
     n = total - t_f - t_i
     schedule = Schedule(initial, final, total, t_i, total - t_f, interval, lambda step: curve(step - t_i, n))
     if final != initial and (not schedule.allocations() or schedule.allocations()[-1] < schedule.settled):

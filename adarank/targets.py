@@ -182,12 +182,13 @@ def block_linears(model: nn.Module) -> list[str]:
     ]
 
 
-def find_targets(model: nn.Module, targets: Targets) -> list[str]:
-    """Module names that `targets` selects, in the model's order.
+def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> list[str]:
+    """Module names that `targets` selects, in the model's order, without those inside the modules that `train` selects.
 
     targets: a sequence of suffixes ("query" or "attention.query"), one string (a suffix, or a regular expression
     that must match a whole name), or "all-linear" (see `block_linears`). Raises SettingError where a target matches
-    nothing, only modules of none of the `layers.LAYER_TYPES`, or a layer that cannot be wrapped.
+    nothing, only modules of none of the `layers.LAYER_TYPES`, only modules that `train` trains as a whole, or a layer
+    that cannot be wrapped.
 
     Example:
         >>> from torch import nn
@@ -197,17 +198,28 @@ def find_targets(model: nn.Module, targets: Targets) -> list[str]:
         >>> find_targets(model, "(query|head)")
         ['query', 'head']
     """
+    whole = inside(model, train)
     if targets == "all-linear":
-        names = block_linears(model)
+        names = [name for name in block_linears(model) if model.get_submodule(name) not in whole]
         if not names:
-            raise SettingError("targets='all-linear' found no nn.Linear in the model; name the modules to adapt")
+            beside = " outside the modules in train" * bool(whole)
+            raise SettingError(
+                f"targets='all-linear' found no nn.Linear in the model{beside}; name the modules to adapt"
+            )
         check_layers(model, names)
         return names
     wanted, regex = wanted_names("targets", targets)
     modules = {name: module for name, module in model.named_modules() if name}
     layers = [name for name, module in modules.items() if layer_of(module) is not None]
+    free = [name for name in layers if modules[name] not in whole]
     for target in wanted:
-        if not any(matches(name, target, regex) for name in layers):
+        selected = [name for name in layers if matches(name, target, regex)]
+        if selected and not any(name in free for name in selected):
+            raise SettingError(
+                f"targets={target!r} matches only {selected[0]}, which train trains as a whole; leave it out of one of "
+                "the two"
+            )
+        if not selected:
             other = {type(m).__name__ for n, m in modules.items() if matches(n, target, regex)}
             if other:
                 raise SettingError(
@@ -215,7 +227,7 @@ def find_targets(model: nn.Module, targets: Targets) -> list[str]:
                     f"{', '.join(layer.name for layer in LAYER_TYPES)}"
                 )
             raise SettingError(f"targets={target!r} matches no module; near names: {near(target, layers)}")
-    names = [name for name in layers if any(matches(name, target, regex) for target in wanted)]
+    names = [name for name in free if any(matches(name, target, regex) for target in wanted)]
     check_layers(model, names)
     return names
 
@@ -229,10 +241,11 @@ def check_layers(model: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         module: Any = model.get_submodule(name)
         why = refusal(module, model.get_submodule(name.rpartition(".")[0]))
-        here = _slot(model, name)
-        others = [other for slot, other in owners.get(id(module.weight), {}).items() if slot != here]
-        if others:
-            why = f"its weight is tied to {others[0]}'s, and an adapter on only one of them would untie the two"
+        if why is None:
+            here = _slot(model, name)
+            others = [other for slot, other in owners.get(id(module.weight), {}).items() if slot != here]
+            if others:
+                why = f"its weight is tied to {others[0]}'s, and an adapter on only one of them would untie the two"
         if why:
             raise SettingError(f"targets: {name} cannot be adapted: {why}; leave it out")
 
@@ -253,6 +266,11 @@ def trained_modules(model: nn.Module, train: Targets) -> list[str]:
             raise SettingError(f"train={wanted!r} matches no module; near names: {near(wanted, names)}")
         selected += hits
     return selected
+
+
+def inside(model: nn.Module, train: Targets) -> set[nn.Module]:
+    """Every module of the modules that the suffixes in `train` select, themselves included."""
+    return {module for name in trained_modules(model, train) for module in model.get_submodule(name).modules()}
 
 
 def sides(model: nn.Module, name: str) -> tuple[int, int]:

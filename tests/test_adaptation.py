@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import adarank
@@ -158,3 +159,132 @@ def test_all_linear_reaches_the_blocks_of_real_architectures_and_nothing_else(ar
     out = built.model(**built.tokenizer(["a b", "c"], padding=True, return_tensors="pt")).logits
     out.square().sum().backward()
     assert all(p.grad is not None for a in found.values() for p in (a.Q, a.lam, a.P))
+
+
+BLOCK = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
+BLOCK_QUERY = f"roberta.encoder.layer.0.{BLOCK[0]}"
+
+
+def roberta():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    return transformers.RobertaForSequenceClassification(transformers.RobertaConfig(vocab_size=50, **sizes))
+
+
+@pytest.mark.parametrize("targets", [["query", "dense"], r".*(query|dense)"])
+def test_targets_leave_out_what_train_trains_as_a_whole(targets, tmp_path):
+    model = roberta()
+    adapters = adarank.adapt(model, rank=2, targets=targets, train=["classifier"])
+    assert list(adapters) == [f"roberta.encoder.layer.0.{n}" for n in BLOCK]
+    trained = {n for n, p in model.named_parameters() if p.requires_grad and not n.endswith((".Q", ".lam", ".P"))}
+    assert trained == {f"classifier.{n}.{part}" for n in ("dense", "out_proj") for part in ("weight", "bias")}
+    for adapter in adapters.values():
+        nn.init.ones_(adapter.lam)
+    adarank.to_peft(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("targets", "train", "says"),
+    [
+        (
+            ["query", "classifier.dense"],
+            ["classifier"],
+            "targets='classifier.dense' matches only classifier.dense, which",
+        ),
+        (
+            "classifier.dense",
+            ["classifier"],
+            "targets='classifier.dense' matches only classifier.dense, which train trains",
+        ),
+        (r"classifier\..*", ["classifier"], "matches only classifier.dense, which train trains as a whole"),
+        (
+            "query",
+            ["layer.0"],
+            "matches only roberta.encoder.layer.0.attention.self.query, which train trains as a whole",
+        ),
+        (
+            ["query"],
+            ["query"],
+            "matches only roberta.encoder.layer.0.attention.self.query, which train trains as a whole",
+        ),
+        (
+            "all-linear",
+            ["encoder"],
+            "targets='all-linear' found no nn.Linear in the model outside the modules in train",
+        ),
+    ],
+)
+def test_a_target_that_only_train_holds_is_refused(targets, train, says):
+    model = roberta()
+    with pytest.raises(SettingError) as error:
+        adarank.adapt(model, rank=2, targets=targets, train=train)
+    assert says in str(error.value)
+    assert not any(isinstance(m, LowRank) for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_bottlenecks_leave_out_what_train_trains_as_a_whole():
+    model = roberta()
+    added = adarank.bottlenecks(model, ["dense"], 2, ["query", "dense"], train=["classifier"])
+    assert list(added) == [f"roberta.encoder.layer.0.{n}" for n in BLOCK[1:]]
+    plain = roberta()
+    without = adarank.bottlenecks(plain, [f"layer.0.{n}" for n in BLOCK[1:]], 2, [f"layer.0.{n}" for n in BLOCK])
+    assert [b.width for b in added.values()] == [b.width for b in without.values()]
+    with pytest.raises(SettingError, match="matches no projection or LayerNorm outside the modules in train"):
+        adarank.bottlenecks(roberta(), ["classifier.dense"], 2, ["query"], train=["classifier"])
+
+
+def test_matrices_that_train_as_a_whole_are_not_said_to_stay_frozen(recwarn):
+    class Stack(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(2, 12, 12))
+
+    model = Net()
+    model.layers[1].experts = Stack()
+    assert adarank.adapt(model, rank=2, train=["experts"])
+    assert not recwarn
+    assert adarank.reach(model).missed == []
+    assert trainable(model) > {"layers.1.experts.weight"}
+
+
+def trainable(model):
+    return {n for n, p in model.named_parameters() if p.requires_grad}
+
+
+def peft_models():
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=2, target_modules=["query"])
+    yield peft.get_peft_model(roberta(), lora)
+    yield peft.get_peft_model(roberta(), lora).base_model.model
+    model = roberta()
+    model.add_adapter(lora)
+    yield model
+    yield peft.get_peft_model(roberta(), peft.IA3Config(target_modules=["key"], feedforward_modules=[]))
+    yield peft.get_peft_model(
+        roberta(), peft.LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"], task_type="SEQ_CLS")
+    )
+    yield peft.get_peft_model(roberta(), peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2))
+
+
+def test_peft_s_modules_are_refused_by_everything_that_adapts_or_loads(tmp_path):
+    plain = roberta()
+    nn.init.ones_(adarank.adapt(plain, "lora", rank=2, targets=["query"])[BLOCK_QUERY].P)
+    adarank.save_adapter(plain, tmp_path / "ours")
+    adarank.to_peft(plain, tmp_path / "peft")
+    for model in peft_models():
+        before, modules = trainable(model), dict(model.named_modules())
+        for call in (
+            lambda model: adarank.adapt(model, rank=2, targets="all-linear"),
+            lambda model: adarank.adapt(model, rank=2, targets=["value"]),
+            lambda model: adarank.load_adapter(model, tmp_path / "ours"),
+            lambda model: adarank.from_peft(model, tmp_path / "peft"),
+            lambda model: adarank.bottlenecks(model, ["output.dense"], 2, ["query"]),
+            lambda model: adarank.bitfit(model),
+            lambda model: adarank.head(model, ["classifier"]),
+        ):
+            with pytest.raises(SettingError, match=r"already has adapters of another library .*merge_and_unload"):
+                call(model)
+        assert trainable(model) == before
+        assert dict(model.named_modules()) == modules
+    merged = next(peft_models()).merge_and_unload()
+    assert adarank.adapt(merged, rank=2)

@@ -185,7 +185,9 @@ def test_stopped_and_resumed_is_bit_identical(stop, options, tmp_path):
 
 
 def test_compact_after_0_is_refused():
-    with pytest.raises(adarank.SettingError, match=r"compact_after must be at least 1, or null for never \(got 0\)"):
+    with pytest.raises(
+        adarank.SettingError, match=r"compact_after must be a whole number of at least 1, or null for never \(got 0\)"
+    ):
         setup(compaction="progressive", compact_after=0)
 
 

@@ -173,9 +173,9 @@ def test_late_s_budget_stays_and_falls_once(interval, t_f):
     ("change", "says"),
     [
         ({"initial": 3}, r"initial budget must be at least the final one of 4, except .* \(got 3\)"),
-        ({"final": 0}, r"final budget must be at least 1 triplet \(got 0\)"),
-        ({"t_i": -1}, r"schedule\.t_i must be at least 0 \(got -1\)"),
-        ({"interval": 0}, r"schedule\.interval must be at least 1 \(got 0\)"),
+        ({"final": 0}, r"final budget must be a whole number of at least 1 \(got 0\)"),
+        ({"t_i": -1}, r"schedule\.t_i must be a whole number of at least 0 \(got -1\)"),
+        ({"interval": 0}, r"schedule\.interval must be a whole number of at least 1 \(got 0\)"),
         ({"t_i": 5, "t_f": 5}, r"schedule\.t_f must be below the 10 steps \(got 5 \+ 5\)"),
     ],
 )
@@ -187,18 +187,24 @@ def test_what_cannot_be_is_refused(function, change, says):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: one_shot(8, 4, t=0, total=10), r"schedule\.t must be from 1 to 9, of 10 steps \(got 0\)"),
-        (lambda: one_shot(8, 4, t=10, total=10), r"schedule\.t must be from 1 to 9, of 10 steps \(got 10\)"),
+        (
+            lambda: one_shot(8, 4, t=0, total=10),
+            r"schedule\.t must be a whole number from 1 to 9 \(got 0\), of 10 steps",
+        ),
+        (
+            lambda: one_shot(8, 4, t=10, total=10),
+            r"schedule\.t must be a whole number from 1 to 9 \(got 10\), of 10 steps",
+        ),
         (lambda: one_shot(4, 8, t=5, total=10), r"must be at least the final one of 8, except .*growing \(got 4\)"),
-        (lambda: one_shot(8, 0, t=5, total=10), r"final budget must be at least 1 triplet \(got 0\)"),
+        (lambda: one_shot(8, 0, t=5, total=10), r"final budget must be a whole number of at least 1 \(got 0\)"),
         (lambda: constant(8, 4, 0, 2, 10), r"must equal the final one of 4 with schedule=constant \(got 8\)"),
         (lambda: growing(8, 4, 0, 2, 10), r"must be at most the final one of 4 with schedule=growing \(got 8\)"),
-        (lambda: growing(0, 4, 0, 2, 10), r"initial budget must be at least 1 triplet \(got 0\)"),
+        (lambda: growing(0, 4, 0, 2, 10), r"initial budget must be a whole number of at least 1 \(got 0\)"),
         (lambda: growing(2, 4, 0, 2, 10, curve="odd"), r"schedule\.curve must be one of linear, cubic \(got odd\)"),
         (lambda: late(4, 4, 12), r"must be above the final one of 4 with schedule=late \(got 4\)"),
         (lambda: late(3, 4, 12), r"must be above the final one of 4 with schedule=late \(got 3\)"),
-        (lambda: late(10, 4, 12, 0), r"schedule\.t_f must be at least 1 \(got 0\)"),
-        (lambda: late(10, 4, 12, 1, -1), r"schedule\.interval must be at least 0 \(got -1\)"),
+        (lambda: late(10, 4, 12, 0), r"schedule\.t_f must be a whole number of at least 1 \(got 0\)"),
+        (lambda: late(10, 4, 12, 1, -1), r"schedule\.interval must be a whole number of at least 0 \(got -1\)"),
         (lambda: late(10, 4, 12, 12), r"must be below the 12 steps \(got 0 \+ 12\)"),
     ],
 )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from adarank.adapters.base import remember_buffers, unwrapped
-from adarank.adapters.layers import wrappers_of
+from adarank.adapters.layers import check_unadapted
 from adarank.errors import SettingError
 from adarank.pieces import needs
 from adarank.targets import trained_modules
@@ -46,8 +46,7 @@ def head(model: nn.Module, train: Sequence[str]) -> dict[str, nn.Parameter]:
 
 
 def _only(model: nn.Module, train: Sequence[str]) -> None:
-    if wrappers_of(model):
-        raise SettingError("the model already has adapters; start from a freshly loaded base")
+    check_unadapted(model)
     trained = trained_modules(model, train)
     remember_buffers(model)
     model.requires_grad_(False)

@@ -24,10 +24,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adarank.adapters.base import remember_buffers, unwrapped
-from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, Wrapper, layer_of, wrappers_of
+from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, Wrapper, check_unadapted, layer_of
 from adarank.errors import SettingError, whole_number
 from adarank.pieces import needs
-from adarank.targets import Targets, find_targets, matches, near, resolve_places, sides, trained_modules, wanted_names
+from adarank.targets import (
+    Targets,
+    find_targets,
+    inside,
+    matches,
+    near,
+    resolve_places,
+    sides,
+    trained_modules,
+    wanted_names,
+)
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 PARTS = ("down", "down_bias", "up", "up_bias")
@@ -108,16 +118,15 @@ def bottlenecks(
     Returns {module name: bottleneck}, in the model's order. Raises SettingError, before anything is changed.
     """
     model = unwrapped(model, changes=True)
-    if wrappers_of(model):
-        raise SettingError("the model already has adapters; start from a freshly loaded base")
+    check_unadapted(model)
     if activation not in ACTIVATIONS:
         raise SettingError(f"activation must be one of {', '.join(ACTIVATIONS)} (got {activation!r})")
     rank = whole_number("rank", rank)
     architecture = getattr(getattr(model, "config", None), "model_type", "")
-    names = find_places(model, resolve_places(architecture, places))
+    names = find_places(model, resolve_places(architecture, places), train)
     trained = trained_modules(model, train)
     of_norms = [p for norm in norms_of(model) for p in norm.parameters(recurse=False)] if norms else []
-    width = width_like_lora(model, names, rank, targets, sum(p.numel() for p in of_norms))
+    width = width_like_lora(model, names, rank, targets, sum(p.numel() for p in of_norms), train)
     added = insert(model, dict.fromkeys(names, (width, activation)))
     for bottleneck in added.values():
         bottleneck.draw()
@@ -128,7 +137,9 @@ def bottlenecks(
     return added
 
 
-def width_like_lora(model: nn.Module, places: Sequence[str], rank: int, targets: Targets, spent: int = 0) -> int:
+def width_like_lora(
+    model: nn.Module, places: Sequence[str], rank: int, targets: Targets, spent: int = 0, train: Targets = ()
+) -> int:
     """The width m, at least 1, at which bottlenecks in all `places` have as many parameters as LoRA.
 
         m = round((rank·Σ_targets (d_in + d_out) − Σ_places d − spent) / Σ_places (2d + 1))
@@ -136,19 +147,23 @@ def width_like_lora(model: nn.Module, places: Sequence[str], rank: int, targets:
     A place takes 2d + 1 parameters for each unit of width, and d for its upper bias; spent: other parameters that count
     against the budget. The two numbers differ by at most half a unit of width, unless m would be less than 1.
     """
-    budget = rank * sum(sum(sides(model, name)) for name in find_targets(model, targets))
+    budget = rank * sum(sum(sides(model, name)) for name in find_targets(model, targets, train))
     d = [features_of(model.get_submodule(name)) or 0 for name in places]
     return max(1, round((budget - sum(d) - spent) / sum(2 * n + 1 for n in d)))
 
 
-def find_places(model: nn.Module, places: Targets) -> list[str]:
-    """Module names that `places` selects. Raises SettingError where one matches no layer that a bottleneck can follow."""
+def find_places(model: nn.Module, places: Targets, train: Targets = ()) -> list[str]:
+    """Module names that `places` selects outside the modules in `train`. Raises SettingError where one matches no layer
+    there that a bottleneck can follow."""
     wanted, regex = wanted_names("places", places)
-    layers = [name for name, module in model.named_modules() if name and features_of(module) is not None]
+    whole = inside(model, train)
+    bases = {name: module for name, module in model.named_modules() if name and module not in whole}
+    layers = [name for name, module in bases.items() if features_of(module) is not None]
     for place in wanted:
         if not any(matches(name, place, regex) for name in layers):
+            outside = " outside the modules in train" * bool(whole)
             raise SettingError(
-                f"places={place!r} matches no projection or LayerNorm; near names: {near(place, layers)}"
+                f"places={place!r} matches no projection or LayerNorm{outside}; near names: {near(place, layers)}"
             )
     return [name for name in layers if any(matches(name, place, regex) for place in wanted)]
 

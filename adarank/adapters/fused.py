@@ -45,7 +45,7 @@ class _LowRankLinear(torch.autograd.Function):
         ctx.save_for_backward(source, h, weight, Q, lam, P)
         ctx.scale = scale
         ctx.shape = x.shape
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable

@@ -15,7 +15,7 @@ Conv1D and Linear4bit are recognised by their names, so that neither Transformer
 import math
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -117,14 +117,16 @@ LAYER_TYPES = (LINEAR, CONV1D, CONV2D, EMBEDDING, LINEAR_4BIT)
 
 def layer_of(base: nn.Module) -> Layer | None:
     """The type of `base`; None where it cannot be wrapped, like subclasses with their own lookup or convolution."""
-    name = type(base).__name__
-    if name == "Linear4bit":
+    cls: Any = type(base)
+    if cls is nn.Linear:
+        return LINEAR
+    names = [ancestor.__name__ for ancestor in cls.__mro__]  # a parametrised layer is a subclass of its own
+    if "Linear4bit" in names:
         return LINEAR_4BIT
-    if name == "Conv1D" and hasattr(base, "nf"):
+    if "Conv1D" in names and hasattr(base, "nf"):
         return CONV1D
     if isinstance(base, nn.Linear):
         return LINEAR
-    cls: Any = type(base)
     if isinstance(base, nn.Conv2d) and (cls.forward, cls._conv_forward) == (nn.Conv2d.forward, nn.Conv2d._conv_forward):
         return CONV2D
     if isinstance(base, nn.Embedding) and cls.forward is nn.Embedding.forward:
@@ -142,7 +144,7 @@ def known_layer(base: nn.Module) -> Layer:
 class Wrapper(nn.Module):
     """A frozen layer, `base`, and the parameters that are trained around it; bypassed where `enabled` is false.
 
-    like: the device and dtype of those parameters, the base's, but at least fp32.
+    like: the device and dtype of those parameters: where the base computes, and its dtype, but at least fp32.
     """
 
     base: Any
@@ -153,7 +155,7 @@ class Wrapper(nn.Module):
         self.enabled = True
         weight = self.base.weight
         known = weight.dtype if weight.dtype.is_floating_point else torch.float32  # a quantised one is stored as bytes
-        self.like = {"device": weight.device, "dtype": torch.promote_types(known, torch.float32)}
+        self.like = {"device": _device(base), "dtype": torch.promote_types(known, torch.float32)}
 
     # A wrapped layer is still asked for these by some models (T5 reads wo.weight.dtype, say).
     @property
@@ -165,13 +167,47 @@ class Wrapper(nn.Module):
         return self.base.bias
 
 
+def _device(base: Any) -> Any:
+    """Where `base` computes: accelerate keeps an offloaded weight on meta and its hook knows the device."""
+    offloaded = base.weight.is_meta and getattr(base, "_hf_hook", None)
+    device = getattr(offloaded, "execution_device", None)
+    return base.weight.device if device is None else device
+
+
 def wrappers_of(model: nn.Module) -> dict[str, Wrapper]:
     """All adapters in `model`, low-rank ones and bottlenecks, by module name, in the model's order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Wrapper)}
 
 
+FOREIGN = ("peft.", "loralib.", "adapters.methods.")  # modules that define the adapters of other libraries
+
+
+def check_unadapted(model: nn.Module) -> None:
+    """Raise SettingError where `model` already has adapters: ours, or those of another library."""
+    if wrappers_of(model):
+        raise SettingError("the model already has adapters; merge them first, or start from a freshly loaded base")
+    for name, module in model.named_modules():
+        if any(cls.__module__.startswith(FOREIGN) for cls in type(module).__mro__):
+            raise SettingError(
+                f"the model already has adapters of another library ({name or 'it'} is a {type(module).__name__}); merge "
+                "them first (PEFT: model.merge_and_unload()), or load them with adarank.from_peft into a fresh base"
+            )
+
+
+def _computed(base: nn.Module) -> str | None:
+    """Why nothing can be added to the weight of `base`, where it is not a parameter; None where it is one."""
+    if isinstance(base._parameters.get("weight"), Tensor):
+        return None
+    return (
+        "its weight is computed in each forward pass (remove_parametrizations, remove_weight_norm, remove_spectral_norm "
+        "and prune.remove of torch.nn.utils turn it into a parameter)"
+    )
+
+
 def refusal(base: nn.Module, parent: nn.Module) -> str | None:
     """Why a layer of a known type, a child of `parent`, cannot be wrapped; None where it can."""
+    if why := _computed(base):
+        return why
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads its weight without calling it"
     if isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
@@ -186,7 +222,41 @@ def refusal(base: nn.Module, parent: nn.Module) -> str | None:
     weight: Any = base.weight
     if layer_of(base) is not LINEAR_4BIT and not weight.dtype.is_floating_point:
         return f"its weight is stored as {weight.dtype}, to which ΔW cannot be added"
+    if _device(base) == torch.device("meta") and "forward" in base.__dict__:
+        return "its weight is offloaded, and nothing says on which device it computes"
     return None
+
+
+def check_mergeable(bases: Mapping[str, Any]) -> None:
+    """Raise SettingError where W + ΔW in the weight of a layer, by its name, would not add ΔW to what it computes."""
+    for name, base in bases.items():
+        why = _computed(base)
+        if why is None and base.weight.is_meta:
+            why = "its weight is on the meta device, without values; load the model without offloading"
+        elif why is None and not _computes_plainly(base):
+            why = "its forward was replaced by one that does not compute what the layer's class does"
+        if why:
+            raise SettingError(f"the weight of {name} cannot be changed by ΔW: {why}")
+
+
+@torch.no_grad()
+def _computes_plainly(base: Any) -> bool:
+    """Whether a layer whose forward was replaced still computes what its class does, tried on an input."""
+    layer = layer_of(base)
+    plain = nn.Linear.forward if layer is LINEAR else type(base).forward
+    if getattr(base.forward, "__func__", None) is plain:
+        return True
+    device = _device(base)
+    x = torch.arange(2, device=device) % len(base.weight)
+    if layer is not EMBEDDING:
+        spans = (
+            [d * (k - 1) + 1 for d, k in zip(base.dilation, base.kernel_size, strict=True)] if layer is CONV2D else []
+        )
+        sides = (base.in_channels, *spans) if layer is CONV2D else (known_layer(base).size(base)[0],)
+        dtype = base.weight.dtype if base.weight.is_floating_point() else torch.float32
+        x = torch.arange(2 * math.prod(sides), device=device).cos().to(dtype).view(2, *sides)
+    expected, found = plain(base, x), base.forward(x)
+    return bool((found - expected).norm() <= torch.finfo(expected.dtype).eps ** 0.5 * expected.norm())
 
 
 def numel(parameter: Tensor) -> int:

@@ -26,7 +26,16 @@ from torch.nn import functional as F
 
 from adarank.adapters.base import remember_buffers
 from adarank.adapters.fused import lowrank_linear
-from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, Layer, Wrapper, keep_gradients, known_layer
+from adarank.adapters.layers import (
+    CONV1D,
+    LINEAR,
+    LINEAR_4BIT,
+    Layer,
+    Wrapper,
+    check_mergeable,
+    keep_gradients,
+    known_layer,
+)
 from adarank.adapters.parametrisation import Parametrisation, find
 from adarank.errors import SettingError
 
@@ -122,7 +131,8 @@ class LowRank(Wrapper):
         """Remember ΔW₀ = Pᵀ Q (Q [r, d_in], P [r, d_out]; scale and λ absorbed) and subtract it from the base's weight.
 
         At most once for each adapter. The model computes the same function if the factors make ΔW = ΔW₀. Raises
-        SettingError on a 4-bit base, where W − ΔW₀ would have to be quantised again.
+        SettingError on a 4-bit base, where W − ΔW₀ would have to be quantised again, and where the base would not
+        compute with W − ΔW₀ (see `layers.check_mergeable`).
         """
         if self.layer is LINEAR_4BIT:
             raise SettingError(
@@ -130,6 +140,7 @@ class LowRank(Wrapper):
                 "init that keeps the base (init=default), or a base that is not quantised"
             )
         assert self.start_Q is None, "an init has already changed the base"
+        check_mergeable({"the base": self.base})
         self.start_Q, self.start_P = Q.clone(), P.clone()
         self.base = self.layer.merged(self.base, P.t() @ Q, -1)
 
@@ -210,15 +221,16 @@ class LowRank(Wrapper):
 
 
 def _is_plain(base: nn.Module, layer: Layer) -> bool:
-    """Whether the fused path serves `base`: an exact nn.Linear (or GPT-2's Conv1D), plain frozen tensors, no hooks.
+    """Whether the fused path computes what `base` does: an exact nn.Linear (or GPT-2's Conv1D) with its class's forward,
+    plain frozen tensors and no hooks.
 
     Called in every forward pass, so it reads the tensors and hooks from the module's own dictionaries.
     """
-    if layer is LINEAR and type(base) is not nn.Linear:
+    if (layer is LINEAR and type(base) is not nn.Linear) or "forward" in base.__dict__:
         return False
     if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
         return False
-    weight, bias = base._parameters["weight"], base._parameters["bias"]
+    weight, bias = base._parameters.get("weight"), base._parameters.get("bias", base)  # computed ones are missing
     return _is_plain_tensor(weight) and (bias is None or _is_plain_tensor(bias))
 
 

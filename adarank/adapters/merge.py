@@ -2,18 +2,28 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from copy import deepcopy
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from adarank.adapters.base import original_buffers, unwrapped
 from adarank.adapters.bottleneck import bottlenecks_of
-from adarank.adapters.layers import wrappers_of
-from adarank.adapters.lowrank import adapters_of
+from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, check_mergeable, layer_of, wrappers_of
+from adarank.adapters.lowrank import LowRank, adapters_of
 from adarank.errors import SettingError
 
-_MERGED = "_adarank_merged"  # {module name: adapter}, kept out of the model's modules and of its state dict
+_MERGED = "_adarank_merged"  # a `_Merged`, kept out of the model's modules and of its state dict
+
+
+class _Merged(NamedTuple):
+    """What `unmerge` needs. adapters, plain: {module name: the adapter, and the module that `merge` left in its place};
+    marks: (object, attribute, value) of the marks of quantisation that `merge` changed."""
+
+    adapters: dict[str, LowRank]
+    plain: dict[str, nn.Module]
+    marks: list[tuple[Any, str, Any]]
 
 
 def is_merged(model: nn.Module) -> bool:
@@ -27,7 +37,12 @@ def merge(model: nn.Module) -> None:
 
     The state dict is then that of the plain model, and inference costs as much as the base's. The sum is taken in the
     factors' dtype (at least fp32) and rounded once to the weight's. A 4-bit layer becomes a plain nn.Linear, with a
-    warning. Raises SettingError where there is nothing to merge, and for bottlenecks, which cannot be merged.
+    warning, and the quantization_config of a Transformers model is corrected, so that it can be saved and loaded. A
+    merged model may be adapted again; `unmerge` is then refused until the new adapters are merged as well, and undoes
+    that last merge only.
+
+    Raises SettingError, before anything is changed, where there is nothing to merge, for bottlenecks, and for a layer
+    that would not compute with W + ΔW: its weight is computed or offloaded, or its forward was replaced.
 
     Example:
         >>> import adarank, torch
@@ -52,28 +67,70 @@ def merge(model: nn.Module) -> None:
     adapters = adapters_of(model)
     if not adapters:
         raise SettingError("the model has no adapters to merge; call adarank.adapt or adarank.load_adapter first")
-    for name, adapter in adapters.items():
-        model.set_submodule(name, adapter.layer.merged(adapter.base, adapter.delta(), 1))
-    model.__dict__[_MERGED] = adapters
+    check_mergeable({name: adapter.base for name, adapter in adapters.items()})
+    dequantizes = any(adapter.layer is LINEAR_4BIT for adapter in adapters.values())
+    plain = {name: adapter.layer.merged(adapter.base, adapter.delta(), 1) for name, adapter in adapters.items()}
+    for name, module in plain.items():
+        model.set_submodule(name, module)
+    model.__dict__[_MERGED] = _Merged(adapters, plain, _correct_marks(model) if dequantizes else [])
+
+
+def _correct_marks(model: nn.Module) -> list[tuple[Any, str, Any]]:
+    """Tell each Transformers model inside `model` which layers are still 4-bit; returns the marks that it had.
+
+    One without such layers loses all its marks of quantisation. Otherwise its quantization_config lists every plain
+    linear in llm_int8_skip_modules.
+    """
+    before: list[tuple[Any, str, Any]] = []
+    for module in model.modules():
+        if vars(module).get("hf_quantizer") is None:
+            continue
+        config: Any = module.config
+        layers = {name: layer_of(child) for name, child in module.named_modules()}
+        if LINEAR_4BIT in layers.values():
+            before.append((config, "quantization_config", config.quantization_config))
+            config.quantization_config = deepcopy(config.quantization_config)
+            plain = [name for name, layer in layers.items() if layer in (LINEAR, CONV1D)]
+            config.quantization_config.llm_int8_skip_modules = plain
+            continue
+        marks = ("hf_quantizer", "is_quantized", "is_loaded_in_4bit", "quantization_method", "quantization_config")
+        for holder in (module, config):
+            for name in vars(holder).keys() & {*marks, "_is_quantized"}:
+                before.append((holder, name, vars(holder)[name]))
+                delattr(holder, name)
+    return before
 
 
 @torch.no_grad()
 def unmerge(model: nn.Module) -> None:
     """Undo the last `merge` within rounding: subtract ΔW from the weights and put the adapters back.
 
-    Raises SettingError where the model was not merged. See `merge` for an example.
+    Raises SettingError, before anything is changed, where the model was not merged, or has been adapted again or had a
+    merged module replaced since. See `merge` for an example.
     """
     model = unwrapped(model, changes=True)
-    adapters = model.__dict__.pop(_MERGED, None)
-    if adapters is None:
+    merged = model.__dict__.get(_MERGED)
+    if merged is None:
         raise SettingError("the model was not merged by adarank.merge, so there is nothing to unmerge")
-    for name, adapter in adapters.items():
-        merged: Any = model.get_submodule(name)
-        if type(merged) is type(adapter.base):
-            adapter.base = merged  # the same module, unless the model was copied since
-        adapter.to(merged.weight.device)
+    if newer := next(iter(wrappers_of(model)), None):
+        raise SettingError(
+            f"the model was adapted again after the merge ({newer}), and unmerging would mix the two sets of adapters; "
+            "merge the new ones first, which is then the merge that unmerge undoes"
+        )
+    modules = dict(model.named_modules())
+    if replaced := next((name for name, module in merged.plain.items() if modules.get(name) is not module), None):
+        raise SettingError(f"{replaced} was replaced after the merge, so that ΔW cannot be subtracted from it")
+    check_mergeable(merged.plain)
+    for name, adapter in merged.adapters.items():
+        plain = merged.plain[name]
+        if type(plain) is type(adapter.base):
+            adapter.base = plain  # the same module, unless the model was copied since
+        adapter.to(plain.weight.device)
         adapter.base = adapter.layer.merged(adapter.base, adapter.delta(), -1)
-        model.set_submodule(name, adapter.train(merged.training))
+        model.set_submodule(name, adapter.train(plain.training))
+    for holder, name, value in merged.marks:
+        setattr(holder, name, value)
+    del model.__dict__[_MERGED]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from adarank.adapters import bottleneck
 from adarank.adapters.base import base_name, changed_buffers, differs_from, fingerprint, unwrapped
 from adarank.adapters.bottleneck import bottlenecks_of, features_of, insert
-from adarank.adapters.layers import CONV2D, LINEAR_4BIT, layer_of, wrappers_of
+from adarank.adapters.layers import CONV2D, LINEAR_4BIT, check_mergeable, check_unadapted, layer_of, wrappers_of
 from adarank.adapters.lowrank import FACTORS, START, adapters_of, wrap
 from adarank.adapters.merge import is_merged
 from adarank.adapters.parametrisation import find, lookup
@@ -77,6 +77,12 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and id(parameter) not in inside
     }
+    names = {id(parameter): name for name, parameter in trained.items()}
+    tied = {
+        other: names[id(parameter)]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if id(parameter) in names and (other := base_name(name, wrapped)) not in trained
+    }
     buffers = {name: buffer for name, (buffer, _) in changed_buffers(model).items()}
     tensors |= {n: p.detach().cpu().contiguous() for n, p in {**trained, **buffers}.items()}
     first = next(iter(adapters.values()), None)
@@ -88,7 +94,8 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "modules": modules,
         "trained": {n: list(p.shape) for n, p in trained.items()},
         "buffers": {n: list(b.shape) for n, b in buffers.items()},
-        "whole": _whole(model, trained),
+        "tied": tied,  # further names of these parameters
+        "whole": _whole(model, {*trained, *tied}),
         "base": {
             "class": type(model).__name__,
             "name": getattr(getattr(model, "config", None), "name_or_path", None) or None,
@@ -163,20 +170,22 @@ def put_adapter(
 ) -> dict[str, Any]:
     """`load_adapter` from what `adapter_state` returned; messages name `path`."""
     model = unwrapped(model, changes=True)
-    if wrappers_of(model):
-        raise SettingError("the model already has adapters; load into a freshly loaded base")
+    check_unadapted(model)
     kind = description["kind"]
     into_bottlenecks = kind == BOTTLENECK
     plan: Any = (_bottleneck_plan if into_bottlenecks else _lowrank_plan)(model, description, tensors, path)
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tied = description.get("tied")
+    sources = {**{name: name for name in description["trained"]}, **(tied or {})}
     buffers = description.get("buffers", {})
     others: dict[str, Tensor] = {**parameters, **dict(model.named_buffers())}
-    for name in [*description["trained"], *buffers]:
+    for name, source in {**sources, **{name: name for name in buffers}}.items():
         if name not in others:
             raise SettingError(
                 f"{path} holds a trained {name}, which the model lacks; near names: {near(name, others)}"
             )
-        _check_shape(path, name, tensors, others[name].shape)
+        _check_shape(path, source, tensors, others[name].shape)
+    _check_ties(path, parameters, sources, tensors, every=tied is not None)
     if differing := differs_from(model, (description.get("base") or {}).get("fingerprint", {})):
         sentence = (
             f"{path} was trained on another checkpoint: the model has the same shapes, but other values in {differing}"
@@ -195,11 +204,32 @@ def put_adapter(
                 adapter.original_scale = adapter.scale  # what its factors were trained with
             for part in bottleneck.PARTS if into_bottlenecks else (*FACTORS, *find(kind).extra):
                 getattr(adapter, part).copy_(tensors[f"{name}.{part}"])
-        for name in description["trained"]:
-            parameters[name].copy_(tensors[name]).requires_grad_(True)
+        for name, source in sources.items():
+            parameters[name].copy_(tensors[source]).requires_grad_(True)
         for name in buffers:
             others[name].copy_(tensors[name])
     return dict(made)
+
+
+def _check_ties(
+    path: Path, parameters: Mapping[str, Tensor], sources: Mapping[str, str], tensors: Mapping[str, Tensor], every: bool
+) -> None:
+    """Raise SettingError where the model ties a trained parameter to one that has other values in the saved model.
+
+    sources: {name of a trained parameter: its tensor}; every: whether these are all the names that they have there.
+    """
+    first: dict[int, str] = {}
+    for name, source in sources.items():
+        other = first.setdefault(id(parameters[name]), source)
+        if other != source and not torch.equal(tensors[other], tensors[source]):
+            raise SettingError(
+                f"{path} was made for another base: it has two values for {name}, which is tied to {other} here"
+            )
+    for name, parameter in parameters.items() if every else ():
+        if id(parameter) in first and name not in sources:
+            raise SettingError(
+                f"{path} was made for another base: it trained {first[id(parameter)]} and not {name}, which are tied here"
+            )
 
 
 def _lowrank_plan(
@@ -207,9 +237,12 @@ def _lowrank_plan(
 ) -> dict[str, tuple[str, int, float]]:
     """What `wrap` makes of the description, checked against the model."""
     bases = {name: (layer, module) for name, module in model.named_modules() if (layer := layer_of(module)) is not None}
+    for name in description["modules"]:
+        _get(bases, name, path)
+    check_layers(model, list(description["modules"]))
     plan = {}
     for name, info in description["modules"].items():
-        layer, base = _get(bases, name, path)
+        layer, base = bases[name]
         here, there = layer.size(base), (info["in_features"], info["out_features"])
         if here != there:
             raise SettingError(
@@ -220,9 +253,10 @@ def _lowrank_plan(
                 f"{path} starts from a changed base, and {name} is a 4-bit layer; load it into a base that is not "
                 "quantised"
             )
+        if info.get("start_rank") is not None:
+            check_mergeable({name: base})
         check_factors(path, name, info, tensors, description["kind"])
         plan[name] = (description["kind"], info["rank"], info["scale"])
-    check_layers(model, list(plan))
     return plan
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adarank.errors import SettingError
+from adarank.errors import SettingError, number, whole_number
 
 
 class Request(NamedTuple):
@@ -79,11 +79,12 @@ class Allocator:
     grows: bool = False
 
     def __post_init__(self) -> None:
-        if self.min_rank < 0:
-            raise SettingError(f"allocator.min_rank must be at least 0 (got {self.min_rank})")
-        smallest = max(self.min_rank, 1)
-        if self.max_rank is not None and self.max_rank < smallest:
-            raise SettingError(f"allocator.max_rank must be at least {smallest}, or null (got {self.max_rank})")
+        least = whole_number("allocator.min_rank", self.min_rank, 0)
+        object.__setattr__(self, "min_rank", least)
+        if self.max_rank is not None:
+            valid = f"a whole number of at least {max(least, 1)}, or null"
+            most = number("allocator.max_rank", self.max_rank, valid, lambda n: n >= max(least, 1), whole=True)
+            object.__setattr__(self, "max_rank", most)
 
     def __call__(self, request: Request) -> Tensor:
         return self.allocate(request)

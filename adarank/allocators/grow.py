@@ -5,7 +5,7 @@ from torch import Tensor
 
 from adarank.allocators.allocator import Allocator, Request
 from adarank.allocators.order import keep_first, module_starts, positions, rank_in_group, sum_per_module
-from adarank.errors import SettingError
+from adarank.errors import whole_number
 
 
 def grow(top_h: int = 4, max_rank: int | None = None) -> Allocator:
@@ -17,8 +17,7 @@ def grow(top_h: int = 4, max_rank: int | None = None) -> Allocator:
 
     max_rank: the most triplets a module gets (None: all it has). Raises SettingError for top_h or max_rank below 1.
     """
-    if top_h < 1:
-        raise SettingError(f"allocator.top_h must be at least 1 (got {top_h})")
+    top_h = whole_number("allocator.top_h", top_h)
 
     def allocate(request: Request) -> Tensor:
         scores, mask, modules = request.scores, request.mask, request.modules

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adarank.allocators.allocator import Request
 from adarank.allocators.order import rank_in_group
-from adarank.errors import SettingError
+from adarank.errors import whole_number
 
 
 def prefix(minimum: int = 1) -> Callable[[Request], Tensor]:
@@ -17,8 +17,7 @@ def prefix(minimum: int = 1) -> Callable[[Request], Tensor]:
 
     minimum: the smallest b, at least 1 (else SettingError); r_max, if that is smaller.
     """
-    if minimum < 1:
-        raise SettingError(f"allocator.minimum must be at least 1 (got {minimum})")
+    minimum = whole_number("allocator.minimum", minimum)
 
     def allocate(request: Request) -> Tensor:
         scores, costs = request.scores, request.costs

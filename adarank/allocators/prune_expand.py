@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adarank.allocators.allocator import Allocator, Request
 from adarank.allocators.order import keep_first, module_starts, positions, rank_in_group, sum_per_module
-from adarank.errors import SettingError
+from adarank.errors import whole_number
 
 
 def prune_expand(
@@ -31,9 +31,8 @@ def prune_expand(
     min_rank, max_rank: the fewest and the most triplets a module keeps (None: all it has); a module at min_rank may
     still grow. Raises SettingError for swaps or candidates_per_module below 1, or unless 0 <= min_rank <= max_rank.
     """
-    for name, value in (("swaps", swaps), ("candidates_per_module", candidates_per_module)):
-        if value < 1:
-            raise SettingError(f"allocator.{name} must be at least 1 (got {value})")
+    swaps = whole_number("allocator.swaps", swaps)
+    candidates_per_module = whole_number("allocator.candidates_per_module", candidates_per_module)
 
     def allocate(request: Request) -> Tensor:
         scores, mask, modules = request.scores, request.mask, request.modules

@@ -1,7 +1,7 @@
 """Base models: found first (cheap: name and fingerprint), built later."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -207,12 +207,24 @@ def _built(model: Any, tokenizer: Any, task_type: "TaskType", what: str, missing
             f"{what} lacks {absent[0]}, which a {type(model).__name__} needs; choose a model that was trained for this "
             "type of task"
         )
-    # Decoders often name no padding token; pad with the end token then, and tell the model.
+    name_padding(model, tokenizer)
+    return Built(model, tokenizer, [name for name in head if name])
+
+
+def name_padding(model: Any, tokenizer: Any) -> None:
+    """Pad with the end token where a tokenizer names no padding token, as those of decoders often do, and tell the model
+    which token pads."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    return Built(model, tokenizer, [name for name in head if name])
+
+
+def name_classes(model: Any, labels: Sequence[str]) -> None:
+    """Put the class names, in index order, into the model's config; no names: leave it alone."""
+    if labels:
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: i for i, label in enumerate(labels)}
 
 
 TINY = ("bert", "roberta", "distilbert", "deberta_v2", "llama", "gpt2", "gpt_neox", "t5", "bart", "modernbert")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adarank.adapters.layers import EMBEDDING, known_layer, layer_of
 from adarank.adapters.lowrank import LowRank
-from adarank.errors import SettingError
+from adarank.errors import SettingError, number
 from adarank.inits.default import default
 from adarank.inits.init import Init, call, evaluating, taken
 from adarank.inits.inputs import PCA, Inputs
@@ -33,10 +33,8 @@ def eva(steps: int = 32, rho: float = 2.0, tau: float = 0.99) -> Init:
     "svd": Q = A, λ = 0, P ~ N(0, 0.02²) as in AdaLoRA's code. The scale stays that of the requested rank. Raises
     SettingError for an embedding, whose inputs are not vectors, and where the batches hold too few rows.
     """
-    if not rho >= 1:
-        raise SettingError(f"init.rho must be at least 1 (got {rho})")
-    if not 0 <= tau <= 1:
-        raise SettingError(f"init.tau must be a cosine from 0 to 1 (got {tau})")
+    rho = number("init.rho", rho, "at least 1", lambda r: r >= 1)
+    tau = number("init.tau", tau, "a cosine from 0 to 1", lambda t: 0 <= t <= 1)
 
     @torch.no_grad()
     def measure(model: nn.Module, asked: Mapping[str, int], batches: Iterable[Any]) -> dict[str, Found]:
@@ -100,7 +98,7 @@ def _ranks(found: Mapping[str, Found], asked: Mapping[str, int]) -> dict[str, in
 
 def _of(inputs: Inputs, name: str, limit: int) -> Found:
     """The directions of a layer so far. Raises SettingError where it has received no input."""
-    if name not in inputs.owner:
+    if inputs.owner.get(name) not in inputs.seen:
         raise SettingError(f"init=eva: the batches give {name} no input; leave it out of targets")
     pca = inputs.seen[inputs.owner[name]]
     return Found(pca.V[:limit], pca.ratio[:limit])

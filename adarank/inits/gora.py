@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adarank.adapters.layers import known_layer
 from adarank.adapters.lowrank import LowRank
-from adarank.errors import SettingError
+from adarank.errors import number
 from adarank.inits.gradients import weight_gradients
 from adarank.inits.init import Init, write
 
@@ -31,10 +31,9 @@ def gora(steps: int = 32, step: float = 0.05, least: float = 0.5, most: float = 
     ‖G‖², so that ‖ΔW₀‖ ≈ step·‖G‖. G: the mean over `steps` batches. The paper does *not* subtract ΔW₀ from the base:
     training starts one step further. The scale stays that of the requested rank.
     """
-    if not step >= 0:
-        raise SettingError(f"init.step must be at least 0 (got {step})")
-    if not 0 <= least <= 1 <= most:
-        raise SettingError(f"init.least and init.most must satisfy 0 ≤ least ≤ 1 ≤ most (got {least} and {most})")
+    step = number("init.step", step, "at least 0", lambda s: s >= 0)
+    least = number("init.least", least, "from 0 to 1", lambda f: 0 <= f <= 1)
+    most = number("init.most", most, "at least 1", lambda f: f >= 1)
 
     @torch.no_grad()
     def measure(model: nn.Module, asked: Mapping[str, int], batches: Iterable[Any]) -> dict[str, Found]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adarank.adapters.layers import LINEAR_4BIT, layer_of
 from adarank.adapters.lowrank import LowRank
 from adarank.adapters.svd import STD
-from adarank.errors import SettingError
+from adarank.errors import SettingError, whole_number
 
 
 class Init(NamedTuple):
@@ -62,8 +62,7 @@ def take_out(adapter: LowRank) -> None:
 
 def taken(name: str, batches: Iterable[Any], steps: int) -> Iterator[Any]:
     """At most `steps` of the batches; SettingError where there are none."""
-    if steps < 1:
-        raise SettingError(f"init.steps must be at least 1 batch (got {steps})")
+    steps = whole_number("init.steps", steps)
     remaining = iter(batches)
     first = next(remaining, None)
     if first is None:

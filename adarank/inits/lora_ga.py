@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from adarank.adapters.layers import known_layer
 from adarank.adapters.lowrank import LowRank
-from adarank.errors import SettingError
+from adarank.errors import SettingError, number
 from adarank.inits.gradients import weight_gradients
 from adarank.inits.init import Init, take_out, write
 
@@ -21,8 +21,7 @@ def lora_ga(steps: int = 64, gamma: float = 16.0, direction: Literal["ArB2r", "A
     default); "A2rBr", the reverse; "ArBr", A takes the even ones of 1…2r and B the odd ones. The full SVD replaces that
     code's randomised one, so that each triplet's sign is arbitrary. Needs 2r ≤ the smaller side of every target.
     """
-    if not gamma > 0:
-        raise SettingError(f"init.gamma must be above 0 (got {gamma})")
+    gamma = number("init.gamma", gamma, "above 0", lambda g: g > 0)
     if direction not in _PLACES:
         raise SettingError(f"init.direction must be one of {', '.join(_PLACES)} (got {direction!r})")
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from adarank.adapters.lowrank import LowRank
-from adarank.errors import SettingError
+from adarank.errors import number
 from adarank.inits.init import Init, matrix, take_out, write
 
 
@@ -16,8 +16,9 @@ def pissa(niter: int | None = None) -> Init:
     the model is unchanged, and pruning a triplet removes a part of the *pre-trained* weight. niter: None, the full
     decomposition; else subspace iterations of `torch.svd_lowrank` (the paper's fast SVD, from the global generator).
     """
-    if niter is not None and niter < 0:
-        raise SettingError(f"init.niter must be at least 0, or null for the full SVD (got {niter})")
+    if niter is not None:
+        valid = "a whole number of at least 0, or null for the full SVD"
+        niter = number("init.niter", niter, valid, lambda n: n >= 0, whole=True)
 
     def fill(adapter: LowRank, found: Any) -> None:
         W, r = matrix(adapter), adapter.rank

@@ -103,6 +103,7 @@ def peft_state(
             "as a whole; name the module in train=, or use adarank.merge and model.save_pretrained instead"
         )
     state |= {PREFIX + name: tensors[name] for name in (*description["trained"], *buffers)}
+    state |= {PREFIX + name: tensors[source].clone() for name, source in description.get("tied", {}).items()}
     differing = {} if uniform_rank else {re.escape(name): r for name, r in ranks.items() if r != common}
     base = description.get("base") or {}
     task = next((task for end, task in TASKS.items() if (base.get("class") or "").endswith(end)), None)
@@ -169,7 +170,7 @@ def _laid_out(name: str, info: Mapping[str, Any], A: Tensor, B: Tensor) -> dict[
 
 def _whole(description: Mapping[str, Any], uniform_rank: bool) -> list[str]:
     """The modules for modules_to_save."""
-    whole, trained = description.get("whole", []), description["trained"]
+    whole, trained = description.get("whole", []), (*description["trained"], *description.get("tied", ()))
     for name in trained:
         if uniform_rank:
             raise SettingError(

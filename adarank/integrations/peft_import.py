@@ -107,6 +107,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tens
         "dropout": config.get("lora_dropout") or 0.0,
         "modules": modules,
         "trained": {name: list(tensor.shape) for name, tensor in trained.items()},
+        "tied": {},
         "whole": sorted(whole),
         "base": {"class": None, "name": config.get("base_model_name_or_path"), "task": config.get("task_type")},
     }

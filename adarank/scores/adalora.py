@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from adarank.bank import Bank
-from adarank.scores.score import Buffers, Score, check_beta
+from adarank.scores.score import Buffers, Score, smoothing
 
 
 def adalora(beta1: float = 0.85, beta2: float = 0.85) -> Score:
@@ -12,8 +12,7 @@ def adalora(beta1: float = 0.85, beta2: float = 0.85) -> Score:
     I = |w·g|;  Ī ← β1 Ī + (1−β1) I;  Ū ← β2 Ū + (1−β2) |I − Ī|, with the new Ī. Both start at zero, without bias
     correction. beta1, beta2: in [0, 1); else raises SettingError.
     """
-    check_beta("beta1", beta1)
-    check_beta("beta2", beta2)
+    beta1, beta2 = smoothing("beta1", beta1), smoothing("beta2", beta2)
 
     def init(bank: Bank) -> Buffers:
         return {"importance": bank.buffer(), "uncertainty": bank.buffer()}

@@ -6,7 +6,7 @@ from torch import Tensor
 from adarank.adapters.layers import CONV2D
 from adarank.adapters.lowrank import LowRank
 from adarank.bank import Bank
-from adarank.scores.score import Buffers, Score, check_beta
+from adarank.scores.score import Buffers, Score, smoothing
 
 
 def output(beta: float = 0.85) -> Score:
@@ -17,7 +17,7 @@ def output(beta: float = 0.85) -> Score:
     low-rank path, after its dropout. A step whose activations overflowed is left out.
     beta: in [0, 1); else raises SettingError.
     """
-    check_beta("beta", beta)
+    beta = smoothing("beta", beta)
 
     def init(bank: Bank) -> Buffers:
         return {"square": bank.triplet_buffer()}

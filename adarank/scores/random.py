@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from adarank.bank import Bank
+from adarank.errors import whole_number
 from adarank.pieces import needs
 from adarank.scores.score import Buffers, Score
 
@@ -18,9 +19,11 @@ def random(seed: int | None = None) -> Score:
     seed: None takes the run's seed in the laboratory, and 0 elsewhere.
     """
 
+    seed = 0 if seed is None else whole_number("score.seed", seed, 0)
+
     def draw(bank: Bank) -> Tensor:
         index = torch.arange(bank.triplets, device=bank.mask.device)
-        seeded = _mix(torch.full_like(index, ((seed or 0) + 0x9E3779B9) % 2**32))
+        seeded = _mix(torch.full_like(index, (seed + 0x9E3779B9) % 2**32))
         return (_mix(seeded ^ index) + 1).to(bank.dtype) / 2**32
 
     def init(bank: Bank) -> Buffers:

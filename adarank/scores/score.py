@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adarank.adapters.lowrank import LowRank
 from adarank.bank import Bank
-from adarank.errors import SettingError
+from adarank.errors import SettingError, number
 
 Buffers = dict[str, Tensor]
 
@@ -46,10 +46,9 @@ def as_score(score: Score | Callable[[Bank], Tensor]) -> Score:
     return score if isinstance(score, Score) else Score(score=lambda buffers, bank: score(bank))
 
 
-def check_beta(name: str, value: float) -> None:
-    """Raise SettingError for a smoothing factor outside [0, 1)."""
-    if not 0 <= value < 1:
-        raise SettingError(f"score.{name} must be at least 0 and below 1 (got {value})")
+def smoothing(name: str, value: float) -> float:
+    """The smoothing factor score.`name`, in [0, 1); else raises SettingError."""
+    return number(f"score.{name}", value, "at least 0 and below 1", lambda beta: 0 <= beta < 1)  # type: ignore[no-any-return]
 
 
 def refuse_constant_lambda(name: str) -> Callable[[Bank], Buffers]:
@@ -72,7 +71,7 @@ def averaged(values: Callable[[Bank], Tensor], beta: float) -> Score:
     values(bank) -> flat [numel], at least fp32. A ← β A + (1−β) triplet_sums(values), from zero, without bias
     correction; the score is A (averaging sums is summing averages). beta: in [0, 1); else raises SettingError.
     """
-    check_beta("beta", beta)
+    beta = smoothing("beta", beta)
 
     def init(bank: Bank) -> Buffers:
         return {"average": bank.triplet_buffer()}

@@ -117,3 +117,13 @@ def test_it_has_no_merge_and_no_ranks(net):
         adarank.merge(net)
     assert len(bottlenecks_of(net)) == 3
     assert adarank.ranks(net) == {}
+
+
+@pytest.mark.parametrize("base", [nn.Linear(7, 5), nn.LayerNorm(5)])
+def test_an_empty_batch_is_as_for_the_plain_layer(base):
+    module = filled(base, 3, "gelu")
+    width = 7 if isinstance(base, nn.Linear) else 5
+    found = module(torch.randn(0, 4, width, dtype=torch.float64))
+    assert found.shape == (0, 4, 5)
+    found.sum().backward()
+    assert not module.up.grad.any()

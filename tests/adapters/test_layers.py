@@ -1,5 +1,6 @@
 """Every kind of layer against the layer itself with W + ΔW in its weight, gradients by autograd through the sum."""
 
+import types
 from copy import deepcopy
 
 import bitsandbytes as bnb
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 from transformers.pytorch_utils import Conv1D
 
 import adarank
@@ -462,3 +464,193 @@ def test_an_encoder_layer_with_a_fast_path_is_refused_until_it_is_switched_off(t
         torch.backends.mha.set_fastpath_enabled(True)
     with pytest.raises(SettingError, match="fast path"):
         adarank.load_adapter(build(), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["svd", "lora"])
+@pytest.mark.parametrize("case", CASES)
+def test_an_empty_batch_is_as_for_the_plain_layer_and_its_gradients_are_zero(case, kind):
+    """An expert that no token was sent to, an image without proposals."""
+    for rank, dropout, autocast in ((3, 0.0, False), (3, 0.5, False), (0, 0.0, False), (3, 0.0, True)):
+        adapter, x = make(case, kind, rank, dropout)
+        x = x[:0].requires_grad_(x.is_floating_point())
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            expected = adapter.base(x)
+            for fused in (True, False):
+                adapter.fused = fused
+                assert adapter.eval()(x).shape == expected.shape
+                adapter.zero_grad()
+                found = adapter.train()(x)
+                assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+                if rank:
+                    found.sum().backward()
+                    assert not adapter.Q.grad.any()
+                    assert not adapter.P.grad.any()
+
+
+# --- layers whose weight is computed, whose forward was replaced, or whose weight lies elsewhere ---
+
+COMPUTED = {
+    "weight norm": parametrizations.weight_norm,
+    "spectral norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "weight norm by hooks": torch.nn.utils.weight_norm,
+    "spectral norm by hooks": torch.nn.utils.spectral_norm,
+}
+PLAIN = {
+    "linear": lambda: nn.Linear(8, 8),
+    "conv1d": lambda: Conv1D(8, 8),
+    "conv2d": lambda: nn.Conv2d(2, 8, 2),
+    "embedding": lambda: nn.Embedding(9, 8),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(weight_norm|spectral_norm).*:FutureWarning")
+@pytest.mark.parametrize("layer", PLAIN)
+@pytest.mark.parametrize("how", COMPUTED)
+def test_a_layer_whose_weight_is_computed_is_refused_and_nothing_changes(how, layer, tmp_path):
+    plain = nn.ModuleDict({"inner": PLAIN[layer]()})
+    fill(adarank.adapt(plain, "lora", rank=2, targets="inner")["inner"])
+    adarank.save_adapter(plain, tmp_path / "ours")
+    adarank.to_peft(plain, tmp_path / "peft")
+    model = nn.ModuleDict({"inner": PLAIN[layer]()})
+    COMPUTED[how](model["inner"])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    says = r"targets: inner cannot be adapted: its weight is computed in each forward pass \(remove_parametrizations"
+    for call in (
+        lambda: adarank.adapt(model, targets="inner", rank=2),
+        lambda: adarank.adapt(model, targets="inner", rank=2, init="pissa"),
+        lambda: adarank.load_adapter(model, tmp_path / "ours"),
+        lambda: adarank.from_peft(model, tmp_path / "peft"),
+    ):
+        with pytest.raises(SettingError, match=says):
+            call()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@torch.no_grad()
+def fill(adapter):
+    for factor in (adapter.Q, adapter.P):
+        factor.normal_()
+    if adapter.learns_lambda:
+        adapter.lam.normal_()
+    return adapter
+
+
+@pytest.mark.filterwarnings("ignore:.*(weight_norm|spectral_norm).*:FutureWarning")
+@pytest.mark.parametrize("layer", PLAIN)
+@pytest.mark.parametrize("how", COMPUTED)
+def test_a_layer_that_is_parametrised_after_adapting_is_called_and_not_merged(how, layer):
+    model = nn.ModuleDict({"other": nn.Linear(8, 8), "inner": PLAIN[layer]()}).eval()
+    adapters = adarank.adapt(model, rank=2, targets=["other", "inner"])
+    fill(adapters["other"])
+    adapter = fill(adapters["inner"])
+    COMPUTED[how](adapter.base)
+    x = (
+        torch.arange(6).view(2, 3)
+        if layer == "embedding"
+        else torch.randn(3, *((2, 5, 5) if layer == "conv2d" else (8,)))
+    )
+    base = adapter.base(x)
+    expected = base + adapter.layer.delta(adapter.base, x, adapter.Q, adapter.lam * adapter.scale, adapter.P)
+    torch.testing.assert_close(adapter(x), expected)
+    assert (expected - base).abs().max() > 0.1
+    weight = adapters["other"].base.weight.clone()
+    with pytest.raises(SettingError, match="the weight of inner cannot be changed by ΔW: its weight is computed"):
+        adarank.merge(model)
+    assert torch.equal(adapters["other"].base.weight, weight)
+    assert model["other"] is adapters["other"]
+
+
+def halved(self, x):
+    return F.linear(x, 0.5 * self.weight, self.bias)
+
+
+def same(self, x):
+    return x @ self.weight.t() + self.bias
+
+
+def patched(forward):
+    model = nn.Sequential(nn.Linear(8, 8))
+    model[0].forward = types.MethodType(forward, model[0])
+    return model
+
+
+def test_a_replaced_forward_is_called_and_merged_where_it_computes_the_same():
+    x = torch.randn(3, 8)
+    for forward, merges in ((halved, False), (same, True)):
+        model = patched(forward)
+        before = model(x)
+        adapter = adarank.adapt(model, rank=2, targets=["0"])["0"]
+        assert torch.equal(model(x), before)
+        fill(adapter)
+        expected = model(x)
+        torch.testing.assert_close(expected, before + x @ adapter.delta().t())
+        if merges:
+            adarank.merge(model)
+            torch.testing.assert_close(model(x), expected)
+            adarank.unmerge(model)
+        else:
+            with pytest.raises(SettingError, match="the weight of 0 cannot be changed by ΔW: its forward was replaced"):
+                adarank.merge(model)
+        torch.testing.assert_close(model(x), expected)
+
+
+def test_a_subclass_of_linear_is_called_and_merged_where_it_computes_the_same():
+    for forward, merges in ((halved, False), (same, True)):
+        model = nn.Sequential(type("Own", (nn.Linear,), {"forward": forward})(8, 8))
+        x = torch.randn(3, 8)
+        fill(adarank.adapt(model, rank=2, targets=["0"])["0"])
+        expected = model(x)
+        if merges:
+            adarank.merge(model)
+        else:
+            with pytest.raises(SettingError, match="its forward was replaced"):
+                adarank.merge(model)
+        torch.testing.assert_close(model(x), expected)
+
+
+def test_an_init_that_changes_the_base_is_refused_where_the_weight_is_not_what_is_computed(tmp_path):
+    plain = nn.Sequential(nn.Linear(8, 8))
+    adarank.adapt(plain, "lora", rank=2, init="pissa")
+    adarank.save_adapter(plain, tmp_path)
+    x = torch.randn(3, 8)
+    for call in (
+        lambda model: adarank.adapt(model, "lora", rank=2, targets=["0"], init="pissa"),
+        lambda model: adarank.adapt(model, "lora", rank=2, targets=["0"], init=Init("identity", from_identity)),
+        lambda model: adarank.load_adapter(model, tmp_path),
+    ):
+        model = patched(halved)
+        before = model(x)
+        with pytest.raises(SettingError, match="cannot be changed by ΔW: its forward was replaced"):
+            call(model)
+        assert type(model[0]) is nn.Linear
+        assert torch.equal(model(x), before)
+        assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("layer", PLAIN)
+def test_an_offloaded_layer_is_called_trained_and_not_merged(layer):
+    accelerate = pytest.importorskip("accelerate")
+    x = (
+        torch.arange(6).view(2, 3)
+        if layer == "embedding"
+        else torch.randn(3, *((2, 5, 5) if layer == "conv2d" else (8,)))
+    )
+    model = nn.Sequential(PLAIN[layer]())
+    before = model(x)
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    adapter = fill(adarank.adapt(model, rank=2, targets=["0"])["0"])
+    assert adapter.base.weight.is_meta
+    assert adapter.Q.device.type == "cpu"
+    found = model(x)
+    path = adapter.layer.delta(adapter.base, x, adapter.Q, adapter.lam * adapter.scale, adapter.P)
+    torch.testing.assert_close(found, before + path)
+    found.square().sum().backward()
+    assert adapter.Q.grad.any()
+    with pytest.raises(SettingError, match="the weight of 0 cannot be changed by ΔW: its weight is on the meta device"):
+        adarank.merge(model)
+    accelerate.hooks.remove_hook_from_module(adapter.base)
+    adarank.merge(model)
+    torch.testing.assert_close(model(x), found, rtol=1e-4, atol=1e-5)

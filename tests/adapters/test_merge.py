@@ -2,6 +2,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import adarank
@@ -83,3 +84,96 @@ def test_merging_what_has_no_adapters_is_refused(net):
         adarank.merge(net)
     with pytest.raises(SettingError, match="nothing to unmerge"):
         adarank.unmerge(net)
+
+
+def refuses_to_unmerge(model, says):
+    """`unmerge` is refused, and neither what the model computes nor what it consists of has changed."""
+    x = torch.randn(5, 8)
+    before, modules, ranks = model(x), dict(model.named_modules()), adarank.ranks(model)
+    with pytest.raises(SettingError, match=says):
+        adarank.unmerge(model)
+    assert torch.equal(model(x), before)
+    assert dict(model.named_modules()) == modules
+    assert adarank.ranks(model) == ranks
+
+
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("targets", ["all-linear", "embed"])
+def test_newer_adapters_are_not_thrown_away_by_unmerging(trained, tmp_path, copies, targets):
+    adarank.merge(trained)
+    model = deepcopy(trained) if copies else trained
+    newer = adarank.adapt(model, rank=2, targets=targets)
+    with torch.no_grad():
+        for adapter in newer.values():
+            adapter.lam.fill_(3.0)
+    refuses_to_unmerge(model, "the model was adapted again after the merge")
+    adarank.save_adapter(model, tmp_path)
+    x = torch.randn(5, 8)
+    expected = model(x)
+    adarank.merge(model)
+    adarank.unmerge(model)  # the newer merge
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    assert set(adarank.ranks(model)) == set(newer)
+
+
+def test_unmerging_after_loading_or_inserting_others_or_replacing_a_module_is_refused(trained, tmp_path):
+    adarank.save_adapter(trained, tmp_path)
+    adarank.merge(trained)
+    with pytest.raises(SettingError, match="no adapters to merge"):
+        adarank.merge(trained)
+    loaded, inserted, replaced = (deepcopy(trained) for _ in range(3))
+    adarank.load_adapter(loaded, tmp_path)
+    adarank.bottlenecks(inserted, ["down"], 2)
+    replaced.layers[0].up = nn.Linear(12, 20)
+    refuses_to_unmerge(loaded, "adapted again after the merge")
+    refuses_to_unmerge(inserted, "adapted again after the merge")
+    refuses_to_unmerge(replaced, r"layers\.0\.up was replaced after the merge")
+    adarank.unmerge(trained)
+
+
+def test_a_weight_that_is_computed_since_the_merge_is_not_unmerged(trained):
+    adarank.merge(trained)
+    torch.nn.utils.parametrizations.weight_norm(trained.layers[1].up)
+    refuses_to_unmerge(trained, r"the weight of layers\.1\.up cannot be changed by ΔW: its weight is computed")
+
+
+def small_llama():
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 50}
+    config = transformers.LlamaConfig(
+        **sizes, num_attention_heads=2, num_key_value_heads=2, bos_token_id=1, eos_token_id=2
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+@pytest.mark.filterwarnings("ignore:merging into a 4-bit base")
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
+def test_a_merged_4_bit_model_is_saved_and_loaded_by_transformers(tmp_path, targets):
+    torch.manual_seed(0)
+    small_llama().save_pretrained(tmp_path / "base")
+    four_bit = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    model = load(tmp_path / "base", device_map="cpu", quantization_config=four_bit).eval()
+    before = deepcopy(model.config.to_dict())
+    with torch.no_grad():
+        for adapter in adarank.adapt(model, rank=2, targets=targets).values():
+            adapter.lam.normal_()
+    x = torch.randint(3, 50, (2, 6))
+    adapted = model(input_ids=x).logits
+    adarank.merge(model)
+    expected = model(input_ids=x).logits
+    assert (expected - adapted).abs().max() < 1e-4
+    copy = deepcopy(model)
+    for saved in (model, copy):
+        saved.save_pretrained(tmp_path / "merged")
+        again = load(tmp_path / "merged", device_map="cpu").eval()
+        kinds = [(type(a), type(b)) for a, b in zip(again.modules(), model.modules(), strict=True)]
+        assert all(a is b for a, b in kinds)
+        assert torch.equal(again(input_ids=x).logits, expected)
+        assert hasattr(saved.config, "quantization_config") == (targets != "all-linear")
+    assert getattr(model, "is_quantized", False) == (targets != "all-linear")
+    for merged in (model, copy):
+        adarank.unmerge(merged)
+        torch.testing.assert_close(merged(input_ids=x).logits, adapted)
+        assert merged.config.to_dict() == before
+        assert merged.is_quantized
+        assert merged.hf_quantizer is not None

@@ -3,6 +3,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from torch import nn
 
 import adarank
 from adarank import SettingError
@@ -220,3 +221,61 @@ def test_a_model_with_nothing_adapted_is_not_saved(base, tmp_path, frozen):
     with pytest.raises(SettingError, match="the model has no adapters to save"):
         adarank.save_adapter(base, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class Tied(nn.Module):
+    """A language model in miniature, whose output matrix may be its embedding."""
+
+    def __init__(self, ties):
+        super().__init__()
+        self.embed, self.inner, self.head = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 9, bias=False)
+        if ties:
+            self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        return self.head(self.inner(self.embed(ids)))
+
+
+def tied(ties):
+    torch.manual_seed(0)
+    model = Tied(ties)
+    with torch.no_grad():
+        model.head.weight.copy_(model.embed.weight)  # the same base, tied or not
+    return model
+
+
+@pytest.mark.parametrize("trains", ["head", "embed"])
+def test_a_trained_matrix_that_is_tied_to_another_is_loaded_into_both(tmp_path, trains):
+    model, ids = tied(True), torch.arange(9)
+    nn.init.normal_(adarank.adapt(model, rank=2, targets=["inner"], train=[trains])["inner"].lam)
+    nn.init.normal_(model.embed.weight)
+    adarank.save_adapter(model, tmp_path / "ours")
+    adarank.to_peft(model, tmp_path / "peft")
+    for ties in (True, False):
+        for load, folder in ((adarank.load_adapter, "ours"), (adarank.from_peft, "peft")):
+            fresh = tied(ties)
+            load(fresh, tmp_path / folder)
+            assert torch.equal(fresh.head.weight, model.head.weight)
+            torch.testing.assert_close(fresh(ids), model(ids))
+            assert fresh.head.weight.requires_grad
+            assert fresh.embed.weight.requires_grad
+    expected = model(ids)
+    adarank.merge(model)
+    torch.testing.assert_close(model(ids), expected)
+    assert model.head.weight is model.embed.weight
+
+
+@pytest.mark.parametrize("train", [["head"], ["head", "embed"]])
+def test_what_was_trained_untied_is_not_loaded_into_a_model_that_ties_it(tmp_path, train):
+    model = tied(False)
+    nn.init.ones_(adarank.adapt(model, "lora", rank=2, targets=["inner"], train=train)["inner"].P)
+    nn.init.normal_(model.head.weight)
+    adarank.save_adapter(model, tmp_path / "ours")
+    adarank.to_peft(model, tmp_path / "peft")
+    for load, folder in ((adarank.load_adapter, "ours"), (adarank.from_peft, "peft")):
+        fresh = tied(True)
+        before = fresh.head.weight.clone()
+        with pytest.raises(SettingError, match=r"was made for another base: it (trained|has two values)"):
+            load(fresh, tmp_path / folder)
+        assert type(fresh.inner) is nn.Linear
+        assert torch.equal(fresh.head.weight, before)

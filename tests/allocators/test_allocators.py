@@ -251,9 +251,9 @@ def test_the_original_s_rule_may_keep_none_where_ours_keeps_the_budget():
 @pytest.mark.parametrize(
     ("clamps", "says"),
     [
-        ({"min_rank": -1}, "allocator.min_rank must be at least 0 (got -1)"),
-        ({"min_rank": 3, "max_rank": 2}, "allocator.max_rank must be at least 3, or null (got 2)"),
-        ({"min_rank": 0, "max_rank": 0}, "allocator.max_rank must be at least 1, or null (got 0)"),
+        ({"min_rank": -1}, "allocator.min_rank must be a whole number of at least 0 (got -1)"),
+        ({"min_rank": 3, "max_rank": 2}, "allocator.max_rank must be a whole number of at least 3, or null (got 2)"),
+        ({"min_rank": 0, "max_rank": 0}, "allocator.max_rank must be a whole number of at least 1, or null (got 0)"),
     ],
 )
 def test_clamps_that_no_module_can_keep(factory, clamps, says):
@@ -265,11 +265,11 @@ def test_clamps_that_no_module_can_keep(factory, clamps, says):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: grow(0), "allocator.top_h must be at least 1 (got 0)"),
-        (lambda: prune_expand(swaps=0), "allocator.swaps must be at least 1 (got 0)"),
+        (lambda: grow(0), "allocator.top_h must be a whole number of at least 1 (got 0)"),
+        (lambda: prune_expand(swaps=0), "allocator.swaps must be a whole number of at least 1 (got 0)"),
         (
             lambda: prune_expand(candidates_per_module=0),
-            "allocator.candidates_per_module must be at least 1 (got 0)",
+            "allocator.candidates_per_module must be a whole number of at least 1 (got 0)",
         ),
     ],
 )

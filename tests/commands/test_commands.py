@@ -1,7 +1,9 @@
 """inspect, merge, export and compress on adapter folders, as the command line calls them."""
 
+import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,8 @@ from safetensors.torch import load_file, save_file
 import adarank
 from adarank.adapters.spectrum import effective_rank, stable_rank
 from adarank.cli import main
-from tests.integrations.models import bert, gpt2
+from adarank.harness.models import byte_tokenizer
+from tests.integrations.models import bert, gpt2, llama, vit
 
 IDS = {"input_ids": torch.tensor([[2, 7, 9, 4], [5, 3, 8, 6]])}
 LOAD = """
@@ -28,6 +31,10 @@ for folder in sys.argv[1:]:
     assert not any(found.values()), found
     with torch.no_grad():
         (Path(folder) / "logits.txt").write_text(repr(model.eval()(input_ids=ids).logits.tolist()))
+    if "by_hand" not in folder:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        chat = tokenizer.apply_chat_template([{"role": "user", "content": "ab <new>"}], tokenize=False)
+        (Path(folder) / "words.txt").write_text(repr([chat, tokenizer(chat)["input_ids"], model.config.id2label]))
 assert "adarank" not in sys.modules
 """
 
@@ -52,11 +59,16 @@ def folders(tmp_path):
     """base/, adapter/ and a finished run's folder run/, with the adapted model."""
     torch.manual_seed(0)
     bert().save_pretrained(tmp_path / "base")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}!"
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(tmp_path / "base")
     model = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "base")
     adapted(model)
     adarank.save_adapter(model, tmp_path / "adapter")
     shutil.copytree(tmp_path / "adapter", tmp_path / "run" / "adapter")
     summary = {"method": "adalora", "task": "rte", "seed": 3, "metric": {"name": "accuracy", "test": 0.625}}
+    summary["labels"] = ["bad", "fair", "good"]
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
     return tmp_path, model
 
@@ -132,7 +144,10 @@ def test_merged_models_load_without_adarank_to_the_same_logits(folders, capsys):
     folder, model = folders
     adarank.to_peft(model, folder / "peft")
     expected = logits(model)
-    assert "with 4 adapters merged" in command(capsys, "merge", folder / "run", folder / "by_name")
+    says = command(capsys, "merge", folder / "run", folder / "by_name")
+    assert "with 4 adapters merged" in says
+    change, largest = map(float, re.search(r"by at most (\S+) \(the largest is (\S+)\)$", says.strip()).groups())
+    assert 0 < change <= 1e-5 * largest
     shutil.copytree(folder / "base", folder / "elsewhere")
     command(capsys, "merge", folder / "adapter", folder / "by_option", "--base", folder / "elsewhere")
     command(capsys, "merge", folder / "peft", folder / "of_peft")
@@ -154,6 +169,48 @@ def test_merged_models_load_without_adarank_to_the_same_logits(folders, capsys):
         there = torch.tensor(json.loads((folder / name / "logits.txt").read_text()))
         assert (there - expected).abs().max() <= 1e-5 * expected.abs().max()
         assert not any(".base" in key or "lora" in key for key in load_file(folder / name / "model.safetensors"))
+        if name != "by_hand":
+            chat, ids, classes = ast.literal_eval((folder / name / "words.txt").read_text())
+            assert (chat, len(ids), ids[-3:]) == ("ab <new>!", 7, [260, ids[-2], 3])
+            of_run = {0: "bad", 1: "fair", 2: "good"}
+            assert classes == (of_run if name == "by_name" else {i: f"LABEL_{i}" for i in range(3)})
+
+
+def test_a_merged_vision_model_has_its_image_processor(tmp_path, capsys):
+    torch.manual_seed(0)
+    vit().save_pretrained(tmp_path / "base")
+    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "base")
+    model = transformers.ViTForImageClassification.from_pretrained(tmp_path / "base")
+    adapted(model, targets=["q_proj"])
+    adarank.save_adapter(model, tmp_path / "adapter")
+    assert "On a probe input" in command(capsys, "merge", tmp_path / "adapter", tmp_path / "merged")
+    loaded = transformers.AutoImageProcessor.from_pretrained(tmp_path / "merged")
+    assert loaded.size == {"height": 16, "width": 16}
+    again = transformers.ViTForImageClassification.from_pretrained(tmp_path / "merged").eval()
+    pixels = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(again(pixels).logits, model(pixels).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_merged_causal_model_keeps_its_generation_config_and_the_padding_of_its_run(tmp_path, capsys):
+    torch.manual_seed(0)
+    base = llama()
+    base.generation_config.update(do_sample=True, top_k=7)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    adapted(model, targets=["q_proj"], train=[])
+    adarank.save_adapter(model, tmp_path / "run" / "adapter")
+    (tmp_path / "run" / "summary.json").write_text(json.dumps({"labels": None}))
+    for source, pads in (("run/adapter", None), ("run", "[SEP]")):
+        out = tmp_path / f"merged_{pads}"
+        command(capsys, "merge", tmp_path / source, out)
+        again = transformers.AutoModelForCausalLM.from_pretrained(out)
+        assert (again.generation_config.do_sample, again.generation_config.top_k) == (True, 7)
+        assert transformers.AutoTokenizer.from_pretrained(out).pad_token == pads
+        assert again.config.pad_token_id == (None if pads is None else 3)
 
 
 def test_export_equals_to_peft(folders, capsys):

@@ -114,6 +114,7 @@ def test_the_budget_is_met_exactly_and_every_count_is_exact(sweep):
         assert sum(rank["final"].values()) == rank["budget_triplets"] == rank["budget"] * len(rank["final"])
         assert len(rank["final"]) == 12
         assert summary["scale"] == 2.0
+        assert summary["labels"] == ["0", "1"]
         if summary["method"] == "lora":
             assert rank["initial"] == rank["budget"]
             assert counts["kept"] == counts["adapter"]

@@ -140,5 +140,5 @@ def test_bad_settings_are_refused(bad):
 
 
 def test_no_number_of_batches_is_refused():
-    with pytest.raises(SettingError, match=r"^init\.steps must be at least 1 batch \(got 0\)$"):
+    with pytest.raises(SettingError, match=r"^init\.steps must be a whole number of at least 1 \(got 0\)$"):
         adarank.adapt(build(), init=gora(steps=0), batches=some_batches(1))

@@ -148,7 +148,7 @@ def test_lora_ga_refuses_a_rank_above_half_the_smaller_side():
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda: pissa(niter=-1), r"^init\.niter must be at least 0, .* \(got -1\)$"),
+        (lambda: pissa(niter=-1), r"^init\.niter must be a whole number of at least 0, .* \(got -1\)$"),
         (lambda: lora_ga(gamma=0.0), r"^init\.gamma must be above 0 \(got 0\.0\)$"),
         (lambda: lora_ga(direction="ArBB"), r"^init\.direction must be one of ArB2r, A2rBr, ArBr \(got 'ArBB'\)$"),
     ],

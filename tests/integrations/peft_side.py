@@ -33,6 +33,7 @@ def load(folder):
         model = kind.from_pretrained(case / "base")
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # "Found missing adapter keys", say
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer is part")
             model = peft.PeftModel.from_pretrained(model, case / "adapter")
         save_file({"logits": logits(model, load_file(case / "inputs.safetensors"))}, case / "logits.safetensors")
         (case / "kind.txt").write_text(type(model).__name__)

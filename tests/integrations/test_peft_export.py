@@ -26,7 +26,7 @@ def built(arch):
         return vit(), {"pixel_values": torch.randn(3, 3, 16, 16)}
     ids = torch.randint(4, 200, (3, 9))
     ids[:, -1] = 3  # the end token, by which encoder-decoders pool
-    arch, kind = OTHER_TASKS.get(arch, (arch, "classify"))
+    arch, kind = {**OTHER_TASKS, "texts": ("gpt2", "generate")}.get(arch, (arch, "classify"))
     return tiny(arch, width=32, layers=2).build(3 if kind == "classify" else 2, TASK_TYPES[kind]).model, {
         "input_ids": ids
     }
@@ -70,6 +70,8 @@ def cases():
     yield "convolution", "vit", {"rank": 3, "targets": ["projection", "q_proj"]}, {}
     yield "uniform", "llama", {"rank": 3, "train": []}, {"uniform_rank": True}
     yield "uniform_pissa", "bert", {"rank": 3, "init": "pissa", "train": []}, {"uniform_rank": True}
+    yield "tied_head", "texts", {"rank": 3, "train": ["lm_head"]}, {}
+    yield "tied_embedding", "summaries", {"rank": 3, "train": ["shared"]}, {}
     yield "no_head", "bert", {"rank": 3, "train": []}, {}
 
 

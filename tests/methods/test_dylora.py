@@ -147,5 +147,7 @@ def test_lengths_are_uniform():
 
 
 def test_bad_settings():
-    with pytest.raises(adarank.SettingError, match=r"allocator\.minimum must be at least 1 \(got 0\)"):
+    with pytest.raises(
+        adarank.SettingError, match=r"allocator\.minimum must be a whole number of at least 1 \(got 0\)"
+    ):
         prefix(0)

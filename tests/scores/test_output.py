@@ -246,3 +246,36 @@ def test_under_autocast_it_is_computed_in_fp32():
 def test_smoothing_factors_outside_the_unit_interval_are_refused(value):
     with pytest.raises(adarank.SettingError, match=rf"score\.beta must be at least 0 and below 1 \(got {value}\)"):
         output(value)
+
+
+class Experts(nn.Module):
+    """Each row goes to one of four experts; some experts get none."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x, chosen):
+        out = torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            out[chosen == i] = expert(x[chosen == i])
+        return out
+
+
+def test_an_expert_without_rows_keeps_its_score():
+    torch.manual_seed(0)
+    model = Experts()
+    adapters = adarank.adapt(model, "svd", rank=2, targets=r"experts\.\d")
+    controller = adarank.RankController(
+        adapters, score=output(), schedule=adarank.schedules.cubic(initial=8, final=4, t_i=1, t_f=2, total=8)
+    )
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    controller.attach(optimizer)
+    x, chosen = torch.randn(6, 8), torch.tensor([0, 0, 1, 1, 1, 3])
+    for step in range(8):
+        (model(x, chosen if step else torch.arange(6) % 4) - x).square().sum().backward()
+        controller.after_backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert scores_of(controller).isfinite().all()
+    assert sum(adarank.ranks(model).values()) == 4

@@ -175,6 +175,7 @@ def describe(run: Resolved, prepared: Prepared, provenance: Mapping[str, Any]) -
         "method": spec.method,
         "model": run.base.name,
         "task": run.task.name,
+        "labels": list(run.task.labels) or None,
         "targets": spec.targets,
         "seed": spec.seed,
         "steps": spec.train.steps,

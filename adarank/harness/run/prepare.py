@@ -52,7 +52,7 @@ def prepare(
         init = None if spec.init is None else spec.init()
         if init is not None and init.measure is not None:
             model.to(device)  # what is learned from data is learned where training will be
-        limits = {name: min(sides(model, name)) for name in find_targets(model, targets)}
+        limits = {name: min(sides(model, name)) for name in find_targets(model, targets, built.head)}
         ranks = _ranks(limits, spec)
         if rank_map is not None:
             if init is not None and init.ranks is not None:

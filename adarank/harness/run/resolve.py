@@ -15,7 +15,7 @@ from adarank.harness.config.validate import settle, typed_keys
 from adarank.harness.data.task_types import TASK_TYPES, TaskType
 from adarank.harness.data.tasks.base import Task, hold_out
 from adarank.harness.device import choose_device, choose_precision
-from adarank.harness.models import Base, Built
+from adarank.harness.models import Base, Built, name_classes
 from adarank.harness.run import distributed, identity
 from adarank.harness.run.prepare import check_optimizer
 from adarank.harness.run.ranks_from import RankMap, read_rank_map
@@ -90,6 +90,7 @@ def build(spec: Spec, task: Task, base: Base, device: torch.device) -> Built:
     task_type = TASK_TYPES[task.task_type]
     torch.manual_seed(spec.seed)
     built = base.build(task_type.outputs(task), task_type)
+    name_classes(built.model, task.labels)
     if spec.quantization is not None:
         spec.quantization(model=built.model, device=device, precision=spec.train.precision)
     return built

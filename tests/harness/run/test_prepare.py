@@ -5,8 +5,10 @@ import torch
 
 import adarank
 from adarank.harness.config.spec import TrainConfig
+from adarank.harness.data.tasks.base import Task
 from adarank.harness.models import tiny
 from adarank.harness.run.prepare import describe_schedule, lr_factor, make_optimizer, prepare
+from adarank.harness.run.resolve import build
 from tests.harness.config.test_validate import settled
 
 
@@ -136,3 +138,21 @@ def test_without_triplets_biases_do_not_decay(method):
     names = {name: decays[id(p)] for name, p in built.model.named_parameters() if p.requires_grad}
     assert len(names) == len(decays)
     assert all(decay == (0.0 if name.endswith("bias") else 0.1) for name, decay in names.items())
+
+
+def test_targets_that_reach_into_the_head_leave_it_out_and_the_budget_counts_without_it():
+    torch.manual_seed(0)
+    built = tiny("roberta", width=32, layers=1).build(2)
+    ready = prepare(
+        built, ["query", "dense"], settled("method=adalora", "rank=2", "train.steps=50"), torch.device("cpu")
+    )
+    assert len(ready.adapters) == 4
+    assert not any(name.startswith("classifier") for name in ready.adapters)
+    assert ready.controller.schedule.final == 2 * 4
+
+
+def test_a_built_model_knows_the_names_of_its_classes():
+    task = Task("t", None, None, None, ("bad", "good"), ("accuracy",), 16, "f")
+    built = build(settled("method=lora"), task, tiny("bert", width=32, layers=1), torch.device("cpu"))
+    assert built.model.config.id2label == {0: "bad", 1: "good"}
+    assert built.model.config.label2id == {"bad": 0, "good": 1}
