@@ -3,7 +3,9 @@
 import copy
 import json
 import tempfile
+import warnings
 
+import numpy
 import peft
 import torch
 from models import bert, llama  # the file beside this one
@@ -106,6 +108,50 @@ def merge_4bit():
     SVDLinear4bit(Linear4bit(8, 8), "default", config=peft.AdaLoraConfig(**SCHEDULE), r=2).merge()
 
 
+def with_norm(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8))
+
+
+def loaded(wrap=lambda base: base, seed=0):
+    """(the model that was saved, the model into which it was loaded, messages of the warnings)."""
+    model = adapted(wrap(with_norm()), target_modules=["0", "3"], task_type=None)
+    for part in (p for n, p in model.named_parameters() if "lora_E" in n):
+        nn.init.ones_(part)
+    for step in range(9):
+        model(3 + 2 * torch.randn(16, 6, generator=torch.Generator().manual_seed(step)))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.save_pretrained(folder)
+        again = peft.PeftModel.from_pretrained(with_norm(seed), folder)
+    return model.eval(), again.eval(), [str(warning.message) for warning in caught]
+
+
+@torch.no_grad()
+def statistics():
+    """The largest errors after loading, and without adapters against the untouched base."""
+    model, again, _ = loaded()
+    x = torch.ones(3, 6)
+    with model.disable_adapter():
+        plain = model(x)
+    return [float((model(x) - again(x)).abs().max()), float((plain - with_norm().eval()(x)).abs().max())]
+
+
+def averaged():
+    """Triplets kept by the model and by the average of its weights, of a budget of 8."""
+    model = adapted()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    for step in range(28):
+        train(model, [step])
+        average.update_parameters(model)
+    return [kept(model), kept(average.module)]
+
+
+def numpy_rank():
+    with tempfile.TemporaryDirectory() as folder:
+        adapted(init_r=numpy.int64(4), target_r=numpy.int64(2)).save_pretrained(folder)
+
+
 def main(target):
     trained = train(adapted(), range(28))
     findings = {
@@ -119,6 +165,11 @@ def main(target):
         "accumulation": [accumulated(1), accumulated(4)],
         "resume": resumed(),
         "ties": ties(),
+        "statistics": statistics(),
+        "other_base": loaded(seed=1)[2],
+        "compiled": loaded(wrap=lambda base: torch.compile(base, backend="eager"))[2],
+        "averaged": averaged(),
+        "numpy_rank": error(numpy_rank),
         "memory": [sum(p.numel() for n, p in m.named_parameters() if "lora_" in n) for m in (adapted(), trained)],
         "kept": [kept(trained), kept(train(adapted(), range(28), allocate=False))],
     }

@@ -68,3 +68,27 @@ def test_a_forgotten_call_is_silent(found):
 def test_pruning_frees_nothing(found):
     fresh, pruned = found["memory"]
     assert fresh == pruned
+
+
+def test_it_loses_the_statistics_of_norms(found):
+    after_loading, without_adapters = found["statistics"]
+    assert after_loading > 0.1
+    assert without_adapters > 0.1
+
+
+def test_another_checkpoint_is_silent(found):
+    assert not [message for message in found["other_base"] if "checkpoint" in message or "base" in message]
+
+
+def test_the_names_of_a_compiled_model_are_lost(found):
+    (message,) = [message for message in found["compiled"] if "missing adapter keys" in message]
+    assert "base_model.model.0.lora_A" in message
+
+
+def test_an_average_of_weights_keeps_too_much(found):
+    kept, averaged = found["averaged"]
+    assert averaged > kept
+
+
+def test_a_numpy_rank_cannot_be_saved(found):
+    assert "not JSON serializable" in found["numpy_rank"]
