@@ -88,12 +88,12 @@ def unpack(results: Path, out: Path) -> list[Path]:
 
 
 def packed(folder: Path) -> dict[str, Any]:
-    """The record of a run's folder: summary and metrics unchanged, config without this machine's folders, `ranks` of
+    """The record of a run's folder: metrics unchanged, config and summary without this machine's folders, `ranks` of
     allocations as arrays in the order of `modules`."""
     records, _ = allocations.read(folder / files.ALLOCATIONS)
     return {
         "config": _without_folders(yaml.safe_load((folder / files.CONFIG).read_text(encoding="utf-8"))),
-        "summary": read_json(folder / SUMMARY),
+        "summary": _without_folders(read_json(folder / SUMMARY)),
         "metrics": files.read_lines(folder / files.METRICS)[0],
         "modules": list(records[0]["ranks"]) if records else [],
         "allocations": [

@@ -15,7 +15,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 LR = "train.lr"
-NEUTRAL = ("out", "force", "retry", "tracker", "checkpoint_seconds")  # settings that do not affect the result
+NEUTRAL = (
+    "out",
+    "force",
+    "retry",
+    "fail_fast",
+    "tracker",
+    "checkpoint_seconds",
+)  # settings that do not affect the result
 
 
 class Study(Sweeper):  # type: ignore[misc]
@@ -30,6 +37,10 @@ class Study(Sweeper):  # type: ignore[misc]
         self.around, self.storage, self.n_trials, self.rest = around, storage, n_trials, optuna_sweeper
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if config.fail_fast:
+            raise HydraException(
+                "fail_fast must be false with hydra/sweeper=optuna_lr, for which a failed trial is a result (got true)"
+            )
         self.context = {"hydra_context": hydra_context, "task_function": task_function, "config": config}
         self.lr = float(config.train.lr)
 

@@ -75,6 +75,10 @@ class RayTasks(Launcher):  # type: ignore[misc]
                 except ray.exceptions.RayError as failure:
                     status, error = 1, f"its worker died ({str(failure).strip().partition(chr(10))[0]})"
                 sweep.write_job_result(initial_job_idx + i, job_overrides[i], status, error)
+            if sweep.is_stopped():
+                for job in waiting:
+                    ray.cancel(job)
+                break
         return [sweep.job_return(o, best) for o, best in zip(job_overrides, found, strict=True)]
 
     def _command(self, overrides: Sequence[str]) -> list[str]:

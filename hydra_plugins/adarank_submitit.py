@@ -67,7 +67,7 @@ class Submitit(Launcher):  # type: ignore[misc]
                 return [_outcome(job, call) for job, call in zip(sent, calls, strict=True)]
             pool = ThreadPoolExecutor(self.at_once)
             try:
-                return list(pool.map(lambda call: _outcome(executor.submit(self.job, *call), call), calls))
+                return list(pool.map(lambda call: _run(executor, self.job, call), calls))
             finally:
                 pool.shutdown(cancel_futures=True)  # interrupted: no more are started
 
@@ -129,17 +129,28 @@ class Submitit(Launcher):  # type: ignore[misc]
             os.environ.update(before)
 
 
+def _run(executor: Any, function: Any, call: tuple[Any, ...]) -> JobReturn:
+    """Run a job in a process of its own, unless an earlier failure has stopped the sweep."""
+    from adarank.harness import sweep
+
+    return sweep.job_return(call[0]) if sweep.is_stopped() else _outcome(executor.submit(function, *call), call)
+
+
 def _outcome(job: Any, call: tuple[Any, ...]) -> JobReturn:
-    """Wait for a job and show its result; where its process died, write the result in its place."""
-    from submitit.core.utils import UncompletedJobError
+    """Wait for a job and show its result; where its process died or failed before the job began, write the result in
+    its place."""
+    from submitit.core.utils import FailedJobError, UncompletedJobError
 
     from adarank.harness import sweep
 
     overrides, number = call[0], call[2]
     try:
         returned: JobReturn = job.results()[0]
-    except UncompletedJobError:
+    except UncompletedJobError as failure:
         error = f"its process died; the end of its output is in {job.paths.stderr}"
+        if isinstance(failure, FailedJobError):  # submitit quotes the traceback between two lines of hyphens
+            trace = str(failure).partition("\nYou can check")[0].rstrip("\n-")
+            error = f"{trace.splitlines()[-1]} (traceback: {job.paths.stderr})"
         sweep.write_job_result(number, overrides, 1, error)
         return sweep.job_return(overrides)
     sweep.progress(number)

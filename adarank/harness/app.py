@@ -6,10 +6,11 @@ Exit status: 0 done; 2 a setting cannot be used; 1 a run failed.
 
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from contextlib import redirect_stdout
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -25,6 +26,7 @@ from adarank.harness.config import spec
 from adarank.harness.config.messages import sentence
 from adarank.harness.config.validate import conf_folder
 from adarank.harness.run import distributed
+from adarank.runs.files import TRACEBACK, first_line, write_traceback
 from adarank.runs.lock import RunLocked
 
 
@@ -36,6 +38,10 @@ def job(config: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     words = list(hydra_config.overrides.task)
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
+    if in_sweep and sweep.is_stopped():
+        if hydra_config.runtime.choices["hydra/launcher"] == "basic":  # its jobs follow one another in this process
+            raise sweep.Stopped
+        return None
     best: float | None = None
 
     def work() -> None:
@@ -50,7 +56,10 @@ def job(config: DictConfig) -> float | None:
                 raise
             print(f"{error}; skipped here", flush=True)  # a duplicate in a parallel sweep, or another sweep's
 
-    status, error = guarded(work)
+    number = hydra_config.job.num if in_sweep else None
+    status, error = guarded(
+        work, None if number is None else Path(config.out).expanduser() / f"job{number}-{TRACEBACK}"
+    )
     if in_sweep:
         sweep.write_job_result(hydra_config.job.num, words, status, error)
     else:
@@ -62,11 +71,14 @@ def job(config: DictConfig) -> float | None:
 _statuses: list[int] = []  # of the jobs that ran in this process
 
 
-def guarded(work: Callable[[], Any]) -> tuple[int, str | None]:
-    """Do `work`; an error that a user can mend becomes one sentence on stderr and a status. Returns (status, error)."""
+def guarded(work: Callable[[], Any], traceback_file: Path | None = None) -> tuple[int, str | None]:
+    """Do `work`; an exception becomes one sentence on stderr and a status. Returns (status, error).
+
+    The traceback of an exception that no message foresees goes to `traceback_file`, or to stderr where that is None.
+    """
     try:
         work()
-    except (SettingError, HydraException, OmegaConfBaseException, OSError) as error:
+    except (SettingError, HydraException, OmegaConfBaseException) as error:
         return complain(2, sentence(error))
     except RunFailed as error:
         return complain(1, str(error))
@@ -76,13 +88,18 @@ def guarded(work: Callable[[], Any]) -> tuple[int, str | None]:
             "a worker process died (out of memory, or killed), and the launcher gave up the remaining jobs; the same "
             "command runs them",
         )
+    except sweep.Stopped:
+        return 0, None  # the job that failed has its status
     except SystemExit as error:  # would end a whole sweep
         return complain(1, f"the run called sys.exit({error.code})") if error.code else (0, None)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            return complain(2, sentence(error))
+        where = write_traceback(traceback_file)
+        message = f"{first_line(error)} {where}".rstrip()
         if distributed.world() > 1:  # the other ranks wait for this one
-            traceback.print_exc()
-            distributed.fail(f"{type(error).__name__}: {error}")
-        raise
+            distributed.fail(message)
+        return complain(1, message)
     return 0, None
 
 
@@ -109,6 +126,15 @@ def main() -> int:
 
 
 def _main() -> int:
+    for word in sys.argv[1:]:
+        key = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and key.partition(".")[0] in {f.name for f in fields(spec.Spec)}:
+            setting = word.removeprefix("--")
+            return complain(
+                2,
+                f"{word} must be written without hyphens, {setting} (in a sweep of W&B: ${{args_no_hyphens}} in place of "
+                "${args})",
+            )[0]
     launchers = [word.partition("=")[2] for word in sys.argv if word.startswith("hydra/launcher=")]
     if distributed.world() > 1 and launchers and launchers[-1] != "basic":
         reason = "whose processes run every job together"

@@ -75,7 +75,7 @@ def smollm2_135m(targets: dict[str, list[str]] | None = None) -> Base:
 
 def local(path: str, targets: dict[str, list[str]] | None = None, head_dropout: float | None = None) -> Base:
     """A model saved by Transformers in a folder: one for the task, or one to put the task's fresh head on."""
-    folder = Path(path).expanduser()
+    folder = Path(path).expanduser().absolute()  # saved adapters name it as their base
     return _folder(folder.resolve().name, folder, head_dropout, targets)
 
 
@@ -108,7 +108,8 @@ def hub(
     what = f"model.name={name}"
     config = _config(what, name, revision=revision)
     commit = getattr(config, "_commit_hash", None) or revision or "unknown"
-    build = _pretrained(name, revision, what, head_dropout)
+    source = str(Path(name).absolute()) if Path(name).is_dir() else name  # saved adapters name it as their base
+    build = _pretrained(source, revision, what, head_dropout)
     return Base(name, f"{name}@{commit}{_dropout_mark(head_dropout)}", config.model_type, build, targets)
 
 

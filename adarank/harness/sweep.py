@@ -26,8 +26,12 @@ from adarank.harness.config.validate import typed_keys
 from adarank.runs.files import read_json, write_json
 
 FOLDER = "ADARANK_SWEEP"
-PLAN = "sweep.json"  # in the sweep's folder: how many jobs there will be
+PLAN = "sweep.json"  # in the sweep's folder: how many jobs there will be, and whether a failure stops them
 RESULT = "ADARANK_RESULT"  # the file that a job started as a command of its own writes its result to
+
+
+class Stopped(BaseException):
+    """fail_fast=true ended the sweep after a failure. Hydra catches nothing but Exceptions of a job."""
 
 
 class Begin(Callback):  # type: ignore[misc]
@@ -44,7 +48,7 @@ class Begin(Callback):  # type: ignore[misc]
         params = sweeper.get("params") or {}
         words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
         jobs = None if "n_trials" in sweeper else count_jobs(words)  # Optuna decides as it goes
-        write_json(folder / PLAN, {"jobs": jobs})
+        write_json(folder / PLAN, {"jobs": jobs, "fail_fast": bool(config.fail_fast)})
         os.environ[FOLDER] = str(folder)
 
 
@@ -93,6 +97,14 @@ def write_job_result(job: int, overrides: Sequence[str], status: int, error: str
     progress()
 
 
+def is_stopped() -> bool:
+    """Whether fail_fast=true and a failure keep further jobs of this process's sweep from starting."""
+    folder = Path(os.environ.get(FOLDER, ""))
+    if FOLDER not in os.environ or not folder.is_dir():
+        return False
+    return read_json(folder / PLAN)["fail_fast"] and any(result.status != 0 for result in results(folder))
+
+
 def job_return(overrides: Sequence[str], value: float | None = None) -> JobReturn:
     """What a launcher returns for a job of another process. value: its best dev metric, None where it has none."""
     result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
@@ -109,13 +121,14 @@ def write_objective(best: float | None, error: str | None) -> None:
 def progress(job: int | None = None) -> None:
     """Print how far the sweep has come, and the error of `job`, which ran in another process."""
     folder = Path(os.environ[FOLDER])
-    total, found = read_json(folder / PLAN)["jobs"], results(folder)
+    plan, found = read_json(folder / PLAN), results(folder)
     for result in found:
         if result.job == job and result.error:
             print(f"error: {result.error}", file=sys.stderr, flush=True)
     failed = sum(r.status != 0 for r in found)
-    of = f" of {total}" if total else ""
-    print(f"sweep: {len(found)}{of} jobs done" + (f", {failed} failed" if failed else ""), flush=True)
+    of = f" of {plan['jobs']}" if plan["jobs"] else ""
+    stops = "; fail_fast=true starts no more" if failed and plan["fail_fast"] else ""
+    print(f"sweep: {len(found)}{of} jobs done" + (f", {failed} failed" if failed else "") + stops, flush=True)
 
 
 def results(folder: Path) -> list[Result]:
@@ -144,8 +157,5 @@ def summary(found: Sequence[Result], total: int | None) -> list[str]:
     if failed:
         lines.insert(0, f"{len(failed)} of {total or len(found)} jobs failed:")
     if total is not None and len(found) < total:
-        lines.append(
-            f"{total - len(found)} of {total} jobs did not end (a worker died, or the launcher gave up); the same "
-            "command runs them"
-        )
+        lines.append(f"{total - len(found)} of {total} jobs did not end; the same command runs them")
     return lines

@@ -36,7 +36,8 @@ class FinishedRun:
 
 
 def read_spec(folder: Path) -> Spec:
-    """The settings of the finished run in `folder`. Raises SettingError if there is none."""
+    """The settings of the finished run in `folder`, with the paths of its data and model where they were, whatever the
+    present folder. Raises SettingError if there is none."""
     summary, fault = read_object(folder / SUMMARY)
     try:
         record: Any = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
@@ -48,7 +49,7 @@ def read_spec(folder: Path) -> Spec:
         )
     if summary.get("status") != "finished":
         raise SettingError(f"{folder} must be the folder of a finished run (its status is {summary.get('status')})")
-    return spec_of(record)
+    return spec_of(record, summary.get("paths"))
 
 
 def open_run(folder: Path) -> FinishedRun:

@@ -1,8 +1,11 @@
 """The files of a run's folder: what they are called, how they are read, and writes that no reader sees half-done."""
 
+import errno
 import json
 import math
 import os
+import sys
+import traceback
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +17,8 @@ ALLOCATIONS = "allocations.jsonl"
 SUMMARY = "summary.json"
 STATUS = "status.json"
 PREDICTIONS = "predictions.npz"
+UNLABELLED = "predictions.jsonl"  # of the rows of a test without labels
+TRACEBACK = "traceback.txt"  # of a run that failed for a reason that no message foresees
 PROBE = "probe.json"
 JOURNAL = "probe.jsonl"  # of an unfinished probe: one line per finished batch
 DELTA = "delta.json"
@@ -22,6 +27,9 @@ FORGETTING = "forgetting.json"
 ADAPTER = "adapter"  # folder
 CHECKPOINT = "checkpoint"  # folder
 WANDB = "wandb"  # folder
+
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # what a full or broken disk reports
 
 
 def read_json(path: Path) -> Any:
@@ -90,6 +98,35 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_unwritable(error: BaseException, folder: Path) -> bool:
+    """Whether an error says that `folder` cannot be written (its disk is full, say), rather than anything about the run."""
+    if not isinstance(error, OSError):
+        return False
+    inside = isinstance(error.filename, str) and Path(error.filename).is_relative_to(folder)
+    return inside or error.errno in UNWRITABLE
+
+
+def write_traceback(path: Path | None) -> str:
+    """Write the traceback of the exception that is being handled; returns "(traceback: PATH)" for a message.
+
+    Where `path` is None or cannot be written, the traceback is printed to stderr instead, and the text is empty.
+    """
+    try:
+        if path is not None:
+            write_text(path, traceback.format_exc())
+            return f"(traceback: {path})"
+    except OSError as error:
+        print(f"{path} cannot be written ({error.strerror}):", file=sys.stderr)
+    traceback.print_exc()
+    return ""
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's type and the first line of its message."""
+    message = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,16 @@ from adarank.runs.files import STATUS, SUMMARY, read_object, write_json
 
 logger = logging.getLogger(__name__)
 
-FILES = (files.CONFIG, files.METRICS, files.ALLOCATIONS, SUMMARY, STATUS, files.PREDICTIONS)
+FILES = (
+    files.CONFIG,
+    files.METRICS,
+    files.ALLOCATIONS,
+    SUMMARY,
+    STATUS,
+    files.PREDICTIONS,
+    files.UNLABELLED,
+    files.TRACEBACK,
+)
 FOLDERS = (files.CHECKPOINT, files.ADAPTER, files.WANDB)
 BEAT = 5.0  # seconds between heartbeats
 
@@ -38,9 +48,10 @@ def is_finished(folder: Path, force: bool, retry: str) -> bool:
     return state == "finished" and (folder / SUMMARY).is_file()
 
 
-def is_interrupted(folder: Path) -> bool:
-    """Whether the process that trained here ended without finishing. Only the holder of the lock may conclude this."""
-    return read_status(folder).get("state") == "running"
+def is_resumable(folder: Path) -> bool:
+    """Whether the run continues from its checkpoint: its process ended without finishing, or it failed. A run that
+    diverged would diverge again. Only the holder of the lock may conclude this."""
+    return read_status(folder).get("state") in ("running", "failed")
 
 
 def make_folder(folder: Path) -> None:
@@ -71,8 +82,7 @@ def unwritable(out: Path | str, error: OSError) -> SettingError:
 
 def check_writable(out: str) -> None:
     """Raise SettingError where `out` cannot be made or written. Nothing is left behind."""
-    path = Path(out).expanduser().absolute()
-    existing = next(p for p in (path, *path.parents) if p.exists())
+    existing = _existing(Path(out).expanduser())
     if not existing.is_dir():
         raise SettingError(f"out={out} cannot be written ({existing} is a file); choose a folder that you can write to")
     probe = existing / f".adarank-{os.getpid()}.tmp"
@@ -81,6 +91,27 @@ def check_writable(out: str) -> None:
         probe.rmdir()
     except OSError as error:
         raise unwritable(out, error) from None
+
+
+def check_space(out: str, folder: Path, needed: Mapping[str, int]) -> None:
+    """Raise SettingError where the disk of `out` has no room for what a run in `folder` will save.
+
+    needed: {name: bytes at most}. What an earlier attempt left in the folder counts, since it is replaced.
+    """
+    there = sum(file.stat().st_size for name in needed for file in (folder / name).rglob("*") if file.is_file())
+    free = shutil.disk_usage(_existing(folder)).free
+    if sum(needed.values()) > free + there:
+        parts = " and ".join(f"{size / 2**20:,.1f} MiB for {name}/" for name, size in needed.items() if size)
+        raise SettingError(
+            f"out={out} has {free / 2**20:,.1f} MiB free, but the run saves up to {parts}; free some space, choose "
+            "another folder, or save no checkpoint with checkpoint_seconds=null"
+        )
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest of its parents that exists."""
+    path = path.absolute()
+    return next(p for p in (path, *path.parents) if p.exists())
 
 
 def write_status(folder: Path, state: str, step: int, error: str | None = None, **more: Any) -> None:

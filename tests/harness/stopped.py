@@ -13,14 +13,14 @@ from adarank.harness import app
 def kill(after):
     from adarank.harness.run.checkpoint import Saver
 
-    save = Saver.save_if_due
+    save = Saver.save
 
-    def save_and_die(self, model, optimizer, scheduler, progress):
-        save(self, model, optimizer, scheduler, progress)
+    def save_and_die(self, model, optimizer, scheduler, progress, due=False):
+        save(self, model, optimizer, scheduler, progress, due)
         if progress.step == after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Saver.save_if_due = save_and_die
+    Saver.save = save_and_die
 
 
 def fail(rank):

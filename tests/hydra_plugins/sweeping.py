@@ -63,3 +63,16 @@ def kill_a_job(out: Path, parent: int, step: int = 3, parent_of: bool = False) -
     assert pid != parent
     os.kill(pid, signal.SIGKILL)
     return folder.name
+
+
+def conf_with_a_broken_task(folder: Path) -> Path:
+    """A folder for --config-dir: task=broken reads nothing and raises."""
+    (folder / "conf" / "task").mkdir(parents=True)
+    (folder / "conf" / "task" / "broken.yaml").write_text(
+        f"_target_: {conf_with_a_broken_task.__module__}.broken\nlimit: null\n"
+    )
+    return folder / "conf"
+
+
+def broken(limit: int | None = None) -> None:
+    raise LookupError("no such thing")

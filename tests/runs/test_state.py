@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shutil
 import time
 
 import pytest
@@ -30,14 +32,17 @@ def test_states(tmp_path):
         assert not runs.is_finished(folder, False, "failed")
 
 
-def test_an_interrupted_run_is_told_by_its_status(tmp_path):
+def test_an_interrupted_or_failed_run_resumes(tmp_path):
     folder = tmp_path / "run"
-    assert not runs.is_interrupted(folder)
+    assert not runs.is_resumable(folder)
     status(folder, "running")
-    assert runs.is_interrupted(folder)
+    assert runs.is_resumable(folder)
     assert not runs.is_finished(folder, False, "none")
     status(folder, "failed")
-    assert not runs.is_interrupted(folder)
+    assert runs.is_resumable(folder)
+    for state in ("diverged", "finished"):
+        status(folder, state)
+        assert not runs.is_resumable(folder)
 
 
 def test_begin_clears_an_earlier_attempt_and_nothing_else(tmp_path):
@@ -66,6 +71,21 @@ def test_an_out_folder_that_cannot_be_written_is_refused(tmp_path, make_file):
 def test_checking_leaves_nothing_behind(tmp_path):
     runs.check_writable(str(tmp_path / "a" / "b"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_for_what_will_be_saved_is_refused(tmp_path):
+    free, run = shutil.disk_usage(tmp_path).free, tmp_path / "new" / "run"
+    runs.check_space("runs", run, {"adapter": 2**10, "checkpoint": 0})
+    with pytest.raises(SettingError) as error:
+        runs.check_space("runs", run, {"adapter": free, "checkpoint": 2**40})
+    assert re.fullmatch(
+        r"out=runs has [\d,.]+ MiB free, but the run saves up to [\d,.]+ MiB for adapter/ and 1,048,576\.0 MiB for "
+        r"checkpoint/; free some space, choose another folder, or save no checkpoint with checkpoint_seconds=null",
+        str(error.value),
+    )
+    assert not run.parent.exists()
+    with pytest.raises(SettingError, match=r"the run saves up to 1,048,576\.0 MiB for checkpoint/; free"):
+        runs.check_space("runs", run, {"adapter": 0, "checkpoint": 2**40})
 
 
 @pytest.mark.parametrize("with_file", [True, False])

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -24,6 +25,7 @@ from adarank.pieces import needs_of
 
 NEVER = object()  # as an identity default: the setting decides no result
 GROUPS = ("adapter", "init", "score", "allocator", "schedule", "penalty", "quantization", "task", "model", "tracker")
+RUN_OR_NOT = ("force", "retry", "fail_fast")  # settings that say only whether to run, and are not recorded
 # What the laboratory passes to every piece of a group, and no setting can give. Other arguments are asked for by
 # `adarank.pieces.needs`; of an adapter's, only those that it asks for are passed.
 PASSED = {
@@ -209,7 +211,13 @@ class Spec:
         False, "Make everything small, so that a run takes seconds; typed settings win.", identity=NEVER
     )
     force: bool = setting(False, "Run again what is finished.", identity=NEVER)
-    retry: str = setting("none", "failed: run again what failed.", choices=("none", "failed"), identity=NEVER)
+    retry: str = setting(
+        "none",
+        "failed: run again what failed, from its checkpoint where it has one.",
+        choices=("none", "failed"),
+        identity=NEVER,
+    )
+    fail_fast: bool = setting(False, "Stop a sweep at its first failure.", identity=NEVER)
     checkpoint_seconds: float | None = setting(
         60.0,
         "At most this many seconds are lost when a run is killed; 0: save at every record; null: never save.",
@@ -298,9 +306,20 @@ class Spec:
             idle["target_modules"] = "it has no adapter" if self.adapter is None else "its adapter has no targets"
         return idle
 
+    def paths(self) -> dict[str, str]:
+        """{setting: absolute path} of the local files and folders that the run reads, so that it can be opened from any
+        other folder. A name that is chosen from a fixed list (task.name=cola) is no path."""
+        given: dict[str, Any] = {} if self.ranks_from is None else {"ranks_from": self.ranks_from}
+        for piece in filter(None, (self.task, self.model)):
+            hints = typing.get_type_hints(piece.function)
+            free = [key for key in ("path", "name") if typing.get_origin(hints.get(key)) is not typing.Literal]
+            given |= {f"{piece.group}.{key}": piece.settings[key] for key in free if piece.settings.get(key)}
+        places = {name: Path(value).expanduser().absolute() for name, value in given.items()}
+        return {name: str(place) for name, place in places.items() if place.exists()}
+
     def record(self) -> dict[str, Any]:
         """The settings as config.yaml holds them: plain values, without those that only say whether to run."""
-        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("force", "retry")}
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in RUN_OR_NOT}
         return {
             name: value.record() if isinstance(value, Piece) else
             {f.name: getattr(value, f.name) for f in fields(value)} if isinstance(value, TrainConfig | BudgetConfig) else
@@ -309,9 +328,14 @@ class Spec:
         }  # fmt: skip
 
 
-def spec_of(record: Mapping[str, Any]) -> Spec:
-    """The inverse of `Spec.record`. Raises SettingError for a setting that this version does not know."""
+def spec_of(record: Mapping[str, Any], paths: Mapping[str, str] | None = None) -> Spec:
+    """The inverse of `Spec.record`. paths: what `Spec.paths` gave when the run began; those that still exist replace what
+    was typed. Raises SettingError for a setting that this version does not know."""
     settings = dict(record)
+    for name, path in (paths or {}).items():
+        if Path(path).exists():
+            group, _, key = name.rpartition(".")
+            settings |= {group: {**settings[group], key: path}} if group else {key: path}
     parts: dict[str, Any] = {"train": TrainConfig, "budget": BudgetConfig}
     for name, part in parts.items():
         if name in settings:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adarank.errors import SettingError
 from adarank.harness.data import cache
 from adarank.harness.data.tasks.base import Split
 
@@ -40,6 +41,21 @@ class Encoded:
 def lengths(lists: Sequence[Sequence[int]]) -> np.ndarray:
     """The length of each list, int64 [lists]."""
     return np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
+
+
+def check_lengths(
+    lengths: np.ndarray, texts: Sequence[str], split: str, setting: str, value: int, tokenizer: Any
+) -> None:
+    """Raise SettingError where a row has more tokens than the model reads, `tokenizer.model_max_length`.
+
+    lengths: tokens of each row, [rows]; texts: the rows; setting, value: what limits their tokens, and to how many.
+    """
+    longest, most = int(lengths.argmax()), tokenizer.model_max_length
+    if lengths[longest] > most:
+        raise SettingError(
+            f"{setting} must be at most {most}, the tokens that the model reads (got {value}, and row {longest + 1} of "
+            f"{split} has {lengths[longest]}; it begins {texts[longest][:40]!r})"
+        )
 
 
 def padding(tokenizer: Any) -> dict[str, int]:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,20 @@ FORMAT = 1  # increase it when the same key comes to mean other tokens
 Tokens = dict[str, list[list[int]]]
 
 
+@lru_cache
+def warn(message: str) -> None:
+    """Log a warning, the same one once in a process."""
+    logger.warning(message)
+
+
 def folder() -> Path | None:
-    """The cache's folder; None if there is to be no cache."""
-    setting = os.environ.get("ADARANK_CACHE")
-    if setting is not None:
+    """The cache's folder; None if there is to be no cache, or, with a warning, if this user has no home for it."""
+    setting = os.environ.get("ADARANK_CACHE", str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "adarank"))
+    try:
         return Path(setting).expanduser() if setting else None
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "adarank"
+    except RuntimeError:
+        warn(f"{setting} cannot be found (this user has no home folder); the run continues without a cache")
+        return None
 
 
 def key(tokenizer: Any, **inputs: Any) -> str | None:
@@ -57,9 +65,13 @@ def read(name: str | None) -> Tokens | None:
         return None
     try:
         arrays = load_file(where / f"{name}.safetensors")
-    except (OSError, SafetensorError) as error:
-        if not isinstance(error, FileNotFoundError):
-            logger.warning("%s cannot be read (%s); tokenising again", where / name, error)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        warn(f"{where} cannot be read ({error.strerror or error}); the run continues without a cache")
+        return None
+    except SafetensorError as error:
+        warn(f"{where / name} cannot be read ({error}); tokenising again")
         return None
     bounds = list(pairwise(accumulate(arrays.pop("lengths").tolist(), initial=0)))
     flat = {part: array.tolist() for part, array in arrays.items()}
@@ -77,4 +89,4 @@ def write(name: str | None, tokens: Mapping[str, list[list[int]]]) -> None:
         where.mkdir(parents=True, exist_ok=True)
         write_bytes(where / f"{name}.safetensors", save({**flat, "lengths": np.array(lengths, dtype=np.int64)}))
     except OSError as error:
-        logger.warning("%s cannot be written (%s); the run continues without a cache", where, error.strerror)
+        warn(f"{where} cannot be written ({error.strerror}); the run continues without a cache")

@@ -8,7 +8,7 @@ it; it can go on in another number of processes.
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from adarank.errors import RunFailed
 from adarank.harness.run.distributed import of_all, on_main, rank
 from adarank.harness.run.parallel import distribute_like, full_tensor, is_sharded
-from adarank.runs.files import write_bytes
+from adarank.runs.files import ADAPTER, CHECKPOINT, write_bytes
 
 STATE = "state.safetensors"
 
@@ -45,9 +45,29 @@ class Progress:
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """A copy of everything that training changes: trained parameters, the adapters' λ and masks, buffers."""
+    return {name: tensor.clone() for name, tensor in _trained(model).items()}
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
     kept = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     kept |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name in kept}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in kept}
+
+
+def bytes_to_save(model: nn.Module, adapted: bool, adaptive: bool, checkpoints: bool) -> dict[str, int]:
+    """{folder: bytes} that a run's folder needs for its weights at most.
+
+    A checkpoint holds what training changes twice (last and best) and the optimiser's two averages of it, and a score
+    that adapts ranks has up to three more. There are two checkpoints while one replaces the other. adapted: whether an
+    adapter trains, and not the whole model.
+    """
+    trained = _size(_trained(model).values())
+    whole = 0 if adapted else _size(model.state_dict().values())
+    return {ADAPTER: trained if adapted else 0, CHECKPOINT: whole + 2 * (7 if adaptive else 4) * trained * checkpoints}
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class Saver:
@@ -69,12 +89,15 @@ class Saver:
             )
         self._last = time.monotonic()
 
-    def save_if_due(self, model: nn.Module, optimizer: Any, scheduler: Any, progress: Progress) -> None:
-        """Replace the file where it is time. Raises OSError where it cannot be written; the old one is whole then."""
+    def save(self, model: nn.Module, optimizer: Any, scheduler: Any, progress: Progress, due: bool = False) -> None:
+        """Replace the file if it is time, or in any case if it is `due`. Where `seconds` is None nothing is ever saved.
+
+        Raises OSError where the file cannot be written; the old one is whole then.
+        """
         if self.seconds is None:
             return
         seconds = self.seconds
-        if not on_main(lambda: time.monotonic() - self._last >= seconds):
+        if not due and not on_main(lambda: time.monotonic() - self._last >= seconds):
             return
         curve = {name: value for name, value in scheduler.state_dict().items() if name != "lr_lambdas"}
         state = {

@@ -1,6 +1,5 @@
 """One run from a composed configuration to a finished folder."""
 
-import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -18,12 +17,13 @@ from adarank.adaptation import reach
 from adarank.adapters.bottleneck import bottlenecks_of
 from adarank.errors import RunFailed
 from adarank.harness.config.spec import Spec
-from adarank.harness.data.batches import init_batches
+from adarank.harness.data.batches import Encoded, init_batches
 from adarank.harness.data.metrics import higher_is_better
 from adarank.harness.data.metrics.texts import not_computed
+from adarank.harness.data.task_types import classify
 from adarank.harness.device import base_mib, device_name
 from adarank.harness.run import distributed, identity
-from adarank.harness.run.checkpoint import Saver
+from adarank.harness.run.checkpoint import Saver, bytes_to_save
 from adarank.harness.run.distributed import is_main, on_main
 from adarank.harness.run.parallel import full_tensor
 from adarank.harness.run.prepare import Prepared, describe_schedule, enable_gradient_checkpointing, prepare
@@ -31,7 +31,21 @@ from adarank.harness.run.resolve import Resolved, build, resolve
 from adarank.harness.run.train import Diverged, Outcome, train
 from adarank.harness.tracking import no_copy, open_log
 from adarank.runs import lock, state
-from adarank.runs.files import ADAPTER, CHECKPOINT, CONFIG, SUMMARY, read_json, write_json, write_text
+from adarank.runs.files import (
+    ADAPTER,
+    CHECKPOINT,
+    CONFIG,
+    SUMMARY,
+    TRACEBACK,
+    UNLABELLED,
+    first_line,
+    is_unwritable,
+    json_line,
+    read_json,
+    write_json,
+    write_text,
+    write_traceback,
+)
 
 
 def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> float | None:
@@ -55,7 +69,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
         enable_gradient_checkpointing(built.model)
     encoded = {
         name: run.task_type.encode(run.task, name, built.tokenizer)
-        for name in ("train", "dev", "test")
+        for name in ("train", "dev", "test", "unlabelled_test")
         if getattr(run.task, name) is not None
     }
     torch.manual_seed(spec.seed)  # the factors
@@ -63,6 +77,13 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     batches = init_batches(collate, encoded["train"], size, spec.seed, run.device)
     prepared = prepare(built, run.targets, spec, run.device, batches, run.rank_map)
     about = describe(run, prepared, provenance)
+    needed = bytes_to_save(
+        prepared.model,
+        adapted=spec.adapter is not None,
+        adaptive=prepared.controller is not None,
+        checkpoints=spec.checkpoint_seconds is not None,
+    )
+    on_main(partial(state.check_space, spec.out, folder, needed))
     print_start(run, prepared)
     on_main(partial(state.make_folder, folder))
     with ExitStack() as stack:
@@ -73,6 +94,8 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
             try:
                 train_in_folder(run, prepared, encoded, about, held)
             except OSError as error:  # a full disk, say: as if the run had been killed
+                if not is_unwritable(error, folder):
+                    raise
                 message = (
                     f"{run.title} stopped because {folder} cannot be written ({error.strerror}); its files stay, and the "
                     "same command resumes the run"
@@ -103,10 +126,11 @@ def best_of(folder: Path) -> float | None:
 def train_in_folder(
     run: Resolved, prepared: Prepared, encoded: Mapping[str, Any], about: Mapping[str, Any], held: Path | None
 ) -> None:
-    """Train in the run's folder, from the last checkpoint where the run was interrupted. held: the lock's file, if any."""
+    """Train in the run's folder, from the last checkpoint where the run was interrupted or failed. held: the lock's file,
+    if any. Whatever fails, in training or after it, is the run's failure: its checkpoint stays for retry=failed."""
     spec, folder, metrics = run.spec, run.folder, run.task.metrics
     record = spec.record()
-    resumes = on_main(partial(state.is_interrupted, folder)) and not spec.force
+    resumes = on_main(partial(state.is_resumable, folder)) and not spec.force
     saver = Saver(folder / CHECKPOINT, spec.checkpoint_seconds, resumes)
     if saver.step is None:
         on_main(partial(begin, folder, record))
@@ -130,22 +154,25 @@ def train_in_folder(
         try:
             keep = partial(keep_best, adapted=spec.adapter is not None, folder=folder)
             outcome = train(prepared, encoded, spec, metrics, log, heart.beat, keep, saver, run.task_type)
-        except OSError:
-            raise
+            # The others as they were trained.
+            counts = {**about["parameters"], "kept": parameters(prepared.model)["kept"]}
+            found = results(outcome, prepared, run)
+            if "unlabelled_test" in encoded:
+                found["predictions"] = predict(run, prepared.model, encoded["unlabelled_test"])
+            log.finish({"status": "finished", "error": None, **about, **found, "parameters": counts})
         except Exception as error:
+            if is_unwritable(error, folder):
+                raise
+            foreseen = isinstance(error, RunFailed)
             how = "diverged" if isinstance(error, Diverged) else "failed"
-            message = str(error).strip().partition("\n")[0] or type(error).__name__
+            message = str(error) if foreseen else first_line(error)
+            where = f"({folder})" if foreseen else write_traceback(folder / TRACEBACK)
             log.finish({"status": how, "error": message, **about})
             heart.end(how, message)
-            sentence = f"{run.title} {how}: {message} ({folder})"
-            if not isinstance(error, RunFailed):
-                traceback.print_exc()
-                if distributed.world() > 1:
-                    distributed.fail(sentence)
+            sentence = f"{run.title} {how}: {message} {where}".rstrip()
+            if not foreseen and distributed.world() > 1:
+                distributed.fail(sentence)
             raise RunFailed(sentence) from None
-        counts = {**about["parameters"], "kept": parameters(prepared.model)["kept"]}  # the others as they were trained
-        found = results(outcome, prepared, run)
-        log.finish({"status": "finished", "error": None, **about, **found, "parameters": counts})
         heart.end("finished")
     if is_main():
         saver.remove()
@@ -153,6 +180,14 @@ def train_in_folder(
     print(f"  {split} {metrics[0]} {shown:.4f} in {outcome.train_s:.0f} s of training", flush=True)
     if further := others(outcome.tested or {}, metrics[1:], about["not_computed"]):
         print(f"  {split} {further}", flush=True)
+
+
+def predict(run: Resolved, model: nn.Module, rows: Encoded) -> dict[str, Any]:
+    """Write predictions.jsonl, the best checkpoint's predictions of a test without labels; returns where and how many."""
+    predictions = classify.predict(model, rows, run.task.labels, run.spec.train, run.device)
+    on_main(lambda: write_text(run.folder / UNLABELLED, "".join(map(json_line, predictions))))
+    print(f"  test has no labels: predictions of its {len(predictions)} rows in {UNLABELLED}", flush=True)
+    return {"file": UNLABELLED, "rows": len(predictions)}
 
 
 def others(tested: Mapping[str, float], names: Sequence[str], absent: Mapping[str, str]) -> str:
@@ -178,9 +213,11 @@ def describe(run: Resolved, prepared: Prepared, provenance: Mapping[str, Any]) -
         "labels": list(run.task.labels) or None,
         "targets": spec.targets,
         "seed": spec.seed,
+        "paths": spec.paths(),
         "steps": spec.train.steps,
         "metric": None,
         "test": None,
+        "predictions": None,
         "not_computed": not_computed(run.task.metrics),
         "rank": None,
         "parameters": parameters(prepared.model),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import nn
 
 from adarank.errors import SettingError
 from adarank.harness.config.spec import Spec
@@ -21,6 +22,8 @@ from adarank.harness.run.prepare import check_optimizer
 from adarank.harness.run.ranks_from import RankMap, read_rank_map
 from adarank.runs import state
 from adarank.targets import resolve_targets
+
+UNLIMITED = 10**30  # as Transformers' tokenisers say it
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,34 @@ def load_base(spec: Spec) -> Base:
     return base
 
 
+def longest_input(model: Any) -> int:
+    """The tokens that a model has positions for, UNLIMITED where its positions are only relative.
+
+    The model's config decides: tokenisers often state a smaller number (256 for some sentence encoders that read 512) or
+    one where there is no limit (T5). Models in RoBERTa's line count positions from after the padding token's number, so
+    that a table of 514 reads 512 tokens.
+    """
+    config = model.config.get_text_config()
+    stated = (getattr(config, name, None) for name in ("max_position_embeddings", "max_encoder_position_embeddings"))
+    limit: int = next((number for number in stated if number and number > 0), UNLIMITED)
+    if not getattr(config, "position_biased_input", True):  # DeBERTa v3
+        return UNLIMITED
+    tables = [
+        module.padding_idx
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) and module.num_embeddings == limit and module.padding_idx is not None
+        if module is not model.get_input_embeddings()
+    ]
+    return limit - tables[0] - 1 if tables else limit
+
+
 def build(spec: Spec, task: Task, base: Base, device: torch.device) -> Built:
     """The base model with its head, drawn from the seed alone so that every method starts from the same, and quantised."""
     task_type = TASK_TYPES[task.task_type]
     torch.manual_seed(spec.seed)
     built = base.build(task_type.outputs(task), task_type)
     name_classes(built.model, task.labels)
+    built.tokenizer.model_max_length = longest_input(built.model)
     if spec.quantization is not None:
         spec.quantization(model=built.model, device=device, precision=spec.train.precision)
     return built

@@ -61,13 +61,14 @@ def train(
     saver: Saver | None = None,
     task_type: TaskType = TASK_TYPES["classify"],
 ) -> Outcome:
-    """Train, evaluating on dev as `spec.train` says, and end with test at the best dev checkpoint.
+    """Train, evaluating on dev as `spec.train` says, and end with test at the last and at the best dev checkpoint.
 
     splits: "train", "dev" and, where there is one, "test", as `task_type` encodes them. metrics: names; the first
-    chooses the best checkpoint. beat(step) is called often; keep(model) once, with the best checkpoint's weights in the
-    model. For an adaptive method only checkpoints at the final budget may be best. Under torchrun every rank runs this
-    loop with its share of each batch; files are written by rank 0 alone. saver: resumes from its checkpoint, where it
-    has one, and saves at the records. Raises Diverged where the loss is no longer finite.
+    chooses the best checkpoint. beat(step) is called often; keep(model) once, before test, with the best checkpoint's
+    weights in the model. For an adaptive method only checkpoints at the final budget may be best. Under torchrun every
+    rank runs this loop with its share of each batch; files are written by rank 0 alone. saver: resumes from its
+    checkpoint, where it has one, and saves at the records and after the last step, so that whatever fails from then on
+    costs no training. Raises Diverged where the loss is no longer finite.
     """
     config = spec.train
     model, controller = prepared.model, prepared.controller
@@ -172,20 +173,22 @@ def train(
                 print(f"  step {step}/{config.steps}  {progress(mean_loss, name, last[name], controller)}", flush=True)
         at.step = step
         if saver is not None:
-            saver.save_if_due(model, optimizer, scheduler, at)
+            saver.save(model, optimizer, scheduler, at, due=step == config.steps)
         started = clock(device)
 
     bar.close()
     memory = peak_mib(device)
+    last_state = trained_state(model) if "test" in splits and at.best_step < config.steps else {}
+    model.load_state_dict(at.best_state, strict=False)
+    keep(model)
     tested: dict[int, dict[str, float]] = {}  # by step
-    for step, state in ((config.steps, {}), (at.best_step, at.best_state)):
-        model.load_state_dict(state, strict=False)
+    for step, state in ((config.steps, last_state), (at.best_step, at.best_state)):
         if "test" in splits and step not in tested:
+            model.load_state_dict(state, strict=False)
             before = clock(device)
             tested[step] = task_type.evaluate(model, splits["test"], metrics, config, device)
             at.eval_s += clock(device) - before
             log.metrics(step, "test", tested[step])
-    keep(model)
     return Outcome(
         best=at.best,
         best_step=at.best_step,

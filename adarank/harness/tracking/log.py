@@ -72,7 +72,7 @@ class RunLog:
             return
         try:
             call(copy)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # W&B calls sys.exit with the status of its background process
             self.copy = None
             text = "Tracking stopped (%s): the files in %s are complete, and %s."
             logger.warning(text, one_line(error), self.local.folder, copy.recovery())
@@ -126,7 +126,7 @@ def no_copy(*, folder: Path, config: dict[str, Any], name: str, default_group: s
     """`tracker=none`: no copy of the run's folder."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The first line of an error's message, or its type when it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines and lines[0] != "<no message>" else type(error).__name__

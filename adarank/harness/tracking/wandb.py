@@ -13,6 +13,7 @@ logged after later training steps.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -52,7 +53,8 @@ def wandb_copy(
     fallback: bool = True,
 ) -> "WandbCopy | None":
     """Start the W&B run of `folder`, under the id that it has or gets now, and return the copy that feeds it, or None
-    when `mode` is "disabled". What W&B had under that id is replaced.
+    when `mode` is "disabled". What W&B had under that id is replaced. In a sweep that W&B's agent drives, the id, the
+    project and the entity are the agent's.
 
     mode: None leaves the choice to W&B (the variable WANDB_MODE, else online); entity: None is the user's default;
     group: None is `default_group`; dir: the folder for W&B's own files, None is the run's folder;
@@ -72,13 +74,15 @@ def wandb_copy(
     def start(mode: str | None) -> WandbCopy:
         import wandb
 
+        place = {"id": wandb_state.read(folder)["id"], "project": project, "entity": entity}
+        if "WANDB_SWEEP_ID" in os.environ:  # W&B's agent has chosen these for the trial that this run is
+            place = {}
+
         # show_info=False silences W&B's chatter and, with it, the prompt for a key; its own warnings stay.
         wandb.setup(wandb.Settings(show_info=False))
         run = wandb.init(
-            id=wandb_state.read(folder)["id"],
+            **place,  # type: ignore[arg-type]
             mode=mode,  # type: ignore[arg-type]
-            project=project,
-            entity=entity,
             group=group or default_group,
             tags=tags,
             job_type=job_type,

@@ -1,5 +1,9 @@
 """Tokens kept on disk are the tokens, and nothing else is ever read for them."""
 
+import os
+import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -73,10 +77,29 @@ def test_a_damaged_file_is_made_again(at):
     assert file.read_bytes() == whole
 
 
-def test_where_it_cannot_be_written_the_run_goes_on(at, caplog):
-    at.write_text("a file")
-    assert len(encode(SPLIT, byte_tokenizer(), 12, "data train")) == 3
-    assert "continues without a cache" in caplog.text
+@pytest.mark.parametrize("spoil", [lambda at: at.write_text("a file"), lambda at: at.symlink_to("/proc/nowhere")])
+def test_where_it_cannot_be_written_the_run_goes_on_with_one_warning(at, caplog, spoil):
+    spoil(at)
+    for split in ("train", "dev", "test"):
+        assert len(encode(SPLIT, byte_tokenizer(), 12, f"data {split}")) == 3
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{at} cannot be ")
+    assert warning.endswith("; the run continues without a cache")
+
+
+@pytest.mark.parametrize("setting", [None, "~/of/mine"])
+def test_a_user_without_a_home_has_no_cache_and_one_warning(setting):
+    """A process under a user number that no account has, as in a container."""
+    code = "from adarank.harness.data import cache; print([cache.folder() for _ in range(3)])"
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME", "ADARANK_CACHE")}
+    environment |= {} if setting is None else {"ADARANK_CACHE": setting}
+    words = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
+    if shutil.which("unshare") is None or subprocess.run([*words, "true"], capture_output=True).returncode:
+        pytest.skip("no user namespaces here")
+    done = subprocess.run([*words, sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "[None, None, None]\n", done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("cannot be found (this user has no home folder); the run continues without a cache")
 
 
 def test_empty_means_none(monkeypatch, tmp_path):

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from adarank.errors import RunFailed
-from adarank.harness.run.checkpoint import STATE, Saver, _put_back, _take_out, trained_state
+from adarank.harness.run.checkpoint import STATE, Saver, _put_back, _take_out, bytes_to_save, trained_state
+from adarank.harness.run.execute import keep_best
 from adarank.harness.run.train import train
 from tests.experiments.test_run import inside
 from tests.harness.run.test_train import Recorder, setup
@@ -81,20 +82,34 @@ def test_without_resume_what_lies_there_is_left_alone(tmp_path):
     assert not tmp_path.exists()
 
 
-@pytest.mark.parametrize("seconds", [None, 3600.0])
-def test_it_saves_no_more_often_than_asked(seconds, tmp_path):
+@pytest.mark.parametrize(("seconds", "steps"), [(None, []), (3600.0, [10]), (0.0, [5, 10])])
+def test_it_saves_no_more_often_than_asked_but_always_after_the_last_step(seconds, steps, tmp_path):
     prepared, splits, spec = setup("lora", steps=10)
-    train(
-        prepared,
-        splits,
-        spec,
-        ("accuracy",),
-        Recorder(),
-        lambda _: None,
-        lambda _: None,
-        Saver(tmp_path / "c", seconds, False),
-    )
-    assert not (tmp_path / "c").exists()
+    saver, saved = Saver(tmp_path / "c", seconds, False), []
+
+    def beat(step):  # before the save of the same step
+        if (tmp_path / "c" / STATE).is_file():
+            saved.append(Saver(tmp_path / "c", seconds, True).step)
+
+    train(prepared, splits, spec, ("accuracy",), Recorder(), beat, lambda _: beat(None), saver)
+    assert saved == steps
+
+
+@pytest.mark.parametrize("method", ["full", "adalora"])
+def test_the_space_that_a_run_needs_is_what_it_writes(method, tmp_path):
+    prepared, splits, spec = setup(method, steps=20)
+    kind = {"adapted": method != "full", "adaptive": method == "adalora"}
+    needed = bytes_to_save(prepared.model, **kind, checkpoints=True)
+    without = bytes_to_save(prepared.model, **kind, checkpoints=False)
+    keep = partial(keep_best, adapted=method != "full", folder=tmp_path)
+    saver = Saver(tmp_path / "checkpoint", 0.0, False)
+    train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, keep, saver)
+    written = {path.relative_to(tmp_path).as_posix(): path.stat().st_size for path in tmp_path.rglob("*.safetensors")}
+    state = written.pop("checkpoint/state.safetensors")
+    (weights,) = written.values()  # of the adapter, without pruned triplets, or of the whole model
+    text = 40_000  # bytes for names and shapes
+    assert weights - text <= sum(without.values()) <= 1.5 * weights
+    assert state - text <= (sum(needed.values()) - sum(without.values())) / 2 <= 1.1 * state
 
 
 def test_a_damaged_file_is_refused_in_a_sentence(tmp_path):

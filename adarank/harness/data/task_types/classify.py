@@ -29,7 +29,11 @@ def outputs(task: Task) -> int:
 
 
 def encode(task: Task, split: str, tokenizer: Any) -> Encoded:
-    return batches.encode(getattr(task, split), tokenizer, task.max_length, f"{task.fingerprint} {split}")
+    """Raises SettingError for a row that is longer than the model reads."""
+    rows = getattr(task, split)
+    encoded = batches.encode(rows, tokenizer, task.max_length, f"{task.fingerprint} {split}")
+    batches.check_lengths(encoded.lengths, rows.text, split, "task.max_length", task.max_length, tokenizer)
+    return encoded
 
 
 def collate(rows: Encoded, numbers: np.ndarray, device: torch.device) -> dict[str, Tensor]:
@@ -60,6 +64,32 @@ def evaluate(
     model: nn.Module, rows: Encoded, names: Sequence[str], config: TrainConfig, device: torch.device
 ) -> dict[str, float]:
     """The task's metrics and the loss over a whole split, without pruned triplets (λ ⊙ mask)."""
+    logits, order = _all_logits(model, rows, config, device)
+    labels = rows.label[torch.from_numpy(order)]
+    values = metrics.compute(names, logits.numpy(), labels.numpy())
+    return {**values, "loss": task_loss(logits, labels).item()}
+
+
+def predict(
+    model: nn.Module, rows: Encoded, classes: Sequence[str], config: TrainConfig, device: torch.device
+) -> list[dict[str, Any]]:
+    """One prediction per row, in the rows' order: the class and the probability of each, or the target of a regression."""
+    logits, order = _all_logits(model, rows, config, device)
+    logits = logits[np.argsort(order)]
+    if not classes:
+        return [{"row": row, "target": value} for row, value in enumerate(logits.squeeze(-1).tolist(), 1)]
+    shares = logits.softmax(-1).tolist()
+    return [
+        {"row": row, "label": classes[best], "probabilities": dict(zip(classes, parts, strict=True))}
+        for row, (best, parts) in enumerate(zip(logits.argmax(-1).tolist(), shares, strict=True), 1)
+    ]
+
+
+@torch.no_grad()
+def _all_logits(
+    model: nn.Module, rows: Encoded, config: TrainConfig, device: torch.device
+) -> tuple[Tensor, np.ndarray]:
+    """(logits [rows, classes] on the CPU, the rows' numbers in their order), without pruned triplets."""
     model.eval()
     order = batches.evaluation_order(rows.lengths, 2 * config.batch_size)
 
@@ -71,6 +101,4 @@ def evaluate(
 
     logits = parallel.gather_batches(order, batch_logits).cpu()
     model.train()
-    labels = rows.label[torch.from_numpy(np.concatenate(order))]
-    values = metrics.compute(names, logits.numpy(), labels.numpy())
-    return {**values, "loss": task_loss(logits, labels).item()}
+    return logits, np.concatenate(order)

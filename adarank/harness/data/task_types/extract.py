@@ -63,7 +63,11 @@ class Windows(Encoded):
 
 
 def encode(task: Task, split: str, tokenizer: Any) -> Windows:
-    return windows(getattr(task, split), tokenizer, task.max_length, **task.options)
+    """Raises SettingError for a window that is longer than the model reads."""
+    encoded = windows(getattr(task, split), tokenizer, task.max_length, **task.options)
+    questions = [encoded.questions.question[i] for i in encoded.row]
+    batches.check_lengths(encoded.lengths, questions, split, "task.max_length", task.max_length, tokenizer)
+    return encoded
 
 
 def windows(

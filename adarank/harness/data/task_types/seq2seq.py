@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from adarank.errors import SettingError
 from adarank.harness.config.spec import TrainConfig
 from adarank.harness.data import cache
-from adarank.harness.data.batches import evaluation_order, lengths
+from adarank.harness.data.batches import check_lengths, evaluation_order, lengths
 from adarank.harness.data.task_types.generate import IGNORED, Encoded, answered, decode, evaluate_texts
 from adarank.harness.data.task_types.generate import collate as collate
 from adarank.harness.data.task_types.generate import outputs as outputs
@@ -37,10 +37,19 @@ def check(config: Any, model: str) -> None:
 
 
 def encode(task: Task, split: str, tokenizer: Any) -> Encoded:
+    """Raises SettingError for a text, a reference or an answer that may be longer than the model reads."""
     rows: Prompts = getattr(task, split)
     longest, count = task.options["max_new_tokens"], answered(task, split)
-    labels = _tokens("text_target", [texts[0] for texts in rows.references], longest, task, split, tokenizer)
+    if count != 0 and longest > tokenizer.model_max_length:
+        raise SettingError(
+            f"task.max_new_tokens must be at most {tokenizer.model_max_length}, the tokens that the model reads "
+            f"(got {longest})"
+        )
+    references = [texts[0] for texts in rows.references]
+    labels = _tokens("text_target", references, longest, task, split, tokenizer)
     texts = _tokens("text", rows.prompt, task.max_length, task, split, tokenizer)
+    check_lengths(lengths(labels), references, split, "task.max_new_tokens", longest, tokenizer)
+    check_lengths(lengths(texts), rows.prompt, split, "task.max_tokens", task.max_length, tokenizer)
     end, beams = tokenizer.eos_token_id, task.options["beams"]
     return Encoded(texts, labels, texts[:count], rows.references[:count], tokenizer, end, longest, beams)
 

@@ -33,7 +33,7 @@ class Split(Rows):
     """Texts with labels, the rows of one split in a fixed order.
 
     text: one string per row; pair: the second sentence of each row, or None for tasks with one sentence; label: int64
-    class indices [rows], or float32 targets [rows] for regression.
+    class indices [rows], or float32 targets [rows] for regression; -1 in rows without labels.
     """
 
     text: list[str]
@@ -56,8 +56,9 @@ class Prompts(Rows):
 class Task:
     """A loaded task.
 
-    train, dev, test: the rows, in the form that the task's type takes (classify: `Split`); test may be None; labels:
-    the class names in index order, empty if there are no classes; metrics: the first is reported and chooses the best
+    train, dev, test: the rows, in the form that the task's type takes (classify: `Split`); test may be None;
+    unlabelled_test: test rows without labels, a `Split` of a classify task, which a run predicts at its end; labels: the
+    class names in index order, empty if there are no classes; metrics: the first is reported and chooses the best
     checkpoint (on dev); max_length: tokens kept of a row; fingerprint: SHA-256 (hex) of the rows, part of the run's
     identity; task_type: a key of `task_types.TASK_TYPES`; options: further plain values that the type needs, part of
     the run's identity.
@@ -73,6 +74,7 @@ class Task:
     fingerprint: str
     task_type: str = "classify"
     options: Mapping[str, Any] = field(default_factory=dict)
+    unlabelled_test: Any = None
 
 
 def hold_out(task: Task, size: float | None) -> Task:

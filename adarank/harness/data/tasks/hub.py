@@ -117,7 +117,7 @@ def from_splits(
     """A task of loaded data sets. data: see `open_splits`; columns: text, pair, label; options: of `rows.assemble`."""
     tables = {role: _table(rows, source, *columns) for role, (source, rows) in data.items()}
     test = tables.get("test")
-    if test is not None and all(missing(value) for value in test.label):
+    if test is not None and all(missing(value) for value in test.label or ()):
         test = None
     return assemble(title, tables["train"], tables["dev"], test, **options)
 
@@ -128,4 +128,4 @@ def _table(dataset: Any, source: str, text: str, pair: str | None, label: str) -
     names = getattr(dataset.features[rows.names[2]], "names", None)
     if names is None:
         return rows
-    return replace(rows, label=[None if i is None or i < 0 else names[i] for i in rows.label], order=tuple(names))
+    return replace(rows, label=[None if i is None or i < 0 else names[i] for i in rows.label or ()], order=tuple(names))

@@ -9,7 +9,7 @@ from typing import Any
 from adarank.errors import SettingError
 from adarank.harness.data.metrics.texts import not_computed
 from adarank.harness.data.tasks.base import Prompts, Task, salted_order
-from adarank.harness.data.tasks.rows import missing, require_rows
+from adarank.harness.data.tasks.rows import missing, require_rows, require_whole
 
 
 def grouped(source: str, prompts: Sequence[Any], responses: Sequence[Any]) -> Prompts:
@@ -26,6 +26,7 @@ def grouped(source: str, prompts: Sequence[Any], responses: Sequence[Any]) -> Pr
                 raise SettingError(f"{source}: the {role} of row {row} is empty; every row needs a text")
             if not isinstance(value, str):
                 raise SettingError(f"{source}: the {role} of row {row} must be a text (got {value!r:.60})")
+            require_whole(source, role, row, value)
         references.setdefault(prompt, []).append(response)
     return Prompts(list(references), list(references.values()))
 

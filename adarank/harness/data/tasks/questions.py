@@ -11,7 +11,7 @@ from adarank.errors import SettingError
 from adarank.harness.data.tasks.base import Rows, Task
 from adarank.harness.data.tasks.hub import read_hub
 from adarank.harness.data.tasks.readers import folder_with
-from adarank.harness.data.tasks.rows import check_sizes
+from adarank.harness.data.tasks.rows import check_sizes, require_whole
 
 HUB = {  # repositories in Parquet, without a script
     "squad": ("rajpurkar/squad", None, "7b6d24c440a36b6815f21b70d25016731768db1f"),
@@ -117,6 +117,8 @@ def _questions(rows: Iterator[Mapping[str, Any]], limit: int | None, source: str
     if not kept:
         raise SettingError(f"{source} has no rows; every split needs at least one")
     for number, row in enumerate(kept, 1):
+        for name in ("question", "context"):
+            require_whole(source, name, number, row[name])
         answers = row["answers"]
         for text, start in zip(answers["text"], answers["answer_start"], strict=True):
             if row["context"][start : start + len(text)] != text:

@@ -1,14 +1,29 @@
 """File formats: every reader takes a path and the file's name in messages, and returns {column: values}."""
 
 import csv
+import gzip
+import io
 import json
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from adarank.errors import SettingError
 
 Columns = dict[str, list[Any]]
+csv.field_size_limit(2**31 - 1)  # a text may be longer than the 131,072 characters that the module allows by default
+
+
+@contextmanager
+def opened(path: Path, source: str) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unpacked where its name ends in .gz."""
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            yield file  # type: ignore[misc]
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise SettingError(f"{source} cannot be unpacked ({error}); it must be a whole file that gzip wrote") from None
 
 
 def delimited(
@@ -24,11 +39,16 @@ def delimited(
     separator = "tabs" if delimiter == "\t" else "commas"
     quotes = 'and texts with commas, quotes or line breaks in "…"' if quoted else "and no quoting"
     dialect = f"fields separated by {separator} {quotes}"
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file, delimiter=delimiter, quoting=quoting, strict=quoted) if row]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise SettingError(f"{source} cannot be read ({error}); it must be UTF-8 text with {dialect}") from None
+    with opened(path, source) as file:
+        # A carriage return alone ends a line, too, as spreadsheets on old Macs wrote it.
+        lines = (part for line in _lines(file, source) for part in io.StringIO(line, newline=""))
+        reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=quoted)
+        try:
+            rows = [row for row in reader if row]
+        except csv.Error as error:
+            raise SettingError(
+                f"{source}: line {reader.line_num} cannot be read ({error}); the file must have {dialect}"
+            ) from None
     names = rows[0] if header and rows else [f"column {i + 1}" for i in range(min(map(len, rows), default=0))]
     rows = [row for row in rows[1:] if not torn or len(row) == len(names)] if header else rows
     twice = {name for name in names if names.count(name) > 1}
@@ -43,6 +63,15 @@ def delimited(
     return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
 
+def _lines(file: IO[bytes], source: str) -> Iterator[str]:
+    """The lines of a UTF-8 file. Raises SettingError, naming the line, where they are not UTF-8."""
+    for number, line in enumerate(file, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise SettingError(f"{source}: line {number} must be UTF-8 text ({error})") from None
+
+
 def comma_separated(path: Path, source: str) -> Columns:
     return delimited(path, source, ",", quoted=True)
 
@@ -55,17 +84,38 @@ def tab_separated(path: Path, source: str) -> Columns:
 def json_lines(path: Path, source: str) -> Columns:
     """One JSON object per line; keys that a row lacks are None in that row."""
     rows = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    with opened(path, source) as file:
+        for number, line in enumerate(_lines(file, source), 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8-sig"))
+                row = json.loads(line)
             except ValueError as error:
                 raise SettingError(f"{source}: line {number} must be a JSON object ({error})") from None
             if not isinstance(row, dict):
                 raise SettingError(f"{source}: line {number} must be a JSON object (got {type(row).__name__})")
             rows.append(row)
+    return _columns(rows)
+
+
+def json_array(path: Path, source: str) -> Columns:
+    """One list of JSON objects, or an object with such a list as `data`; keys that a row lacks are None in that row."""
+    with opened(path, source) as file:
+        text = "".join(_lines(file, source))
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise SettingError(f"{source} must be JSON ({error}); name a file with one object per line .jsonl") from None
+    rows = content.get("data") if isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        raise SettingError(f'{source} must be a list of JSON objects, or {{"data": [objects]}}')
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise SettingError(f"{source}: row {number} must be a JSON object (got {type(row).__name__})")
+    return _columns(rows)
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> Columns:
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
@@ -83,9 +133,10 @@ def parquet(path: Path, source: str) -> Columns:
         raise SettingError(f"{source} must be a table in Parquet ({reason})") from None
 
 
-READERS: dict[str, Callable[[Path, str], Columns]] = {
-    ".csv": comma_separated, ".tsv": tab_separated, ".jsonl": json_lines, ".parquet": parquet,
+TEXT: dict[str, Callable[[Path, str], Columns]] = {
+    ".csv": comma_separated, ".tsv": tab_separated, ".jsonl": json_lines, ".json": json_array,
 }  # fmt: skip
+READERS = {**TEXT, **{f"{suffix}.gz": reader for suffix, reader in TEXT.items()}, ".parquet": parquet}
 
 
 def folder(path: str) -> Path:
@@ -118,16 +169,20 @@ def read_splits(path: str, required: Sequence[str]) -> dict[str, tuple[str, Colu
     where = folder(path)
     splits = {}
     for split in ("train", "dev", "test"):
-        files = sorted(p for p in where.iterdir() if p.stem == split and p.suffix.lower() in READERS and p.is_file())
+        suffixes = {p: p.name.removeprefix(split).lower() for p in sorted(where.iterdir()) if p.is_file()}
+        files = [p for p, suffix in suffixes.items() if p.name.startswith(split) and suffix in READERS]
         if len(files) > 1:
             names = ", ".join(p.name for p in files)
             raise SettingError(f"task.path={path} must have one file per split (it has {names} for {split})")
         if files:
             source = f"{files[0].name} (task.path={path})"
-            splits[split] = (source, READERS[files[0].suffix.lower()](files[0], source))
+            splits[split] = (source, READERS[suffixes[files[0]]](files[0], source))
         elif split in required:
-            names = " or ".join(f"{split}{suffix}" for suffix in READERS)
-            raise SettingError(f"task.path={path} has no {split} file; it must hold {names} ({holds(where)})")
+            names = " or ".join(f"{split}{suffix}" for suffix in (*TEXT, ".parquet"))
+            raise SettingError(
+                f"task.path={path} has no {split} file; it must hold {names}, of which all but the last may be packed as "
+                f".gz ({holds(where)})"
+            )
     return splits
 
 

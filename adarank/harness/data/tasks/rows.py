@@ -24,15 +24,15 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 class Table:
     """A split as read.
 
-    source: where it comes from, for messages; names: the columns of text, pair and label; order: the classes in index
-    order, if the source defines one.
+    source: where it comes from, for messages; label: None where the rows have none; names: the columns of text, pair and
+    label; order: the classes in index order, if the source defines one.
     """
 
     source: str
     text: list[Any]
     pair: list[Any] | None
-    label: list[Any]
-    names: tuple[str, str | None, str]
+    label: list[Any] | None
+    names: tuple[str, str | None, str | None]
     order: tuple[str, ...] | None = None
 
 
@@ -54,12 +54,12 @@ def pick_columns(source: str, columns: Mapping[str, Sequence[Any]], wanted: Mapp
     return {setting: list(columns[name][:]) for setting, name in wanted.items()}
 
 
-def table(source: str, columns: Mapping[str, Sequence[Any]], text: str, pair: str | None, label: str) -> Table:
+def table(source: str, columns: Mapping[str, Sequence[Any]], text: str, pair: str | None, label: str | None) -> Table:
     """The columns that task.text, task.pair and task.label name. Raises SettingError as `pick_columns` does."""
-    names = (str(text), None if pair is None else str(pair), str(label))
+    names = (str(text), None if pair is None else str(pair), None if label is None else str(label))
     settings = zip(("task.text", "task.pair", "task.label"), names, strict=True)
     picked = pick_columns(source, columns, {setting: name for setting, name in settings if name is not None})
-    return Table(source, picked["task.text"], picked.get("task.pair"), picked["task.label"], names)
+    return Table(source, picked["task.text"], picked.get("task.pair"), picked.get("task.label"), names)
 
 
 def check_sizes(limit: int | None, max_length: int) -> None:
@@ -76,8 +76,8 @@ def check_metric(name: str | None, regression: bool | None = None) -> None:
         return
     metrics.require_known(name)
     if regression is not None and name not in metrics.fitting(regression):
-        labels = "numbers with fractions" if regression else "classes (words or whole numbers)"
-        remedy = "write classes as words or whole numbers" if regression else "write targets with a point (3.0)"
+        labels = "numbers with fractions" if regression else "classes (words)"
+        remedy = "write classes as words or whole numbers" if regression else "write every target as a number"
         valid = ", ".join(metrics.fitting(regression))
         raise SettingError(f"task.metric must be one of {valid} for labels that are {labels} (got {name}); or {remedy}")
 
@@ -95,22 +95,32 @@ def assemble(
     """A `Task` of checked rows: labels become indices or targets, then `limit` rows per split are kept and
     fingerprinted.
 
-    Labels that are whole numbers or words are classes (sorted, numbers by size; or in train's own order); numbers with
-    fractions are regression targets. metric: one name, several (the first is reported), or None: accuracy, or
+    train's labels decide: whole numbers and words are classes (sorted, numbers by size; or in train's own order), numbers
+    of which one has a fraction are regression targets, and so are all numbers where the metric is one of regression. A
+    test without labels is only predicted. metric: one name, several (the first is reported), or None: accuracy, or
     pearson_spearman for regression. Raises SettingError, naming file and row, for values that cannot be used.
     """
     check_sizes(limit, max_length)
     tables = {"train": train, "dev": dev} | ({} if test is None else {"test": test})
     for table in tables.values():
         _check_values(table)
-    labels = typed_labels({key: table.label for key, table in tables.items()}, words=train.order is not None)
+    names = (metric,) if isinstance(metric, str) else tuple(metric or ())
+    labels = typed_labels(
+        {key: table.label for key, table in tables.items() if table.label is not None},
+        words=train.order is not None,
+        targets=bool(set(names) & set(metrics.fitting(regression=True))),
+    )
     regression = isinstance(labels["train"][0], float)
-    names = (metric,) if isinstance(metric, str) else tuple(metric or DEFAULT_METRICS[regression])
+    names = names or DEFAULT_METRICS[regression]
     for each in names:
         check_metric(each, regression)
     classes: list[Any] = [] if regression else class_order(train.source, labels["train"], train.order)
     splits: dict[str, Split] = {}
     for key, table in tables.items():
+        if table.label is None:
+            rows = Split(table.text, table.pair, np.full(len(table.text), -1))
+            splits["unlabelled_test"] = rows.take(limited(rows.label, limit))
+            continue
         if regression:
             label = regression_targets(table.source, labels[key])
         else:
@@ -130,19 +140,26 @@ def _number(value: Any) -> int | float | None:
     return None if isinstance(value, bool) else value
 
 
-def typed_labels(splits: Mapping[str, Sequence[Any]], words: bool = False) -> dict[str, list[Any]]:
-    """The labels of all splits: as int if all of them are whole numbers, as float if all are numbers, otherwise as str.
+def typed_labels(
+    splits: Mapping[str, Sequence[Any]], words: bool = False, targets: bool = False
+) -> dict[str, list[Any]]:
+    """The labels of all splits, typed as train's are: int if all of these are whole numbers, however they are spelled (1,
+    "1", 1.0), float if all are numbers, otherwise str. Labels of other splits that are no such number stay as they are.
 
-    words: as str, whatever they spell.
+    words: as str, whatever they spell; targets: numbers are float, whole or not.
     """
-    numbers = {split: [_number(value) for value in values] for split, values in splits.items()}
-    flat = [number for values in numbers.values() for number in values]
-    if words or any(number is None for number in flat):
+    numbers = [_number(value) for value in splits["train"]]
+    if words or any(number is None for number in numbers):
         return {split: [str(value) for value in values] for split, values in splits.items()}
-    number_type = float if any(isinstance(number, float) for number in flat) else int
-    return {
-        split: [number_type(number) for number in values if number is not None] for split, values in numbers.items()
-    }
+    fractions = targets or not all(float(number).is_integer() for number in numbers if number is not None)
+
+    def typed(value: Any) -> Any:
+        number = _number(value)
+        if number is None or not (fractions or float(number).is_integer()):
+            return value
+        return float(number) if fractions else int(number)
+
+    return {split: [typed(value) for value in values] for split, values in splits.items()}
 
 
 def class_order(source: str, values: Sequence[Any], order: Sequence[str] | None = None) -> list[Any]:
@@ -166,7 +183,10 @@ def class_indices(source: str, values: Sequence[Any], classes: Sequence[Any]) ->
 
 
 def regression_targets(source: str, values: Sequence[float]) -> np.ndarray:
-    """Targets, float32 [rows]. Raises SettingError for a value that float32 cannot hold."""
+    """Targets, float32 [rows]. Raises SettingError for a value that is no number, or that float32 cannot hold."""
+    for row, value in enumerate(values, 1):
+        if not isinstance(value, float):
+            raise SettingError(f"{source}: the label {value!r} of row {row} must be a number, as those of train are")
     with np.errstate(over="ignore"):
         label = np.array(values).astype(np.float32)
     if not np.isfinite(label).all():
@@ -201,9 +221,23 @@ def missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def require_whole(source: str, name: str, row: int, text: str) -> None:
+    """Raise SettingError for a text that holds half of a surrogate pair, as one that was cut inside an emoji does."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise SettingError(
+            f"{source}: {name} in row {row} holds half of a character ({half}), which no tokeniser reads; correct or "
+            "remove the row"
+        ) from None
+
+
 def _check_values(table: Table) -> None:
-    require_rows(table.source, {"label": table.label})
-    columns = list(zip(table.names, (table.text, table.pair or [], table.label), strict=True))
+    require_rows(table.source, {"text": table.text})
+    columns = list(zip(table.names, (table.text, table.pair or [], table.label or []), strict=True))
     for name, values in columns:
         gaps = [row for row, value in enumerate(values, 1) if missing(value)]
         if gaps:
@@ -213,3 +247,5 @@ def _check_values(table: Table) -> None:
         for row, value in enumerate(values, 1):
             if not isinstance(value, str if valid == "a text" else str | int | float):
                 raise SettingError(f"{table.source}: {name} in row {row} must be {valid} (got {value!r:.60})")
+            if isinstance(value, str):
+                require_whole(table.source, str(name), row, value)

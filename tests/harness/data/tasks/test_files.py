@@ -35,6 +35,9 @@ def test_every_format_gives_the_same_task(tmp_path):
         "tsv": lambda path: path.write_text('a\tb\ty\nx\tp\t0\ny\tq"\t1\n'),
         "jsonl": lambda path: path.write_text("".join(json.dumps(r) + "\n" for r in frame.to_dict("records"))),
         "PARQUET": lambda path: frame.to_parquet(path),
+        "json": lambda path: frame.to_json(path, orient="records"),
+        "csv.gz": lambda path: frame.to_csv(path, index=False),
+        "jsonl.gz": lambda path: frame.to_json(path, orient="records", lines=True),
     }
     found = set()
     for suffix, writer in writers.items():
@@ -58,6 +61,40 @@ def test_regression(tmp_path):
         files(str(tmp_path), metric="matthews")
 
 
+def test_whole_numbers_are_classes_however_they_are_spelled(data):
+    expected = files(str(data))
+    (data / "dev.csv").write_text(CSV.replace("1\n", "1.0\n").replace(",0\n", ",0.0\n"))
+    task = files(str(data))
+    assert (task.labels, task.metrics) == (("0", "1"), ("accuracy",))
+    assert task.fingerprint == expected.fingerprint
+    task = files(str(data), metric="pearson")  # which makes targets of them
+    assert (task.labels, task.train.label.dtype, task.dev.label.tolist()) == ((), "float32", [1, 0, 1])
+
+
+@pytest.mark.parametrize("text", ["text\nnew\nold\n", "text,label\nnew,\nold,\n"])
+def test_a_test_without_labels_is_there_to_be_predicted(data, text):
+    without = files(str(data))
+    (data / "test.csv").write_text(text)
+    task = files(str(data), limit=1)
+    assert task.test is None
+    assert (task.unlabelled_test.text, task.unlabelled_test.label.tolist()) == (["new"], [-1])
+    assert files(str(data)).fingerprint != without.fingerprint
+
+
+@pytest.mark.parametrize("name", ["text", "label"])
+def test_half_a_character_is_named_with_its_file_and_row(data, name):
+    row = {"text": "fine", "label": "good"}
+    rows = [row, {**row, name: "cut off \ud83d"}, {**row, "label": "bad"}]
+    (data / "train.csv").unlink()
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SettingError) as error:
+        files(str(data))
+    assert str(error.value) == (
+        f"train.jsonl (task.path={data}): {name} in row 2 holds half of a character ('\\ud83d'), which no tokeniser reads; "
+        "correct or remove the row"
+    )
+
+
 def test_the_fingerprint_follows_the_rows_and_not_the_path(data, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     for split in ("train", "dev"):
@@ -78,8 +115,8 @@ def test_the_fingerprint_follows_the_rows_and_not_the_path(data, tmp_path_factor
         (
             lambda d: (d / "dev.csv").rename(d / "validation.csv"),
             {},
-            "task.path={d} has no dev file; it must hold dev.csv or dev.tsv or dev.jsonl or dev.parquet "
-            "(it holds: train.csv, validation.csv)",
+            "task.path={d} has no dev file; it must hold dev.csv or dev.tsv or dev.jsonl or dev.json or dev.parquet, of "
+            "which all but the last may be packed as .gz (it holds: train.csv, validation.csv)",
         ),
         (
             lambda d: (d / "dev.tsv").write_text(""),
@@ -122,7 +159,34 @@ def test_the_fingerprint_follows_the_rows_and_not_the_path(data, tmp_path_factor
             {"metric": "matthew"},
             "task.metric must be one of accuracy, f1, matthews, pearson, spearman, pearson_spearman (got matthew)",
         ),
-        (None, {"metric": "pearson"}, "task.metric must be one of accuracy, f1, matthews for labels that are classes"),
+        (
+            lambda d: [(d / f"{split}.csv").write_text("text,label\na,no\nb,yes\n") for split in ("train", "dev")],
+            {"metric": "pearson"},
+            "task.metric must be one of accuracy, f1, matthews for labels that are classes (words) (got pearson); or write",
+        ),
+        (
+            lambda d: (d / "dev.csv").write_text("text,label\na,0\nb,0.5\n"),
+            {},
+            "dev.csv (task.path={d}): the label '0.5' of row 2 does not occur in train, whose labels are 0, 1",
+        ),
+        (
+            lambda d: (d / "dev.csv").write_text("text,label\na,0\nb,bad\n"),
+            {},
+            "dev.csv (task.path={d}): the label 'bad' of row 2 does not occur in train, whose labels are 0, 1",
+        ),
+        (
+            lambda d: (
+                (d / "train.csv").write_text("text,label\na,0.5\n")
+                and (d / "test.csv").write_text("text,label\na,no\n")
+            ),
+            {},
+            "test.csv (task.path={d}): the label 'no' of row 1 must be a number, as those of train are",
+        ),
+        (
+            lambda d: (d / "test.csv").write_text("text,label\na,0\nb,\n"),
+            {},
+            "test.csv (task.path={d}): label is missing in row 2; every row needs a value",
+        ),
         (None, {"limit": 0}, "task.limit must be at least 1, or null"),
     ],
 )

@@ -70,7 +70,10 @@ def test_floats_are_a_regression(datasets, folder):
             "task.text=txt: split train (task.name={d}) has no column txt; its columns are",
         ),
         ({"config": "zz"}, "task.name={d} could not be loaded (BuilderConfig 'zz' not found"),
-        ({"metric": "pearson"}, "task.metric must be one of accuracy, f1, matthews for labels that are classes"),
+        (
+            {"metric": "pearson", "label": "text"},
+            "task.metric must be one of accuracy, f1, matthews for labels that are classes",
+        ),
         ({"metric": "f9"}, "task.metric must be one of accuracy, f1,"),
         ({"limit": 0}, "task.limit must be at least 1, or null"),
     ],

@@ -12,7 +12,8 @@ from adarank.harness.data.tasks import rows
     [
         (["1", "10", "2"], ["2"], [1, 10, 2]),
         ([0, 1], ["1"], [0, 1]),
-        (["0", "1"], ["0.5"], [0.0, 1.0]),
+        (["0.0", 1.0], ["1"], [0, 1]),
+        (["1e1", "-2.0"], [10], [10, -2]),
         ([1, 2.5], [1], [1.0, 2.5]),
         (["1", "b"], ["b"], ["1", "b"]),
         ([True, False], [True], ["True", "False"]),
@@ -20,11 +21,18 @@ from adarank.harness.data.tasks import rows
         (["1_0", "2"], ["2"], ["1_0", "2"]),
     ],
 )
-def test_types_are_decided_over_all_splits(train, dev, expected):
+def test_train_decides_the_type_and_the_others_follow(train, dev, expected):
     found = rows.typed_labels({"train": train, "dev": dev})
     assert found["train"] == expected
     assert [type(v) for v in found["train"]] == [type(v) for v in expected]
     assert {type(v) for v in found["dev"]} == {type(expected[0])}
+
+
+def test_what_does_not_follow_stays_as_it_is_to_be_refused_by_row():
+    assert rows.typed_labels({"train": [0, 1], "dev": ["0.5", "a", "1.0"]})["dev"] == ["0.5", "a", 1]
+    assert rows.typed_labels({"train": [0.5], "dev": ["a", "1"]})["dev"] == ["a", 1.0]
+    with pytest.raises(SettingError, match=r"^dev: the label 'a' of row 2 must be a number, as those of train are$"):
+        rows.regression_targets("dev", [0.5, "a"])
 
 
 def test_words_stay_words():

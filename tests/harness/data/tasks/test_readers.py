@@ -43,6 +43,25 @@ def test_torn_rows_are_left_out_where_that_is_asked_for(tmp_path):
     assert delimited(file, "x", "\t", quoted=False, torn=True) == {"text": ["a", "c"], "label": ["1", "0"]}
 
 
+def test_a_cell_may_be_longer_than_the_csv_module_s_limit(tmp_path):
+    long = "word " * 30_000
+    assert comma_separated(write(tmp_path / "x.csv", f"text\n{long}\nb\n"), "x") == {"text": [long, "b"]}
+
+
+def test_lines_may_end_in_a_carriage_return(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b'text,label\ra,1\r"b\rc",2\r')
+    assert comma_separated(tmp_path / "x.csv", "x") == {"text": ["a", "b\rc"], "label": ["1", "2"]}
+
+
+@pytest.mark.parametrize("form", ["{rows}", '{{"version": 2, "data": {rows}}}'])
+def test_json_is_a_list_or_has_one_as_data(tmp_path, form):
+    rows = '[{"a": 1, "b": "x"}, {"b": "\u00fc"}]'
+    assert READERS[".json"](write(tmp_path / "x.json", form.format(rows=rows)), "x") == {
+        "a": [1, None],
+        "b": ["x", "ü"],
+    }
+
+
 def test_json_lines(tmp_path):
     file = write(tmp_path / "x.jsonl", '\ufeff{"text": "a", "label": 1}\n\n{"label": 0.5, "more": null}\n')
     assert json_lines(file, "x") == {"text": ["a", None], "label": [1, 0.5], "more": [None, None]}
@@ -70,7 +89,7 @@ def test_every_format_reads_back_what_was_written(tmp_path_factory, rows):
         (
             "x.csv",
             'text,label\n"a,1\n',
-            "x cannot be read (unexpected end of data); it must be UTF-8 text with fields separated by",
+            "x: line 2 cannot be read (unexpected end of data); the file must have fields separated by commas",
         ),
         (
             "x.csv",
@@ -86,20 +105,28 @@ def test_every_format_reads_back_what_was_written(tmp_path_factory, rows):
         ("x.jsonl", '{"a": 1}\n{oops\n', "x: line 2 must be a JSON object ("),
         ("x.jsonl", "[1]\n", "x: line 1 must be a JSON object (got list)"),
         ("x.parquet", "oops", "x must be a table in Parquet ("),
+        (
+            "x.json",
+            '{"a": 1}\n{"a": 2}\n',
+            "x must be JSON (Extra data: line 2 column 1 (char 9)); name a file with one",
+        ),
+        ("x.json", '{"rows": []}', 'x must be a list of JSON objects, or {"data": [objects]}'),
+        ("x.json", '[{"a": 1}, 2]', "x: row 2 must be a JSON object (got int)"),
+        ("x.csv.gz", "text,label\n", "x cannot be unpacked (Not a gzipped file"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, name, text, message):
     file = write(tmp_path / name, text)
     with pytest.raises(SettingError) as error:
-        READERS[file.suffix](file, "x")
+        READERS["".join(file.suffixes)](file, "x")
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl"])
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.json"])
 def test_another_encoding_is_refused(tmp_path, name):
-    file = write(tmp_path / name, '{"text": "\xe9"}\n', encoding="latin-1")
-    with pytest.raises(SettingError, match=r"^x.*can't decode byte 0xe9"):
+    file = write(tmp_path / name, '{"text": "e"}\n{"text": "\xe9"}\n', encoding="latin-1")
+    with pytest.raises(SettingError, match=r"^x: line 2 must be UTF-8 text \(.* can't decode byte 0xe9"):
         READERS[file.suffix](file, "x")
 
 

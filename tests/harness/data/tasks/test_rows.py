@@ -141,7 +141,7 @@ def test_sizes_and_metrics_are_checked():
     with pytest.raises(
         SettingError, match=r"^task\.metric must be one of accuracy, .* labels that are classes .* \(got pearson\)"
     ):
-        build(table([0, 1]), table([0]), metric="pearson")
+        build(table(["a", "b"]), table(["a"]), metric="pearson")
     with pytest.raises(
         SettingError, match=r"^task\.metric must be one of pearson, .* labels that are numbers .* \(got f1\)"
     ):
