@@ -74,6 +74,30 @@ def test_progressive_without_compact_after_is_final_and_with_it_shrinks_early():
     assert min(sizes["early"][: STEPS - 10]) < 24 == min(sizes["final"][: STEPS - 10])
 
 
+@pytest.mark.parametrize("patience", [1, 2])
+def test_a_triplet_leaves_memory_at_exactly_that_many_allocations_in_a_row_without_it(patience):
+    """Triplet 0 is left out at every allocation, 5 at every second one, 9 at the first alone and then from the fourth."""
+    without = [{0, 5, 9}, {0}, {0, 5}, {0, 9}, {0, 5, 9}, {0, 9}]
+    left = {1: [{0, 5, 9}] * 6, 2: [set(), {0}, {0}, {0}, {0, 9}, {0, 9}]}[patience]
+    controllers, found = [], []
+
+    def allocate(request):
+        keep = torch.tensor([i not in without[len(found)] for i in range(24)])
+        return keep[controllers[0].remaining]
+
+    net, _, controller, optimizer = setup(allocator=allocate, compaction="progressive", compact_after=patience)
+    controllers.append(controller)
+    for t in range(STEPS - 11):
+        run(net, controller, optimizer, [t])
+        if len(found) < len(without) and controller.schedule.due(t):
+            gone = (~controller.remaining).nonzero().flatten().tolist()
+            assert controller.bank.triplets == 24 - len(gone)
+            found.append(set(gone))
+        if len(found) == len(without):
+            break
+    assert found == left
+
+
 def test_a_module_without_triplets_costs_nothing_and_the_backward_stops_early():
     torch.manual_seed(0)
     net = Net()

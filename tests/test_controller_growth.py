@@ -236,6 +236,27 @@ def test_a_controller_that_starts_below_what_is_held_shares_evenly():
         setup(pruned_triplets="trainable", allocator=adarank.allocators.global_top())
 
 
+@pytest.mark.parametrize("pruned_triplets", ["frozen", "masked", "trainable"])
+def test_an_allocator_sees_minus_infinity_exactly_where_a_triplet_is_frozen(pruned_triplets):
+    requests = []
+
+    def allocate(request):
+        requests.append(request._replace(mask=request.mask.clone(), scores=request.scores.clone()))
+        return adarank.allocators.global_top().allocate(request._replace(budget=9))
+
+    trainable = pruned_triplets == "trainable"
+    net, _, controller, optimizer = setup(
+        pruned_triplets=pruned_triplets, allocator=allocate, start=HELD if trainable else START
+    )
+    run(net, controller, optimizer, range(12))
+    assert [r.progress for r in requests] == pytest.approx([(t - 3) / (STEPS - 8 - 3) for t in (4, 8)])
+    for request in requests:
+        assert (~request.mask).any() or trainable
+        expected = ~request.mask if pruned_triplets == "frozen" else torch.zeros_like(request.mask)
+        assert torch.equal(request.scores.isneginf(), expected)
+    assert not controller.last_allocation.scores.isneginf().any()  # what is recorded are the scores themselves
+
+
 def test_masked_triplets_keep_their_lam_and_stay_out_of_training_s_forward_pass():
     net, _, controller, optimizer = setup(
         pruned_triplets="masked",

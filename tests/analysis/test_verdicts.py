@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from analysis import format_table, report, verdicts
+from analysis import format_table, report, stats, verdicts
 from analysis.load import read_runs
 from analysis.tables import kind_and_ranks, searches, tables
 from analysis.verdicts import across_tasks, against_lora, verdict_cells
@@ -91,6 +91,29 @@ def test_holm_counts_all_comparisons_of_the_table(tmp_path, write_run):
     assert verdict.text == "cannot be decided with 6 pairs"
     assert (verdict.p, verdict.holm, verdict.attainable) == (0.03125, 0.0625, 0.0625)
     assert verdict_cells(verdict)[4] == "0.0312 (0.0625)"
+
+
+def comparison(label, differences):
+    scores = np.array(differences)[:, None]
+    return verdicts.Comparison(label, "lora 8", (label, "lora"), scores, np.zeros_like(scores))
+
+
+def test_equivalence_and_what_could_be_detected_are_corrected_for_all_comparisons():
+    """Eight pairs, close enough to be equivalent alone (p 0.03) and not among three."""
+    close = [0.0065, -0.002, 0.004, 0.0, 0.0055, -0.001, 0.0045, 0.0005]
+    p = max(
+        reference.ttest_1samp(close, bound, alternative=way).pvalue
+        for bound, way in ((-0.005, "greater"), (0.005, "less"))
+    )
+    assert 0.05 / 3 < p < 0.05
+    (alone,) = verdicts.judge([comparison("a", close)], 0.005, higher_is_better=True)
+    assert (alone.text, alone.equal) == ("equivalent", pytest.approx(p))
+    assert alone.detectable == stats.minimum_detectable(close, 0.05)
+    among = verdicts.judge([comparison(label, close) for label in "abc"], 0.005, higher_is_better=True)
+    for verdict in among:
+        assert verdict.attainable < 0.05  # it is the correction that decides nothing
+        assert (verdict.text, verdict.equal) == ("cannot be decided with 8 pairs", pytest.approx(3 * p))
+        assert verdict.detectable == stats.minimum_detectable(close, 0.05 / 3) > alone.detectable
 
 
 def test_only_common_seeds_are_paired(tmp_path, write_run):

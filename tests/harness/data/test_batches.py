@@ -76,10 +76,12 @@ def test_batches_are_padded_to_their_longest_row_only():
     assert labels.tolist() == [1, 0]
 
 
-def test_pairs_are_cut_to_max_length():
-    rows = encoded(["abcdef" * 10], ["xyz"], max_length=12)
-    assert len(rows.tokens["input_ids"][0]) == 12
-    assert rows.lengths.tolist() == [12]
+def test_of_a_pair_the_longer_sentence_is_cut():
+    long, short = "abcdef" * 10, "xyz"
+    rows = encoded([long, short, long], [short, long, long], max_length=15)
+    assert rows.lengths.tolist() == [15] * 3
+    whole = [byte_tokenizer().decode(ids, skip_special_tokens=True) for ids in rows.tokens["input_ids"]]
+    assert [(text.count("xyz"), text.count("abcdef")) for text in whole] == [(1, 1), (1, 1), (0, 2)]
 
 
 def test_evaluation_covers_every_row_once_sorted_by_length():

@@ -1,17 +1,21 @@
 """The loop on a task that can be learned: which of two letters a text is made of."""
 
 import math
+from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import adarank
 from adarank.harness.config.spec import Spec, TrainConfig
-from adarank.harness.data.batches import encode
+from adarank.harness.data.batches import encode, grouped_by_length, training_order
+from adarank.harness.data.task_types import classify
 from adarank.harness.data.task_types.classify import evaluate, task_loss
 from adarank.harness.data.tasks.base import Split
-from adarank.harness.models import tiny
+from adarank.harness.models import byte_tokenizer, tiny
 from adarank.harness.run.checkpoint import trained_state
 from adarank.harness.run.prepare import Prepared
 from adarank.harness.run.train import Diverged, is_settled, train
@@ -36,7 +40,7 @@ def letters(rows, seed):
     return Split(["".join(draw.choice(list("ab" if y else "cd"), 6)) for y in label], None, label)
 
 
-def setup(method, steps=40, seed=0, compaction="off", **changes):
+def setup(method, steps=40, seed=0, compaction="off", gamma=0.1, **changes):
     torch.manual_seed(seed)
     built = tiny("bert", width=32, layers=2).build(2)
     adapters, controller = {}, None
@@ -49,7 +53,7 @@ def setup(method, steps=40, seed=0, compaction="off", **changes):
             adapters,
             score=adarank.scores.adalora(),
             schedule=adarank.schedules.cubic(6 * n, 4 * n, t_i=5, t_f=12, total=steps, interval=2),
-            penalty=adarank.penalties.orthogonality(),
+            penalty=adarank.penalties.orthogonality(gamma),
             compaction=compaction,
         )
     lr = {"full": 1e-3, "lora": 5e-3, "adalora": 2e-2}[method]
@@ -127,6 +131,84 @@ def test_test_is_measured_at_the_best_checkpoint_which_is_left_in_the_model():
     again = evaluate(prepared.model, splits["dev"], ("accuracy",), spec.train, torch.device("cpu"))
     assert again["accuracy"] == outcome.best
     assert all(torch.equal(t, trained_state(prepared.model)[n]) for n, t in states["kept"].items())
+
+
+def test_best_and_last_checkpoint_have_test_values_of_their_own():
+    """Dev's labels are the wrong way round, so that the first checkpoint is the best there and the worst on test."""
+    prepared, splits, spec = setup("lora", steps=30)
+    dev = splits["dev"]
+    splits["dev"] = type(dev)(dev.tokens, 1 - dev.label, dev.pad)
+    log = Recorder()
+    outcome = train(prepared, splits, spec, ("accuracy",), log, lambda _: None, lambda _: None)
+    of_dev, of_test = ({s: v["accuracy"] for s, split, v in log.lines if split == name} for name in ("dev", "test"))
+    assert outcome.best_step == max(of_dev, key=of_dev.get) < 30
+    assert (outcome.best, outcome.last) == (max(of_dev.values()), of_dev[30])
+    assert (outcome.test, outcome.test_last) == (of_test[outcome.best_step], of_test[30])
+    assert outcome.test < 0.6 < 0.9 < outcome.test_last
+    assert outcome.tested["accuracy"] == outcome.test
+    now = evaluate(prepared.model, splits["test"], ("accuracy",), spec.train, torch.device("cpu"))
+    assert now == outcome.tested
+
+
+def test_of_equally_good_checkpoints_the_first_is_kept():
+    prepared, splits, spec = setup("lora", steps=6, lr=1e-30, eval_every=2)
+    outcome = train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None)
+    assert outcome.best == outcome.last
+    assert outcome.best_step == 2
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+def test_no_step_s_gradient_is_longer_than_the_limit_the_penalty_s_included(method):
+    """With a penalty that alone would exceed it a hundred times."""
+    lengths = []
+
+    def look(optimizer, *_):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        lengths.append(torch.cat([g.flatten() for g in gradients]).norm().item())
+
+    found = {}
+    for limit in (0.01, 0.0):
+        prepared, splits, spec = setup(
+            method, steps=18, gamma=1e3, max_grad_norm=limit, gradient_accumulation_steps=2, batch_size=8
+        )
+        with register_optimizer_step_pre_hook(look):
+            train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None)
+        found[limit], lengths = lengths, []
+    assert found[0.01] == pytest.approx([0.01] * 18, rel=1e-3)
+    assert min(found[0.0]) > (10 if method == "adalora" else 0.02)  # 0 switches clipping off
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_the_rows_of_every_step_are_those_of_the_run_s_seed(group):
+    """`batch_size` · `gradient_accumulation_steps` rows in the order of training_order, or regrouped by length."""
+    seen = []
+
+    def collate(rows, numbers, device):
+        seen.extend(numbers.tolist())
+        return classify.collate(rows, numbers, device)
+
+    task_type = SimpleNamespace(**{**vars(classify), "collate": collate})
+    prepared, splits, spec = setup(
+        "lora", steps=9, seed=3, group_by_length=group, batch_size=8, gradient_accumulation_steps=2
+    )
+    texts = [text * (1 + i % 3) for i, text in enumerate(letters(256, 0).text)]
+    splits["train"] = encode(Split(texts, None, letters(256, 0).label), byte_tokenizer(), 32)
+    train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None, task_type=task_type)
+    order = training_order(256, 16, 3)
+    order = grouped_by_length(order, splits["train"].lengths, 3) if group else order
+    assert seen == np.concatenate(list(islice(order, 9))).tolist()
+
+
+def test_dropout_draws_from_the_run_s_seed_whatever_was_drawn_before():
+    losses = []
+    for drawn in (0, 5):
+        prepared, splits, spec = setup("lora", steps=4, log_every=1)
+        torch.rand(drawn)
+        log = Recorder()
+        train(prepared, splits, spec, ("accuracy",), log, lambda _: None, lambda _: None)
+        losses.append([values["loss"] for _, split, values in log.lines if split == "train"])
+    assert prepared.model.config.hidden_dropout_prob > 0
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.slow
