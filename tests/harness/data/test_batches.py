@@ -1,11 +1,18 @@
-from itertools import pairwise
+from itertools import combinations, islice, pairwise
 
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adarank.harness.data.batches import collate, encode, evaluation_order, grouped_by_length, training_order
+from adarank.harness.data.batches import (
+    collate,
+    encode,
+    evaluation_order,
+    grouped_by_length,
+    init_batches,
+    training_order,
+)
 from adarank.harness.data.tasks.base import Split
 from adarank.harness.models import byte_tokenizer
 
@@ -21,6 +28,11 @@ def test_every_epoch_sees_every_row_once_and_every_batch_is_full(rows, batch, se
     assert len(seen) % batch == 0
     for epoch in range(3):
         assert sorted(seen[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    epochs = [order.tolist() for order in islice(training_order(40, 40, 0), 4)]
+    assert all(one != other for one, other in combinations(epochs, 2))
 
 
 def test_the_order_depends_on_the_seed_alone():
@@ -65,6 +77,22 @@ def test_the_grouped_order_depends_on_the_seed_alone():
     first, again, other = (grouped_by_length(training_order(300, 8, s), sizes, s) for s in (0, 0, 1))
     found = [[next(order).tolist() for _ in range(30)] for order in (first, again, other)]
     assert found[0] == found[1] != found[2]
+
+
+def test_every_pool_of_grouped_batches_comes_in_an_order_of_its_own():
+    order = grouped_by_length(training_order(40, 1, 0), np.arange(40), 0)  # pools of ten rows, a batch each
+    pools = [np.argsort([next(order).item() for _ in range(10)]).tolist() for _ in range(4)]
+    assert all(one != other for one, other in combinations(pools, 2))
+
+
+def test_inits_read_every_row_in_another_order_than_training():
+    def batches(seed):
+        drawn = init_batches(lambda rows, numbers, device: numbers.tolist(), range(40), 8, seed, torch.device("cpu"))
+        return list(islice(drawn, 5))
+
+    assert sorted(np.concatenate(batches(0))) == list(range(40))
+    assert batches(0) == batches(0) != batches(1)
+    assert batches(0) != [numbers.tolist() for numbers in islice(training_order(40, 8, 0), 5)]
 
 
 def test_batches_are_padded_to_their_longest_row_only():
