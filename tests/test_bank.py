@@ -165,6 +165,13 @@ def test_adapters_of_unlike_dtypes_are_refused(net, adapters):
         Bank(adapters)
 
 
+def test_every_triplet_has_the_scale_of_its_adapter(net, adapters):
+    for i, adapter in enumerate(adapters.values()):
+        adapter.scale = i + 0.5
+    bank = Bank(adapters)
+    assert torch.equal(bank.scale, bank.module + 0.5)
+
+
 def test_zero_pruned_survives_nan(net, adapters):
     bank = Bank(adapters)
     bank.mask[0] = False
