@@ -76,9 +76,9 @@ def test_progressive_without_compact_after_is_final_and_with_it_shrinks_early():
 
 @pytest.mark.parametrize("patience", [1, 2])
 def test_a_triplet_leaves_memory_at_exactly_that_many_allocations_in_a_row_without_it(patience):
-    """Triplet 0 is left out at every allocation, 5 at every second one, 9 at the first alone and then from the fourth."""
-    without = [{0, 5, 9}, {0}, {0, 5}, {0, 9}, {0, 5, 9}, {0, 9}]
-    left = {1: [{0, 5, 9}] * 6, 2: [set(), {0}, {0}, {0}, {0, 9}, {0, 9}]}[patience]
+    """Triplet 9 is left out for the first time while 0 leaves; 5 is left out at every second allocation, then twice."""
+    without = [{0, 5}, {0, 9}, {5, 9}, set(), {5}, {5}]
+    left = {1: [{0, 5}] + 5 * [{0, 5, 9}], 2: [set(), {0}, {0, 9}, {0, 9}, {0, 9}, {0, 5, 9}]}[patience]
     controllers, found = [], []
 
     def allocate(request):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import adarank
 from adarank.adapters.lowrank import to_singular
 from adarank.errors import SettingError
+from adarank.scores.score import Score
 from tests.conftest import Net
 from tests.representatives import representatives
 
@@ -150,6 +151,31 @@ def test_a_triplet_that_is_turned_on_starts_anew_and_nothing_else_changes(optimi
         assert not P.any()
         assert Q.abs().max() <= 1 / np.sqrt(12)
         assert Q.std().item() == pytest.approx(np.mean([1 / np.sqrt(3 * d) for d in (12, 20)]), rel=0.25)
+
+
+def test_averages_per_triplet_start_anew_with_their_triplet():
+    net, _, controller, optimizer = setup(score=adarank.scores.fisher())
+    run(net, controller, optimizer, range(3))
+    bank, (average,) = controller.bank, controller.buffers.values()
+    fresh = ~bank.mask & (torch.arange(bank.triplets) % 3 == 0)
+    average.add_(1.0)
+    before = average.clone()
+    controller._set_mask(bank.mask | fresh)
+    assert fresh.any()
+    assert torch.equal(average, before.masked_fill(fresh, 0.0))
+
+
+def test_momentum_moves_no_frozen_lam_before_the_score_sees_it():
+    seen = []
+
+    def observe(buffers, bank):
+        seen.append((bank.mask.clone(), bank.lam.clone()))
+
+    score = Score(observe=observe, score=lambda buffers, bank: bank.lam.abs())
+    net, _, controller, optimizer = setup(sgd, score=score, allocator=adarank.allocators.prune_expand(1))
+    run(net, controller, optimizer, range(20))
+    assert len({tuple(mask.tolist()) for mask, _ in seen}) > 2  # some were pruned with a momentum
+    assert not any(lam[~mask].any() for mask, lam in seen)
 
 
 @pytest.mark.parametrize(("optimizer", "adapter"), BOTH)
