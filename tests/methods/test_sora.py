@@ -94,6 +94,20 @@ def test_the_trajectory_is_the_algorithm_s(adam, times_lr):
     np.testing.assert_allclose(adapter.P.detach().numpy(), arrays[4], rtol=1e-8, atol=1e-11)
 
 
+def test_the_threshold_follows_the_learning_rate_of_the_gates():
+    torch.manual_seed(3)
+    net = Regression()
+    adapter, controller = sora(net, 2.0, True)
+    rates = [{"params": [adapter.Q, adapter.P], "lr": 0.5}, {"params": [adapter.lam], "lr": 0.02}]
+    optimizer = torch.optim.SGD(rates)
+    controller.attach(optimizer)
+    net(torch.randn(N, 7, dtype=torch.float64)).square().mean().backward()
+    controller.after_backward()
+    stepped = adapter.lam.detach() - 0.02 * adapter.lam.grad
+    optimizer.step()
+    torch.testing.assert_close(adapter.lam.detach(), stepped.sign() * (stepped.abs() - 2.0 * 0.02).clamp_min(0))
+
+
 @pytest.mark.parametrize("variant", ["exact", "paper"])
 def test_scores_see_the_gates_before_the_threshold_and_the_allocation_after_it(variant):
     """The written-out order: step, observe, threshold, allocate; the paper's variant observes before the step."""

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+import adarank
 from adarank.errors import RunFailed
 from adarank.harness.run.checkpoint import STATE, Saver, _put_back, _take_out, trained_state
 from adarank.harness.run.train import train
@@ -60,6 +62,19 @@ def test_stopped_and_resumed_is_bit_identical(method, options, stop, tmp_path):
     assert [r for r in whole_log.allocations if r["step"] >= stop] == log.allocations
     assert state.keys() == whole_state.keys()
     assert all(torch.equal(state[name], whole_state[name]) for name in state)
+
+
+def test_everything_that_training_changes_is_kept_masks_and_statistics_included(net):
+    net.embed = nn.Sequential(net.embed, nn.BatchNorm1d(12))
+    adarank.adapt(net, "lora", rank=2, targets=["up"], train=["head"])
+    state = trained_state(net)
+    parts = {f"layers.{i}.up.{part}" for i in range(3) for part in ("Q", "P", "lam", "mask")}
+    statistics = {f"embed.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert state.keys() == parts | statistics | {"head.weight", "head.bias"}
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    net.train()(torch.randn(5, 8))
+    net.layers[0].up.mask[0] = False
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.items())  # a copy
 
 
 def test_without_resume_what_lies_there_is_left_alone(tmp_path):
