@@ -17,7 +17,7 @@ from torch import nn
 
 import adarank
 from adarank.errors import RunFailed
-from adarank.harness.run.checkpoint import STATE, Saver, _put_back, _take_out, trained_state
+from adarank.harness.run.checkpoint import STATE, Progress, Saver, _put_back, _take_out, trained_state
 from adarank.harness.run.train import train
 from tests.experiments.test_run import inside
 from tests.harness.run.test_train import Recorder, setup
@@ -110,6 +110,17 @@ def test_it_saves_no_more_often_than_asked(seconds, tmp_path):
         Saver(tmp_path / "c", seconds, False),
     )
     assert not (tmp_path / "c").exists()
+
+
+def test_the_seconds_count_from_the_last_time_that_it_saved(net, tmp_path):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    pieces = net, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0), Progress(best=0.0)
+    saver = Saver(tmp_path, 3600.0, resume=False)
+    saver._last -= 3600
+    saver.save_if_due(*pieces)
+    (tmp_path / STATE).unlink()
+    saver.save_if_due(*pieces)
+    assert not (tmp_path / STATE).exists()
 
 
 def test_a_damaged_file_is_refused_in_a_sentence(tmp_path):

@@ -17,7 +17,7 @@ from adarank.harness.data.task_types.classify import evaluate, task_loss
 from adarank.harness.data.tasks.base import Split
 from adarank.harness.models import byte_tokenizer, tiny
 from adarank.harness.run.checkpoint import trained_state
-from adarank.harness.run.prepare import Prepared
+from adarank.harness.run.prepare import Prepared, lr_factor, make_optimizer
 from adarank.harness.run.train import Diverged, is_settled, train
 
 
@@ -150,11 +150,49 @@ def test_best_and_last_checkpoint_have_test_values_of_their_own():
     assert now == outcome.tested
 
 
+def test_the_loop_is_the_one_written_out():
+    """Accumulation, clipping, warm-up and decay: every step's loss depends on all that the steps before it did."""
+    changes = {"batch_size": 8, "gradient_accumulation_steps": 2, "max_grad_norm": 0.5, "weight_decay": 0.1}
+    prepared, splits, spec = setup("lora", steps=7, eval_every=3, log_every=1, **changes)
+    log = Recorder()
+    train(prepared, splits, spec, ("accuracy",), log, lambda _: None, lambda _: None)
+    lines = [(values["loss"], values["lr"]) for _, split, values in log.lines if split == "train"]
+
+    prepared, _, _ = setup("lora")
+    model, factor, expected = prepared.model.train(), lr_factor(spec.train), []
+    optimizer = make_optimizer(model, prepared.adapters, spec.train)
+    torch.manual_seed(0)
+    for step, rows in enumerate(islice(training_order(256, 16, 0), 7)):
+        losses = [classify.loss(model, classify.collate(splits["train"], part, "cpu")) for part in np.split(rows, 2)]
+        mean = sum(losses) / 2
+        mean.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = spec.train.lr * factor(step)
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append((mean.item(), spec.train.lr * factor(step + 1)))  # the rate of the step to come
+    np.testing.assert_allclose(lines, expected, rtol=1e-5)
+
+
 def test_of_equally_good_checkpoints_the_first_is_kept():
     prepared, splits, spec = setup("lora", steps=6, lr=1e-30, eval_every=2)
     outcome = train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None)
     assert outcome.best == outcome.last
     assert outcome.best_step == 2
+
+
+def test_where_no_checkpoint_can_be_ranked_the_first_is_kept():
+    def evaluate(*arguments, **more):
+        return {**classify.evaluate(*arguments, **more), "accuracy": math.nan}
+
+    prepared, splits, spec = setup("lora", steps=4, eval_every=2)
+    task_type = SimpleNamespace(**{**vars(classify), "evaluate": evaluate})
+    outcome = train(
+        prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None, task_type=task_type
+    )
+    assert outcome.best_step == 2
+    assert math.isnan(outcome.best)
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora"])
