@@ -137,6 +137,8 @@ def test_every_setting_of_a_run_enters_the_name_but_those_that_decide_no_result_
 def test_what_has_no_effect_enters_no_name():
     assert decides("method=full", "rank=4", "targets=qv") == decides("method=full")
     assert decides("method=lora", "budget.unit=parameters") == decides("method=lora")
+    full = settled("method=full")
+    assert deciding(replace(full, train=replace(full.train, loraplus_lr_ratio=4.0))) == deciding(full)
     rank_map = RankMap(8, 12, {"a": 3})
     plain = decides("ranks_from=/one", rank_map=rank_map)
     assert plain == decides("ranks_from=/other", rank_map=rank_map)
@@ -176,6 +178,15 @@ def test_the_recipe_is_part_of_the_identity(monkeypatch):
 def test_seeds_of_one_configuration_share_the_hash(tmp_path):
     names = {identity.run_folder(str(tmp_path), "lora", DECIDING, seed).name.rpartition("-s")[0] for seed in range(3)}
     assert names == {f"lora-{identity.digest(DECIDING)}"}
+
+
+@pytest.mark.parametrize(
+    ("words", "title"),
+    [(["method=full"], "full-s0"), (["rank=4", "targets=qv", "seed=3"], "adalora-r4-qv-s3"),
+     (["method=qlora"], "qlora-nf4-r8-all-s0")],
+)  # fmt: skip
+def test_a_run_s_title(words, title):
+    assert identity.title(settled(*words)) == title
 
 
 @pytest.mark.parametrize("cls", [Spec, TrainConfig])

@@ -1,6 +1,7 @@
 """The loop on a task that can be learned: which of two letters a text is made of."""
 
 import math
+import time
 from itertools import islice
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import adarank
+from adarank.controller import Allocation
 from adarank.harness.config.spec import Spec, TrainConfig
 from adarank.harness.data.batches import encode, grouped_by_length, training_order
 from adarank.harness.data.task_types import classify
@@ -18,7 +20,7 @@ from adarank.harness.data.tasks.base import Split
 from adarank.harness.models import byte_tokenizer, tiny
 from adarank.harness.run.checkpoint import trained_state
 from adarank.harness.run.prepare import Prepared, lr_factor, make_optimizer
-from adarank.harness.run.train import Diverged, is_settled, train
+from adarank.harness.run.train import Diverged, allocation_record, budget_now, is_settled, train
 
 
 class Recorder:
@@ -91,6 +93,8 @@ def test_every_method_learns_it(method):
         assert outcome.best_step > 80 - 12
         assert sum(adarank.ranks(prepared.model).values()) == 4 * 12
         assert [r["step"] for r in log.allocations] == prepared.controller.schedule.allocations()
+        ranks = [(values["budget"], values["mean_rank"]) for _, split, values in log.lines if split == "train"]
+        assert (ranks[0], ranks[-1]) == ((6 * 12, 6.0), (4 * 12, 4.0))
     else:
         assert outcome.best == max(values["accuracy"] for _, values in dev)
 
@@ -155,7 +159,8 @@ def test_the_loop_is_the_one_written_out():
     changes = {"batch_size": 8, "gradient_accumulation_steps": 2, "max_grad_norm": 0.5, "weight_decay": 0.1}
     prepared, splits, spec = setup("lora", steps=7, eval_every=3, log_every=1, **changes)
     log = Recorder()
-    train(prepared, splits, spec, ("accuracy",), log, lambda _: None, lambda _: None)
+    outcome = train(prepared, splits, spec, ("accuracy",), log, lambda _: None, lambda _: None)
+    assert 0 < outcome.step_ms * 7 <= 2 * 1000 * outcome.train_s  # a median is at most twice the mean
     lines = [(values["loss"], values["lr"]) for _, split, values in log.lines if split == "train"]
 
     prepared, _, _ = setup("lora")
@@ -183,8 +188,13 @@ def test_of_equally_good_checkpoints_the_first_is_kept():
 
 
 def test_where_no_checkpoint_can_be_ranked_the_first_is_kept():
+    seconds = []
+
     def evaluate(*arguments, **more):
-        return {**classify.evaluate(*arguments, **more), "accuracy": math.nan}
+        start = time.perf_counter()
+        values = classify.evaluate(*arguments, **more)
+        seconds.append(time.perf_counter() - start)
+        return {**values, "accuracy": math.nan}
 
     prepared, splits, spec = setup("lora", steps=4, eval_every=2)
     task_type = SimpleNamespace(**{**vars(classify), "evaluate": evaluate})
@@ -193,6 +203,7 @@ def test_where_no_checkpoint_can_be_ranked_the_first_is_kept():
     )
     assert outcome.best_step == 2
     assert math.isnan(outcome.best)
+    assert outcome.eval_s >= sum(seconds)
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora"])
@@ -310,6 +321,27 @@ def test_compaction_gives_the_same_run_in_less_memory(compaction):
         (a, test_a), (b, test_b) = found.values()
         assert test_a == pytest.approx(test_b, abs=0.05)
         assert [v["loss"] for _, _, v in a] == pytest.approx([v["loss"] for _, _, v in b], rel=0.05)
+
+
+def test_before_the_first_allocation_the_mean_rank_is_the_mask_s():
+    prepared, _, _ = setup("adalora")
+    prepared.controller.bank.mask[::2] = False
+    assert budget_now(prepared.controller) == {"budget": 6 * 12, "mean_rank": 3.0}
+    assert budget_now(None) == {}
+
+
+@pytest.mark.parametrize(("unit", "slack"), [("triplets", 70 - 3), ("parameters", 70 - 60)])
+def test_the_record_of_an_allocation(unit, slack):
+    scores = torch.tensor([0.1, 0.9, 0.4, 0.2, 0.7, 0.3, 0.8])
+    module, mask = torch.tensor([0, 0, 0, 1, 1, 1, 1]), torch.tensor([0, 1, 0, 0, 1, 0, 1], dtype=torch.bool)
+    allocation = Allocation(9, 70, unit, mask.sum(), torch.tensor(60), scores, mask, module, ("a", "b"))
+    record = allocation_record(allocation)
+    quantiles = record.pop("score_quantiles")
+    assert record == {
+        "step": 9, "budget": 70, "unit": unit, "kept": 3, "parameters": 60, "slack": slack, "ranks": {"a": 1, "b": 2},
+    }  # fmt: skip
+    for name, part in (("a", scores[:3]), ("b", scores[3:])):
+        assert quantiles[name] == pytest.approx(np.quantile(part.numpy(), [0, 0.25, 0.5, 0.75, 1]).tolist())
 
 
 def test_only_a_final_budget_is_settled():
