@@ -61,6 +61,12 @@ def test_alpha_given(net):
     assert {a.scale for a in adarank.adapt(net, rank=4, alpha=6).values()} == {1.5}
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_adapters_have_the_dropout_asked_for_and_the_mode_of_the_model(net, training):
+    adapters = adarank.adapt(net.train(training), rank=2, dropout=0.3)
+    assert {(a.dropout, a.training) for a in adapters.values()} == {(0.3, training)}
+
+
 def test_a_rank_per_module(net):
     wanted = {"layers.0.up": 1, "layers.2.down": 7}
     adarank.adapt(net, rank=wanted, targets=list(wanted))

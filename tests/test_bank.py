@@ -149,6 +149,29 @@ def test_blocks_hold_every_factor_once(net, adapters):
     assert rows == {tuple(row.tolist()) for a in adapters.values() for f in (a.Q, a.P) for row in f}
 
 
+def test_every_row_of_a_block_knows_its_triplet(net, adapters):
+    bank = Bank(adapters)
+    triplets = [(a, i) for a in adapters.values() for i in range(a.rank)]
+    for block, numbers in zip(bank.blocks, bank.block_triplets, strict=True):
+        assert numbers.shape == block.weight.shape[:2]
+        for row, number in zip(block.weight.flatten(0, 1), numbers.flatten().tolist(), strict=True):
+            adapter, i = triplets[number]
+            assert row.data_ptr() in (adapter.Q[i].data_ptr(), adapter.P[i].data_ptr())
+
+
+def test_adapters_of_unlike_dtypes_are_refused(net, adapters):
+    adapters["layers.1.up"].double()
+    with pytest.raises(adarank.SettingError, match=r"all adapters must have one device and one dtype \(got .*float64"):
+        Bank(adapters)
+
+
+def test_every_triplet_has_the_scale_of_its_adapter(net, adapters):
+    for i, adapter in enumerate(adapters.values()):
+        adapter.scale = i + 0.5
+    bank = Bank(adapters)
+    assert torch.equal(bank.scale, bank.module + 0.5)
+
+
 def test_zero_pruned_survives_nan(net, adapters):
     bank = Bank(adapters)
     bank.mask[0] = False

@@ -74,6 +74,30 @@ def test_progressive_without_compact_after_is_final_and_with_it_shrinks_early():
     assert min(sizes["early"][: STEPS - 10]) < 24 == min(sizes["final"][: STEPS - 10])
 
 
+@pytest.mark.parametrize("patience", [1, 2])
+def test_a_triplet_leaves_memory_at_exactly_that_many_allocations_in_a_row_without_it(patience):
+    """Triplet 9 is left out for the first time while 0 leaves; 5 is left out at every second allocation, then twice."""
+    without = [{0, 5}, {0, 9}, {5, 9}, set(), {5}, {5}]
+    left = {1: [{0, 5}] + 5 * [{0, 5, 9}], 2: [set(), {0}, {0, 9}, {0, 9}, {0, 9}, {0, 5, 9}]}[patience]
+    controllers, found = [], []
+
+    def allocate(request):
+        keep = torch.tensor([i not in without[len(found)] for i in range(24)])
+        return keep[controllers[0].remaining]
+
+    net, _, controller, optimizer = setup(allocator=allocate, compaction="progressive", compact_after=patience)
+    controllers.append(controller)
+    for t in range(STEPS - 11):
+        run(net, controller, optimizer, [t])
+        if len(found) < len(without) and controller.schedule.due(t):
+            gone = (~controller.remaining).nonzero().flatten().tolist()
+            assert controller.bank.triplets == 24 - len(gone)
+            found.append(set(gone))
+        if len(found) == len(without):
+            break
+    assert found == left
+
+
 def test_a_module_without_triplets_costs_nothing_and_the_backward_stops_early():
     torch.manual_seed(0)
     net = Net()
@@ -100,6 +124,17 @@ def test_training_goes_on_with_modules_that_lost_everything():
     assert [a.rank for a in adapters.values()][:2] == [0, 0]
     run(net, controller, optimizer, range(10, STEPS))
     assert sum(adarank.ranks(net).values()) == 12
+
+
+def test_factors_that_were_frozen_stay_frozen(net):
+    adapters = adarank.adapt(net, rank=3)
+    adapters["layers.0.up"].requires_grad_(False)
+    trains = {name: p.requires_grad for name, p in net.named_parameters()}
+    for adapter in adapters.values():
+        adapter.mask[0] = False
+    adarank.compact(net)
+    assert {name: p.requires_grad for name, p in net.named_parameters()} == trains
+    assert trains["layers.1.up.Q"] > trains["layers.0.up.Q"]
 
 
 def test_inside_the_step_while_the_loss_is_alive():
@@ -136,7 +171,7 @@ def test_without_a_controller_an_optimiser_follows():
 
 
 class Rows(torch.optim.SGD):
-    """Keeps one number a row: state that is neither a scalar nor parameter-shaped."""
+    """Keeps state that is neither a scalar nor parameter-shaped."""
 
     def step(self, closure=None):
         for group in self.param_groups:
@@ -144,13 +179,24 @@ class Rows(torch.optim.SGD):
                 self.state[p]["row_norms"] = torch.ones(3 * len(p) + 2)
 
 
-def test_an_optimiser_whose_state_cannot_be_gathered_is_refused_before_anything_changes():
-    net, adapters, controller, optimizer = setup(optimizer=Rows)
+class Factored(torch.optim.SGD):
+    """Keeps one number per row of a matrix, as Adafactor does."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["row_norms"] = torch.ones(len(p))
+
+
+@pytest.mark.parametrize("kind", [Rows, Factored])
+def test_an_optimiser_whose_state_cannot_be_gathered_is_refused_before_anything_changes(kind):
+    net, adapters, controller, optimizer = setup(optimizer=kind)
     run(net, controller, optimizer, range(3))
     controller.bank.mask[3] = False
     before = deepcopy(net.state_dict())
     with pytest.raises(
-        adarank.SettingError, match=r"compaction needs an optimiser whose .* Rows, whose state 'row_norms' is"
+        adarank.SettingError,
+        match=rf"compaction needs an optimiser whose .* {kind.__name__}, whose state 'row_norms' is",
     ):
         adarank.compact(net, optimizer)
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())

@@ -363,6 +363,48 @@ def test_stopped_and_resumed_is_bit_identical(stop, optimizer_type, tmp_path):
     assert resumed.last_allocation.step == controller.last_allocation.step
 
 
+def test_the_optimiser_s_state_alone_brings_back_the_controller():
+    net, _, controller, optimizer = setup()
+    run(net, controller, optimizer, range(20))
+    _, _, resumed, fresh = setup()
+    fresh.load_state_dict(deepcopy(optimizer.state_dict()))
+    assert not controller.bank.mask.all()
+    assert torch.equal(resumed.bank.mask, controller.bank.mask)
+    assert torch.equal(resumed.pruned_for, controller.pruned_for)
+    assert resumed.step == 20
+    assert resumed.last_allocation.ranks == controller.last_allocation.ranks
+    assert resumed.buffers.keys() == controller.buffers.keys()
+    assert all(torch.equal(resumed.buffers[name], b) for name, b in controller.buffers.items())
+
+
+def test_gradients_that_were_pending_are_no_longer_so_after_loading():
+    net, _, controller, optimizer = setup()
+    run(net, controller, optimizer, range(2))
+    state = deepcopy(optimizer.state_dict())
+    net(data(2)[0]).sum().backward()
+    controller.after_backward()
+    optimizer.load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"without controller\.after_backward\(\)"):
+        optimizer.step()
+    controller.after_backward()
+
+
+def test_a_controller_s_seed_decides_what_its_allocator_draws():
+    drawn = []
+
+    def allocate(request):
+        drawn.append(torch.rand(4, generator=request.generator))
+        return request.mask
+
+    for seed, dtype in ((1, torch.float32), (1, torch.float64), (0, torch.float32)):
+        net, _, controller, optimizer = setup(allocator=allocate, seed=seed)
+        net.to(dtype)  # a model that moves keeps the seed
+        torch.rand(3)
+        run(net, controller, optimizer, range(7))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
 def test_a_state_without_a_controller_or_of_another_one_is_refused():
     _, _, controller, optimizer = setup()
     plain = torch.optim.AdamW([p for g in optimizer.param_groups for p in g["params"]]).state_dict()
@@ -392,8 +434,12 @@ class TestMisWiringIsLoud:
             controller.after_backward()
 
     @pytest.mark.parametrize("set_to_none", [True, False])
-    def test_fresh_gradients_after_a_skipped_step_start_anew(self, set_to_none):
+    @pytest.mark.parametrize("compacted", [True, False])
+    def test_fresh_gradients_after_a_skipped_step_start_anew(self, set_to_none, compacted):
         net, _, controller, optimizer = setup()
+        if compacted:  # its Parameters are new ones
+            controller.bank.mask[::2] = False
+            adarank.compact(net, optimizer)
         for t in range(3):
             for part in range(2):
                 net(data(2 * t + part)[0]).sum().backward()

@@ -91,6 +91,22 @@ def test_a_fused_optimiser_s_overflow_leaves_parameters_and_averages_alone(how):
     assert sum(adarank.ranks(net).values()) == 12
 
 
+def test_an_overflow_shrinks_no_lam():
+    net, _, controller, optimizer = setup(optimizer=fused)
+    controller.penalty = adarank.penalties.l1_proximal(1e-4, times_lr=False)
+    scaler, moved = torch.amp.GradScaler("cpu", init_scale=2.0**12), []
+    for t in range(4):
+        loss = F.cross_entropy(net(data(t)[0]), data(t)[1])
+        scaler.scale(loss * float("inf") if t == 2 else loss).backward()
+        controller.after_backward(grad_scale=scaler.get_scale())
+        before = controller.bank.lam.clone()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        moved.append(not torch.equal(controller.bank.lam, before))
+    assert moved == [True, True, False, True]
+
+
 def test_scaled_gradients_are_observed_unscaled():
     found = []
     for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**12)):

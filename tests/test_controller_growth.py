@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import adarank
 from adarank.adapters.lowrank import to_singular
 from adarank.errors import SettingError
+from adarank.scores.score import Score
 from tests.conftest import Net
 from tests.representatives import representatives
 
@@ -152,6 +153,31 @@ def test_a_triplet_that_is_turned_on_starts_anew_and_nothing_else_changes(optimi
         assert Q.std().item() == pytest.approx(np.mean([1 / np.sqrt(3 * d) for d in (12, 20)]), rel=0.25)
 
 
+def test_averages_per_triplet_start_anew_with_their_triplet():
+    net, _, controller, optimizer = setup(score=adarank.scores.fisher())
+    run(net, controller, optimizer, range(3))
+    bank, (average,) = controller.bank, controller.buffers.values()
+    fresh = ~bank.mask & (torch.arange(bank.triplets) % 3 == 0)
+    average.add_(1.0)
+    before = average.clone()
+    controller._set_mask(bank.mask | fresh)
+    assert fresh.any()
+    assert torch.equal(average, before.masked_fill(fresh, 0.0))
+
+
+def test_momentum_moves_no_frozen_lam_before_the_score_sees_it():
+    seen = []
+
+    def observe(buffers, bank):
+        seen.append((bank.mask.clone(), bank.lam.clone()))
+
+    score = Score(observe=observe, score=lambda buffers, bank: bank.lam.abs())
+    net, _, controller, optimizer = setup(sgd, score=score, allocator=adarank.allocators.prune_expand(1))
+    run(net, controller, optimizer, range(20))
+    assert len({tuple(mask.tolist()) for mask, _ in seen}) > 2  # some were pruned with a momentum
+    assert not any(lam[~mask].any() for mask, lam in seen)
+
+
 @pytest.mark.parametrize(("optimizer", "adapter"), BOTH)
 def test_a_frozen_lam_is_exactly_zero_after_every_step_and_its_gradient_is_dropped(optimizer, adapter):
     net, _, controller, optimizer = setup(optimizer, adapter)
@@ -234,6 +260,27 @@ def test_a_controller_that_starts_below_what_is_held_shares_evenly():
     assert set(adarank.ranks(net).values()) == {START}
     with pytest.raises(SettingError, match="must start at 24 triplets"):
         setup(pruned_triplets="trainable", allocator=adarank.allocators.global_top())
+
+
+@pytest.mark.parametrize("pruned_triplets", ["frozen", "masked", "trainable"])
+def test_an_allocator_sees_minus_infinity_exactly_where_a_triplet_is_frozen(pruned_triplets):
+    requests = []
+
+    def allocate(request):
+        requests.append(request._replace(mask=request.mask.clone(), scores=request.scores.clone()))
+        return adarank.allocators.global_top().allocate(request._replace(budget=9))
+
+    trainable = pruned_triplets == "trainable"
+    net, _, controller, optimizer = setup(
+        pruned_triplets=pruned_triplets, allocator=allocate, start=HELD if trainable else START
+    )
+    run(net, controller, optimizer, range(12))
+    assert [r.progress for r in requests] == pytest.approx([(t - 3) / (STEPS - 8 - 3) for t in (4, 8)])
+    for request in requests:
+        assert (~request.mask).any() or trainable
+        expected = ~request.mask if pruned_triplets == "frozen" else torch.zeros_like(request.mask)
+        assert torch.equal(request.scores.isneginf(), expected)
+    assert not controller.last_allocation.scores.isneginf().any()  # what is recorded are the scores themselves
 
 
 def test_masked_triplets_keep_their_lam_and_stay_out_of_training_s_forward_pass():

@@ -13,10 +13,9 @@ def adapters(net):
     return adarank.adapt(net, rank=dict(zip(names, (2, 3, 2, 5, 4, 3), strict=True)), targets=names)
 
 
-def written_out(adapters, gamma, squared):
-    norms = [
-        torch.linalg.norm(f @ f.T - torch.eye(a.rank, dtype=f.dtype)) for a in adapters.values() for f in (a.Q, a.P)
-    ]
+def written_out(adapters, gamma, squared, frozen=False):
+    rows = [f[a.mask] if frozen else f for a in adapters.values() for f in (a.Q, a.P)]
+    norms = [torch.linalg.norm(f @ f.T - torch.eye(len(f), dtype=f.dtype)) for f in rows]
     if squared:
         return gamma * sum(n**2 for n in norms)
     return gamma / len(norms) * sum(norms)
@@ -24,9 +23,13 @@ def written_out(adapters, gamma, squared):
 
 @pytest.mark.parametrize("squared", [False, True])
 @pytest.mark.parametrize("grad_scale", [None, 8.0, torch.tensor(8.0)])
-def test_the_closed_form_is_autograd_s_gradient(adapters, squared, grad_scale):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_closed_form_is_autograd_s_gradient(adapters, squared, grad_scale, frozen):
     bank = Bank(adapters)
-    value = written_out(adapters, 0.3, squared)
+    bank.frozen = frozen
+    for i, adapter in enumerate(adapters.values()):
+        adapter.mask[i % adapter.rank] = False  # another one in each module
+    value = written_out(adapters, 0.3, squared, frozen)
     factors = [f for a in adapters.values() for f in (a.Q, a.P)]
     expected = torch.autograd.grad(value, factors)
     torch.testing.assert_close(orthogonality_value(bank, 0.3, squared), value.detach())

@@ -67,13 +67,15 @@ def test_factors_that_do_not_learn_get_no_gradient(frozen):
 
 
 @pytest.mark.usefixtures("safe_bf16")
-def test_bf16_autocast_gives_fp32_gradients_near_the_exact_ones():
+@pytest.mark.parametrize("with_dropout", [False, True])
+def test_bf16_autocast_gives_fp32_gradients_near_the_exact_ones(with_dropout):
     x, weight, bias, *factors = tensors(2, (6,), 16, 8, 4, torch.float32)
     exact = [t.clone().requires_grad_() for t in factors]
     half = [t.clone().requires_grad_() for t in factors]
-    reference(x, weight, bias, *exact, 0.5).square().mean().backward()
+    dropped = torch.where(x > 0, 2 * x, 0.0) if with_dropout else None
+    reference(x, weight, bias, *exact, 0.5, dropped).square().mean().backward()
     with torch.autocast("cpu", torch.bfloat16):
-        out = lowrank_linear(x, weight, bias, *half, 0.5)
+        out = lowrank_linear(x, weight, bias, *half, 0.5, dropped)
         assert out.dtype == torch.bfloat16
         loss = out.float().square().mean()
     loss.backward()

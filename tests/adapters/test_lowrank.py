@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from adarank.adapters.lowrank import LowRank
+from adarank.adapters.lowrank import LowRank, to_singular
 
 
 def make(kind="svd", rank=4, dropout=0.0, dtype=torch.float32):
@@ -48,12 +48,38 @@ def test_lora_has_a_constant_lam():
     assert make("svd").triplet_cost == 12
 
 
-def test_a_hook_on_the_base_is_honoured():
-    adapter, x, seen = make(), torch.randn(3, 6), []
+HOOKS = ("forward", "forward_pre", "full_backward", "full_backward_pre")
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_a_hook_on_the_base_is_honoured(kind):
+    adapter, x, seen = make(), torch.randn(3, 6, requires_grad=True), []
     expected = adapter(x)
-    adapter.base.register_forward_hook(lambda *_: seen.append(1))
-    torch.testing.assert_close(adapter(x), expected)
+    getattr(adapter.base, f"register_{kind}_hook")(lambda *_: seen.append(1))
+    found = adapter(x)
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
     assert seen == [1]
+
+
+def test_a_base_that_trains_gets_its_gradient():
+    adapter, x = make(), torch.randn(3, 6)
+    for parameter in (adapter.base.weight, adapter.base.bias):
+        adapter.base.requires_grad_(False)
+        parameter.requires_grad_(True)
+        adapter(x).sum().backward()
+        assert parameter.grad.abs().sum() > 0
+
+
+def test_what_is_recorded_is_the_low_rank_path_s_own_input_in_training():
+    adapter, x, seen = make(dropout=0.5), torch.randn(3, 6), []
+    adapter.watch = lambda owner, given: seen.append((owner, given))
+    path = adapter.train()(x) - adapter.base(x)
+    adapter.eval()(x)
+    ((owner, given),) = seen
+    assert owner is adapter
+    assert (given == 0).any()
+    torch.testing.assert_close(path, given @ adapter.delta().t())
 
 
 def test_dropout_acts_on_the_low_rank_path_only_and_in_training_only():
@@ -82,6 +108,18 @@ def test_factors_are_at_least_fp32():
     assert make(dtype=torch.float64).Q.dtype == torch.float64
     x = torch.randn(3, 6, dtype=torch.bfloat16)
     assert make(dtype=torch.bfloat16)(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["svd", "lora"])
+def test_the_singular_form_is_that_of_the_active_triplets(kind):
+    adapter = make(kind)
+    adapter.mask[1] = False
+    before = adapter.delta()
+    to_singular(adapter)
+    adapter.mask.fill_(True)
+    torch.testing.assert_close(adapter.delta(), before)
+    sizes = adapter.scale * adapter.lam * adapter.Q.norm(dim=1) * adapter.P.norm(dim=1)
+    torch.testing.assert_close(sizes, torch.linalg.svdvals(before)[:4])
 
 
 def test_rank_0_is_the_base():

@@ -79,6 +79,27 @@ def test_disabled_is_the_base_inside_the_with_only(trained):
     assert torch.equal(trained(x), adapted)
 
 
+def test_disabled_may_be_nested_and_ends_with_an_error(trained):
+    x = torch.randn(5, 8)
+    adapted = trained(x)
+    with adarank.disabled(trained):
+        base = trained(x)
+        with adarank.disabled(trained):
+            pass
+        assert torch.equal(trained(x), base)
+    with pytest.raises(ZeroDivisionError), adarank.disabled(trained):
+        raise ZeroDivisionError
+    assert torch.equal(trained(x), adapted)
+    assert not torch.equal(base, adapted)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_adapters_come_back_in_the_mode_that_the_model_has_by_then(trained, training):
+    adarank.merge(trained.train(not training))
+    adarank.unmerge(trained.train(training))
+    assert {module.training for module in trained.modules()} == {training}
+
+
 def test_merging_what_has_no_adapters_is_refused(net):
     with pytest.raises(SettingError, match="no adapters to merge"):
         adarank.merge(net)

@@ -47,8 +47,9 @@ def test_a_saved_adapter_reloads_to_the_same_logits(base, tmp_path, kind):
 def test_pruned_triplets_are_left_out_and_rank_0_survives(base, saved):
     model, folder = saved
     again, x = deepcopy(base), torch.randn(5, 8)
-    adarank.load_adapter(again, folder)
+    loaded = adarank.load_adapter(again, folder)
     torch.testing.assert_close(again(x), model(x))
+    assert {(adapter.dropout, adapter.training) for adapter in loaded.values()} == {(0.1, False)}
     assert list(adarank.ranks(again).values()) == [4, 3, 2, 1, 0, 0]
     assert adarank.ranks(again) == adarank.ranks(model)
     assert sorted(p.name for p in folder.iterdir()) == ["adapter.json", "adapter.safetensors"]

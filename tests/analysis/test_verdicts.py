@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from analysis import format_table, report, verdicts
+from analysis import format_table, report, stats, verdicts
 from analysis.load import read_runs
 from analysis.tables import kind_and_ranks, searches, tables
 from analysis.verdicts import across_tasks, against_lora, verdict_cells
@@ -63,7 +63,11 @@ def test_lora_can_be_the_better_one(tmp_path, write_run):
 
 def test_where_lower_is_better_the_sign_turns_and_nothing_is_equivalent(tmp_path, write_run):
     pair(tmp_path / "a", write_run, CLEAR, metric__higher_is_better=False)
-    assert judge(tmp_path / "a")["adalora 12 → 8"].text == "lora better"
+    verdict = judge(tmp_path / "a")["adalora 12 → 8"]
+    assert verdict.text == "lora better"
+    assert verdict.difference == pytest.approx(0.0205)
+    scores = verdict.comparison.scores, verdict.comparison.others
+    assert verdict.improvement == stats.probability_of_improvement(*reversed(scores)) < 0.5
     pair(tmp_path / "b", write_run, [0.0] * 6, metric__higher_is_better=False)
     assert judge(tmp_path / "b")["adalora 12 → 8"].text == "cannot be decided with 6 pairs"
 
@@ -91,6 +95,47 @@ def test_holm_counts_all_comparisons_of_the_table(tmp_path, write_run):
     assert verdict.text == "cannot be decided with 6 pairs"
     assert (verdict.p, verdict.holm, verdict.attainable) == (0.03125, 0.0625, 0.0625)
     assert verdict_cells(verdict)[4] == "0.0312 (0.0625)"
+
+
+def comparison(label, differences):
+    scores = np.array(differences)[:, None]
+    return verdicts.Comparison(label, "lora 8", (label, "lora"), scores, np.zeros_like(scores))
+
+
+def test_equivalence_and_what_could_be_detected_are_corrected_for_all_comparisons():
+    """Eight pairs, close enough to be equivalent alone (p 0.03) and not among three."""
+    close = [0.0065, -0.002, 0.004, 0.0, 0.0055, -0.001, 0.0045, 0.0005]
+    p = max(
+        reference.ttest_1samp(close, bound, alternative=way).pvalue
+        for bound, way in ((-0.005, "greater"), (0.005, "less"))
+    )
+    assert 0.05 / 3 < p < 0.05
+    (alone,) = verdicts.judge([comparison("a", close)], 0.005, higher_is_better=True)
+    assert (alone.text, alone.equal) == ("equivalent", pytest.approx(p))
+    assert alone.detectable == stats.minimum_detectable(close, 0.05)
+    among = verdicts.judge([comparison(label, close) for label in "abc"], 0.005, higher_is_better=True)
+    for verdict in among:
+        assert verdict.attainable < 0.05  # it is the correction that decides nothing
+        assert (verdict.text, verdict.equal) == ("cannot be decided with 8 pairs", pytest.approx(3 * p))
+        assert verdict.detectable == stats.minimum_detectable(close, 0.05 / 3) > alone.detectable
+
+
+def test_a_difference_is_decided_by_its_corrected_p():
+    """Eight pairs, two of them against it: p = 8/2**8."""
+    mixed = [0.020, 0.022, 0.018, 0.021, 0.019, 0.023, -0.001, -0.002]
+    (alone,) = verdicts.judge([comparison("a", mixed)], None, higher_is_better=True)
+    assert (alone.text, alone.holm, alone.equal) == ("a better", 8 / 2**8, None)
+    for verdict in verdicts.judge([comparison(label, mixed) for label in "abc"], None, higher_is_better=True):
+        assert verdict.attainable < 0.05 < verdict.holm == 3 * alone.p
+        assert verdict.text == "cannot be decided with 8 pairs"
+
+
+def test_a_clear_difference_below_the_margin_is_equivalent():
+    (verdict,) = verdicts.judge(
+        [comparison("a", [0.001, 0.002, 0.001, 0.003, 0.002, 0.001])], 0.005, higher_is_better=True
+    )
+    assert verdict.holm < 0.05
+    assert verdict.text == "equivalent"
 
 
 def test_only_common_seeds_are_paired(tmp_path, write_run):
@@ -219,6 +264,12 @@ def test_six_pairs_from_two_tasks_decide_what_three_of_each_cannot(tmp_path, wri
     runs, found = report.load(tmp_path)
     assert over.title in report.write_report(tmp_path, runs, found).read_text()
     assert over.title in report.as_text(runs, found)
+
+
+def test_over_tasks_close_scores_are_equivalent(tmp_path, write_run):
+    write_tasks(tmp_path, write_run, ("cola", "sst2"), 3, gain=0.0)
+    (over,) = across_tasks(tables(read_runs(tmp_path)))
+    assert [verdict.text for verdict in over.verdicts] == ["equivalent"]
 
 
 def test_a_seed_that_one_task_lacks_leaves_its_pair_out(tmp_path, write_run):

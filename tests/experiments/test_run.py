@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hydra._internal.hydra import Hydra
+from safetensors.torch import load_file
 
 from adarank.harness import app
 from adarank.harness.data.tasks import movie_reviews
@@ -183,9 +185,24 @@ def test_every_method_sees_the_same_head_and_order(sweep):
         assert max(losses) - min(losses) < 0.2
 
 
-def test_a_saved_adapter_reloads_to_the_same_logits_and_merges(sweep):
-    import torch
+def test_factors_are_drawn_from_the_seed_whatever_the_head_took(tmp_path):
+    """Heads of two and of three labels, and no step that moves anything."""
+    factors = []
+    for labels, seed in ((2, 0), (3, 0), (3, 1)):
+        folder = tmp_path / f"{labels}-{seed}"
+        folder.mkdir()
+        for split in ("train", "dev"):
+            (folder / f"{split}.csv").write_text("text,label\n" + "".join(f"a b {y},{y}\n" for y in range(labels)))
+        inside("method=lora", "task=files", f"task.path={folder}", f"seed={seed}", "tiny=true", "train.steps=1",
+               "train.lr=1e-30", "rank=2", f"out={folder / 'out'}")  # fmt: skip
+        (saved,) = folder.glob("out/*/adapter/adapter.safetensors")
+        factors.append({name: t for name, t in load_file(saved).items() if name.endswith(".Q")})
+    assert len(factors[0]) == 12
+    assert all(torch.equal(q, factors[1][name]) for name, q in factors[0].items())
+    assert not any(torch.equal(q, factors[2][name]) for name, q in factors[0].items())
 
+
+def test_a_saved_adapter_reloads_to_the_same_logits_and_merges(sweep):
     import adarank
     from adarank.harness.models import tiny
 

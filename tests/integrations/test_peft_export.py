@@ -202,6 +202,15 @@ def test_names_that_peft_would_mix_up_are_refused(tmp_path):
     assert "PEFT would confuse pre_classifier with classifier" in refused(model, tmp_path)
 
 
+def test_an_adapter_that_peft_would_take_for_part_of_the_head_is_refused(tmp_path):
+    model = nn.ModuleDict({"block": nn.ModuleDict({"head": nn.ModuleDict({"up": nn.Linear(8, 8)})})})
+    model["head"] = nn.Linear(8, 2)
+    adapters = adarank.adapt(model, rank=2, targets=["up"])
+    model["head"].requires_grad_(True)
+    disturb(model, adapters, pruned=False)
+    assert "PEFT would ignore the adapter of block.head.up, because head was trained" in refused(model, tmp_path)
+
+
 def test_a_dilated_convolution_is_refused(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3, dilation=2))
     disturb(model, adarank.adapt(model, rank=2, targets=["0"]), pruned=False)
@@ -211,7 +220,10 @@ def test_a_dilated_convolution_is_refused(tmp_path):
 def test_an_exported_causal_lm_says_what_it_is(tmp_path):
     config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=0)
     model = transformers.GPT2LMHeadModel(config)
-    disturb(model, adarank.adapt(model, rank=2), pruned=False)
+    model.config._name_or_path = "someone/base"
+    disturb(model, adarank.adapt(model, rank=2, dropout=0.1), pruned=False)
     adarank.to_peft(model, tmp_path)
     found = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (found["task_type"], found["fan_in_fan_out"]) == ("CAUSAL_LM", True)
+    assert (found["base_model_name_or_path"], found["lora_dropout"]) == ("someone/base", 0.1)
+    assert found["inference_mode"] is True

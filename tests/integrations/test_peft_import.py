@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import adarank
 from adarank import SettingError
+from adarank.integrations.peft_import import read_peft
 
 GOOD = ("lora", "patterns", "rslora", "head", "embedding", "conv1d", "conv2d")
 GOOD += ("adalora", "adalora_pruned", "adalora_conv1d")
@@ -56,6 +57,14 @@ def test_ranks_and_head_are_those_of_peft(made):
         "classifier.weight",
         "classifier.bias",
     }
+
+
+@pytest.mark.parametrize("case", ["lora", "rslora", "adalora"])
+def test_the_scale_is_peft_s_to_the_last_digit(made, case):
+    config = json.loads((made / case / "adapter" / "adapter_config.json").read_text())
+    divisor = config["init_r"] + 1e-5 if case == "adalora" else config["r"] ** (0.5 if case == "rslora" else 1)
+    _, description = read_peft(made / case / "adapter")
+    assert {info["scale"] for info in description["modules"].values()} == {config["lora_alpha"] / divisor}
 
 
 def test_an_adaptive_run_goes_on_from_peft_s_adalora(made):

@@ -10,6 +10,7 @@ from adarank.bank import Bank
 from adarank.harness.config.spec import Piece, Spec, TrainConfig
 from adarank.harness.run.execute import final_rank
 from adarank.harness.run.prepare import Prepared
+from adarank.scores.score import Score
 
 STEPS, RANK, N = 60, 5, 24
 
@@ -91,6 +92,57 @@ def test_the_trajectory_is_the_algorithm_s(adam, times_lr):
     assert min(seen) < RANK, "the case must drop some gates to test anything"
     np.testing.assert_allclose(adapter.Q.detach().numpy(), arrays[2], rtol=1e-8, atol=1e-11)
     np.testing.assert_allclose(adapter.P.detach().numpy(), arrays[4], rtol=1e-8, atol=1e-11)
+
+
+def test_the_threshold_follows_the_learning_rate_of_the_gates():
+    torch.manual_seed(3)
+    net = Regression()
+    adapter, controller = sora(net, 2.0, True)
+    rates = [{"params": [adapter.Q, adapter.P], "lr": 0.5}, {"params": [adapter.lam], "lr": 0.02}]
+    optimizer = torch.optim.SGD(rates)
+    controller.attach(optimizer)
+    net(torch.randn(N, 7, dtype=torch.float64)).square().mean().backward()
+    controller.after_backward()
+    stepped = adapter.lam.detach() - 0.02 * adapter.lam.grad
+    optimizer.step()
+    torch.testing.assert_close(adapter.lam.detach(), stepped.sign() * (stepped.abs() - 2.0 * 0.02).clamp_min(0))
+
+
+@pytest.mark.parametrize("variant", ["exact", "paper"])
+def test_scores_see_the_gates_before_the_threshold_and_the_allocation_after_it(variant):
+    """The written-out order: step, observe, threshold, allocate; the paper's variant observes before the step."""
+    torch.manual_seed(3)
+    net = Regression()
+    adapters = adarank.adapt(net, rank=RANK, targets=["linear"], init="gate")
+    adapter, seen = adapters["linear"], {}
+
+    def observe(buffers, bank):
+        seen["observed"] = bank.lam.clone()
+
+    def score(buffers, bank):
+        seen["scored"] = bank.lam.clone()
+        return bank.lam.abs()
+
+    controller = adarank.RankController(
+        adapters,
+        score=Score(observe=observe, score=score),
+        allocator=adarank.allocators.nonzero(),
+        schedule=adarank.schedules.constant(RANK, RANK, t_i=0, t_f=0, total=STEPS),
+        penalty=adarank.penalties.l1_proximal(0.02, times_lr=False),
+        variant=variant,
+    )
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.5)
+    controller.attach(optimizer)
+    for _ in range(3):
+        (net(torch.randn(N, 7, dtype=torch.float64)) - 1).square().mean().backward()
+        controller.after_backward()
+        before, gradient = adapter.lam.detach().clone(), adapter.lam.grad.clone()
+        optimizer.step()
+        optimizer.zero_grad()
+        stepped = before - 0.5 * gradient
+        torch.testing.assert_close(seen["observed"], before if variant == "paper" else stepped)
+        torch.testing.assert_close(adapter.lam.detach(), stepped.sign() * (stepped.abs() - 0.02).clamp_min(0))
+    assert torch.equal(seen["scored"], adapter.lam.detach())
 
 
 def test_a_gate_that_was_zero_may_come_back():

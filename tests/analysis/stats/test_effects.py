@@ -30,6 +30,13 @@ def test_tost_pools_the_spread_within_tasks():
     assert stats.tost_p(d, 3.0) == pytest.approx(reference.t.cdf(-(3.0 - 2.0) / (math.sqrt(2) / 2), 2))
 
 
+def test_tasks_count_the_same_however_many_pairs_they_have():
+    """By hand: means 1 and 4 of three pairs and of one, squares 2 on 2 degrees of freedom, error 1·√(1/3 + 1) / 2."""
+    d = np.array([[0.0, 4.0], [1.0, np.nan], [2.0, np.nan]])
+    assert stats.tost_p(d, 3.0) == pytest.approx(reference.t.cdf(-(3.0 - 2.5) / (math.sqrt(4 / 3) / 2), 2))
+    assert stats.hedges_g(d) == pytest.approx(2.5 * math.gamma(1) / math.gamma(0.5))
+
+
 @pytest.mark.parametrize("shift", [-0.5, 0.0, 1.0])
 def test_probability_of_improvement_is_mann_and_whitney_s_u(shift):
     x, y = np.round(DRAWS[:7] + shift * 0.02, 2), np.round(DRAWS[7:], 2)

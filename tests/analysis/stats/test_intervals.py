@@ -29,11 +29,27 @@ def test_one_value_has_no_interval_and_none_has_no_mean():
         stats.mean_interval([])
 
 
-@pytest.mark.parametrize("x", [DRAWS, SKEWED], ids=["normal", "skewed"])
+RIGHT_OR_WRONG = (np.arange(20) % 4 != 0).astype(float)  # many resamples have the observed mean
+
+
+@pytest.mark.parametrize("x", [DRAWS, SKEWED, RIGHT_OR_WRONG], ids=["normal", "skewed", "ties"])
 def test_bca_is_scipy_s_for_one_task(x):
     found = stats.bootstrap_interval(x, rng(), samples=40_000)
     expected = reference.bootstrap((x,), np.mean, n_resamples=40_000, method="BCa", rng=1).confidence_interval
     assert found == pytest.approx(expected, abs=0.02 * (expected.high - expected.low))
+
+
+def test_bca_is_scipy_s_for_two_tasks_with_unlike_numbers_of_runs():
+    few = -np.random.default_rng(7).exponential(2.0, size=6)
+    runs = np.full((14, 2), np.nan)
+    runs[:, 0], runs[:6, 1] = SKEWED, few
+
+    def mean(x, y, axis):
+        return (x.mean(axis) + y.mean(axis)) / 2
+
+    expected = reference.bootstrap((SKEWED, few), mean, n_resamples=20_000, method="BCa", rng=1).confidence_interval
+    found = stats.bootstrap_interval(runs, rng(), samples=20_000)
+    assert found == pytest.approx(expected, abs=0.015 * (expected.high - expected.low))
 
 
 def test_bca_is_not_the_percentile_interval_where_the_data_are_skewed():

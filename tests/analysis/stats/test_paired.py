@@ -117,6 +117,8 @@ def test_what_six_pairs_can_attain_depends_on_the_company():
     least = stats.smallest_p(6)
     assert stats.attainable([0.9], [least]) == pytest.approx([least])
     assert stats.attainable([0.9, 0.9], [least, least]) == pytest.approx([2 * least, 2 * least])
+    # what the others found counts, not what they could have found
+    assert stats.attainable([0.9, 0.9], [least, 0.002]) == pytest.approx([2 * least, 0.004])
     # beside a comparison that ten pairs decided, six pairs need no more correction
     assert stats.attainable([0.9, 0.002], [least, 0.002]) == pytest.approx([least, 0.004])
 

@@ -1,11 +1,18 @@
-from itertools import pairwise
+from itertools import combinations, islice, pairwise
 
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adarank.harness.data.batches import collate, encode, evaluation_order, grouped_by_length, training_order
+from adarank.harness.data.batches import (
+    collate,
+    encode,
+    evaluation_order,
+    grouped_by_length,
+    init_batches,
+    training_order,
+)
 from adarank.harness.data.tasks.base import Split
 from adarank.harness.models import byte_tokenizer
 
@@ -21,6 +28,11 @@ def test_every_epoch_sees_every_row_once_and_every_batch_is_full(rows, batch, se
     assert len(seen) % batch == 0
     for epoch in range(3):
         assert sorted(seen[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    epochs = [order.tolist() for order in islice(training_order(40, 40, 0), 4)]
+    assert all(one != other for one, other in combinations(epochs, 2))
 
 
 def test_the_order_depends_on_the_seed_alone():
@@ -67,6 +79,22 @@ def test_the_grouped_order_depends_on_the_seed_alone():
     assert found[0] == found[1] != found[2]
 
 
+def test_every_pool_of_grouped_batches_comes_in_an_order_of_its_own():
+    order = grouped_by_length(training_order(40, 1, 0), np.arange(40), 0)  # pools of ten rows, a batch each
+    pools = [np.argsort([next(order).item() for _ in range(10)]).tolist() for _ in range(4)]
+    assert all(one != other for one, other in combinations(pools, 2))
+
+
+def test_inits_read_every_row_in_another_order_than_training():
+    def batches(seed):
+        drawn = init_batches(lambda rows, numbers, device: numbers.tolist(), range(40), 8, seed, torch.device("cpu"))
+        return list(islice(drawn, 5))
+
+    assert sorted(np.concatenate(batches(0))) == list(range(40))
+    assert batches(0) == batches(0) != batches(1)
+    assert batches(0) != [numbers.tolist() for numbers in islice(training_order(40, 8, 0), 5)]
+
+
 def test_batches_are_padded_to_their_longest_row_only():
     rows = encoded(["a", "abc", "abcdefgh"])
     inputs, labels = collate(rows, np.array([1, 0]), torch.device("cpu"))
@@ -76,10 +104,12 @@ def test_batches_are_padded_to_their_longest_row_only():
     assert labels.tolist() == [1, 0]
 
 
-def test_pairs_are_cut_to_max_length():
-    rows = encoded(["abcdef" * 10], ["xyz"], max_length=12)
-    assert len(rows.tokens["input_ids"][0]) == 12
-    assert rows.lengths.tolist() == [12]
+def test_of_a_pair_the_longer_sentence_is_cut():
+    long, short = "abcdef" * 10, "xyz"
+    rows = encoded([long, short, long], [short, long, long], max_length=15)
+    assert rows.lengths.tolist() == [15] * 3
+    whole = [byte_tokenizer().decode(ids, skip_special_tokens=True) for ids in rows.tokens["input_ids"]]
+    assert [(text.count("xyz"), text.count("abcdef")) for text in whole] == [(1, 1), (1, 1), (0, 2)]
 
 
 def test_evaluation_covers_every_row_once_sorted_by_length():

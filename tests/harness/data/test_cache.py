@@ -5,13 +5,15 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from adarank.harness.data import cache
 from adarank.harness.data.batches import encode
-from adarank.harness.data.tasks.base import Split
+from adarank.harness.data.task_types import TASK_TYPES
+from adarank.harness.data.tasks.base import Prompts, Split, Task
 from adarank.harness.models import byte_tokenizer
 
 SPLIT = Split(["one", "", "zwölf, dreizehn"], ["a", "bb", ""], np.array([0, 1, 1]))
@@ -64,6 +66,30 @@ def test_data_split_length_and_tokenizer_all_count():
     before = cache.key(tokenizer, rows="data train", max_length=12)
     tokenizer(["a longer text"], truncation=True, max_length=4)  # leaves its state in the tokenizer
     assert cache.key(tokenizer, rows="data train", max_length=12) == before
+
+
+PROMPTS = Prompts(["a fine day", "rain"], [["a long description"], ["another, longer description"]])
+LENGTHS = {"max_new_tokens": 20, "generate_rows": None, "beams": 1}
+
+
+@pytest.mark.parametrize("task_type", ["classify", "generate", "seq2seq"])
+def test_with_a_cache_every_task_has_the_tokens_that_it_has_without(task_type, monkeypatch, at):
+    """Whatever was cached before: another split, other data, other lengths."""
+    tokenizer = byte_tokenizer()
+    rows = SPLIT if task_type == "classify" else PROMPTS
+    task = Task("t", rows, rows.take([1, 0]), None, (), ("loss",), 32, "f", task_type, LENGTHS)
+    tasks = [task, replace(task, max_length=14), replace(task, options={**LENGTHS, "max_new_tokens": 10})]
+    tasks += [replace(task, train=rows.take([1]), fingerprint="g")]
+
+    def tokens():
+        encoded = [TASK_TYPES[task_type].encode(t, split, tokenizer) for t in tasks for split in ("train", "dev")]
+        return [e.tokens if task_type == "classify" else (e.input_ids, e.labels) for e in encoded]
+
+    cached = tokens()
+    assert cached == tokens()
+    assert list(at.iterdir())
+    monkeypatch.setenv("ADARANK_CACHE", "")
+    assert cached == tokens()
 
 
 def test_a_damaged_file_is_made_again(at):

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+import adarank
 from adarank.errors import RunFailed
-from adarank.harness.run.checkpoint import STATE, Saver, _put_back, _take_out, bytes_to_save, trained_state
+from adarank.harness.run.checkpoint import STATE, Progress, Saver, _put_back, _take_out, bytes_to_save, trained_state
 from adarank.harness.run.execute import keep_best
 from adarank.harness.run.train import train
 from tests.experiments.test_run import inside
@@ -61,6 +63,19 @@ def test_stopped_and_resumed_is_bit_identical(method, options, stop, tmp_path):
     assert [r for r in whole_log.allocations if r["step"] >= stop] == log.allocations
     assert state.keys() == whole_state.keys()
     assert all(torch.equal(state[name], whole_state[name]) for name in state)
+
+
+def test_everything_that_training_changes_is_kept_masks_and_statistics_included(net):
+    net.embed = nn.Sequential(net.embed, nn.BatchNorm1d(12))
+    adarank.adapt(net, "lora", rank=2, targets=["up"], train=["head"])
+    state = trained_state(net)
+    parts = {f"layers.{i}.up.{part}" for i in range(3) for part in ("Q", "P", "lam", "mask")}
+    statistics = {f"embed.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert state.keys() == parts | statistics | {"head.weight", "head.bias"}
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    net.train()(torch.randn(5, 8))
+    net.layers[0].up.mask[0] = False
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.items())  # a copy
 
 
 def test_without_resume_what_lies_there_is_left_alone(tmp_path):
@@ -110,6 +125,17 @@ def test_the_space_that_a_run_needs_is_what_it_writes(method, tmp_path):
     text = 40_000  # bytes for names and shapes
     assert weights - text <= sum(without.values()) <= 1.5 * weights
     assert state - text <= (sum(needed.values()) - sum(without.values())) / 2 <= 1.1 * state
+
+
+def test_the_seconds_count_from_the_last_time_that_it_saved(net, tmp_path):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    pieces = net, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0), Progress(best=0.0)
+    saver = Saver(tmp_path, 3600.0, resume=False)
+    saver._last -= 3600
+    saver.save_if_due(*pieces)
+    (tmp_path / STATE).unlink()
+    saver.save_if_due(*pieces)
+    assert not (tmp_path / STATE).exists()
 
 
 def test_a_damaged_file_is_refused_in_a_sentence(tmp_path):

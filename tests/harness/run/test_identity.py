@@ -6,12 +6,13 @@ from functools import cache
 import numpy as np
 import pytest
 
-from adarank.harness.config.spec import NEVER, Spec, TrainConfig, identity_default
+from adarank.harness.config.spec import NEVER, BudgetConfig, Piece, Spec, TrainConfig, identity_default
 from adarank.harness.data.tasks.base import Split, Task
 from adarank.harness.run import identity
 from adarank.harness.run.ranks_from import RankMap
-from tests.harness.config.test_validate import settled
+from tests.harness.config import test_validate
 
+settled = cache(test_validate.settled)
 ROWS = Split(["a"], None, np.zeros(1, np.int64))
 TASK = Task("t", ROWS, ROWS, None, ("x", "y"), ("accuracy",), 64, "abc")
 
@@ -22,8 +23,12 @@ def by_default():
 
 
 def decides(*overrides, rank_map=None, task=TASK, targets="all-linear"):
-    spec = settled(*overrides)
-    spec = replace(spec, train=replace(spec.train, precision="fp32"))
+    return deciding(settled(*overrides), rank_map, task, targets)
+
+
+def deciding(spec, rank_map=None, task=TASK, targets="all-linear"):
+    if spec.train.precision == "auto":
+        spec = replace(spec, train=replace(spec.train, precision="fp32"))
     return identity.decides(spec, task, "model", targets if spec.takes("targets") else None, rank_map)
 
 
@@ -81,9 +86,59 @@ def test_what_decides_a_result_enters_its_name(words):
     assert identity.digest(decides(*words)) != identity.digest(by_default())
 
 
+def another(setting, value):
+    """A valid value of a setting, other than `value`."""
+    if choices := setting.metadata.get("choices"):
+        return next(choice for choice in reversed(choices) if choice != value)
+    if isinstance(value, Piece):
+        return replace(value, settings={**value.settings, "one_more": 1})
+    if isinstance(value, BudgetConfig):
+        return replace(value, unit=another(fields(value)[0], value.unit))
+    if isinstance(value, TrainConfig):
+        return replace(value, lr=2 * value.lr)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, float):
+        return value / 2 or 0.5
+    return {int: lambda: value + 1, str: lambda: f"{value}x", list: lambda: [*value, "x"]}[type(value)]()
+
+
+def test_every_training_setting_enters_the_name_but_those_that_decide_no_result():
+    spec = settled("train.precision=fp32")
+    before = identity.digest(deciding(spec))
+
+    def named(f):
+        train = replace(spec.train, **{f.name: another(f, getattr(spec.train, f.name))})
+        return identity.digest(deciding(replace(spec, train=train))) != before
+
+    assert {f.name for f in fields(TrainConfig) if not named(f)} == {"gradient_checkpointing", "shard"}
+
+
+def test_every_setting_of_a_run_enters_the_name_but_those_that_decide_no_result_or_enter_by_their_content():
+    """On a run in which each has an effect: ranks that grow, are permuted, and are compacted away."""
+    piece = Piece("init", "adarank.inits.default", {})
+    spec = replace(
+        settled("method=increlora", "compaction=progressive", "init_rank=6"),
+        **{"ranks_from": "/a", "ranks_shuffle": "all", "quantization": piece, "tracker": piece},
+        **{"target_modules": ["query"], "holdout": 5},
+    )
+    rank_map = RankMap(8, 6, {"a": 3})
+    before = identity.digest(deciding(spec, rank_map))
+
+    def named(f):
+        changed = replace(spec, **{f.name: another(f, getattr(spec, f.name))})
+        return identity.digest(deciding(changed, rank_map)) != before
+
+    nothing = {"method", "out", "tiny", "force", "retry", "checkpoint_seconds", "tracker"}
+    content = {"task", "model", "targets", "target_modules", "ranks_from", "holdout", "seed"}
+    assert {f.name for f in fields(Spec) if not named(f)} == nothing | content
+
+
 def test_what_has_no_effect_enters_no_name():
     assert decides("method=full", "rank=4", "targets=qv") == decides("method=full")
     assert decides("method=lora", "budget.unit=parameters") == decides("method=lora")
+    full = settled("method=full")
+    assert deciding(replace(full, train=replace(full.train, loraplus_lr_ratio=4.0))) == deciding(full)
     rank_map = RankMap(8, 12, {"a": 3})
     plain = decides("ranks_from=/one", rank_map=rank_map)
     assert plain == decides("ranks_from=/other", rank_map=rank_map)
@@ -98,6 +153,10 @@ def test_what_has_no_effect_enters_no_name():
 def test_data_model_and_targets_enter_by_their_content():
     assert decides(task=replace(TASK, fingerprint="other")) != decides()
     assert decides(task=replace(TASK, options={"max_new_tokens": 8})) != decides()
+    assert decides(task=replace(TASK, max_length=32)) != decides()
+    assert decides(task=replace(TASK, metrics=("f1",))) != decides()
+    assert decides(task=replace(TASK, task_type="generate")) != decides()
+    assert decides()["model"] == "model"
     assert decides(targets="query|value") != decides()
 
 
@@ -119,6 +178,15 @@ def test_the_recipe_is_part_of_the_identity(monkeypatch):
 def test_seeds_of_one_configuration_share_the_hash(tmp_path):
     names = {identity.run_folder(str(tmp_path), "lora", DECIDING, seed).name.rpartition("-s")[0] for seed in range(3)}
     assert names == {f"lora-{identity.digest(DECIDING)}"}
+
+
+@pytest.mark.parametrize(
+    ("words", "title"),
+    [(["method=full"], "full-s0"), (["rank=4", "targets=qv", "seed=3"], "adalora-r4-qv-s3"),
+     (["method=qlora"], "qlora-nf4-r8-all-s0")],
+)  # fmt: skip
+def test_a_run_s_title(words, title):
+    assert identity.title(settled(*words)) == title
 
 
 @pytest.mark.parametrize("cls", [Spec, TrainConfig])

@@ -49,6 +49,22 @@ def test_where_an_adaptive_method_starts():
 
 
 @pytest.mark.parametrize(
+    ("words", "scale"), [(["init_rank=2"], 12 / 8), (["init_rank=8"], 12 / 8), (["adapter.rslora=true"], 12 / 8**0.5)]
+)
+def test_a_method_that_grows_scales_by_its_final_rank_and_not_by_what_it_holds(words, scale):
+    settings = settled("method=increlora", "rank=8", "max_rank_factor=2", "adapter.alpha=12", *words)
+    prepared = prepare(tiny("bert", width=32, layers=1).build(2), "all-linear", settings, torch.device("cpu"))
+    assert {(a.rank, a.scale) for a in prepared.adapters.values()} == {(16, scale)}
+
+
+def test_a_final_budget_is_at_most_what_the_matrices_hold():
+    settings = settled("method=increlora", "init_rank=8", "rank=40", "max_rank_factor=1.5")
+    prepared = prepare(tiny("bert", width=32, layers=1).build(2), "all-linear", settings, torch.device("cpu"))
+    assert {a.rank for a in prepared.adapters.values()} == {32}
+    assert (prepared.controller.schedule.initial, prepared.controller.schedule.final) == (6 * 8, 6 * 32)
+
+
+@pytest.mark.parametrize(
     ("schedule", "says"),
     [
         (

@@ -178,6 +178,7 @@ def test_alpha_over_the_rank_that_the_run_had(source, tmp_path):
         (("schedule=cubic",), "schedule has no effect with ranks_from"),
         (("allocator=uniform",), "allocator has no effect with ranks_from"),
         (("init_rank=4",), "init_rank=4 has no effect with method=adalora: its rank is fixed"),
+        (("init=eva",), "init=eva moves ranks between modules, which ranks_from has fixed; choose another init"),
         (("rank=2",), "rank must be that of the run in ranks_from, 1, or be left out (got 2)"),
         (("ranks_shuffle=rows",), "ranks_shuffle must be one of none, within_family, all (got rows)"),
         (("ranks_shuffle_seed=4",), "ranks_shuffle_seed=4 has no effect with method=adalora: ranks_shuffle=none draws"),

@@ -1,20 +1,26 @@
 """The loop on a task that can be learned: which of two letters a text is made of."""
 
 import math
+import time
+from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import adarank
+from adarank.controller import Allocation
 from adarank.harness.config.spec import Spec, TrainConfig
-from adarank.harness.data.batches import encode
+from adarank.harness.data.batches import encode, grouped_by_length, training_order
+from adarank.harness.data.task_types import classify
 from adarank.harness.data.task_types.classify import evaluate, task_loss
 from adarank.harness.data.tasks.base import Split
-from adarank.harness.models import tiny
+from adarank.harness.models import byte_tokenizer, tiny
 from adarank.harness.run.checkpoint import trained_state
-from adarank.harness.run.prepare import Prepared
-from adarank.harness.run.train import Diverged, is_settled, train
+from adarank.harness.run.prepare import Prepared, lr_factor, make_optimizer
+from adarank.harness.run.train import Diverged, allocation_record, budget_now, is_settled, train
 
 
 class Recorder:
@@ -36,7 +42,7 @@ def letters(rows, seed):
     return Split(["".join(draw.choice(list("ab" if y else "cd"), 6)) for y in label], None, label)
 
 
-def setup(method, steps=40, seed=0, compaction="off", **changes):
+def setup(method, steps=40, seed=0, compaction="off", gamma=0.1, **changes):
     torch.manual_seed(seed)
     built = tiny("bert", width=32, layers=2).build(2)
     adapters, controller = {}, None
@@ -49,7 +55,7 @@ def setup(method, steps=40, seed=0, compaction="off", **changes):
             adapters,
             score=adarank.scores.adalora(),
             schedule=adarank.schedules.cubic(6 * n, 4 * n, t_i=5, t_f=12, total=steps, interval=2),
-            penalty=adarank.penalties.orthogonality(),
+            penalty=adarank.penalties.orthogonality(gamma),
             compaction=compaction,
         )
     lr = {"full": 1e-3, "lora": 5e-3, "adalora": 2e-2}[method]
@@ -87,6 +93,8 @@ def test_every_method_learns_it(method):
         assert outcome.best_step > 80 - 12
         assert sum(adarank.ranks(prepared.model).values()) == 4 * 12
         assert [r["step"] for r in log.allocations] == prepared.controller.schedule.allocations()
+        ranks = [(values["budget"], values["mean_rank"]) for _, split, values in log.lines if split == "train"]
+        assert (ranks[0], ranks[-1]) == ((6 * 12, 6.0), (4 * 12, 4.0))
     else:
         assert outcome.best == max(values["accuracy"] for _, values in dev)
 
@@ -127,6 +135,129 @@ def test_test_is_measured_at_the_best_checkpoint_which_is_left_in_the_model():
     again = evaluate(prepared.model, splits["dev"], ("accuracy",), spec.train, torch.device("cpu"))
     assert again["accuracy"] == outcome.best
     assert all(torch.equal(t, trained_state(prepared.model)[n]) for n, t in states["kept"].items())
+
+
+def test_best_and_last_checkpoint_have_test_values_of_their_own():
+    """Dev's labels are the wrong way round, so that the first checkpoint is the best there and the worst on test."""
+    prepared, splits, spec = setup("lora", steps=30)
+    dev = splits["dev"]
+    splits["dev"] = type(dev)(dev.tokens, 1 - dev.label, dev.pad)
+    log = Recorder()
+    outcome = train(prepared, splits, spec, ("accuracy",), log, lambda _: None, lambda _: None)
+    of_dev, of_test = ({s: v["accuracy"] for s, split, v in log.lines if split == name} for name in ("dev", "test"))
+    assert outcome.best_step == max(of_dev, key=of_dev.get) < 30
+    assert (outcome.best, outcome.last) == (max(of_dev.values()), of_dev[30])
+    assert (outcome.test, outcome.test_last) == (of_test[outcome.best_step], of_test[30])
+    assert outcome.test < 0.6 < 0.9 < outcome.test_last
+    assert outcome.tested["accuracy"] == outcome.test
+    now = evaluate(prepared.model, splits["test"], ("accuracy",), spec.train, torch.device("cpu"))
+    assert now == outcome.tested
+
+
+def test_the_loop_is_the_one_written_out():
+    """Accumulation, clipping, warm-up and decay: every step's loss depends on all that the steps before it did."""
+    changes = {"batch_size": 8, "gradient_accumulation_steps": 2, "max_grad_norm": 0.5, "weight_decay": 0.1}
+    prepared, splits, spec = setup("lora", steps=7, eval_every=3, log_every=1, **changes)
+    log = Recorder()
+    outcome = train(prepared, splits, spec, ("accuracy",), log, lambda _: None, lambda _: None)
+    assert 0 < outcome.step_ms * 7 <= 2 * 1000 * outcome.train_s  # a median is at most twice the mean
+    lines = [(values["loss"], values["lr"]) for _, split, values in log.lines if split == "train"]
+
+    prepared, _, _ = setup("lora")
+    model, factor, expected = prepared.model.train(), lr_factor(spec.train), []
+    optimizer = make_optimizer(model, prepared.adapters, spec.train)
+    torch.manual_seed(0)
+    for step, rows in enumerate(islice(training_order(256, 16, 0), 7)):
+        losses = [classify.loss(model, classify.collate(splits["train"], part, "cpu")) for part in np.split(rows, 2)]
+        mean = sum(losses) / 2
+        mean.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = spec.train.lr * factor(step)
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append((mean.item(), spec.train.lr * factor(step + 1)))  # the rate of the step to come
+    np.testing.assert_allclose(lines, expected, rtol=1e-5)
+
+
+def test_of_equally_good_checkpoints_the_first_is_kept():
+    prepared, splits, spec = setup("lora", steps=6, lr=1e-30, eval_every=2)
+    outcome = train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None)
+    assert outcome.best == outcome.last
+    assert outcome.best_step == 2
+
+
+def test_where_no_checkpoint_can_be_ranked_the_first_is_kept():
+    seconds = []
+
+    def evaluate(*arguments, **more):
+        start = time.perf_counter()
+        values = classify.evaluate(*arguments, **more)
+        seconds.append(time.perf_counter() - start)
+        return {**values, "accuracy": math.nan}
+
+    prepared, splits, spec = setup("lora", steps=4, eval_every=2)
+    task_type = SimpleNamespace(**{**vars(classify), "evaluate": evaluate})
+    outcome = train(
+        prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None, task_type=task_type
+    )
+    assert outcome.best_step == 2
+    assert math.isnan(outcome.best)
+    assert outcome.eval_s >= sum(seconds)
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+def test_no_step_s_gradient_is_longer_than_the_limit_the_penalty_s_included(method):
+    """With a penalty that alone would exceed it a hundred times."""
+    lengths = []
+
+    def look(optimizer, *_):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        lengths.append(torch.cat([g.flatten() for g in gradients]).norm().item())
+
+    found = {}
+    for limit in (0.01, 0.0):
+        prepared, splits, spec = setup(
+            method, steps=18, gamma=1e3, max_grad_norm=limit, gradient_accumulation_steps=2, batch_size=8
+        )
+        with register_optimizer_step_pre_hook(look):
+            train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None)
+        found[limit], lengths = lengths, []
+    assert found[0.01] == pytest.approx([0.01] * 18, rel=1e-3)
+    assert min(found[0.0]) > (10 if method == "adalora" else 0.02)  # 0 switches clipping off
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_the_rows_of_every_step_are_those_of_the_run_s_seed(group):
+    """`batch_size` · `gradient_accumulation_steps` rows in the order of training_order, or regrouped by length."""
+    seen = []
+
+    def collate(rows, numbers, device):
+        seen.extend(numbers.tolist())
+        return classify.collate(rows, numbers, device)
+
+    task_type = SimpleNamespace(**{**vars(classify), "collate": collate})
+    prepared, splits, spec = setup(
+        "lora", steps=9, seed=3, group_by_length=group, batch_size=8, gradient_accumulation_steps=2
+    )
+    texts = [text * (1 + i % 3) for i, text in enumerate(letters(256, 0).text)]
+    splits["train"] = encode(Split(texts, None, letters(256, 0).label), byte_tokenizer(), 32)
+    train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None, task_type=task_type)
+    order = training_order(256, 16, 3)
+    order = grouped_by_length(order, splits["train"].lengths, 3) if group else order
+    assert seen == np.concatenate(list(islice(order, 9))).tolist()
+
+
+def test_dropout_draws_from_the_run_s_seed_whatever_was_drawn_before():
+    losses = []
+    for drawn in (0, 5):
+        prepared, splits, spec = setup("lora", steps=4, log_every=1)
+        torch.rand(drawn)
+        log = Recorder()
+        train(prepared, splits, spec, ("accuracy",), log, lambda _: None, lambda _: None)
+        losses.append([values["loss"] for _, split, values in log.lines if split == "train"])
+    assert prepared.model.config.hidden_dropout_prob > 0
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.slow
@@ -190,6 +321,27 @@ def test_compaction_gives_the_same_run_in_less_memory(compaction):
         (a, test_a), (b, test_b) = found.values()
         assert test_a == pytest.approx(test_b, abs=0.05)
         assert [v["loss"] for _, _, v in a] == pytest.approx([v["loss"] for _, _, v in b], rel=0.05)
+
+
+def test_before_the_first_allocation_the_mean_rank_is_the_mask_s():
+    prepared, _, _ = setup("adalora")
+    prepared.controller.bank.mask[::2] = False
+    assert budget_now(prepared.controller) == {"budget": 6 * 12, "mean_rank": 3.0}
+    assert budget_now(None) == {}
+
+
+@pytest.mark.parametrize(("unit", "slack"), [("triplets", 70 - 3), ("parameters", 70 - 60)])
+def test_the_record_of_an_allocation(unit, slack):
+    scores = torch.tensor([0.1, 0.9, 0.4, 0.2, 0.7, 0.3, 0.8])
+    module, mask = torch.tensor([0, 0, 0, 1, 1, 1, 1]), torch.tensor([0, 1, 0, 0, 1, 0, 1], dtype=torch.bool)
+    allocation = Allocation(9, 70, unit, mask.sum(), torch.tensor(60), scores, mask, module, ("a", "b"))
+    record = allocation_record(allocation)
+    quantiles = record.pop("score_quantiles")
+    assert record == {
+        "step": 9, "budget": 70, "unit": unit, "kept": 3, "parameters": 60, "slack": slack, "ranks": {"a": 1, "b": 2},
+    }  # fmt: skip
+    for name, part in (("a", scores[:3]), ("b", scores[3:])):
+        assert quantiles[name] == pytest.approx(np.quantile(part.numpy(), [0, 0.25, 0.5, 0.75, 1]).tolist())
 
 
 def test_only_a_final_budget_is_settled():

@@ -208,6 +208,16 @@ def test_a_run_that_raises_is_marked_failed(server, folder):
     assert "best" not in run["summary"]
 
 
+@pytest.mark.parametrize("status", representatives(["diverged", "failed"], 1))
+def test_a_run_that_ends_without_a_result_is_failed_in_wandb(server, folder, status):
+    with open_log(wandb_copy, folder=folder, config=CONFIG, name="n", group="g") as log:
+        log.metrics(1, "train", {"loss": 1.0})
+        log.finish({"status": status, "error": "the loss became nan by step 1", "metric": None, "rank": None})
+    run = server.run_named("n")
+    assert run["exitcode"] == 1
+    assert (run["summary"]["status"], run["summary"]["error"]) == (status, "the loss became nan by step 1")
+
+
 def test_disabled_does_not_even_import_wandb(folder, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "wandb", None)
     log_a_run(partial(wandb_copy, mode="disabled"), folder)

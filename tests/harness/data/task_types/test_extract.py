@@ -125,6 +125,16 @@ def test_a_perfect_model_scores_1_and_one_that_never_answers_what_has_no_answer(
     assert extract.span_metrics(made(90, 30, none_allowed=False), *silent, ("exact_match",))["exact_match"] == 0.0
 
 
+def test_a_span_as_good_as_no_answer_is_answered():
+    found = made()
+    start, end = np.zeros((2, len(found), max(map(len, found.tokens["input_ids"]))))
+    _, margin = answers(found, start, end)
+    assert margin.tolist() == [0.0] * len(QUESTIONS)
+    values = {a: extract.span_metrics(made(none_allowed=a), start, end, ("f1", "exact_match")) for a in (True, False)}
+    assert values[True] == values[False]
+    assert values[True]["exact_match"] == 0.0
+
+
 def test_scores_that_are_no_numbers_are_nan():
     start, end = scores_of(made(), [""] * 4)
     start[0, 3] = np.nan
