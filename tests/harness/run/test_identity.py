@@ -129,7 +129,7 @@ def test_every_setting_of_a_run_enters_the_name_but_those_that_decide_no_result_
         changed = replace(spec, **{f.name: another(f, getattr(spec, f.name))})
         return identity.digest(deciding(changed, rank_map)) != before
 
-    nothing = {"method", "out", "tiny", "force", "retry", "checkpoint_seconds", "tracker"}
+    nothing = {"method", "out", "tiny", "force", "retry", "fail_fast", "checkpoint_seconds", "tracker"}
     content = {"task", "model", "targets", "target_modules", "ranks_from", "holdout", "seed"}
     assert {f.name for f in fields(Spec) if not named(f)} == nothing | content
 

@@ -20,7 +20,7 @@ from adarank.harness.data.tasks.base import Split
 from adarank.harness.models import byte_tokenizer, tiny
 from adarank.harness.run.checkpoint import trained_state
 from adarank.harness.run.prepare import Prepared, lr_factor, make_optimizer
-from adarank.harness.run.train import Diverged, allocation_record, budget_now, is_settled, train
+from adarank.harness.run.train import Diverged, allocation_record, is_settled, train
 
 
 class Recorder:
@@ -326,8 +326,7 @@ def test_compaction_gives_the_same_run_in_less_memory(compaction):
 def test_before_the_first_allocation_the_mean_rank_is_the_mask_s():
     prepared, _, _ = setup("adalora")
     prepared.controller.bank.mask[::2] = False
-    assert budget_now(prepared.controller) == {"budget": 6 * 12, "mean_rank": 3.0}
-    assert budget_now(None) == {}
+    assert prepared.controller.budget_now() == {"budget": 6 * 12, "mean_rank": 3.0}
 
 
 @pytest.mark.parametrize(("unit", "slack"), [("triplets", 70 - 3), ("parameters", 70 - 60)])
