@@ -1,9 +1,9 @@
-"""A run's state on disk, from which it goes on as if it had never stopped: one file, replaced whole, never pickle.
+"""A run's state on disk, from which it resumes as if it had never stopped: one file, replaced as a whole, no pickle.
 
-checkpoint/state.safetensors holds the tensors; its metadata holds everything else as JSON, with a reference where a
-tensor stood. What is in it: trained parameters, buffers and masks, the optimiser with the controller inside, the
-learning-rate curve, the random generators, and where the loop stood. Of a run in several processes rank 0 writes it, and each reads
-it; it can go on in another number of processes.
+checkpoint/state.safetensors holds the tensors, and its metadata everything else as JSON, with a reference in place of
+each tensor: trained parameters, buffers and masks, the optimiser with the controller inside, the learning-rate curve,
+the random generators, and the loop's position. In a run of several processes rank 0 writes the file and all read it; the
+run may resume in another number of processes.
 """
 
 import json
@@ -73,8 +73,8 @@ def _size(tensors: Iterable[Tensor]) -> int:
 class Saver:
     """Saves at the loop's records, at most every `seconds` (0: at every record; None: never), and loads.
 
-    folder: the run's checkpoint/; resume: whether what lies there is to be gone on from. step: the step it goes on
-    from, None where it starts anew. Raises RunFailed for a damaged file.
+    folder: the run's checkpoint/; resume: whether to continue from the state in it. step: the step that the run
+    continues from; None where it starts from the beginning. Raises RunFailed for a damaged file.
     """
 
     def __init__(self, folder: Path, seconds: float | None, resume: bool) -> None:
@@ -85,19 +85,19 @@ class Saver:
                 self.step = dict(json.loads(file.metadata()["outline"])["map"])["step"]
         if len(set(of_all(self.step))) > 1:
             raise RunFailed(
-                f"{folder / STATE} is not the same for every process; valid: out=FOLDER that all nodes share"
+                f"out must be a folder that all nodes share ({folder / STATE} is not the same for every process)"
             )
         self._last = time.monotonic()
 
-    def save(self, model: nn.Module, optimizer: Any, scheduler: Any, progress: Progress, due: bool = False) -> None:
-        """Replace the file if it is time, or in any case if it is `due`. Where `seconds` is None nothing is ever saved.
+    def save(self, model: nn.Module, optimizer: Any, scheduler: Any, progress: Progress, at_once: bool = False) -> None:
+        """Replace the file if `seconds` have passed since it was last written, or at once; never where seconds is None.
 
         Raises OSError where the file cannot be written; the old one is whole then.
         """
         if self.seconds is None:
             return
         seconds = self.seconds
-        if not due and not on_main(lambda: time.monotonic() - self._last >= seconds):
+        if not at_once and not on_main(lambda: time.monotonic() - self._last >= seconds):
             return
         curve = {name: value for name, value in scheduler.state_dict().items() if name != "lr_lambdas"}
         state = {
@@ -118,7 +118,7 @@ class Saver:
         write_bytes(self.folder / STATE, data)
 
     def load(self, model: nn.Module, optimizer: Any, scheduler: Any) -> Progress | None:
-        """Put the saved state into freshly prepared pieces; None where the run starts anew."""
+        """Put the saved state into freshly prepared pieces; None where the run starts from the beginning."""
         if self.step is None:
             return None
         with self._opened() as file:

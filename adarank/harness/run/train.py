@@ -173,7 +173,7 @@ def train(
                 print(f"  step {step}/{config.steps}  {progress(mean_loss, name, last[name], controller)}", flush=True)
         at.step = step
         if saver is not None:
-            saver.save(model, optimizer, scheduler, at, due=step == config.steps)
+            saver.save(model, optimizer, scheduler, at, at_once=step == config.steps)
         started = clock(device)
 
     bar.close()
