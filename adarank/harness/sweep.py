@@ -63,15 +63,15 @@ def count_jobs(words: Sequence[str]) -> int | None:
 
 
 def refuse_unswept(hydra_config: DictConfig, in_sweep: bool) -> None:
-    """Raise SettingError for an experiment whose own sweep (hydra.sweeper.params) is not made: Hydra reads it with -m
-    only, and of one experiment only."""
+    """Raise SettingError for an experiment whose sweep (hydra.sweeper.params) Hydra would ignore: it reads a sweep with
+    -m only, and that of one experiment only."""
     swept = hydra_config.sweeper.get("params") or {}
     given = typed_keys(hydra_config.overrides.task)
     left = [key for key in swept if key not in given]
     if left and "experiment" in given:
         name = hydra_config.runtime.choices.experiment
-        how = "one experiment at a time" if in_sweep else f"-m, or {left[0]}=VALUE"
-        raise SettingError(f"experiment={name} is a sweep over {', '.join(swept)}; valid: {how}")
+        how = "run one experiment at a time" if in_sweep else f"add -m, or give one value, {left[0]}=VALUE"
+        raise SettingError(f"experiment={name} is a sweep over {', '.join(swept)}; {how}")
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,10 @@ def main() -> int:
     parser.add_argument("picture", type=Path)
     options = parser.parse_args()
     if not options.json.is_file():
-        print(f"error: JSON={options.json} is not there; valid: what experiments/bench/step.py wrote", file=sys.stderr)
+        print(
+            f"error: JSON must be a file that experiments/bench/step.py wrote (got {options.json}, which does not exist)",
+            file=sys.stderr,
+        )
         return 2
     found = json.loads(options.json.read_text(encoding="utf-8"))
     print(table(found))

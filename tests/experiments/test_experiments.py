@@ -59,12 +59,15 @@ def test_settings_that_a_method_does_not_use_make_no_more_runs(tmp_path):
 
 def test_without_m_it_is_refused(tmp_path):
     said = inside("experiment=lr_grid", "tiny=true", f"out={tmp_path}", status=2).stderr
-    assert said == "error: experiment=lr_grid is a sweep over method, train.lr, seed; valid: -m, or method=VALUE\n"
+    assert (
+        said
+        == "error: experiment=lr_grid is a sweep over method, train.lr, seed; add -m, or give one value, method=VALUE\n"
+    )
 
 
 def test_two_at_once_are_refused(tmp_path):
     said = inside("-m", "experiment=lr_grid,ranks", "tiny=true", f"out={tmp_path}", status=2).stderr
-    assert "experiment=ranks is a sweep over method, rank, targets, seed; valid: one experiment at a time" in said
+    assert "experiment=ranks is a sweep over method, rank, targets, seed; run one experiment at a time" in said
     assert not summaries(tmp_path)
 
 
