@@ -1,6 +1,6 @@
-"""The model that carries the adapters: without what it is wrapped in, its buffers, and the fingerprint of its weights."""
+"""The model that carries the adapters: without what it is wrapped in, its buffers, class names and fingerprint."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,6 +99,19 @@ def original_buffers(model: nn.Module) -> Iterator[None]:
     finally:
         for name, (buffer, _) in changed.items():
             buffer.copy_(now[name])
+
+
+def class_names(model: nn.Module) -> list[str]:
+    """The class names in a Transformers config; empty where it has only its placeholders LABEL_0, LABEL_1, …"""
+    names = [str(name) for name in (getattr(getattr(model, "config", None), "id2label", None) or {}).values()]
+    return [] if names == [f"LABEL_{i}" for i in range(len(names))] else names
+
+
+def name_classes(model: Any, names: Sequence[str]) -> None:
+    """Put the class names, in index order, into the config of a Transformers model; no names: leave it alone."""
+    if names:
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: i for i, name in enumerate(names)}
 
 
 def fingerprint(model: nn.Module) -> dict[str, list[Any]]:

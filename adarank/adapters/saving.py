@@ -16,7 +16,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from adarank.adapters import bottleneck
-from adarank.adapters.base import base_name, changed_buffers, differs_from, fingerprint, unwrapped
+from adarank.adapters.base import (
+    base_name,
+    changed_buffers,
+    class_names,
+    differs_from,
+    fingerprint,
+    name_classes,
+    unwrapped,
+)
 from adarank.adapters.bottleneck import bottlenecks_of, features_of, insert
 from adarank.adapters.layers import CONV2D, LINEAR_4BIT, check_mergeable, check_unadapted, layer_of, wrappers_of
 from adarank.adapters.lowrank import FACTORS, START, adapters_of, wrap
@@ -96,6 +104,7 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "buffers": {n: list(b.shape) for n, b in buffers.items()},
         "tied": tied,  # further names of these parameters
         "whole": _whole(model, {*trained, *tied}),
+        "labels": class_names(model),
         "base": {
             "class": type(model).__name__,
             "name": getattr(getattr(model, "config", None), "name_or_path", None) or None,
@@ -157,6 +166,8 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], strict: bool 
     strict: whether to refuse another checkpoint of the same shapes, which is otherwise warned of. The folder holds a
     fingerprint of its base, which depends on neither dtype nor quantisation.
 
+    The names of the classes go into the config of a Transformers model with as many.
+
     Returns {module name: adapter}; it is empty for BitFit and a trained head. Raises SettingError, before anything is
     changed, where a file is missing or damaged, the model already has adapters, or it is not the base that they were
     made for (the message names the differing shapes or values). See `save_adapter` for an example.
@@ -208,6 +219,9 @@ def put_adapter(
             parameters[name].copy_(tensors[source]).requires_grad_(True)
         for name in buffers:
             others[name].copy_(tensors[name])
+    labels = description.get("labels") or []
+    if len(getattr(getattr(model, "config", None), "id2label", None) or {}) == len(labels):
+        name_classes(model, labels)
     return dict(made)
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adarank.adapters.base import name_classes
 from adarank.adapters.merge import merge
 from adarank.adapters.saving import BOTTLENECK, load_adapter
 from adarank.commands.folder import Opened, new_folder, open_folder
 from adarank.errors import SettingError
-from adarank.harness.models import name_classes, name_padding
+from adarank.harness.models import name_padding
 from adarank.integrations.peft_import import from_peft
 
 TASKS = {

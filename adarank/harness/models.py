@@ -1,7 +1,7 @@
 """Base models: found first (cheap: name and fingerprint), built later."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -219,13 +219,6 @@ def name_padding(model: Any, tokenizer: Any) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-
-
-def name_classes(model: Any, labels: Sequence[str]) -> None:
-    """Put the class names, in index order, into the model's config; no names: leave it alone."""
-    if labels:
-        model.config.id2label = dict(enumerate(labels))
-        model.config.label2id = {label: i for i, label in enumerate(labels)}
 
 
 TINY = ("bert", "roberta", "distilbert", "deberta_v2", "llama", "gpt2", "gpt_neox", "t5", "bart", "modernbert")

@@ -280,3 +280,16 @@ def test_what_was_trained_untied_is_not_loaded_into_a_model_that_ties_it(tmp_pat
             load(fresh, tmp_path / folder)
         assert type(fresh.inner) is nn.Linear
         assert torch.equal(fresh.head.weight, before)
+
+
+def test_class_names_come_back_into_a_config_with_as_many(tmp_path):
+    from tests.integrations.models import bert
+
+    model = bert()
+    adarank.adapt(model, rank=2, targets=["query"], train=["classifier"])
+    model.config.id2label, model.config.label2id = {0: "no", 1: "yes", 2: "both"}, {"no": 0, "yes": 1, "both": 2}
+    adarank.save_adapter(model, tmp_path)
+    again = bert()
+    adarank.load_adapter(again, tmp_path)
+    assert again.config.id2label == {0: "no", 1: "yes", 2: "both"}
+    assert again.config.label2id["both"] == 2

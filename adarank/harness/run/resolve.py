@@ -10,13 +10,14 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from adarank.adapters.base import name_classes
 from adarank.errors import SettingError
 from adarank.harness.config.spec import Spec
 from adarank.harness.config.validate import settle, typed_keys
 from adarank.harness.data.task_types import TASK_TYPES, TaskType
 from adarank.harness.data.tasks.base import Task, hold_out
 from adarank.harness.device import choose_device, choose_precision
-from adarank.harness.models import Base, Built, name_classes
+from adarank.harness.models import Base, Built
 from adarank.harness.run import distributed, identity
 from adarank.harness.run.prepare import check_optimizer
 from adarank.harness.run.ranks_from import RankMap, read_rank_map
