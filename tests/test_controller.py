@@ -405,6 +405,16 @@ def test_a_controller_s_seed_decides_what_its_allocator_draws():
     assert not torch.equal(drawn[0], drawn[2])
 
 
+def test_before_the_first_allocation_the_mean_rank_is_the_mask_s():
+    net, _, controller, optimizer = setup()
+    controller.bank.mask[::2] = False
+    assert controller.budget_now() == {"budget": 24, "mean_rank": 2.0}
+    run(net, controller, optimizer, range(STEPS))
+    assert controller.budget_now() == {"budget": 12, "mean_rank": 2.0}
+    controller.bank.mask.zero_()  # what was allocated is logged
+    assert controller.budget_now()["mean_rank"] == 2.0
+
+
 def test_a_state_without_a_controller_or_of_another_one_is_refused():
     _, _, controller, optimizer = setup()
     plain = torch.optim.AdamW([p for g in optimizer.param_groups for p in g["params"]]).state_dict()

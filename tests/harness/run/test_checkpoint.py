@@ -136,6 +136,8 @@ def test_the_seconds_count_from_the_last_time_that_it_saved(net, tmp_path):
     (tmp_path / STATE).unlink()
     saver.save(*pieces)
     assert not (tmp_path / STATE).exists()
+    saver.save(*pieces, at_once=True)
+    assert (tmp_path / STATE).exists()
 
 
 def test_a_damaged_file_is_refused_in_a_sentence(tmp_path):

@@ -323,12 +323,6 @@ def test_compaction_gives_the_same_run_in_less_memory(compaction):
         assert [v["loss"] for _, _, v in a] == pytest.approx([v["loss"] for _, _, v in b], rel=0.05)
 
 
-def test_before_the_first_allocation_the_mean_rank_is_the_mask_s():
-    prepared, _, _ = setup("adalora")
-    prepared.controller.bank.mask[::2] = False
-    assert prepared.controller.budget_now() == {"budget": 6 * 12, "mean_rank": 3.0}
-
-
 @pytest.mark.parametrize(("unit", "slack"), [("triplets", 70 - 3), ("parameters", 70 - 60)])
 def test_the_record_of_an_allocation(unit, slack):
     scores = torch.tensor([0.1, 0.9, 0.4, 0.2, 0.7, 0.3, 0.8])
