@@ -18,7 +18,7 @@ from torch import nn
 
 torch.set_num_threads(1)
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the suite composes hundreds of configurations
-settings.register_profile("few", deadline=None, max_examples=25)
+settings.register_profile("few", deadline=None, max_examples=10)
 settings.register_profile("full", deadline=None, max_examples=100)
 settings.load_profile("few")
 

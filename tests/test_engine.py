@@ -205,6 +205,7 @@ def of_two_processes():
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"views"')))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("buckets", ["views", "copies"])
 def test_two_ddp_processes_do_what_one_does_with_the_whole_batch(of_two_processes, buckets):
     first, second = of_two_processes[buckets]

@@ -53,7 +53,7 @@ def settled(table, words):
     return spec_from([f"experiment=paper/{table}", *needs, *words])
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", representatives(TABLES, DEFAULT))
 def test_its_head_says_what_it_costs_and_the_command(table):
     head = (FOLDER / f"{table}.yaml").read_text().partition("defaults:")[0]
     assert int(re.search(r"Cost: (\d+) jobs?,", head).group(1)) == count_jobs(swept(table))
@@ -98,7 +98,7 @@ SCRIPTS = {  # α, length, head dropout, weight decay, warm-up; then where they 
 }
 
 
-@pytest.mark.parametrize("task", TABLE_8)
+@pytest.mark.parametrize("task", representatives(TABLE_8, 2))
 @pytest.mark.parametrize("table", ["adalora_table1", "adalora_table1_script"])
 def test_adalora_s_settings_are_those_of_its_table_and_its_scripts(table, task):
     rows, lr, batch, epochs, gamma, t_i, interval, t_f = TABLE_8[task]
@@ -127,7 +127,7 @@ TABLES_10_AND_13 = {  # AdaLoRA's: task: lr, batch, steps, t_i, t_f; α, length,
 }
 
 
-@pytest.mark.parametrize("task", TABLES_10_AND_13)
+@pytest.mark.parametrize("task", representatives(TABLES_10_AND_13, 1))
 def test_adalora_s_settings_beyond_glue(task):
     lr, batch, steps, t_i, t_f, alpha, length, ranks, script_t_f = TABLES_10_AND_13[task]
     table = "adalora_table2" if task.startswith("squad") else "adalora_table3"
@@ -156,7 +156,7 @@ TABLE_9 = {  # LoRA's: task: rows, then lr, batch, epochs, length of base and of
 }
 
 
-@pytest.mark.parametrize("task", TABLE_9)
+@pytest.mark.parametrize("task", representatives(TABLE_9, 2))
 @pytest.mark.parametrize("table", ["lora_table2", "lora_table2_large"])
 def test_lora_s_settings_are_those_of_its_table(table, task):
     large = table.endswith("large")

@@ -14,6 +14,7 @@ from adarank.harness.run.train import train
 from adarank.targets import resolve_targets
 from tests.harness.config.test_validate import settled
 from tests.harness.run.test_train import Recorder, letters
+from tests.representatives import representatives
 
 STEPS = 60
 # Methods that lean on the base: BERT's N(0, 0.02²) hands [CLS] next to nothing of the text, 0.16 makes random features.
@@ -51,7 +52,10 @@ def learn(method, *overrides):
 
 @pytest.mark.parametrize(
     "method",
-    ["houlsby", "pfeiffer", "bitfit", "head", "rslora", "lora_plus", "svd_lora", "lora_orth", "lora_pruned"],
+    representatives(
+        ["houlsby", "pfeiffer", "bitfit", "head", "rslora", "lora_plus", "svd_lora", "lora_orth", "lora_pruned"],
+        ["houlsby", "bitfit", "lora_orth", "lora_pruned"],
+    ),
 )
 def test_it_learns_and_leaves_the_rest_alone(method):
     prepared, outcome, frozen, log = learn(method)

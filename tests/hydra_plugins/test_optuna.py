@@ -44,6 +44,7 @@ def test_it_searches_around_the_method_s_rate_and_goes_on(tmp_path):
     assert best["best_value"] == max(found.values())
 
 
+@pytest.mark.slow
 def test_a_finished_run_still_has_its_metric(tmp_path):
     out = f"out={tmp_path}"
     inside("method=lora", "tiny=true", out)

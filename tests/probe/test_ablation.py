@@ -18,6 +18,7 @@ from adarank.probe.score_fidelity import final_scores
 from adarank.scores.score import Score
 from tests.harness.data.task_types import test_generate, test_seq2seq
 from tests.harness.data.tasks.squad_folder import write
+from tests.representatives import representatives
 
 WORDS = ["good film", "dull", "a fine long tale of love", "bad", "why not", "it ends", "great", "no", "so so film"]
 
@@ -91,7 +92,7 @@ def test_a_planted_triplet_is_found():
 TYPES_AND_MODELS = [("extract", "deberta_v2"), ("generate", "llama"), ("seq2seq", "bart"), ("seq2seq", "t5")]
 
 
-@pytest.mark.parametrize(("name", "family"), TYPES_AND_MODELS)
+@pytest.mark.parametrize(("name", "family"), representatives(TYPES_AND_MODELS, 2))
 def test_every_task_type_is_probed_by_its_own_loss(tmp_path, name, family):
     """The increase is that of the loss which `evaluate` reports, over windows, or over tokens of responses."""
     task_type = TASK_TYPES[name]
@@ -169,7 +170,7 @@ def test_scores_that_read_a_learned_lambda_are_left_out_of_lora():
     assert "contribution" in found
 
 
-@pytest.mark.parametrize("family", ["bert", "bart", "t5", "llama", "gpt2"])
+@pytest.mark.parametrize("family", representatives(["bert", "bart", "t5", "llama", "gpt2"], 2))
 def test_cached_blocks_change_nothing_and_are_all_that_ran_before(monkeypatch, family):
     """Bit for bit the losses without a cache, and every earlier block, those of the encoder included, runs once a
     batch."""

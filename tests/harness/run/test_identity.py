@@ -11,6 +11,7 @@ from adarank.harness.data.tasks.base import Split, Task
 from adarank.harness.run import identity
 from adarank.harness.run.ranks_from import RankMap
 from tests.harness.config import test_validate
+from tests.representatives import representatives
 
 settled = cache(test_validate.settled)
 ROWS = Split(["a"], None, np.zeros(1, np.int64))
@@ -62,11 +63,11 @@ def test_the_names_of_today_stay():
 
 @pytest.mark.parametrize(
     "words",
-    [
+    representatives([
         ["out=elsewhere"], ["tracker=wandb"], ["force=true"], ["retry=failed"], ["checkpoint_seconds=1"],
         ["train.gradient_checkpointing=true"], ["train.eval_every=100"], ["train.warmup=60"], ["init_rank=12"],
         ["score.beta1=0.85"], ["budget.unit=triplets"], ["seed=7"], ["targets=qv"],
-    ],
+    ], 4),
 )  # fmt: skip
 def test_what_decides_no_result_or_says_the_same_enters_no_name(words):
     assert decides(*words) == by_default()
@@ -74,13 +75,13 @@ def test_what_decides_no_result_or_says_the_same_enters_no_name(words):
 
 @pytest.mark.parametrize(
     "words",
-    [
+    representatives([
         ["rank=4"], ["init_rank=16"], ["variant=paper"], ["compaction=final"], ["pruned_triplets=frozen"],
         ["svd_before_allocation=true"], ["train.steps=500"], ["train.eval_every=0.2"], ["train.batch_size=16"],
         ["train.lr_scheduler=cosine"], ["score.beta1=0.9"], ["score=magnitude"], ["schedule.t_i=0.2"],
         ["penalty.gamma=0.2"], ["penalty=none"], ["adapter.alpha=16"], ["budget.unit=parameters"],
         ["compaction=progressive"], ["train.group_by_length=true"],
-    ],
+    ], 6),
 )  # fmt: skip
 def test_what_decides_a_result_enters_its_name(words):
     assert identity.digest(decides(*words)) != identity.digest(by_default())
