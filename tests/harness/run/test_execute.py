@@ -104,6 +104,7 @@ def test_a_failure_at_test_keeps_what_was_trained_and_retry_trains_no_step_again
     assert not (folder / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_a_summary_that_cannot_be_written_costs_no_training(words, tmp_path):
     inside(*words, f"out={tmp_path / 'whole'}")
     out = tmp_path / "out"

@@ -29,6 +29,7 @@ def command(parameters: dict) -> list[str]:
     return out
 
 
+@pytest.mark.slow
 def test_an_agent_s_run_is_one_trial_of_its_sweep(tmp_path):
     """The run takes the id that the agent chose, and reports the metric that the recipe optimises."""
     parameters = {"train.lr": 0.003, "rank": 2, "method": "lora", "tiny": True}

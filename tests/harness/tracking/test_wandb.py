@@ -167,6 +167,7 @@ def sync(kept, server):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_online_runs_arrive_whole_and_apart(server, folder, tmp_path, caplog, capfd):
     (tmp_path / "second").mkdir()
     log_a_run(partial(wandb_copy, mode="online", tags=["a", "b"]), folder)
