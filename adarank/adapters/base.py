@@ -151,7 +151,10 @@ def _is_plain(parameter: Tensor) -> bool:
     """Whether a parameter holds its values here and unquantised."""
     dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     return (
-        type(parameter) is nn.Parameter and parameter.dtype in dtypes and not parameter.is_meta and len(parameter) > 0
+        type(parameter) is nn.Parameter
+        and parameter.dtype in dtypes
+        and not parameter.is_meta
+        and parameter.numel() > 0
     )
 
 

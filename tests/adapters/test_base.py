@@ -197,6 +197,19 @@ def test_a_little_more_training_is_another_checkpoint(dtype):
     assert differs_from(other.to(dtype), fingerprint(net().requires_grad_(False))) == "0.weight"
 
 
+def test_a_scalar_parameter_is_part_of_the_fingerprint():
+    """Such as CLIP's logit_scale."""
+
+    def scaled(value):
+        model = nn.ModuleDict({"words": nn.Embedding(3, 2)})
+        nn.init.ones_(model["words"].weight)
+        model.register_parameter("scale", nn.Parameter(torch.tensor(value)))
+        return model.requires_grad_(False)
+
+    assert differs_from(scaled(2.0), fingerprint(scaled(2.0))) is None
+    assert differs_from(scaled(3.0), fingerprint(scaled(2.0))) == "scale"
+
+
 def test_more_tokens_are_the_same_checkpoint():
     few, more = nn.ModuleDict({"words": nn.Embedding(10, 4)}), nn.ModuleDict({"words": nn.Embedding(12, 4)})
     with torch.no_grad():
