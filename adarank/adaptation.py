@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from adarank import inits
-from adarank.adapters.base import unwrapped
+from adarank.adapters.base import train_whole, unwrapped
 from adarank.adapters.layers import (
     LINEAR_4BIT,
     check_mergeable,
@@ -64,7 +64,8 @@ def adapt(
     Raises:
         SettingError: an argument cannot be used. The message is one sentence, and the model is unchanged.
 
-    Warns of matrices in the blocks that no adapter can wrap (see `reach`).
+    Warns of matrices in the blocks that no adapter can wrap (see `reach`), and of modules in `train` that are stored in
+    half precision, whose rounding loses most updates.
 
     Example:
         >>> from torch import nn
@@ -126,8 +127,7 @@ def adapt(
         for parameter in trained_before:
             parameter.requires_grad_(True)
         raise
-    for name in trained:
-        model.get_submodule(name).requires_grad_(True)
+    train_whole(model, trained)
     if missed := reach(model).missed:
         warnings.warn(
             f"no adapter can wrap {', '.join(missed[:5])}{', …' if len(missed) > 5 else ''} "

@@ -23,7 +23,7 @@ MEASUREMENTS: dict[str, Callable[[Run], Any]] = {  # files of `adarank probe`; f
 
 def fairness_warnings(table: Table) -> list[str]:
     """One sentence for each reason to doubt the table's comparisons, none where they are fair."""
-    return [*_learning_rates(table), *_scales(table), *_budgets(table)]
+    return [*_learning_rates(table), *_scales(table), *_dtypes(table), *_budgets(table)]
 
 
 def notes(table: Table) -> list[str]:
@@ -85,6 +85,22 @@ def _scales(table: Table) -> list[str]:
         values = "; ".join(f"{table.labels[row]} {scale:g}" for row, scale in scales.items())
         return [f"The effective scale α/r differs between rows: {values}."]
     return []
+
+
+def _dtypes(table: Table) -> list[str]:
+    """Rows that trained or computed in different dtypes, or on bases stored in different ones (4-bit bases aside, which a
+    method's name shows; full fine-tuning has no frozen base)."""
+    lines = []
+    for part, verb in (("trained", "train parameters"), ("compute", "compute"), ("base", "store the frozen base")):
+        rows: dict[str, list[str]] = defaultdict(list)
+        for row in table.rows:
+            for dtype in sorted({str((run.summary.get("dtype") or {}).get(part) or "") for run in row.runs}):
+                if dtype not in ("", "nf4"):
+                    rows[dtype].append(table.labels[row])
+        if len(rows) > 1:
+            which = "; ".join(f"{_listed(names)} in {dtype}" for dtype, names in sorted(rows.items()))
+            lines.append(f"The rows {verb} in different dtypes: {which}.")
+    return lines
 
 
 def _close(value: float, other: float) -> bool:

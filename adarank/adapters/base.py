@@ -1,5 +1,6 @@
 """The model that carries the adapters: without what it is wrapped in, its buffers, class names and fingerprint."""
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -85,6 +86,21 @@ def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:
         for name, buffer in module.named_buffers(recurse=False)
         if name not in module._non_persistent_buffers_set
     }
+
+
+def train_whole(model: nn.Module, names: Sequence[str]) -> None:
+    """Let the modules with these names train as a whole, and warn of anything in the model that trains in half precision."""
+    for name in names:
+        model.get_submodule(name).requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            module = name.rpartition(".")[0]
+            warnings.warn(
+                f"{name} trains in {str(parameter.dtype).removeprefix('torch.')}, whose rounding loses most updates; call "
+                f"model.get_submodule({module!r}).float() before adapting, and train under torch.autocast",
+                stacklevel=3,
+            )
+            return
 
 
 @contextmanager

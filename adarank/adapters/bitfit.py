@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from adarank.adapters.base import remember_buffers, unwrapped
+from adarank.adapters.base import remember_buffers, train_whole, unwrapped
 from adarank.adapters.layers import check_unadapted
 from adarank.errors import SettingError
 from adarank.pieces import needs
@@ -22,9 +22,10 @@ def bitfit(model: nn.Module, train: Sequence[str] = ()) -> dict[str, nn.Paramete
     biases = {n: p for n, p in model.named_parameters() if n.rpartition(".")[2].endswith("bias")}
     if not biases:
         raise SettingError(f"{type(model).__name__} has no bias, so BitFit would train nothing; choose another method")
-    _only(model, train)
+    trained = _freeze_all(model, train)
     for bias in biases.values():
         bias.requires_grad_(True)
+    train_whole(model, trained)
     return biases
 
 
@@ -41,14 +42,14 @@ def head(model: nn.Module, train: Sequence[str]) -> dict[str, nn.Parameter]:
             "least one module, or choose another method"
         )
     model = unwrapped(model)
-    _only(model, train)
+    train_whole(model, _freeze_all(model, train))
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _only(model: nn.Module, train: Sequence[str]) -> None:
+def _freeze_all(model: nn.Module, train: Sequence[str]) -> list[str]:
+    """The names of the modules that `train` selects, which are frozen, too, as yet."""
     check_unadapted(model)
     trained = trained_modules(model, train)
     remember_buffers(model)
     model.requires_grad_(False)
-    for name in trained:
-        model.get_submodule(name).requires_grad_(True)
+    return trained

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adarank.adapters.base import remember_buffers, unwrapped
+from adarank.adapters.base import remember_buffers, train_whole, unwrapped
 from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, Wrapper, check_unadapted, layer_of
 from adarank.errors import SettingError, whole_number
 from adarank.pieces import needs
@@ -132,8 +132,7 @@ def bottlenecks(
         bottleneck.draw()
     for parameter in of_norms:
         parameter.requires_grad_(True)
-    for name in trained:
-        model.get_submodule(name).requires_grad_(True)
+    train_whole(model, trained)
     return added
 
 

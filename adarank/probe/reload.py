@@ -10,12 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-import adarank
+from adarank.adapters.saving import put_adapter, read_adapter
 from adarank.errors import SettingError
 from adarank.harness.config.spec import Spec, spec_of
 from adarank.harness.data.tasks.base import Task
 from adarank.harness.device import choose_device
 from adarank.harness.models import Built
+from adarank.harness.run.prepare import store
 from adarank.harness.run.resolve import build, load_base, load_task
 from adarank.runs.files import ADAPTER, CHECKPOINT, CONFIG, SUMMARY, read_object
 
@@ -71,7 +72,12 @@ def load_trained_weights(run: FinishedRun) -> dict[str, nn.Module]:
     """
     folder, weights = run.folder / ADAPTER, run.folder / CHECKPOINT / "model.safetensors"
     if (folder / "adapter.json").is_file():
-        adapters: dict[str, nn.Module] = adarank.load_adapter(run.model, folder)
+        tensors, description = read_adapter(folder)
+        for name, parameter in run.model.named_parameters():
+            if name in description["trained"]:
+                parameter.data = parameter.data.to(tensors[name].dtype)  # loading must not round what was trained
+        adapters: dict[str, nn.Module] = put_adapter(run.model, tensors, description, folder)
+        store(run.model, run.built.dtype)
         run.model.to(run.device)
         return adapters
     if not weights.is_file():

@@ -77,6 +77,22 @@ def test_scales_are_compared_without_lora_too(tmp_path, write_run):
     assert warnings_of(tmp_path) == ["The effective scale α/r differs between rows: eva 2; sora 4."]
 
 
+def test_rows_in_different_dtypes_are_warned_of(tmp_path, write_run):
+    def dtype(base, trained="fp32", compute="fp32"):
+        return {"base": base, "trained": trained, "compute": compute}
+
+    write_run(tmp_path, "lora", 0, dtype=dtype("fp32"))
+    write_run(tmp_path, "full", 0, scale=None, dtype=dtype(None))
+    write_run(tmp_path, "qlora", 0, rank=None, dtype=dtype("nf4"))
+    write_run(tmp_path, "head", 0, scale=None, rank=None)  # of a version that did not record it
+    assert not [line for line in warnings_of(tmp_path) if "dtype" in line]
+    write_run(tmp_path, "sora", 0, rank=None, dtype=dtype("bf16", compute="bf16"))
+    assert [line for line in warnings_of(tmp_path) if "dtype" in line] == [
+        "The rows compute in different dtypes: sora in bf16; full, qlora, lora 8 in fp32.",
+        "The rows store the frozen base in different dtypes: sora in bf16; lora 8 in fp32.",
+    ]
+
+
 def test_budgets_that_do_not_match_are_listed_with_their_ratios(quickstart):
     (line,) = [line for line in warnings_of(quickstart) if line.startswith("Budgets")]
     assert "adalora 12 → 8 (initial triplets 1.50×, mean over training" in line

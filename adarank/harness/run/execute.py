@@ -1,5 +1,6 @@
 """One run from a composed configuration to a finished folder."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from torch import nn
 import adarank
 from adarank.adaptation import reach
 from adarank.adapters.bottleneck import bottlenecks_of
+from adarank.adapters.layers import numel
 from adarank.errors import RunFailed
 from adarank.harness.config.spec import Spec
 from adarank.harness.data.batches import Encoded, init_batches
@@ -22,6 +24,7 @@ from adarank.harness.data.metrics import higher_is_better
 from adarank.harness.data.metrics.texts import not_computed
 from adarank.harness.data.task_types import classify
 from adarank.harness.device import base_mib, device_name
+from adarank.harness.models import DTYPES
 from adarank.harness.run import distributed, identity
 from adarank.harness.run.checkpoint import Saver, bytes_to_save
 from adarank.harness.run.distributed import is_main, on_main
@@ -227,7 +230,19 @@ def describe(run: Resolved, prepared: Prepared, provenance: Mapping[str, Any]) -
         "device": device_name(run.device),
         **provenance,
         "recipe": identity.RECIPE,
+        "dtype": {**dtypes(prepared.model), "compute": spec.train.precision},
     }
+
+
+def dtypes(model: nn.Module) -> dict[str, str | None]:
+    """{base: of the frozen parameters, trained: of the trained ones}: the dtype that holds most of their values, null
+    where there are none; "nf4" where the base is quantised."""
+    counts: dict[str, Counter[str]] = {"base": Counter(), "trained": Counter()}
+    for parameter in model.parameters():
+        full = str(parameter.dtype).removeprefix("torch.")
+        short = next((short for short, name in DTYPES.items() if name == full), "nf4")
+        counts["trained" if parameter.requires_grad else "base"][short] += numel(parameter)
+    return {part: max(count, key=lambda name: count[name], default=None) for part, count in counts.items()}
 
 
 def parameters(model: nn.Module) -> dict[str, int]:

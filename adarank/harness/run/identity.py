@@ -12,6 +12,7 @@ from typing import Any
 
 from adarank.harness.config.spec import NEVER, Spec, identity_default
 from adarank.harness.data.tasks.base import Task
+from adarank.harness.models import Base
 from adarank.harness.run.ranks_from import RankMap
 
 RECIPE = 1  # bump by hand when the same settings give other results
@@ -21,12 +22,13 @@ PIECES = ("adapter", "init", "score", "allocator", "schedule", "penalty", "quant
 
 
 def decides(
-    spec: Spec, task: Task, model: str, targets: str | list[str] | None, rank_map: RankMap | None
+    spec: Spec, task: Task, base: Base, dtype: str, targets: str | list[str] | None, rank_map: RankMap | None
 ) -> dict[str, Any]:
     """Everything that decides a run's result, but the seed, where it differs from its identity default.
 
-    What a setting leads to counts, not how it was typed: local data and models (`model` is a fingerprint) and the ranks
-    of another run enter by their content, `targets` as the adapter gets them, and what has no effect does not enter.
+    What a setting leads to counts, not how it was typed: local data and models and the ranks of another run enter by
+    their content, `targets` as the adapter gets them, and what has no effect does not enter. dtype: of the frozen
+    weights; it enters unless the checkpoint and the weights are both in fp32, or both in fp64.
     """
     idle = spec.without_effect()
     found: dict[str, Any] = {}
@@ -50,7 +52,12 @@ def decides(
         found["ranks"] = rank_map._asdict()
     train = {key: value for key, value in spec.train.identity().items() if f"train.{key}" not in idle}
     rows = {"fingerprint": task.fingerprint, "metrics": list(task.metrics), "max_length": task.max_length}
-    return {**found, "train": train, "task": {**rows, "task_type": task.task_type, **task.options}, "model": model}
+    if {base.stored, dtype} & {"bf16", "fp16"}:
+        found["dtype"] = dtype
+    if base.attention != "auto":
+        found["attention"] = base.attention
+    about = {**rows, "task_type": task.task_type, **task.options}
+    return {**found, "train": train, "task": about, "model": base.fingerprint}
 
 
 def digest(deciding: Mapping[str, Any]) -> str:

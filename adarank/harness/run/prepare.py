@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import adarank
+from adarank.adapters.layers import Wrapper, layer_of
 from adarank.adapters.lowrank import LowRank
 from adarank.controller import RankController
 from adarank.errors import SettingError
 from adarank.harness.config.spec import Spec, TrainConfig
-from adarank.harness.models import Built
+from adarank.harness.models import DTYPES, Built, kept_in_fp32
 from adarank.harness.run.ranks_from import RankMap, fixed_ranks
 from adarank.schedules import Schedule
 from adarank.targets import find_targets, sides
@@ -44,6 +45,7 @@ def prepare(
     is trained or written."""
     model = built.model
     if spec.adapter is None:
+        store(model, built.dtype)
         return Prepared(model.to(device), {}, None)
     offered = {"model": model, "rank": spec.rank, "targets": targets, "train": built.head, "batches": batches}
     unadapted: tuple[str, ...] = ()
@@ -66,6 +68,7 @@ def prepare(
         offered |= {"rank": ranks, "init": init or "default"}
     made = spec.adapter(**offered)
     adapters = {name: module for name, module in made.items() if isinstance(module, LowRank)}
+    store(model, built.dtype)
     model.to(device)
     if spec.low_rank:
         _keep_scale(adapters, spec)
@@ -87,6 +90,24 @@ def prepare(
     )
     controller.prepare_adapters()  # so that the scale and the initial ranks can be reported before training
     return Prepared(model, adapters, controller, unadapted)
+
+
+def store(model: Any, dtype: str) -> None:
+    """Hold trained parameters in fp32 at least, and frozen ones in `dtype`, a key of `adarank.harness.models.DTYPES`.
+
+    Frozen parameters stay as they are where they are quantised, where Transformers keeps their modules in fp32, and
+    where they share a module other than a linear, a convolution or an embedding with trained ones: a LayerNorm cannot
+    compute with a bf16 weight and an fp32 bias.
+    """
+    target = getattr(torch, DTYPES[dtype])
+    in_fp32 = kept_in_fp32(model)
+    for name, module in model.named_modules():
+        own = [p for p in module.parameters(recurse=False) if p.is_floating_point()]
+        mixed = any(p.requires_grad for p in own) and layer_of(module) is None and not isinstance(module, Wrapper)
+        whole = mixed or not in_fp32.isdisjoint(name.split("."))
+        for parameter in own:
+            kept = torch.promote_types(parameter.dtype, torch.float32)
+            parameter.data = parameter.data.to(kept if whole or parameter.requires_grad else target)
 
 
 def _schedule(adapters: Mapping[str, LowRank], spec: Spec) -> Schedule | None:

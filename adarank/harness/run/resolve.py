@@ -16,7 +16,7 @@ from adarank.harness.config.spec import Spec
 from adarank.harness.config.validate import settle, typed_keys
 from adarank.harness.data.task_types import TASK_TYPES, TaskType
 from adarank.harness.data.tasks.base import Task, hold_out
-from adarank.harness.device import choose_device, choose_precision
+from adarank.harness.device import choose_device, choose_dtype, choose_precision
 from adarank.harness.models import Base, Built
 from adarank.harness.run import distributed, identity
 from adarank.harness.run.prepare import check_optimizer
@@ -30,7 +30,7 @@ UNLIMITED = 10**30  # as Transformers' tokenisers say it
 @dataclass(frozen=True)
 class Resolved:
     """One run before its model is built. targets: what the adapter gets, None where it takes none; rank_map: of
-    ranks_from."""
+    ranks_from; dtype: how frozen weights are stored."""
 
     spec: Spec
     task: Task
@@ -38,6 +38,7 @@ class Resolved:
     targets: str | list[str] | None
     rank_map: RankMap | None
     device: torch.device
+    dtype: str
 
     @property
     def task_type(self) -> TaskType:
@@ -46,7 +47,7 @@ class Resolved:
     @cached_property
     def folder(self) -> Path:
         """The run's folder, `<method>-<digest of what decides its result>-s<seed>`."""
-        decides = identity.decides(self.spec, self.task, self.base.fingerprint, self.targets, self.rank_map)
+        decides = identity.decides(self.spec, self.task, self.base, self.dtype, self.targets, self.rank_map)
         return identity.run_folder(self.spec.out, self.spec.method, decides, self.spec.seed)
 
     @property
@@ -71,7 +72,7 @@ def resolve(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     check_optimizer(spec.train.optimizer, device)
     task, base = load_task(spec), load_base(spec)
     targets = resolve_targets(base, spec.targets, spec.target_modules) if spec.takes("targets") else None
-    return Resolved(spec, task, base, targets, rank_map, device)
+    return Resolved(spec, task, base, targets, rank_map, device, frozen_dtype(spec, base, device))
 
 
 def load_task(spec: Spec) -> Task:
@@ -87,6 +88,12 @@ def load_base(spec: Spec) -> Base:
         raise SettingError("model=none leaves nothing to train; choose a model")
     base: Base = spec.model()
     return base
+
+
+def frozen_dtype(spec: Spec, base: Base, device: torch.device) -> str:
+    """How the weights that a method freezes are stored; full fine-tuning freezes none and has fp32 (or fp64)."""
+    dtype = choose_dtype(base.dtype, base.stored, spec.train.precision, device)
+    return dtype if spec.adapter is not None or dtype == "fp64" else "fp32"
 
 
 def longest_input(model: Any) -> int:
@@ -110,11 +117,36 @@ def longest_input(model: Any) -> int:
     return limit - tables[0] - 1 if tables else limit
 
 
+def set_attention(model: Any, attention: str) -> None:
+    """Let a Transformers model compute attention as model.attention says. Raises SettingError where it cannot."""
+    from transformers.utils import is_flash_attn_2_available
+
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise SettingError(
+            "model.attention=flash_attention_2: the package flash-attn is not installed, or there is no CUDA device; "
+            "choose sdpa, eager or auto"
+        )
+    try:
+        model.set_attn_implementation(attention)
+    except (ValueError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise SettingError(
+            f"model.attention must be one that {type(model).__name__} supports, or auto (got {attention}; {reason})"
+        ) from None
+
+
 def build(spec: Spec, task: Task, base: Base, device: torch.device) -> Built:
-    """The base model with its head, drawn from the seed alone so that every method starts from the same, and quantised."""
-    task_type = TASK_TYPES[task.task_type]
+    """The base model with its head, drawn from the seed alone so that every method starts from the same, and quantised.
+
+    A low-rank method's checkpoint in bf16 is loaded in bf16 where its frozen weights stay in it. Whatever else trains
+    starts from fp32 weights, which only the checkpoint itself has rounded.
+    """
+    task_type, dtype = TASK_TYPES[task.task_type], frozen_dtype(spec, base, device)
     torch.manual_seed(spec.seed)
-    built = base.build(task_type.outputs(task), task_type)
+    loaded = dtype if base.stored == dtype and (spec.low_rank or dtype == "fp64") else "fp32"
+    built = replace(base.build(task_type.outputs(task), task_type, loaded), dtype=dtype)
+    if base.attention != "auto":
+        set_attention(built.model, base.attention)
     name_classes(built.model, task.labels)
     built.tokenizer.model_max_length = longest_input(built.model)
     if spec.quantization is not None:

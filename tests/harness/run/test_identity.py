@@ -8,6 +8,7 @@ import pytest
 
 from adarank.harness.config.spec import NEVER, BudgetConfig, Piece, Spec, TrainConfig, identity_default
 from adarank.harness.data.tasks.base import Split, Task
+from adarank.harness.models import Base
 from adarank.harness.run import identity
 from adarank.harness.run.ranks_from import RankMap
 from tests.harness.config import test_validate
@@ -15,6 +16,7 @@ from tests.representatives import representatives
 
 settled = cache(test_validate.settled)
 ROWS = Split(["a"], None, np.zeros(1, np.int64))
+BASE = Base("m", "model", "bert", None)
 TASK = Task("t", ROWS, ROWS, None, ("x", "y"), ("accuracy",), 64, "abc")
 
 
@@ -23,14 +25,15 @@ def by_default():
     return decides()
 
 
-def decides(*overrides, rank_map=None, task=TASK, targets="all-linear"):
-    return deciding(settled(*overrides), rank_map, task, targets)
+def decides(*overrides, rank_map=None, task=TASK, targets="all-linear", base=BASE, dtype="fp32"):
+    return deciding(settled(*overrides), rank_map, task, targets, base, dtype)
 
 
-def deciding(spec, rank_map=None, task=TASK, targets="all-linear"):
+def deciding(spec, rank_map=None, task=TASK, targets="all-linear", base=BASE, dtype="fp32"):
     if spec.train.precision == "auto":
         spec = replace(spec, train=replace(spec.train, precision="fp32"))
-    return identity.decides(spec, task, "model", targets if spec.takes("targets") else None, rank_map)
+    targets = targets if spec.takes("targets") else None
+    return identity.decides(spec, task, base, dtype, targets, rank_map)
 
 
 def test_only_what_differs_from_the_identity_defaults_enters():
@@ -203,3 +206,15 @@ def test_every_setting_has_a_sentence_and_an_identity_default(cls):
 def test_a_null_setting_that_the_run_supplies_enters_no_name():
     assert "seed" not in decides("score=random")["score"]
     assert decides("score=random", "score.seed=3")["score"]["seed"] == 3
+
+
+def test_the_dtype_enters_where_checkpoint_or_weights_are_in_half_precision():
+    half = replace(BASE, stored="bf16")
+    assert decides(base=replace(BASE, dtype="fp32"), dtype="fp32") == decides()
+    assert decides(base=replace(BASE, stored="fp64"), dtype="fp64") == decides()
+    assert {**decides(), "dtype": "fp32"} == decides(base=half) == decides(base=replace(BASE, stored="fp16"))
+    assert {**decides(), "dtype": "bf16"} == decides(base=half, dtype="bf16") == decides(dtype="bf16")
+
+
+def test_an_attention_that_was_asked_for_enters():
+    assert decides(base=replace(BASE, attention="eager")) == {**decides(), "attention": "eager"}
