@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from adarank.adapters import bottleneck
@@ -32,6 +32,7 @@ from adarank.adapters.merge import is_merged
 from adarank.adapters.parametrisation import find, lookup
 from adarank.errors import SettingError
 from adarank.targets import check_layers, near
+from adarank.tensor_files import write_tensors
 
 T = TypeVar("T")
 FORMAT = 1
@@ -152,11 +153,12 @@ def write_files(folder: str | os.PathLike[str], files: Mapping[str, Any]) -> Non
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        tensors = name.endswith(".safetensors")
-        text = "" if tensors else json.dumps(content, indent=2) + "\n"
-        data = save(dict(content), metadata={"format": "pt"}) if tensors else text.encode()
         temporary = path / f".{name}.{os.getpid()}.tmp"
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            if name.endswith(".safetensors"):
+                write_tensors(file, content, {"format": "pt"})
+            else:
+                file.write((json.dumps(content, indent=2) + "\n").encode())
         temporary.replace(path / name)
 
 

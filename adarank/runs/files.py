@@ -7,9 +7,10 @@ import os
 import sys
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -83,13 +84,15 @@ def finite(value: Any) -> Any:
     return value
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to a temporary file in the same folder, then rename it to `path`. An OSError names `path`."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file in the same folder to write into, renamed to `path` at the end unless something fails. An OSError
+    names `path`."""
     unique = uuid.uuid4().hex[:12]  # process numbers repeat across the machines of a cluster
     temporary = path.with_name(f".{path.name}.{unique}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -98,6 +101,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by a file with `data`, completely or not at all. An OSError names `path`."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def is_unwritable(error: BaseException, folder: Path) -> bool:

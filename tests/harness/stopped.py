@@ -15,8 +15,8 @@ def kill(after):
 
     save = Saver.save
 
-    def save_and_die(self, model, optimizer, scheduler, progress, due=False):
-        save(self, model, optimizer, scheduler, progress, due)
+    def save_and_die(self, model, optimizer, scheduler, progress, **more):
+        save(self, model, optimizer, scheduler, progress, **more)
         if progress.step == after:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -12,7 +12,7 @@ import inspect
 import math
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,16 @@ class TrainConfig:
     )
     weight_decay: float = setting(0.0, "AdamW's weight decay, not applied to biases and norms.", at_least=0)
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm; 0 switches clipping off.", at_least=0)
-    eval_every: int | float = setting(0.1, "Evaluate on dev every so many steps, or fractions of train.steps.")
+    eval_every: int | float = setting(
+        0.25, "Evaluate on dev every so many steps, or fractions of train.steps.", identity=0.1
+    )
+    eval_share: float | None = setting(
+        1.0,
+        "Where train.eval_every is a fraction, skip evaluations, but not the last, that would bring the rows of dev read "
+        "to more than this many times the rows trained; null: skip none.",
+        above=0,
+        identity=None,
+    )
     log_every: int = setting(10, "Record the training loss every so many steps.", at_least=1)
     precision: str = setting(
         "auto",
@@ -153,6 +162,20 @@ class TrainConfig:
     def eval_steps(self) -> int:
         """Steps between two evaluations on dev, at least 1."""
         return as_steps("train.eval_every", self.eval_every, self.steps, minimum=1)
+
+    def evaluation_steps(self, dev: int) -> list[int]:
+        """The steps after which dev, of so many rows, is evaluated; the last step is always one of them."""
+        share = self.eval_share if isinstance(self.eval_every, float) else None
+        rows, read, steps = self.batch_size * self.gradient_accumulation_steps, 0, []
+        for step in range(self.eval_steps, self.steps, self.eval_steps):
+            if share is None or read + dev <= share * rows * step:
+                steps.append(step)
+                read += dev
+        return [*steps, self.steps]
+
+    def skipped_evaluations(self, dev: int) -> int:
+        """How many evaluations of dev, of so many rows, `eval_share` skips."""
+        return len(replace(self, eval_share=None).evaluation_steps(dev)) - len(self.evaluation_steps(dev))
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result and differ from their identity defaults; steps are compared as whole steps."""
@@ -218,9 +241,10 @@ class Spec:
         identity=NEVER,
     )
     fail_fast: bool = setting(False, "Stop a sweep at its first failure.", identity=NEVER)
-    checkpoint_seconds: float | None = setting(
-        60.0,
-        "At most this many seconds are lost when a run is killed; 0: save at every record; null: never save.",
+    checkpoint_seconds: int | float | str | None = setting(
+        "auto",
+        "At most this many seconds are lost when a run is killed; 0: save at every record; null: never save; auto: at "
+        "most once a minute, and so that saving takes less than 5 % of the time.",
         identity=NEVER,
     )
     compaction: str = setting(
@@ -294,6 +318,8 @@ class Spec:
                 idle["variant"] = "it has no controller"
         elif self.pruned_triplets == "trainable":
             idle["max_rank_factor"] = "pruned_triplets=trainable holds what it starts with"
+        if not isinstance(self.train.eval_every, float):
+            idle["train.eval_share"] = "train.eval_every is a number of steps, none of which is skipped"
         if self.compaction != "progressive":
             idle["compact_after"] = f"compaction={self.compaction} waits for no number of allocations"
         if self.ranks_from is None:
@@ -330,7 +356,8 @@ class Spec:
 
 def spec_of(record: Mapping[str, Any], paths: Mapping[str, str] | None = None) -> Spec:
     """The inverse of `Spec.record`. paths: what `Spec.paths` gave when the run began; those that still exist replace what
-    was typed. Raises SettingError for a setting that this version does not know."""
+    was typed. A setting that the record lacks is newer than the run and has its identity default. Raises SettingError for
+    a setting that this version does not know."""
     settings = dict(record)
     for name, path in (paths or {}).items():
         if Path(path).exists():
@@ -353,7 +380,8 @@ def _known(cls: Any, settings: Mapping[str, Any], prefix: str) -> Mapping[str, A
             f"the run's config.yaml holds {prefix}{unknown[0]}, which this version of adarank does not know; it was "
             "made by another version"
         )
-    return settings
+    newer = {f.name: f.metadata.get("identity", NEVER) for f in fields(cls) if f.name not in settings}
+    return {**{name: value for name, value in newer.items() if value is not NEVER}, **settings}
 
 
 def identity_default(f: "Field[Any]") -> Any:

@@ -283,6 +283,11 @@ def _check_ranges(spec: Spec) -> None:
         raise SettingError(
             f"train.warmup must be fewer steps than train.steps={spec.train.steps} (got {spec.train.warmup})"
         )
+    seconds = spec.checkpoint_seconds
+    if (isinstance(seconds, str) and seconds != "auto") or (
+        isinstance(seconds, int | float) and not 0 <= seconds < math.inf
+    ):
+        raise SettingError(f"checkpoint_seconds must be a number of at least 0, null or auto (got {seconds})")
     if spec.train.eval_steps < 1:
         raise SettingError(f"train.eval_every must be at least 1 step (got {spec.train.eval_every})")
     _check_processes(spec)

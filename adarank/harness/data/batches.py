@@ -127,6 +127,16 @@ def init_batches(
 
 
 def evaluation_order(lengths: np.ndarray, batch: int) -> list[np.ndarray]:
-    """Batches of row numbers, longest rows first to save padding. lengths: tokens of each row, [rows]."""
-    longest_first = np.argsort(-lengths, kind="stable")
-    return [longest_first[i : i + batch] for i in range(0, len(longest_first), batch)]
+    """Batches of row numbers, longest rows first to save padding. lengths: tokens of each row, [rows].
+
+    The first batch has `batch` rows, and later ones as many as fit into as many tokens, padding included.
+    """
+    rest = np.argsort(-lengths, kind="stable")
+    batches, tokens = [], 0
+    while len(rest):
+        longest = max(int(lengths[rest[0]]), 1)
+        tokens = tokens or batch * longest
+        size = tokens // longest
+        batches.append(rest[:size])
+        rest = rest[size:]
+    return batches

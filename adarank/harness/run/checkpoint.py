@@ -1,54 +1,57 @@
-"""A run's state on disk, from which it resumes as if it had never stopped: one file, replaced as a whole, no pickle.
+"""A run's state on disk, from which it resumes as if it had never stopped; no pickle, and never a second copy in memory.
 
 checkpoint/state.safetensors holds the tensors, and its metadata everything else as JSON, with a reference in place of
 each tensor: trained parameters, buffers and masks, the optimiser with the controller inside, the learning-rate curve,
-the random generators, and the loop's position. In a run of several processes rank 0 writes the file and all read it; the
-run may resume in another number of processes.
+the random generators, and the loop's position. checkpoint/best-N.safetensors holds what was trained after step N, the
+best so far. Every file is replaced as a whole, and tensors are streamed into it. In a run of several processes rank 0
+writes the files and all read them; the run may resume in another number of processes.
 """
 
 import json
 import time
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from adarank.errors import RunFailed
-from adarank.harness.run.distributed import of_all, on_main, rank
+from adarank.harness.run.distributed import is_main, of_all, on_main, rank
 from adarank.harness.run.parallel import distribute_like, full_tensor, is_sharded
-from adarank.runs.files import ADAPTER, CHECKPOINT, write_bytes
+from adarank.runs.files import ADAPTER, CHECKPOINT, replacing
+from adarank.tensor_files import order, write_tensors
 
 STATE = "state.safetensors"
+LAST = "last.safetensors"  # what was trained by the last step, while the best is in the model
+SECONDS, SHARE = 60.0, 0.05  # auto: at least so many seconds apart, and at most this share of the time
 
 
 @dataclass
 class Progress:
-    """Where the loop stands. step: optimiser steps done; best, best_step, best_state: the best checkpoint so far; last:
-    the metrics of the last evaluation; seconds: of a step, one entry a record; train_s, eval_s: seconds so far."""
+    """Where the loop stands. step: optimiser steps done; best, best_step: the best checkpoint so far, from step 1, or 0
+    where there is none yet; last: the metrics of the last evaluation; seconds: of a step, one entry per record; train_s,
+    eval_s: seconds so far; rows, tokens: trained so far, without padding."""
 
     best: float
     step: int = 0
     best_step: int = 0
-    best_state: dict[str, Tensor] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     train_s: float = 0.0
     eval_s: float = 0.0
+    rows: int = 0
+    tokens: int = 0
 
 
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of everything that training changes: trained parameters, the adapters' λ and masks, buffers."""
-    return {name: tensor.clone() for name, tensor in _trained(model).items()}
-
-
-def _trained(model: nn.Module) -> dict[str, Tensor]:
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that training changes, not copied: trained parameters, the adapters' λ and masks, buffers."""
     kept = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     kept |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
     return {name: tensor for name, tensor in model.state_dict().items() if name in kept}
@@ -57,52 +60,77 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
 def bytes_to_save(model: nn.Module, adapted: bool, adaptive: bool, checkpoints: bool) -> dict[str, int]:
     """{folder: bytes} that a run's folder needs for its weights at most.
 
-    A checkpoint holds what training changes twice (last and best) and the optimiser's two averages of it, and a score
-    that adapts ranks has up to three more. There are two checkpoints while one replaces the other. adapted: whether an
-    adapter trains, and not the whole model.
+    A state holds what training changes and the optimiser's two averages of it, and a score that adapts ranks has up to
+    three more. There are two states while one replaces the other, and three best checkpoints: the one that the state
+    goes with, a better one, and one that is being written. adapted: whether an adapter trains, and not the whole model.
     """
-    trained = _size(_trained(model).values())
+    trained = _size(trained_tensors(model).values())
     whole = 0 if adapted else _size(model.state_dict().values())
-    return {ADAPTER: trained if adapted else 0, CHECKPOINT: whole + 2 * (7 if adaptive else 4) * trained * checkpoints}
+    states = 2 * (6 if adaptive else 3) * trained * checkpoints
+    return {ADAPTER: trained if adapted else 0, CHECKPOINT: whole + states + 3 * trained}
 
 
 def _size(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def write_sharded(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, completely or not at all, by rank 0; sharded tensors are put together one at a time, for
+    which every rank calls this. Raises OSError on every rank where the file cannot be written."""
+    pieces = (full_tensor(tensors[name].detach()) for name in order(tensors))
+
+    def write() -> None:
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with replacing(path) as file:
+                write_tensors(file, tensors, metadata, lambda _: next(pieces))
+        finally:
+            deque(pieces, maxlen=0)  # the other ranks wait for the rest, too
+
+    if not is_main():
+        deque(pieces, maxlen=0)
+    on_main(write)
+
+
 class Saver:
-    """Saves at the loop's records, at most every `seconds` (0: at every record; None: never), and loads.
+    """Saves at the loop's records, at most every `seconds` (0: at every record; None: never; "auto": at most every
+    minute, and so that saving takes less than 5 % of the time), and loads.
 
     folder: the run's checkpoint/; resume: whether to continue from the state in it. step: the step that the run
     continues from; None where it starts from the beginning. Raises RunFailed for a damaged file.
     """
 
-    def __init__(self, folder: Path, seconds: float | None, resume: bool) -> None:
+    def __init__(self, folder: Path, seconds: float | str | None, resume: bool) -> None:
         self.folder, self.seconds = folder, seconds
         self.step: int | None = None
         if resume and (folder / STATE).is_file():
-            with self._opened() as file:
+            with _opened(folder / STATE) as file:
                 self.step = dict(json.loads(file.metadata()["outline"])["map"])["step"]
         if len(set(of_all(self.step))) > 1:
             raise RunFailed(
                 f"out must be a folder that all nodes share ({folder / STATE} is not the same for every process)"
             )
-        self._last = time.monotonic()
+        self._start = self._last = time.monotonic()
+        self._spent = self._cost = 0.0  # seconds of saving in total, and of the last state
+
+    def _is_due(self) -> bool:
+        now = time.monotonic()
+        if self.seconds != "auto":
+            return self.seconds is not None and now - self._last >= float(self.seconds)
+        return now - self._last >= SECONDS and self._spent + self._cost <= SHARE * (now - self._start)
 
     def save(self, model: nn.Module, optimizer: Any, scheduler: Any, progress: Progress, at_once: bool = False) -> None:
-        """Replace the file if `seconds` have passed since it was last written, or at once; never where seconds is None.
+        """Replace the state if it is due, or at once; never where seconds is None.
 
         Raises OSError where the file cannot be written; the old one is whole then.
         """
-        if self.seconds is None:
+        if self.seconds is None or not (at_once or on_main(self._is_due)):
             return
-        seconds = self.seconds
-        if not at_once and not on_main(lambda: time.monotonic() - self._last >= seconds):
-            return
+        began = time.monotonic()
         curve = {name: value for name, value in scheduler.state_dict().items() if name != "lr_lambdas"}
         state = {
             "step": progress.step,
-            "model": trained_state(model),
+            "model": trained_tensors(model),
             "optimizer": optimizer.state_dict(),
             "scheduler": curve,
             "random": of_all(_random_state()),
@@ -110,18 +138,58 @@ class Saver:
         }
         tensors: dict[str, Tensor] = {}
         outline = json.dumps(_take_out(state, tensors))
-        on_main(lambda: self._write(save(tensors, metadata={"outline": outline})))
+        write_sharded(self.folder / STATE, tensors, {"outline": outline})
+        on_main(partial(self._drop_best, progress.best_step))
         self._last = time.monotonic()
+        self._cost = self._last - began
+        self._spent += self._cost
 
-    def _write(self, data: bytes) -> None:
-        self.folder.mkdir(exist_ok=True)
-        write_bytes(self.folder / STATE, data)
+    def keep_best(self, model: nn.Module, step: int) -> None:
+        """Write what is trained now, after `step`, as the best checkpoint so far. The one before it stays as long as the
+        saved state goes with it. Raises OSError."""
+        began = time.monotonic()
+        write_sharded(self._best(step), trained_tensors(model))
+        if self.seconds is None:
+            on_main(partial(self._drop_best, step))
+        self._spent += time.monotonic() - began
+
+    def load_best(self, model: nn.Module, step: int) -> None:
+        """Put the best checkpoint, of `step`, into the model."""
+        self._load_trained(self._best(step), model)
+
+    def keep_last(self, model: nn.Module) -> None:
+        """Write what is trained now, for `load_last`."""
+        write_sharded(self.folder / LAST, trained_tensors(model))
+
+    def load_last(self, model: nn.Module) -> None:
+        """Put what `keep_last` wrote into the model."""
+        self._load_trained(self.folder / LAST, model)
+
+    def _load_trained(self, path: Path, model: nn.Module) -> None:
+        own = model.state_dict()
+        with _opened(path) as file:
+            parts: dict[str, list[str]] = defaultdict(list)  # by module, so that the file is never held as a whole
+            for name in file.keys():  # noqa: SIM118
+                module, _, part = name.rpartition(".")
+                parts[module].append(part)
+            for module, names in parts.items():
+                prefix = f"{module}." if module else ""
+                tensors = {n: distribute_like(file.get_tensor(prefix + n), own[prefix + n]) for n in names}
+                model.get_submodule(module).load_state_dict(tensors, strict=False)
+
+    def _best(self, step: int) -> Path:
+        return self.folder / f"best-{step}.safetensors"
+
+    def _drop_best(self, but: int) -> None:
+        for path in self.folder.glob("best-*.safetensors"):
+            if path != self._best(but):
+                path.unlink()
 
     def load(self, model: nn.Module, optimizer: Any, scheduler: Any) -> Progress | None:
         """Put the saved state into freshly prepared pieces; None where the run starts from the beginning."""
         if self.step is None:
             return None
-        with self._opened() as file:
+        with _opened(self.folder / STATE) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             state = _put_back(json.loads(file.metadata()["outline"]), tensors)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -140,23 +208,26 @@ class Saver:
         if rank() < len(state["random"]):  # else there are more processes now, and this one's stream begins
             _set_random_state(state["random"][rank()])
         found = Progress(**state["progress"])
-        found.best_state = {name: distribute_like(tensor, own[name]) for name, tensor in found.best_state.items()}
+        if found.best_step and not self._best(found.best_step).is_file():
+            raise RunFailed(f"{self._best(found.best_step)} is missing; force=true starts the run again")
         return found
 
     def remove(self) -> None:
-        """Delete the file, which a finished run does not need."""
-        (self.folder / STATE).unlink(missing_ok=True)
+        """Delete the files, which a finished run does not need."""
+        for name in (STATE, LAST):
+            (self.folder / name).unlink(missing_ok=True)
+        self._drop_best(0)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
-    @contextmanager
-    def _opened(self) -> Iterator[Any]:
-        path = self.folder / STATE
-        try:
-            with safe_open(path, framework="pt") as file:
-                yield file
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise RunFailed(f"{path} is damaged ({error}); force=true starts the run again") from None
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunFailed(f"{path} is damaged ({error}); force=true starts the run again") from None
 
 
 def _random_state() -> dict[str, Any]:
@@ -174,7 +245,7 @@ def _take_out(value: Any, tensors: dict[str, Tensor]) -> Any:
     """`value` as JSON can hold it; tensors go into `tensors`. Keys of mappings keep their type."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        tensors[name] = full_tensor(value.detach()).cpu().clone().contiguous()
+        tensors[name] = value.detach()
         return {"tensor": name}
     if isinstance(value, Mapping):
         return {"map": [[key, _take_out(item, tensors)] for key, item in value.items()]}

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save
 from torch import nn
 
 import adarank
@@ -26,9 +25,8 @@ from adarank.harness.data.task_types import classify
 from adarank.harness.device import base_mib, device_name
 from adarank.harness.models import DTYPES
 from adarank.harness.run import distributed, identity
-from adarank.harness.run.checkpoint import Saver, bytes_to_save
+from adarank.harness.run.checkpoint import Saver, bytes_to_save, write_sharded
 from adarank.harness.run.distributed import is_main, on_main
-from adarank.harness.run.parallel import full_tensor
 from adarank.harness.run.prepare import Prepared, describe_schedule, enable_gradient_checkpointing, prepare
 from adarank.harness.run.resolve import Resolved, build, resolve
 from adarank.harness.run.train import Diverged, Outcome, train
@@ -87,7 +85,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
         checkpoints=spec.checkpoint_seconds is not None,
     )
     on_main(partial(state.check_space, spec.out, folder, needed))
-    print_start(run, prepared)
+    print_start(run, prepared, len(encoded["dev"]))
     on_main(partial(state.make_folder, folder))
     with ExitStack() as stack:
         held = on_main(lambda: stack.enter_context(lock.locked(folder)))
@@ -109,7 +107,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     return on_main(partial(best_of, folder))
 
 
-def print_start(run: Resolved, prepared: Prepared) -> None:
+def print_start(run: Resolved, prepared: Prepared, dev: int) -> None:
     where = f"{device_name(run.device)}, {run.spec.train.precision}"
     print(f"{run.title}: {run.base.name} on {run.task.name}, {where} -> {run.folder}", flush=True)
     if prepared.adapters:
@@ -118,6 +116,12 @@ def print_start(run: Resolved, prepared: Prepared) -> None:
         print(f"  {len(added)} bottlenecks of width {added[0].width}", flush=True)
     if run.spec.adaptive and prepared.controller is not None:
         print(f"  {describe_schedule(prepared.controller)}", flush=True)
+    if skipped := run.spec.train.skipped_evaluations(dev):
+        print(
+            f"  skips {skipped} evaluation{'s' * (skipped > 1)} of dev, which would read more than train.eval_share="
+            f"{run.spec.train.eval_share:g} times the rows trained (train.eval_share=null skips none)",
+            flush=True,
+        )
 
 
 def best_of(folder: Path) -> float | None:
@@ -262,7 +266,7 @@ def results(outcome: Outcome, prepared: Prepared, run: Resolved) -> dict[str, An
         "metric": metric,
         "test": outcome.tested,
         "rank": final_rank(prepared, run.spec),
-        "time": {k: values[k] for k in ("train_s", "step_ms", "eval_s")},
+        "time": {k: values[k] for k in ("train_s", "step_ms", "eval_s", "rows_per_s", "tokens_per_s")},
         "memory": {"peak_mib": outcome.peak_mib, "base_mib": base_mib(prepared.model)},
     }
 
@@ -292,14 +296,6 @@ def keep_best(model: nn.Module, adapted: bool, folder: Path) -> None:
     if adapted:
         on_main(partial(adarank.save_adapter, model, folder / ADAPTER))
         return
-    tensors = {name: full_tensor(p.detach()).cpu().clone().contiguous() for name, p in model.state_dict().items()}
-
-    def write() -> None:
-        target = folder / CHECKPOINT
-        target.mkdir(exist_ok=True)
-        temporary = target / ".model.safetensors.tmp"
-        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
-        temporary.replace(target / "model.safetensors")
-        write_json(target / "checkpoint.json", {"holds": "the best checkpoint's weights, a plain state dict"})
-
-    on_main(write)
+    write_sharded(folder / CHECKPOINT / "model.safetensors", model.state_dict(), {"format": "pt"})
+    about = {"holds": "the best checkpoint's weights, a plain state dict"}
+    on_main(lambda: write_json(folder / CHECKPOINT / "checkpoint.json", about))

@@ -31,6 +31,8 @@ def decides(
     weights; it enters unless the checkpoint and the weights are both in fp32, or both in fp64.
     """
     idle = spec.without_effect()
+    if not spec.train.skipped_evaluations(len(task.dev)):
+        idle["train.eval_share"] = "it skips no evaluation"
     found: dict[str, Any] = {}
     for f in fields(spec):
         default, value = identity_default(f), getattr(spec, f.name)

@@ -6,6 +6,8 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,12 @@ from adarank.harness.data.metrics import higher_is_better
 from adarank.harness.data.task_types import TASK_TYPES, TaskType
 from adarank.harness.device import autocast, clock, peak_mib, reset_peak
 from adarank.harness.run import parallel
-from adarank.harness.run.checkpoint import Progress, Saver, trained_state
+from adarank.harness.run.checkpoint import Progress, Saver
 from adarank.harness.run.distributed import is_main, rank, world
 from adarank.harness.run.prepare import Prepared, lr_factor, make_optimizer
 from adarank.harness.tracking import Log
 from adarank.penalties import orthogonality_value
+from adarank.runs.files import CHECKPOINT
 
 
 class Diverged(RunFailed):
@@ -36,7 +39,7 @@ class Diverged(RunFailed):
 @dataclass
 class Outcome:
     """What a run found: the metric on dev, best and last, and on test at the best checkpoint, where `tested` holds all
-    metrics, and at the last step; times; peak memory."""
+    metrics, and at the last step; times; rows and tokens, without padding, trained per second; peak memory."""
 
     best: float
     best_step: int
@@ -46,6 +49,8 @@ class Outcome:
     train_s: float
     eval_s: float
     step_ms: float
+    rows_per_s: float
+    tokens_per_s: float
     peak_mib: float | None
     tested: dict[str, float] | None = None
 
@@ -66,10 +71,15 @@ def train(
     splits: "train", "dev" and, where there is one, "test", as `task_type` encodes them. metrics: names; the first
     chooses the best checkpoint. beat(step) is called often; keep(model) once, before test, with the best checkpoint's
     weights in the model. For an adaptive method only checkpoints at the final budget may be best. Under torchrun every
-    rank runs this loop with its share of each batch; files are written by rank 0 alone. saver: resumes from its
-    checkpoint, where it has one, and saves at the records and after the last step, so that whatever fails from then on
-    costs no training. Raises Diverged where the loss is no longer finite.
+    rank runs this loop with its share of each batch; files are written by rank 0 alone. saver: holds the best checkpoint;
+    resumes from its state, where it has one, and saves at the records and after the last step, so that whatever fails
+    from then on costs no training. None: nothing is left of this call on disk. Raises Diverged where the loss is no
+    longer finite.
     """
+    if saver is None:
+        with TemporaryDirectory() as folder:
+            saver = Saver(Path(folder) / CHECKPOINT, None, resume=False)
+            return train(prepared, splits, spec, metrics, log, beat, keep, saver, task_type)
     config = spec.train
     model, controller = prepared.model, prepared.controller
     device = next(model.parameters()).device
@@ -84,15 +94,17 @@ def train(
     higher = higher_is_better(name)
 
     torch.manual_seed(spec.seed + (rank() << 32))  # dropout: the same stream whatever was drawn for the factors
-    saved = saver.load(model, optimizer, scheduler) if saver is not None else None
+    saved = saver.load(model, optimizer, scheduler)
     net = parallel.replicate(model) if world() > 1 and config.shard == "none" else model
     at = saved or Progress(best=-math.inf if higher else math.inf)
+    lengths = splits["train"].lengths
     batches = training_order(len(splits["train"]), config.batch_size * config.gradient_accumulation_steps, spec.seed)
     if config.group_by_length:
-        batches = grouped_by_length(batches, splits["train"].lengths, spec.seed)
+        batches = grouped_by_length(batches, lengths, spec.seed)
     batches = itertools.islice(batches, at.step, None)
     losses: list[Tensor] = []
     pending: list[Allocation] = []  # made since the last record, still on the device
+    evaluation_steps = set(config.evaluation_steps(len(splits["dev"])))
     reset_peak(device)
     bar = tqdm(
         total=config.steps,
@@ -107,6 +119,8 @@ def train(
 
     for step in range(at.step + 1, config.steps + 1):
         rows = next(batches)
+        at.rows += len(rows)
+        at.tokens += int(lengths[rows].sum())
         mean_units = task_type.units(splits["train"], rows) / config.gradient_accumulation_steps / world()
         for i, part in enumerate(np.split(rows, config.gradient_accumulation_steps), 1):
             batch = parallel.local_batch(task_type.collate(splits["train"], part, device))
@@ -133,7 +147,7 @@ def train(
                 net = None  # its hooks on the parameters go first
                 net = parallel.replicate(model)
 
-        evaluates = step % config.eval_steps == 0 or step == config.steps
+        evaluates = step in evaluation_steps
         if not evaluates and step % config.log_every:
             continue
         # A record is due: only here is anything read back from the device.
@@ -167,28 +181,36 @@ def train(
             at.eval_s += clock(device) - before
             log.metrics(step, "dev", last)
             better = last[name] > at.best if higher else last[name] < at.best
-            if is_settled(controller) and (not at.best_state or better):
-                at.best, at.best_step, at.best_state = last[name], step, trained_state(model)
+            if is_settled(controller) and (not at.best_step or better):
+                at.best, at.best_step = last[name], step
+                saver.keep_best(model, step)
             if not sys.stderr.isatty():
                 print(f"  step {step}/{config.steps}  {progress(mean_loss, name, last[name], controller)}", flush=True)
         at.step = step
-        if saver is not None:
-            saver.save(model, optimizer, scheduler, at, at_once=step == config.steps)
+        saver.save(model, optimizer, scheduler, at, at_once=step == config.steps)
         started = clock(device)
 
     bar.close()
     memory = peak_mib(device)
-    last_state = trained_state(model) if "test" in splits and at.best_step < config.steps else {}
-    model.load_state_dict(at.best_state, strict=False)
+    differ = "test" in splits and at.best_step < config.steps
+    if differ:
+        saver.keep_last(model)
+    saver.load_best(model, at.best_step)
     keep(model)
     tested: dict[int, dict[str, float]] = {}  # by step
-    for step, state in ((config.steps, last_state), (at.best_step, at.best_state)):
-        if "test" in splits and step not in tested:
-            model.load_state_dict(state, strict=False)
-            before = clock(device)
-            tested[step] = task_type.evaluate(model, splits["test"], metrics, config, device)
-            at.eval_s += clock(device) - before
-            log.metrics(step, "test", tested[step])
+
+    def test(step: int) -> None:
+        before = clock(device)
+        tested[step] = task_type.evaluate(model, splits["test"], metrics, config, device)
+        at.eval_s += clock(device) - before
+        log.metrics(step, "test", tested[step])
+
+    if differ:
+        saver.load_last(model)
+        test(config.steps)
+        saver.load_best(model, at.best_step)
+    if "test" in splits:
+        test(at.best_step)
     return Outcome(
         best=at.best,
         best_step=at.best_step,
@@ -198,6 +220,8 @@ def train(
         train_s=at.train_s,
         eval_s=at.eval_s,
         step_ms=1000 * statistics.median(at.seconds),
+        rows_per_s=at.rows / at.train_s,
+        tokens_per_s=at.tokens / at.train_s,
         peak_mib=memory,
         tested=tested.get(at.best_step),
     )

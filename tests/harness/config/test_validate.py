@@ -19,7 +19,7 @@ def test_adalora_s_defaults():
     assert (spec.score.target, spec.score.settings) == ("adarank.scores.adalora", {"beta1": 0.85, "beta2": 0.85})
     assert spec.train.lr == 1e-2
     assert spec.schedule.settings == {"t_i": 100, "t_f": 300, "interval": 10}
-    assert (spec.train.warmup_steps, spec.train.eval_steps) == (60, 100)
+    assert (spec.train.warmup_steps, spec.train.eval_steps) == (60, 250)
     assert (spec.init_rank, spec.initial_rank, spec.held_rank) == (12, 12, 12)
 
 
@@ -138,6 +138,14 @@ def test_tiny_shrinks_whole_steps_with_the_run():
         (["train.warmup=1.5"], "train.warmup must be a whole number of steps, or a fraction"),
         (["train.warmup=1000"], "train.warmup must be fewer steps than train.steps=1000 (got 1000)"),
         (["train.eval_every=0"], "train.eval_every must be at least 1 step (got 0)"),
+        (["train.eval_share=0"], "train.eval_share must be a number above 0 (got 0.0)"),
+        (
+            ["train.eval_every=10", "train.eval_share=2"],
+            "train.eval_share=2.0 has no effect with method=adalora: train.eval_every is a number of steps, none of which "
+            "is skipped; leave it out",
+        ),
+        (["checkpoint_seconds=-1"], "checkpoint_seconds must be a number of at least 0, null or auto (got -1)"),
+        (["checkpoint_seconds=often"], "checkpoint_seconds must be a number of at least 0, null or auto (got often)"),
         (["score.beta1=high"], "score.beta1=high must be a number"),
         (["task.limit=few"], "task.limit=few must be a whole number"),
         (["tracker=wandb", "tracker.mode=onlin"], "tracker.mode must be one of online, offline, disabled (got onlin)"),
@@ -188,3 +196,21 @@ def test_steps_or_a_fraction_of_them(value, steps):
 def test_what_is_no_number_of_steps(value):
     with pytest.raises(SettingError, match=r"^x must be a whole number of steps"):
         as_steps("x", value, 100)
+
+
+@pytest.mark.parametrize(
+    ("settings", "dev", "steps"),
+    [
+        ([], 100, [25, 50, 75, 100]),
+        ([], 1000, [50, 75, 100]),  # after 25 steps 800 rows had been trained
+        ([], 5000, [100]),
+        (["train.eval_share=null"], 5000, [25, 50, 75, 100]),
+        (["train.eval_share=2"], 1000, [25, 50, 75, 100]),
+        (["train.gradient_accumulation_steps=2"], 1000, [25, 50, 75, 100]),
+        (["train.eval_every=30"], 5000, [30, 60, 90, 100]),
+        (["train.eval_every=0.5"], 10, [50, 100]),
+    ],
+)
+def test_when_dev_is_evaluated(settings, dev, steps):
+    train = settled("train.steps=100", "train.batch_size=32", *settings).train
+    assert train.evaluation_steps(dev) == steps

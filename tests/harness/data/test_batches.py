@@ -117,3 +117,14 @@ def test_evaluation_covers_every_row_once_sorted_by_length():
     order = np.concatenate(evaluation_order(rows.lengths, 2))
     assert sorted(order) == list(range(5))
     assert order.tolist() == [1, 3, 4, 0, 2]
+
+
+@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 9))
+def test_no_batch_of_an_evaluation_is_larger_than_the_first_and_none_could_take_another_row(lengths, batch):
+    order = evaluation_order(np.array(lengths, dtype=np.int64), batch)
+    assert sorted(row for rows in order for row in rows) == list(range(len(lengths)))
+    padded = [max(max(lengths[row] for row in rows), 1) for rows in order]
+    tokens = [len(rows) * longest for rows, longest in zip(order, padded, strict=True)]
+    limit = batch * max([*lengths, 1])
+    assert all(size <= limit for size in tokens)
+    assert all(size + longest > limit for size, longest in list(zip(tokens, padded, strict=True))[:-1])

@@ -17,11 +17,11 @@ from torch import nn
 
 import adarank
 from adarank.errors import RunFailed
-from adarank.harness.run.checkpoint import STATE, Progress, Saver, _put_back, _take_out, bytes_to_save, trained_state
+from adarank.harness.run.checkpoint import STATE, Progress, Saver, _put_back, _take_out, bytes_to_save, trained_tensors
 from adarank.harness.run.execute import keep_best
 from adarank.harness.run.train import train
 from tests.experiments.test_run import inside
-from tests.harness.run.test_train import Recorder, setup
+from tests.harness.run.test_train import Recorder, setup, trained_state
 from tests.representatives import representatives
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -68,14 +68,11 @@ def test_stopped_and_resumed_is_bit_identical(method, options, stop, tmp_path):
 def test_everything_that_training_changes_is_kept_masks_and_statistics_included(net):
     net.embed = nn.Sequential(net.embed, nn.BatchNorm1d(12))
     adarank.adapt(net, "lora", rank=2, targets=["up"], train=["head"])
-    state = trained_state(net)
+    state = trained_tensors(net)
     parts = {f"layers.{i}.up.{part}" for i in range(3) for part in ("Q", "P", "lam", "mask")}
     statistics = {f"embed.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
     assert state.keys() == parts | statistics | {"head.weight", "head.bias"}
-    before = {name: tensor.clone() for name, tensor in state.items()}
-    net.train()(torch.randn(5, 8))
-    net.layers[0].up.mask[0] = False
-    assert all(torch.equal(tensor, before[name]) for name, tensor in state.items())  # a copy
+    assert all(tensor.data_ptr() == net.state_dict()[name].data_ptr() for name, tensor in state.items())  # no copies
 
 
 def test_without_resume_what_lies_there_is_left_alone(tmp_path):
@@ -121,9 +118,10 @@ def test_the_space_that_a_run_needs_is_what_it_writes(method, tmp_path):
     train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, keep, saver)
     written = {path.relative_to(tmp_path).as_posix(): path.stat().st_size for path in tmp_path.rglob("*.safetensors")}
     state = written.pop("checkpoint/state.safetensors")
+    best = max(written.pop(name) for name in list(written) if name.startswith(("checkpoint/best-", "checkpoint/last.")))
     (weights,) = written.values()  # of the adapter, without pruned triplets, or of the whole model
     text = 40_000  # bytes for names and shapes
-    assert weights - text <= sum(without.values()) <= 1.5 * weights
+    assert weights + 3 * best - 4 * text <= sum(without.values()) <= 1.5 * weights + 3 * best
     assert state - text <= (sum(needed.values()) - sum(without.values())) / 2 <= 1.1 * state
 
 
@@ -138,6 +136,56 @@ def test_the_seconds_count_from_the_last_time_that_it_saved(net, tmp_path):
     assert not (tmp_path / STATE).exists()
     saver.save(*pieces, at_once=True)
     assert (tmp_path / STATE).exists()
+
+
+def test_auto_saves_at_most_once_a_minute_and_for_at_most_a_twentieth_of_the_time(tmp_path, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("adarank.harness.run.checkpoint.time.monotonic", lambda: clock[0])
+    saver = Saver(tmp_path, "auto", resume=False)
+    due = []
+    for _ in range(3600):  # an hour, a record a second, in which a state takes 10 s to save
+        clock[0] += 1
+        if saver._is_due():
+            due.append(clock[0] - 1000)
+            saver._cost = 10.0
+            saver._spent += 10.0
+            clock[0] += 10
+            saver._last = clock[0]
+    assert due[0] == 60.0  # what it costs is not known yet
+    assert all(10 * (i + 1) <= 0.05 * when + 1e-6 for i, when in enumerate(due[1:], 1))
+    assert len(due) == 18
+    saver._last, saver._spent, saver._cost = clock[0] - 59, 0.0, 0.0
+    assert not saver._is_due()
+
+
+def test_a_state_without_its_best_checkpoint_is_refused(tmp_path):
+    prepared, splits, spec = setup("lora", steps=10)
+    saver = Saver(tmp_path / "c", 0.0, resume=False)
+    train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None, saver)
+    (best,) = (tmp_path / "c").glob("best-*.safetensors")
+    best.unlink()
+    saver = Saver(tmp_path / "c", 0.0, resume=True)
+    with pytest.raises(RunFailed, match=r"best-\d+\.safetensors is missing; force=true starts the run again"):
+        train(*setup("lora", steps=10), ("accuracy",), Recorder(), lambda _: None, lambda _: None, saver)
+
+
+@pytest.mark.parametrize("seconds", [None, 3600.0])
+def test_one_best_checkpoint_stays_beside_the_state(seconds, tmp_path, net):
+    saver = Saver(tmp_path / "c", seconds, resume=False)
+    for step in (5, 10):
+        net.head.bias.data.fill_(step)
+        saver.keep_best(net, step)
+    files = {path.name for path in (tmp_path / "c").iterdir()}
+    assert files == ({"best-10.safetensors"} if seconds is None else {"best-5.safetensors", "best-10.safetensors"})
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    saver.save(net, optimizer, scheduler, Progress(best=0.0, best_step=10), at_once=True)
+    assert {path.name for path in (tmp_path / "c").glob("best-*")} == {"best-10.safetensors"}
+    net.head.bias.data.fill_(-1)
+    saver.load_best(net, 10)
+    assert net.head.bias.tolist() == [10.0] * 3
+    saver.remove()
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_damaged_file_is_refused_in_a_sentence(tmp_path):

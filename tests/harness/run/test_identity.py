@@ -16,6 +16,7 @@ from tests.representatives import representatives
 
 settled = cache(test_validate.settled)
 ROWS = Split(["a"], None, np.zeros(1, np.int64))
+OLD_DEFAULTS = ("train.eval_every=0.1",)  # users' defaults that have changed since the names were fixed
 BASE = Base("m", "model", "bert", None)
 TASK = Task("t", ROWS, ROWS, None, ("x", "y"), ("accuracy",), 64, "abc")
 
@@ -26,7 +27,8 @@ def by_default():
 
 
 def decides(*overrides, rank_map=None, task=TASK, targets="all-linear", base=BASE, dtype="fp32"):
-    return deciding(settled(*overrides), rank_map, task, targets, base, dtype)
+    settings = [word for word in OLD_DEFAULTS if not any(o.startswith(word.partition("=")[0]) for o in overrides)]
+    return deciding(settled(*settings, *overrides), rank_map, task, targets, base, dtype)
 
 
 def deciding(spec, rank_map=None, task=TASK, targets="all-linear", base=BASE, dtype="fp32"):
@@ -115,7 +117,8 @@ def test_every_training_setting_enters_the_name_but_those_that_decide_no_result(
         train = replace(spec.train, **{f.name: another(f, getattr(spec.train, f.name))})
         return identity.digest(deciding(replace(spec, train=train))) != before
 
-    assert {f.name for f in fields(TrainConfig) if not named(f)} == {"gradient_checkpointing", "shard"}
+    nothing = {"gradient_checkpointing", "shard", "eval_share"}  # the last: below
+    assert {f.name for f in fields(TrainConfig) if not named(f)} == nothing
 
 
 def test_every_setting_of_a_run_enters_the_name_but_those_that_decide_no_result_or_enter_by_their_content():
@@ -218,3 +221,10 @@ def test_the_dtype_enters_where_checkpoint_or_weights_are_in_half_precision():
 
 def test_an_attention_that_was_asked_for_enters():
     assert decides(base=replace(BASE, attention="eager")) == {**decides(), "attention": "eager"}
+
+
+def test_skipped_evaluations_enter_and_a_share_that_skips_none_does_not():
+    many = replace(TASK, dev=Split(["a"] * 20_000, None, np.zeros(20_000, np.int64)))
+    assert decides()["train"] == decides("train.eval_share=null")["train"]
+    skips, all_of_them = decides(task=many)["train"], decides("train.eval_share=null", task=many)["train"]
+    assert {**all_of_them, "eval_share": 1.0} == skips

@@ -18,7 +18,7 @@ from adarank.harness.data.task_types import classify
 from adarank.harness.data.task_types.classify import evaluate, task_loss
 from adarank.harness.data.tasks.base import Split
 from adarank.harness.models import byte_tokenizer, tiny
-from adarank.harness.run.checkpoint import trained_state
+from adarank.harness.run.checkpoint import trained_tensors
 from adarank.harness.run.prepare import Prepared, lr_factor, make_optimizer
 from adarank.harness.run.train import Diverged, allocation_record, is_settled, train
 
@@ -34,6 +34,11 @@ class Recorder:
 
     def allocation(self, record):
         self.allocations.append(record)
+
+
+def trained_state(model):
+    """A copy of what training changes."""
+    return {name: tensor.clone() for name, tensor in trained_tensors(model).items()}
 
 
 def letters(rows, seed):
