@@ -169,7 +169,7 @@ def _held(part: str) -> set[str]:
 def _expression(names: Iterable[str]) -> str:
     """A regular expression for whole names, with the numbers in them left open."""
     kinds = (r"\.".join(r"\d+" if part.isdecimal() else re.escape(part) for part in name.split(".")) for name in names)
-    return "|".join(dict.fromkeys(kinds))
+    return "|".join(sorted({*kinds}))
 
 
 def _inside(name: str) -> str:
@@ -246,7 +246,8 @@ def projections(model: nn.Module) -> dict[str, list[str]]:
         and any(_MLP.fullmatch(part.lower()) for part in name.split("."))
         and not any(_ROUTER.fullmatch(part.lower()) for part in name.split("."))
     }
-    return {part: [name for name in linears if name in names] for part, names in found.items() if names}
+    parts = sorted(found, key=lambda part: ("qkvom".index(part[0]), part))
+    return {part: [name for name in linears if name in found[part]] for part in parts if found[part]}
 
 
 def _named_layers(model: nn.Module) -> list[str]:

@@ -4,8 +4,8 @@
 
 Builds each model from its config without weights (on the meta device, four layers where the config says how many),
 resolves targets=qkv, attention and all, and judges what was found: against a list that was written by hand
-(architectures.yaml) or, for models that are not in it, by rules that look at other things than the resolver does (`by_rule`).
-Nothing is downloaded. Words on the command line choose single architectures.
+(architectures.yaml) or, for models that are not in it, by rules that look at other things than the resolver does
+(`by_rule`). Nothing is downloaded. Names on the command line choose single architectures.
 """
 
 import sys
@@ -81,7 +81,7 @@ def small_config(name: str, settings: Mapping[str, Any]) -> Any:
     except (ValueError, TypeError, AttributeError):  # a list of four stages, say
         layers = {}
     for part in PARTS:
-        known = getattr(config, part, None)
+        known: Any = getattr(config, part, None)
         if getattr(known, "model_type", ""):
             setattr(config, part, small_config(known.model_type, {}))
     return config
@@ -127,9 +127,10 @@ def by_hand(model: nn.Module, found: Mapping[str, list[str]], truth: Mapping[str
 def by_rule(model: nn.Module, found: Mapping[str, list[str]]) -> dict[str, str]:
     """{shorthand: what is wrong}, by other things than the resolver's.
 
-    Blocks of a stack that hold the same linears must have the same of them selected, every module of a class called
-    "…Attention" with linears called so must have some, q, k and v must be as wide as heads × head dimension, the output projection
-    must be as narrow at its entrance, and targets=all must be every linear of the blocks.
+    Blocks of a stack that hold the same linears must have the same of them selected. Every module of a class called
+    attention with three linears must have some selected. q, k and v must be as wide as heads × head dimension, an
+    output projection must exist in every attention and be as wide at its entrance. targets=all must be every linear of
+    the blocks.
     """
     wrong = {}
     for shorthand in SHORTHANDS:
@@ -148,6 +149,10 @@ def by_rule(model: nn.Module, found: Mapping[str, list[str]]) -> dict[str, str]:
     beside = Counter(attention_of(modules, name) for name in output)
     for holder in {attention_of(modules, name) for name in found["qkv"]} - beside.keys():
         wrong.setdefault("attention", f"no output projection in {_kind(holder)}")
+    parents = Counter(name.rpartition(".")[0] for name in linears(model))
+    for name in parents.keys() - {name.rpartition(".")[0] for name in found["attention"]}:
+        if parents[name] >= 3 and "attention" in type(modules[name]).__name__.lower():
+            wrong.setdefault("attention", f"leaves out {_kind(name)}")
     left_out = {*linears(model)} - {*found["all"]}
     if left_out or {*found["attention"]} - {*found["all"]}:
         wrong["all"] = f"leaves out {', '.join(sorted(map(_kind, left_out))[:6])}"
@@ -186,7 +191,7 @@ HEADS = (
     "num_attention_heads", "num_heads", "n_heads", "n_head", "num_key_value_heads", "num_kv_heads",
     "encoder_attention_heads", "decoder_attention_heads", "encoder_num_attention_heads",
     "decoder_num_attention_heads", "swa_num_attention_heads", "swa_num_key_value_heads", "linear_num_key_heads",
-    "linear_num_value_heads", "num_query_heads",
+    "linear_num_value_heads", "num_query_heads", "num_attn_heads",
 )  # fmt: skip
 HEAD_DIM = (
     "head_dim", "attention_head_size", "d_kv", "d_head", "dim_per_head", "key_value_proj_dim", "qk_head_dim", "v_head_dim",
@@ -282,8 +287,8 @@ def judge(name: str, group: str, auto: str, truth: Mapping[str, Any]) -> dict[st
 
 
 def summary(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per group, and for causal LMs and encoders together, how many there are of each state, and the share that is correct of those with
-    attention."""
+    """Per group, and for causal LMs and encoders together, how many there are of each state, and the share of correct
+    ones among those with attention."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries.values():
         groups.setdefault(entry["group"], []).append(entry)

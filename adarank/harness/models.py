@@ -49,7 +49,7 @@ class Base:
     build(outputs, task_type, dtype) -> `Built`, by default a sequence classifier (outputs = 1: regression), whose head
     comes from torch's global generator and is in fp32 at least; dtype: of its other parameters. targets: {shorthand:
     module names' endings} that overrule the architecture's map. stored: the dtype of the checkpoint; dtype, attention:
-    the settings model.dtype and model.attention.
+    the settings model.dtype and model.attention. skeleton(task_type): the same model without weights, on the meta device.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Base:
     stored: str = "fp32"
     dtype: Dtype = "auto"
     attention: Attention = "auto"
+    skeleton: Callable[..., Any] | None = None
 
 
 def minilm_l6(
@@ -127,8 +128,9 @@ def _folder(name: str, folder: Path, head_dropout: float | None, targets: dict[s
     what = f"the model in {folder}"
     fingerprint = digest.hexdigest() + _dropout_mark(head_dropout)
     build = _pretrained(str(folder), None, what, head_dropout)
-    stored = _stored(weights)
-    return Base(name, fingerprint, _config(what, str(folder)).model_type, build, targets, stored)
+    architecture = _config(what, str(folder)).model_type
+    skeleton = _skeleton(str(folder), None, what)
+    return Base(name, fingerprint, architecture, build, targets, _stored(weights), skeleton=skeleton)
 
 
 def _stored(files: Iterable[Path]) -> str:
@@ -160,7 +162,8 @@ def hub(
     fingerprint = f"{name}@{commit}{_dropout_mark(head_dropout)}"
     said = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     stored = next((short for short, full in DTYPES.items() if str(said).removeprefix("torch.") == full), "fp32")
-    return Base(name, fingerprint, config.model_type, build, targets, stored, dtype, attention)
+    skeleton = _skeleton(source, revision, what)
+    return Base(name, fingerprint, config.model_type, build, targets, stored, dtype, attention, skeleton)
 
 
 def _dropout_mark(head_dropout: float | None) -> str:
@@ -245,6 +248,22 @@ def _pretrained(
         return _built(model, tokenizer, task_type, what, report["missing_keys"])
 
     return build
+
+
+def _skeleton(source: str, revision: str | None, what: str) -> Callable[..., Any]:
+    """`Base.skeleton` from a config."""
+
+    def skeleton(task_type: "TaskType | None" = None) -> Any:
+        import torch
+        import transformers
+
+        task_type = task_type or _classify()
+        config = _config(what, source, revision=revision)
+        _check(config, task_type, None, what)
+        with _loading(what), torch.device("meta"):
+            return getattr(transformers, task_type.AUTO).from_config(config)
+
+    return skeleton
 
 
 def _redraw(model: Any, fresh: Collection[str]) -> None:
@@ -351,9 +370,15 @@ def tiny(
         _check(config, task_type, head_dropout, what)
         return _built(getattr(transformers, task_type.AUTO).from_config(config), tokenizer, task_type, what)
 
+    def skeleton(task_type: "TaskType | None" = None) -> Any:
+        import torch
+
+        with torch.device("meta"):
+            return build(2, task_type).model
+
     fingerprint = f"tiny-{family}-{width}x{layers}-transformers{version('transformers')}"
     fingerprint += _dropout_mark(head_dropout)
-    return Base(f"tiny_{arch}", fingerprint, family, build, dtype=dtype, attention=attention)
+    return Base(f"tiny_{arch}", fingerprint, family, build, dtype=dtype, attention=attention, skeleton=skeleton)
 
 
 def byte_tokenizer() -> Any:
