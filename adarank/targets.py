@@ -9,6 +9,7 @@ from torch import nn
 
 from adarank.adapters.layers import CONV1D, LAYER_TYPES, LINEAR, LINEAR_4BIT, known_layer, layer_of, refusal
 from adarank.errors import SettingError
+from adarank.runs.modules import place_of
 
 Targets = str | Sequence[str]
 
@@ -105,8 +106,8 @@ def resolve_targets(
     """What `adarank.adapt` gets for targets=qv|qkv|attention|mlp|all; target_modules win where they are given.
 
     base.targets, where a model has them, win over what the architecture says. An architecture of which runs were named
-    before has its strings in a table; any other's projections are recognised in `base.skeleton(task_type)`. SettingError
-    for a shorthand that is undefined or cannot be adapted.
+    before has its strings in a table; any other's projections are recognised in `base.skeleton(task_type)`. Raises
+    SettingError for a shorthand that is undefined or cannot be adapted.
     """
     if target_modules:
         return list(target_modules)
@@ -127,22 +128,22 @@ def resolve_targets(
 
 
 def recognise_targets(model: nn.Module, targets: str, architecture: str = "of this model") -> str:
-    """The regular expression that selects what targets=qv|qkv|attention|mlp means in `model`, as `projections` finds it.
+    """The regular expression that selects what targets=qv|qkv|attention|mlp means in `model` (see `projections`).
 
-    Numbers in names stand for any number, so that the expression is the same for any depth. Raises SettingError where
-    the projections are not recognised, are of attention that the model does not have, or share a matrix with others.
+    Numbers in names stand for any number, so that the expression does not depend on the depth. Raises SettingError where
+    the projections are not recognised, where the model has no attention, or where they share a matrix with others.
     """
     found = projections(model)
-    missing = [part for part in TARGETS[targets] if not any(part in _held(key) for key in found)]
-    if not missing:
+    if all(any(part in _held(key) for key in found) for part in TARGETS[targets]):
         return _of_parts({key: _expression(names) for key, names in found.items()}, targets, architecture)
-    kinds = ", ".join(dict.fromkeys(_inside(name) for name in _named_layers(model))) or "no layers with a weight"
+    kinds = list(dict.fromkeys(place_of(name).kind for name in _named_layers(model)))
+    said = ", ".join(kinds[:16]) + f" and {len(kinds) - 16} more" * (len(kinds) > 16) or "no layers with a weight"
     if targets != "mlp" and _attention_free(model):
         why = f"cannot be adapted in the architecture {architecture}, which has no attention"
     else:
         why = f"is not recognised in the architecture {architecture}"
     raise SettingError(
-        f"targets={targets} {why}; use targets=all, or target_modules=[…] with names of its blocks ({kinds})"
+        f"targets={targets} {why}; use targets=all, or target_modules=[…] with names of its blocks ({said})"
     )
 
 
@@ -152,11 +153,13 @@ def _of_parts(parts: Mapping[str, str], targets: str, architecture: str) -> str:
     for key, expression in parts.items():
         held = _held(key)
         if held & wanted and not held <= wanted:
-            two, third = [*"qv"] if held > {*"qv"} else sorted(held), "together with k" * (held > {*"qv"})
+            matrix = expression.rpartition(".")[2]
+            shared = f"q and v lie in one matrix, {matrix}, together with k"
+            if len(held) == 2:
+                shared = f"{' and '.join(sorted(held))} lie in one matrix, {matrix}"
             raise SettingError(
-                f"targets={targets} cannot be adapted in the architecture {architecture}, where {' and '.join(two)} lie "
-                f"in one matrix, {expression.rpartition('.')[2]}, {third}".rstrip(", ")
-                + "; use targets=qkv, which adapts that matrix"
+                f"targets={targets} cannot be adapted in the architecture {architecture}, where {shared}; use "
+                "targets=qkv, which adapts that matrix"
             )
     return "|".join(expression for key, expression in parts.items() if _held(key) <= wanted)
 
@@ -170,11 +173,6 @@ def _expression(names: Iterable[str]) -> str:
     """A regular expression for whole names, with the numbers in them left open."""
     kinds = (r"\.".join(r"\d+" if part.isdecimal() else re.escape(part) for part in name.split(".")) for name in names)
     return "|".join(sorted({*kinds}))
-
-
-def _inside(name: str) -> str:
-    """What a module is called inside its block."""
-    return re.split(r"\.\d+\.", name, maxsplit=1)[-1]
 
 
 def _words(name: str) -> list[str]:
@@ -200,54 +198,53 @@ def _is_output(name: str) -> bool:
 def projections(model: nn.Module) -> dict[str, list[str]]:
     """The projections of a model's blocks, {what a matrix yields: module names}, recognised by names and places.
 
-    "q", "k" and "v" or, where one matrix yields several, "kv", "qkv", …: linears of a module that has all three, called
-    so (q_proj, query, Wq, q_lin, to_q, qkv_proj, …; of low-rank ones, such as DeepSeek's, both matrices), in every
-    module of the same class. "o": the linears with an output's name in the same module or, like BERT's, next to it.
-    "mlp": the linears of feed-forward layers, routers left out. What is not found has no entry.
+    "q", "k" and "v" or, where one matrix yields several, "kv", "qkv", …: linears called so (q_proj, query, Wq, q_lin,
+    to_q, qkv_proj, …) in a module that has all three, and in every module of its class; of projections in two steps,
+    such as DeepSeek's, both. "o": linears with an output's name in the same module or, like BERT's, next to it. "mlp":
+    the linears of feed-forward layers, without routers. What is not found has no entry.
     """
     modules = dict(model.named_modules())
     elements = {child for stack in modules.values() if isinstance(stack, nn.ModuleList) for child in stack}
     linears = block_linears(model)
-    called = {}  # linear -> (the module that holds it, its name there); Moshi's q_proj.linear is a q_proj
-    for name in linears:
-        owner, _, leaf = name.removesuffix(".linear").rpartition(".")
-        called[name] = owner, leaf
-    yields = {name: _yields(leaf) for name, (_, leaf) in called.items()}
-    for name, (owner, leaf) in called.items():  # DeBERTa's
-        wide, narrow = sides(model, name)[::-1]
-        if leaf == "in_proj" and "attention" in owner and wide == 3 * narrow:
+    # Where each linear hangs, and what it is called there; Moshi's q_proj.linear is a q_proj.
+    hangs = {name: name.removesuffix(".linear").rpartition(".")[::2] for name in linears}
+    yields = {name: _yields(leaf) for name, (_, leaf) in hangs.items()}
+    for name, (owner, leaf) in hangs.items():
+        d_in, d_out = sides(model, name)
+        if leaf == "in_proj" and "attention" in owner and d_out == 3 * d_in:  # DeBERTa's
             yields[name] = "qkv"
-    letters: dict[str, str] = {}
-    for name, (owner, _) in called.items():
-        letters[owner] = letters.get(owner, "") + yields[name]
-    classes = {type(modules[owner]) for owner, held in letters.items() if {*held} == {*"qkv"}}
-    holders = [owner for owner, held in letters.items() if held and type(modules[owner]) in classes]
-    holders = [name for name in holders if not any(name.startswith(other + ".") for other in holders)]
+
+    held: dict[str, set[str]] = {}
+    for name, (owner, _) in hangs.items():
+        held.setdefault(owner, set()).update(yields[name])
+    classes = {type(modules[owner]) for owner, letters in held.items() if letters == {*"qkv"}}
+    attentions = [owner for owner, letters in held.items() if letters and type(modules[owner]) in classes]
+    attentions = [name for name in attentions if not any(name.startswith(f"{other}.") for other in attentions)]
 
     found: dict[str, set[str]] = {}
     in_attention: set[str] = set()
-    for holder in holders:
-        own = [name for name in linears if called[name][0] == holder and yields[name]]
+    for attention in attentions:
+        own = {name for name in linears if hangs[name][0] == attention and yields[name]}
         for name in own:
             found.setdefault(yields[name], set()).add(name)
-        scope, parent = holder, holder.rpartition(".")[0]
-        outputs: list[str] = []
-        for scope in (holder, parent):
-            inside = [name for name in linears if name.startswith(scope + ".")]
-            outputs = [name for name in inside if name not in own and _is_output(called[name][1])]
-            if outputs or modules[holder] in elements or modules[parent] in elements:
+        parent = attention.rpartition(".")[0]
+        alone = modules[attention] in elements or modules[parent] in elements  # what lies around it is the block
+        for scope in [attention] if alone else [attention, parent]:
+            inside = {name for name in linears if name.startswith(f"{scope}.")}
+            outputs = {name for name in inside - own if _is_output(hangs[name][1])}
+            if outputs:
                 break
         found.setdefault("o", set()).update(outputs)
-        in_attention.update(name for name in inside)
-    found["mlp"] = {
-        name
-        for name in linears
-        if name not in in_attention
-        and any(_MLP.fullmatch(part.lower()) for part in name.split("."))
-        and not any(_ROUTER.fullmatch(part.lower()) for part in name.split("."))
-    }
+        in_attention |= inside
+    found["mlp"] = {name for name in linears if name not in in_attention and _is_feed_forward(name)}
     parts = sorted(found, key=lambda part: ("qkvom".index(part[0]), part))
     return {part: [name for name in linears if name in found[part]] for part in parts if found[part]}
+
+
+def _is_feed_forward(name: str) -> bool:
+    """Whether a module outside of attention belongs to a feed-forward layer, by the parts of its name."""
+    parts = name.lower().split(".")
+    return any(map(_MLP.fullmatch, parts)) and not any(map(_ROUTER.fullmatch, parts))
 
 
 def _named_layers(model: nn.Module) -> list[str]:

@@ -256,6 +256,13 @@ def resolve(model: nn.Module, name: str) -> tuple[dict[str, list[str]], dict[str
     return found, refused
 
 
+def parts(found: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The kinds of modules that are q, k and v, the output projection, and the rest."""
+    qkv, attention, every = (list(dict.fromkeys(map(_kind, found.get(shorthand, [])))) for shorthand in SHORTHANDS)
+    output = [kind for kind in attention if kind not in qkv]
+    return {"qkv": qkv, "o": output, "rest": [kind for kind in every if kind not in attention]}
+
+
 def judge(name: str, group: str, auto: str, truth: Mapping[str, Any]) -> dict[str, Any]:
     """One architecture: what was found (kinds of modules), how it was judged, and what is wrong."""
     entry: dict[str, Any] = {"group": group, "state": "not built", "judged": None}
@@ -268,7 +275,7 @@ def judge(name: str, group: str, auto: str, truth: Mapping[str, Any]) -> dict[st
     entry |= {
         "class": type(model).__name__,
         "judged": "by hand" if name in truth["models"] else "by rule",
-        "found": {key: list(dict.fromkeys(map(_kind, names))) for key, names in found.items()},
+        "found": parts(found),
     }
     expected = truth["models"].get(name)
     if refused.keys() & {"qkv", "attention"}:
@@ -324,7 +331,8 @@ def main() -> None:
     try:
         entries = measure(arguments.names)
     except SettingError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(2)
     for name, entry in entries.items():
         if arguments.names or entry["state"] in ("wrong", "refused", "not built"):
             more = entry.get("reason") or entry.get("wrong") or "; ".join(entry.get("refused", {}).values())
