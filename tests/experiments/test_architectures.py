@@ -79,6 +79,18 @@ def test_the_committed_result_is_nine_tenths_or_better():
             assert any(end in entry["refused"]["qkv"] for end in ("with names of its blocks (", "leave it out")), name
 
 
+def test_the_table_in_the_docs_is_the_committed_result():
+    page = (ROOT / "docs/ecosystem.md").read_text()
+    result = json.loads(RESULT.read_text())
+    for counts in result["summary"].values():
+        correct, refused, wrong, free, unbuilt = (
+            counts.get(state, 0) for state in ("correct", "refused", "wrong", "attention-free", "not built")
+        )
+        assert f"| {correct} of {correct + refused + wrong} | {refused} | {wrong} | {free} | {unbuilt} |" in page
+    by_hand = sum(entry["judged"] == "by hand" for entry in result["architectures"].values())
+    assert f"A list written by hand is the truth for {by_hand} of them" in page
+
+
 def test_an_unknown_architecture_is_refused():
     with pytest.raises(SettingError, match=r"^no_such_model is not a text or vision architecture of this version of"):
         measure(["no_such_model"])
