@@ -13,7 +13,8 @@ from torch import nn
 import adarank
 from adarank.adapters.layers import CONV1D, LINEAR, layer_of
 from adarank.errors import SettingError
-from adarank.harness.models import Base, tiny
+from adarank.harness.data.task_types import TASK_TYPES
+from adarank.harness.models import Base, byte_tokenizer, local, tiny
 from adarank.runs.modules import place_of
 from adarank.targets import (
     _PARTS,
@@ -215,3 +216,21 @@ def test_no_module_shares_its_name_with_a_public_function():
     """`import adarank.NAME` would put the module in the function's place."""
     names = {module.name for module in pkgutil.iter_modules(adarank.__path__)}
     assert not names & {name for name in adarank.__all__ if not isinstance(getattr(adarank, name), ModuleType)}
+
+
+def test_a_saved_model_is_resolved_from_its_config_alone(tmp_path):
+    """As for the run's name, before anything is built: the names are those of the model that is built later."""
+    config = transformers.AutoConfig.for_model(
+        "mpnet", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=260
+    )
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    base = local(str(tmp_path))
+    assert {parameter.device.type for parameter in base.skeleton(TASK_TYPES["classify"]).parameters()} == {"meta"}
+    for weights in tmp_path.glob("*.safetensors"):
+        weights.rename(weights.with_suffix(".moved"))
+    found = resolve_targets(base, "qkv", task_type=TASK_TYPES["classify"])
+    for weights in tmp_path.glob("*.moved"):
+        weights.rename(weights.with_suffix(".safetensors"))
+    assert found == "|".join(rf"mpnet\.encoder\.layer\.\d+\.attention\.attn\.{letter}" for letter in "qkv")
+    assert len(adarank.adapt(base.build(2).model, rank=1, targets=found)) == 6
