@@ -2,18 +2,21 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import nn
 
 from adarank.adapters.layers import CONV1D, LAYER_TYPES, LINEAR, LINEAR_4BIT, known_layer, layer_of, refusal
 from adarank.errors import SettingError
+from adarank.runs.modules import place_of
 
 Targets = str | Sequence[str]
 
-# What q, k, v, … are called in each architecture (Transformers' model_type): regular expressions for whole names, of q,
-# k and v (with {0} for the letter, {1} for the word), of the attention's output projection and of the MLP.
+# The strings that `targets` means in the architectures (Transformers' model_type) that runs were named by before their
+# projections were recognised (`projections`), as regular expressions for whole names, of q, k and v (with {0} for the
+# letter, {1} for the word), of the attention's output projection and of the MLP. They enter a run's identity: what stands
+# here never changes, and a new architecture needs an entry only where it is not recognised.
 _BERT = (
     r".*\.attention\.self\.{1}",
     r".*\.attention\.output\.dense",
@@ -37,17 +40,13 @@ _SEPARATE = {
     "deberta-v2": (r".*\.attention\.self\.{1}_proj", *_BERT[1:]),
     "distilbert": (r".*\.attention\.{0}_lin", r".*\.attention\.out_lin", r".*\.ffn\.lin[12]"),
     **dict.fromkeys(_LIKE_LLAMA, _LLAMA),
-    "phi": (r".*\.self_attn\.{0}_proj", r".*\.self_attn\.dense", r".*\.mlp\.fc[12]"),
-    "opt": (r".*\.self_attn\.{0}_proj", r".*\.self_attn\.out_proj", r".*\.layers\.\d+\.fc[12]"),
     **dict.fromkeys(("bart", "mbart"), _BART),
     **dict.fromkeys(("t5", "mt5"), _T5),
-    "vit": (r".*\.attention\.{0}_proj", r".*\.attention\.o_proj", r".*\.mlp\.fc[12]"),
 }
 _IN_ONE_MATRIX = {  # q, k and v
     "gpt2": (r".*\.attn\.c_attn", r".*\.attn\.c_proj", r".*\.mlp\.c_(fc|proj)"),
     "gpt_neox": (r".*\.attention\.query_key_value", r".*\.attention\.dense", r".*\.mlp\.dense_(h_to_4h|4h_to_h)"),
     "modernbert": (r".*\.attn\.Wqkv", r".*\.attn\.Wo", r".*\.mlp\.W[io]"),
-    "phi3": (r".*\.self_attn\.qkv_proj", r".*\.self_attn\.o_proj", r".*\.mlp\.(gate_up|down)_proj"),
 }
 _PARTS: dict[str, dict[str, str]] = {
     name: {**{word[0]: qkv.format(word[0], word) for word in ("query", "key", "value")}, "o": o, "mlp": mlp}
@@ -73,9 +72,23 @@ _PLACES: dict[str, dict[str, str]] = {
 }
 TARGETS = {"qv": "qv", "qkv": "qkv", "attention": "qkvo", "mlp": ("mlp",), "all": (*"qkvo", "mlp")}
 
+# How published models call their projections (`projections`), a name's words being what stands between its underscores.
+_OF_QKV = re.compile(r"w?(q?k?v?)z?")  # q, Wq, kv, qkv, Wqkv; z: a gate in the same matrix (Qwen3-Next)
+_LETTER = {"query": "q", "queries": "q", "key": "k", "keys": "k", "value": "v", "values": "v"}
+_OF_POSITIONS = {"pos", "position", "relative", "rel"}  # a key of relative positions is not the tokens' key
+_OUTPUT = {"o", "wo", "out", "output"}
+_OUTPUT_NAMES = {"dense", "proj", "c_proj", "post_proj", "projection", "projection_layer"}
+_NO_OUTPUT = {"gate", "ogate", "conv"}
+_MLP = re.compile(
+    r"\w*mlps?|ffns?|ff\d?|feed_?forward\w*|\w*densereludense|\w*experts?|intermediate\w*|output\w*|"
+    r"fc_?(\d|in|out)|ffn_output|(gate_|up_|down_)+proj"
+)
+_ROUTER = re.compile(r"\w*router|classifier|gate|\w*expert_gate")
+
 
 class Architecture(Protocol):
-    """What a base model must say about itself: Transformers' model_type, and the module names of its own shorthands."""
+    """What a base model must say about itself: Transformers' model_type, the module names of its own shorthands, and
+    how to get the model without weights (on the meta device), as it is built for a type of task."""
 
     @property
     def architecture(self) -> str: ...
@@ -83,11 +96,18 @@ class Architecture(Protocol):
     @property
     def targets(self) -> Mapping[str, list[str]] | None: ...
 
+    @property
+    def skeleton(self) -> Callable[[Any], nn.Module] | None: ...
 
-def resolve_targets(base: Architecture, targets: str, target_modules: Sequence[str] | None = None) -> str | list[str]:
+
+def resolve_targets(
+    base: Architecture, targets: str, target_modules: Sequence[str] | None = None, task_type: Any = None
+) -> str | list[str]:
     """What `adarank.adapt` gets for targets=qv|qkv|attention|mlp|all; target_modules win where they are given.
 
-    base.targets, where a model has them, win over the architecture's map. SettingError for an undefined shorthand.
+    base.targets, where a model has them, win over what the architecture says. An architecture of which runs were named
+    before has its strings in a table; any other's projections are recognised in `base.skeleton(task_type)`. Raises
+    SettingError for a shorthand that is undefined or cannot be adapted.
     """
     if target_modules:
         return list(target_modules)
@@ -95,24 +115,155 @@ def resolve_targets(base: Architecture, targets: str, target_modules: Sequence[s
         if targets not in base.targets:
             raise SettingError(f"targets must be one of model.targets: {', '.join(base.targets)} (got {targets})")
         return list(base.targets[targets])
-    parts = _PARTS.get(base.architecture)
-    if parts is None:
-        if targets == "all":
-            return "all-linear"
+    if (parts := _PARTS.get(base.architecture)) is not None:
+        return _of_parts(parts, targets, base.architecture)
+    if targets == "all":
+        return "all-linear"
+    if base.skeleton is None:
         raise SettingError(
             f"targets={targets} is not defined for the architecture {base.architecture}; use targets=all, "
             "target_modules=[…], or model.targets in the model's YAML file"
         )
-    wanted = list(TARGETS[targets])
-    if "qkv" in parts:  # one matrix for all three
-        if targets == "qv":
-            matrix = parts["qkv"].rpartition(".")[2]
+    return recognise_targets(base.skeleton(task_type), targets, base.architecture)
+
+
+def recognise_targets(model: nn.Module, targets: str, architecture: str = "of this model") -> str:
+    """The regular expression that selects what targets=qv|qkv|attention|mlp means in `model` (see `projections`).
+
+    Numbers in names stand for any number, so that the expression does not depend on the depth. Raises SettingError where
+    the projections are not recognised, where the model has no attention, or where they share a matrix with others.
+    """
+    found = projections(model)
+    if all(any(part in _held(key) for key in found) for part in TARGETS[targets]):
+        return _of_parts({key: _expression(names) for key, names in found.items()}, targets, architecture)
+    kinds = list(dict.fromkeys(place_of(name).kind for name in _named_layers(model)))
+    said = ", ".join(kinds[:16]) + f" and {len(kinds) - 16} more" * (len(kinds) > 16) or "no layers with a weight"
+    if targets != "mlp" and _attention_free(model):
+        why = f"cannot be adapted in the architecture {architecture}, which has no attention"
+    else:
+        why = f"is not recognised in the architecture {architecture}"
+    raise SettingError(
+        f"targets={targets} {why}; use targets=all, or target_modules=[…] with names of its blocks ({said})"
+    )
+
+
+def _of_parts(parts: Mapping[str, str], targets: str, architecture: str) -> str:
+    """The alternatives among `parts`, {what a matrix yields: expression}, that make up a shorthand."""
+    wanted = set(TARGETS[targets])
+    for key, expression in parts.items():
+        held = _held(key)
+        if held & wanted and not held <= wanted:
+            matrix = expression.rpartition(".")[2]
+            shared = f"q and v lie in one matrix, {matrix}, together with k"
+            if len(held) == 2:
+                shared = f"{' and '.join(sorted(held))} lie in one matrix, {matrix}"
             raise SettingError(
-                f"targets=qv cannot be adapted in the architecture {base.architecture}, where q and v lie in one "
-                f"matrix, {matrix}, together with k; use targets=qkv, which adapts that matrix"
+                f"targets={targets} cannot be adapted in the architecture {architecture}, where {shared}; use "
+                "targets=qkv, which adapts that matrix"
             )
-        wanted = [p for p in ("qkv", "o", "mlp") if p in wanted or (p == "qkv" and "q" in wanted)]
-    return "|".join(parts[p] for p in wanted)
+    return "|".join(expression for key, expression in parts.items() if _held(key) <= wanted)
+
+
+def _held(part: str) -> set[str]:
+    """What a part of `projections` yields: "kv" k and v, "mlp" itself."""
+    return {part} if part == "mlp" else set(part)
+
+
+def _expression(names: Iterable[str]) -> str:
+    """A regular expression for whole names, with the numbers in them left open."""
+    kinds = (r"\.".join(r"\d+" if part.isdecimal() else re.escape(part) for part in name.split(".")) for name in names)
+    return "|".join(sorted({*kinds}))
+
+
+def _words(name: str) -> list[str]:
+    return name.lower().split("_")
+
+
+def _yields(name: str) -> str:
+    """Which of q, k and v a projection of this name yields: "q", "kv", …; "" for none."""
+    words = _words(name)
+    if name == "c_attn":  # GPT-2's
+        return "qkv"
+    if _OF_POSITIONS & {*words}:
+        return ""
+    letters = "".join(match[1] if (match := _OF_QKV.fullmatch(word)) else _LETTER.get(word, "") for word in words)
+    return "".join(letter for letter in "qkv" if letter in letters)
+
+
+def _is_output(name: str) -> bool:
+    """Whether an attention's output projection may be called so."""
+    return name in _OUTPUT_NAMES or bool(_OUTPUT & {*_words(name)} and not _NO_OUTPUT & {*_words(name)})
+
+
+def projections(model: nn.Module) -> dict[str, list[str]]:
+    """The projections of a model's blocks, {what a matrix yields: module names}, recognised by names and places.
+
+    "q", "k" and "v" or, where one matrix yields several, "kv", "qkv", …: linears called so (q_proj, query, Wq, q_lin,
+    to_q, qkv_proj, …) in a module that has all three, and in every module of its class; of projections in two steps,
+    such as DeepSeek's, both. "o": linears with an output's name in the same module or, like BERT's, next to it. "mlp":
+    the linears of feed-forward layers, without routers. What is not found has no entry.
+    """
+    modules = dict(model.named_modules())
+    elements = {child for stack in modules.values() if isinstance(stack, nn.ModuleList) for child in stack}
+    linears = block_linears(model)
+    # Where each linear hangs, and what it is called there; Moshi's q_proj.linear is a q_proj.
+    hangs = {name: name.removesuffix(".linear").rpartition(".")[::2] for name in linears}
+    yields = {name: _yields(leaf) for name, (_, leaf) in hangs.items()}
+    for name, (owner, leaf) in hangs.items():
+        d_in, d_out = sides(model, name)
+        if leaf == "in_proj" and "attention" in owner and d_out == 3 * d_in:  # DeBERTa's
+            yields[name] = "qkv"
+
+    held: dict[str, set[str]] = {}
+    for name, (owner, _) in hangs.items():
+        held.setdefault(owner, set()).update(yields[name])
+    classes = {type(modules[owner]) for owner, letters in held.items() if letters == {*"qkv"}}
+    attentions = [owner for owner, letters in held.items() if letters and type(modules[owner]) in classes]
+    attentions = [name for name in attentions if not any(name.startswith(f"{other}.") for other in attentions)]
+
+    found: dict[str, set[str]] = {}
+    in_attention: set[str] = set()
+    for attention in attentions:
+        own = {name for name in linears if hangs[name][0] == attention and yields[name]}
+        for name in own:
+            found.setdefault(yields[name], set()).add(name)
+        parent = attention.rpartition(".")[0]
+        alone = modules[attention] in elements or modules[parent] in elements  # what lies around it is the block
+        for scope in [attention] if alone else [attention, parent]:
+            inside = {name for name in linears if name.startswith(f"{scope}.")}
+            outputs = {name for name in inside - own if _is_output(hangs[name][1])}
+            if outputs:
+                break
+        found.setdefault("o", set()).update(outputs)
+        in_attention |= inside
+    found["mlp"] = {name for name in linears if name not in in_attention and _is_feed_forward(name)}
+    parts = sorted(found, key=lambda part: ("qkvom".index(part[0]), part))
+    return {part: [name for name in linears if name in found[part]] for part in parts if found[part]}
+
+
+def _is_feed_forward(name: str) -> bool:
+    """Whether a module outside of attention belongs to a feed-forward layer, by the parts of its name."""
+    parts = name.lower().split(".")
+    return any(map(_MLP.fullmatch, parts)) and not any(map(_ROUTER.fullmatch, parts))
+
+
+def _named_layers(model: nn.Module) -> list[str]:
+    """Names of the linears in the model's blocks or, where there are none, of every layer with a matrix."""
+    blocks = in_blocks(model)
+    return block_linears(model) or [
+        name.rpartition(".")[0]
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and (not blocks or model.get_submodule(name.rpartition(".")[0]) in blocks)
+    ]
+
+
+def _attention_free(model: nn.Module) -> bool:
+    """Whether nothing in the model, layer or parameter, is called a query: Mamba, RWKV (key and value alone), FNet."""
+    if any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
+        return False
+    names = [name for name, _ in model.named_modules()] + [name for name, _ in model.named_parameters()]
+    held = {_yields(name.rpartition(".")[2]) for name in names}
+    return not any("q" in letters or letters == "kv" for letters in held)
 
 
 def resolve_places(architecture: str, places: Targets) -> Targets:

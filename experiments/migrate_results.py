@@ -26,9 +26,8 @@ from adarank.harness.data.tasks.base import Task
 from adarank.harness.models import Base
 from adarank.harness.run import identity
 from adarank.harness.run.ranks_from import RankMap
-from adarank.harness.run.resolve import frozen_dtype, load_base, load_task
+from adarank.harness.run.resolve import chosen_targets, frozen_dtype, load_base, load_task
 from adarank.runs.files import read_json, write_json
-from adarank.targets import resolve_targets
 from experiments.pack import SUFFIX, read_record, record_files, run_name, write_record
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -93,7 +92,7 @@ def name_of(spec: Spec, data: Path | None, rank_map: RankMap | None = None) -> s
     assert spec.model is not None
     task = task_of(spec.task.target, tuple(spec.task.settings.items()), spec.holdout, data)
     base = base_of(spec.model.target, tuple(spec.model.settings.items()))
-    targets = resolve_targets(base, spec.targets, spec.target_modules) if spec.takes("targets") else None
+    targets = chosen_targets(spec, task, base)
     dtype = frozen_dtype(spec, base, torch.device("cpu"))
     deciding = identity.decides(spec, task, base, dtype, targets, rank_map)
     return identity.run_folder("", spec.method, deciding, spec.seed).name

@@ -96,9 +96,14 @@ def test_wandb_is_imported_in_one_file_and_analysis_stands_apart(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_is_pickled(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert not {n.split(".")[0] for n in imports(path)} & {"pickle", "dill", "joblib", "shelve"}
-    calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    assert "torch.load" not in calls
+    picklers = {n for n in imports(path) if n.split(".")[0] in {"pickle", "dill", "joblib", "shelve"}}
+    loads = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
+    if path == ROOT / "adarank" / "harness" / "models.py":  # model.allow_bin: tensors alone
+        assert picklers == {"pickle.UnpicklingError"}
+        assert all("weights_only=True" in map(ast.unparse, load.keywords) for load in loads)
+    else:
+        assert not picklers
+        assert not loads
 
 
 def heavy_after(imported):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import safe_open
@@ -49,7 +50,7 @@ class Base:
     build(outputs, task_type, dtype) -> `Built`, by default a sequence classifier (outputs = 1: regression), whose head
     comes from torch's global generator and is in fp32 at least; dtype: of its other parameters. targets: {shorthand:
     module names' endings} that overrule the architecture's map. stored: the dtype of the checkpoint; dtype, attention:
-    the settings model.dtype and model.attention.
+    the settings model.dtype and model.attention. skeleton(task_type): the same model without weights, on the meta device.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Base:
     stored: str = "fp32"
     dtype: Dtype = "auto"
     attention: Attention = "auto"
+    skeleton: Callable[..., Any] | None = None
 
 
 def minilm_l6(
@@ -104,15 +106,27 @@ def local(
     head_dropout: float | None = None,
     dtype: Dtype = "auto",
     attention: Attention = "auto",
+    allow_bin: bool = False,
 ) -> Base:
-    """A model saved by Transformers in a folder: one for the task, or one to put the task's fresh head on."""
+    """A model saved by Transformers in a folder: one for the task, or one to put the task's fresh head on. allow_bin:
+    also weights that exist only as pickles (`torch.load` with weights_only=True)."""
     folder = Path(path).expanduser().absolute()  # saved adapters name it as their base
-    base = _folder(folder.resolve().name, folder, head_dropout, targets)
+    base = _folder(folder.resolve().name, folder, head_dropout, targets, allow_bin)
     return replace(base, dtype=dtype, attention=attention)
 
 
-def _folder(name: str, folder: Path, head_dropout: float | None, targets: dict[str, list[str]] | None) -> Base:
+def _folder(
+    name: str,
+    folder: Path,
+    head_dropout: float | None,
+    targets: dict[str, list[str]] | None,
+    allow_bin: bool = False,
+) -> Base:
     weights = sorted(folder.glob("*.safetensors"))
+    if not weights and (bins := sorted(folder.glob("pytorch_model*.bin"))):
+        if not allow_bin:
+            raise _pickles_alone(f"model.path={folder}", bins[0].name)
+        weights = bins
     for file, found in (("config.json", (folder / "config.json").is_file()), (".safetensors weights", weights)):
         if not found:
             raise SettingError(
@@ -126,21 +140,53 @@ def _folder(name: str, folder: Path, head_dropout: float | None, targets: dict[s
             digest.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
     what = f"the model in {folder}"
     fingerprint = digest.hexdigest() + _dropout_mark(head_dropout)
-    build = _pretrained(str(folder), None, what, head_dropout)
-    stored = _stored(weights)
-    return Base(name, fingerprint, _config(what, str(folder)).model_type, build, targets, stored)
+    build = _pretrained(str(folder), None, what, head_dropout, allow_bin)
+    architecture = _config(what, str(folder)).model_type
+    skeleton = _skeleton(str(folder), None, what)
+    return Base(name, fingerprint, architecture, build, targets, _stored(weights), skeleton=skeleton)
+
+
+def _pickles_alone(what: str, file: str) -> SettingError:
+    """The refusal of weights that no safetensors file holds."""
+    return SettingError(
+        f"{what} has its weights only as a pickle, {file}, which could run code when it is loaded; set "
+        "model.allow_bin=true to read nothing but tensors from it (torch.load with weights_only=True), or use a copy or "
+        "a revision that has safetensors"
+    )
 
 
 def _stored(files: Iterable[Path]) -> str:
-    """The dtype in which safetensors files hold most of their values; fp32 where it is none of `DTYPES`."""
+    """The dtype in which safetensors files or pickles hold most of their values; fp32 where it is none of `DTYPES`."""
     counts: Counter[str] = Counter()
     for file in files:
+        if file.suffix == ".bin":
+            counts += _dtypes_in_pickle(file)
+            continue
         with safe_open(file, framework="np") as opened:
             slices = (opened.get_slice(name) for name in opened.keys())  # noqa: SIM118
             for part in slices:
                 counts[part.get_dtype()] += math.prod(part.get_shape())
     most = max(counts, key=lambda name: counts[name], default="F32")
     return {"BF16": "bf16", "F16": "fp16", "F64": "fp64"}.get(most, "fp32")
+
+
+def _dtypes_in_pickle(file: Path) -> Counter[str]:
+    """How many values a pickled state dict holds of each dtype. Raises SettingError for any other pickle."""
+    import torch
+
+    with _loading(str(file)):
+        try:
+            held = torch.load(file, map_location="meta", weights_only=True)
+        except RuntimeError as error:  # a file cut short
+            raise UnpicklingError(str(error)) from None
+        if not isinstance(held, dict):
+            raise UnpicklingError(f"no state dict but {type(held).__name__}")
+    names = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+    counts: Counter[str] = Counter()
+    for tensor in held.values():
+        if isinstance(tensor, torch.Tensor):
+            counts[names.get(tensor.dtype, "F32")] += tensor.numel()
+    return counts
 
 
 def hub(
@@ -150,17 +196,20 @@ def hub(
     head_dropout: float | None = None,
     dtype: Dtype = "auto",
     attention: Attention = "auto",
+    allow_bin: bool = False,
 ) -> Base:
-    """A model of the Hugging Face hub. Its fingerprint is the name with the commit that the hub or the cache gives."""
+    """A model of the Hugging Face hub. Its fingerprint is the name with the commit that the hub or the cache gives.
+    allow_bin: also weights that exist only as pickles (`torch.load` with weights_only=True)."""
     what = f"model.name={name}"
     config = _config(what, name, revision=revision)
     commit = getattr(config, "_commit_hash", None) or revision or "unknown"
     source = str(Path(name).absolute()) if Path(name).is_dir() else name  # saved adapters name it as their base
-    build = _pretrained(source, revision, what, head_dropout)
+    build = _pretrained(source, revision, what, head_dropout, allow_bin)
     fingerprint = f"{name}@{commit}{_dropout_mark(head_dropout)}"
     said = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     stored = next((short for short, full in DTYPES.items() if str(said).removeprefix("torch.") == full), "fp32")
-    return Base(name, fingerprint, config.model_type, build, targets, stored, dtype, attention)
+    skeleton = _skeleton(source, revision, what)
+    return Base(name, fingerprint, config.model_type, build, targets, stored, dtype, attention, skeleton)
 
 
 def _dropout_mark(head_dropout: float | None) -> str:
@@ -191,6 +240,11 @@ def _loading(what: str) -> Iterator[None]:
     place = " from the Hugging Face hub or its cache" if what.startswith("model.name=") else ""
     try:
         yield
+    except (UnpicklingError, EOFError):  # whose message tells how to run the code in it
+        raise SettingError(
+            f"{what} could not be loaded, because its pickle holds more than tensors or is damaged; use a copy or a "
+            "revision that has safetensors"
+        ) from None
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise SettingError(
@@ -207,7 +261,12 @@ def _config(what: str, source: str, **more: Any) -> Any:
 
 
 def _pretrained(
-    source: str, revision: str | None, what: str, head_dropout: float | None = None, **more: Any
+    source: str,
+    revision: str | None,
+    what: str,
+    head_dropout: float | None = None,
+    allow_bin: bool = False,
+    **more: Any,
 ) -> Callable[..., Built]:
     """`Base.build` by from_pretrained. more: further arguments, for the config and the tokeniser, too."""
 
@@ -226,13 +285,18 @@ def _pretrained(
             plain = {"quantization_config": transformers.GgufConfig(dequantize=True)}
         drawn_from = torch.get_rng_state()
         with _loading(what):
+            pickle = None if more else _pickle_alone(source, revision)
+        if pickle and not allow_bin:
+            raise _pickles_alone(what, pickle.removesuffix(".index.json"))
+        with _loading(what):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision, **more)
             model, report = getattr(transformers, task_type.AUTO).from_pretrained(
                 source,
                 config=config,
                 revision=revision,
                 dtype=getattr(torch, DTYPES[dtype]),
-                use_safetensors=True,
+                use_safetensors=not pickle,
+                weights_only=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **more,
@@ -245,6 +309,34 @@ def _pretrained(
         return _built(model, tokenizer, task_type, what, report["missing_keys"])
 
     return build
+
+
+def _pickle_alone(source: str, revision: str | None) -> str | None:
+    """The pickle that holds the weights of a folder or repository, where no safetensors do."""
+    from transformers.utils import has_file
+
+    def first(*names: str) -> str | None:
+        return next((name for name in names if has_file(source, name, revision=revision)), None)
+
+    if first("model.safetensors", "model.safetensors.index.json"):
+        return None
+    return first("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def _skeleton(source: str, revision: str | None, what: str) -> Callable[..., Any]:
+    """`Base.skeleton` from a config."""
+
+    def skeleton(task_type: "TaskType | None" = None) -> Any:
+        import torch
+        import transformers
+
+        task_type = task_type or _classify()
+        config = _config(what, source, revision=revision)
+        _check(config, task_type, None, what)
+        with _loading(what), torch.device("meta"):
+            return getattr(transformers, task_type.AUTO).from_config(config)
+
+    return skeleton
 
 
 def _redraw(model: Any, fresh: Collection[str]) -> None:
@@ -351,9 +443,15 @@ def tiny(
         _check(config, task_type, head_dropout, what)
         return _built(getattr(transformers, task_type.AUTO).from_config(config), tokenizer, task_type, what)
 
+    def skeleton(task_type: "TaskType | None" = None) -> Any:
+        import torch
+
+        with torch.device("meta"):
+            return build(2, task_type).model
+
     fingerprint = f"tiny-{family}-{width}x{layers}-transformers{version('transformers')}"
     fingerprint += _dropout_mark(head_dropout)
-    return Base(f"tiny_{arch}", fingerprint, family, build, dtype=dtype, attention=attention)
+    return Base(f"tiny_{arch}", fingerprint, family, build, dtype=dtype, attention=attention, skeleton=skeleton)
 
 
 def byte_tokenizer() -> Any:

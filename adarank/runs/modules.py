@@ -1,6 +1,6 @@
 """Where a module stands in a model, read from its name: which stack of blocks, which block, which kind of module."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +34,25 @@ def place_of(name: str) -> Place:
     inside = parts[number + 1 :]
     kind = [part for part in inside if not part.isdecimal()] or inside
     return Place(".".join(parts[:number]), int(parts[number]), ".".join(inside), ".".join(kind))
+
+
+def describe_modules(names: Iterable[str], others: Iterable[str] = ()) -> str:
+    """Modules in a few words: "query, key, value in 12 blocks".
+
+    Each kind is called by as many of its last parts as tell it from the other kinds, those of `others` included.
+    """
+    places = [place_of(name) for name in names]
+    kinds = list(dict.fromkeys(place.kind for place in places))
+    known = {*kinds, *(place_of(name).kind for name in others)}
+
+    def short(kind: str) -> str:
+        parts = kind.split(".")
+        ends = [".".join(parts[i:]) for i in range(len(parts) - 1, -1, -1)]
+        return next((e for e in ends if not any(k != kind and f".{k}".endswith(f".{e}") for k in known)), kind)
+
+    said = ", ".join(map(short, kinds[:8])) + f" and {len(kinds) - 8} more kinds" * (len(kinds) > 8)
+    blocks = len({(place.stack, place.block) for place in places if place.block is not None})
+    return said + f" in {blocks} block{'s' * (blocks != 1)}" * (blocks > 0)
 
 
 def rank_grid(ranks: Mapping[str, float]) -> tuple[list[str], list[str], np.ndarray]:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,107 @@ def test_an_incomplete_folder_is_refused(tmp_path, missing, named):
     (folder / missing).unlink()
     with pytest.raises(SettingError, match=rf"^model\.path must be a folder .* has no {named}; pickles are not loaded"):
         local(str(folder))
+
+
+def published(folder: Path, shards: int = 0) -> Path:
+    """A DeBERTa as microsoft/deberta-v3-base is published: fp16 weights in pytorch_model.bin alone, no dtype in the
+    config, no head, and weights of the pretraining heads. shards: files that they are spread over."""
+    torch.manual_seed(0)
+    built = tiny("deberta_v2", width=32, layers=1).build(3)
+    for part in (built.model.config, built.tokenizer):
+        part.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("dtype", "architectures", "id2label", "label2id"):
+        config.pop(key, None)
+    (folder / "config.json").write_text(json.dumps(config))
+    held = {name: value.half() for name, value in built.model.state_dict().items() if name.startswith("deberta.")}
+    held["lm_predictions.lm_head.bias"] = torch.zeros(7, dtype=torch.float16)
+    if not shards:
+        torch.save(held, folder / "pytorch_model.bin")
+        return folder
+    names, files = list(held), [f"pytorch_model-{i + 1:05}-of-{shards:05}.bin" for i in range(shards)]
+    for i, file in enumerate(files):
+        torch.save({name: held[name] for name in names[i::shards]}, folder / file)
+    index = {"metadata": {}, "weight_map": {name: files[i % shards] for i, name in enumerate(names)}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("shards", [0, 2])
+def test_a_folder_with_pickles_alone_is_read_where_that_is_allowed(tmp_path, shards):
+    folder = published(tmp_path / "deberta", shards)
+    with pytest.raises(SettingError) as error:
+        local(str(folder))
+    file = "pytorch_model-00001-of-00002.bin" if shards else "pytorch_model.bin"
+    assert str(error.value) == (
+        f"model.path={folder} has its weights only as a pickle, {file}, which could run code when it is loaded; set "
+        "model.allow_bin=true to read nothing but tensors from it (torch.load with weights_only=True), or use a copy or a "
+        "revision that has safetensors"
+    )
+    base = local(str(folder), allow_bin=True)
+    assert (base.architecture, base.stored) == ("deberta-v2", "fp16")
+    torch.manual_seed(0)
+    expected = tiny("deberta_v2", width=32, layers=1).build(3).model.state_dict()
+    built = base.build(2)
+    assert "classifier" in built.head
+    found = {name: value for name, value in built.model.state_dict().items() if name.startswith("deberta.")}
+    assert found
+    for name, value in found.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, expected[name].half().float()), name
+
+
+def test_a_hub_model_with_pickles_alone_is_read_where_that_is_allowed(tmp_path):
+    """The hub's loader on a folder, which it takes as well as a name."""
+    folder = published(tmp_path / "deberta")
+    with pytest.raises(
+        SettingError, match=rf"^model\.name={folder} has its weights only as a pickle, pytorch_model\.bin"
+    ):
+        hub(str(folder)).build(2)
+    found = hub(str(folder), allow_bin=True).build(2).model.state_dict()
+    expected = local(str(folder), allow_bin=True).build(2).model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items() if name.startswith("deberta."))
+
+
+def test_safetensors_win_over_pickles(tmp_path):
+    folder = save(tmp_path / "a")
+    before = local(str(folder)).fingerprint
+    torch.save({"bert.encoder.layer.0.output.dense.weight": torch.ones(1)}, folder / "pytorch_model.bin")
+    for allow_bin in (False, True):
+        base = local(str(folder), allow_bin=allow_bin)
+        assert base.fingerprint == before
+        assert base.build(3).head == ["classifier"]
+
+
+class Hostile:
+    """Makes a file where it is unpickled without care."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_hostile_pickle_runs_no_code(tmp_path, hidden):
+    folder, mark = published(tmp_path / "deberta"), tmp_path / "ran"
+    held = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    torch.save({**held, "more": Hostile(mark)} if hidden else Hostile(mark), folder / "pytorch_model.bin")
+    for load in (local, lambda path, **more: hub(path, **more).build(2)):
+        with pytest.raises(SettingError, match=r"could not be loaded, because its pickle holds more than tensors"):
+            load(str(folder), allow_bin=True)
+    assert not mark.exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert mark.exists()  # so it would have
+
+
+@pytest.mark.parametrize("content", [b"", b"PK not an archive", "cut"])
+def test_a_damaged_pickle_is_refused(tmp_path, content):
+    file = published(tmp_path / "deberta") / "pytorch_model.bin"
+    file.write_bytes(file.read_bytes()[:2000] if content == "cut" else content)
+    with pytest.raises(SettingError, match=r"pytorch_model\.bin could not be loaded, because its pickle .* is damaged"):
+        local(str(file.parent), allow_bin=True)
 
 
 def test_a_hub_model_that_cannot_be_had_says_what_was_tried():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from adarank.runs.modules import Place, place_of, rank_grid
+from adarank.runs.modules import Place, describe_modules, place_of, rank_grid
 
 NAMES = {
     "bert": [
@@ -118,3 +118,18 @@ def test_experts_are_of_one_kind_and_have_a_column_each():
     assert place == Place("model.layers", 1, "mlp.experts.2.w1", "mlp.experts.w1")
     _, columns = assert_no_shared_cell(NAMES["experts"])
     assert columns == [f"mlp.experts.{e}.{p}" for e in range(3) for p in ("w1", "w2")]
+
+
+def test_modules_in_a_few_words():
+    bert = [f"bert.encoder.layer.{n}.attention.self.{m}" for n in range(12) for m in ("query", "key", "value")]
+    assert describe_modules(bert) == "query, key, value in 12 blocks"
+    dense = ["bert.encoder.layer.0.attention.output.dense"]
+    others = [*dense, "bert.encoder.layer.0.output.dense", "bert.encoder.layer.0.intermediate.dense"]
+    assert describe_modules(dense) == "dense in 1 block"
+    assert describe_modules(dense, others) == "attention.output.dense in 1 block"
+    assert describe_modules(others) == "attention.output.dense, output.dense, intermediate.dense in 1 block"
+    assert describe_modules(["bert.pooler.dense"]) == "dense"
+    sides = [f"{side}.layers.{n}.self_attn.q_proj" for side in ("encoder", "decoder") for n in range(2)]
+    assert describe_modules(sides) == "q_proj in 4 blocks"
+    many = [f"layers.0.expert_{n}" for n in range(10)]
+    assert describe_modules(many).endswith("expert_7 and 2 more kinds in 1 block")

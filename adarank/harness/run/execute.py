@@ -47,6 +47,8 @@ from adarank.runs.files import (
     write_text,
     write_traceback,
 )
+from adarank.runs.modules import describe_modules
+from adarank.targets import block_linears
 
 
 def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> float | None:
@@ -111,6 +113,9 @@ def print_start(run: Resolved, prepared: Prepared, dev: int) -> None:
     where = f"{device_name(run.device)}, {run.spec.train.precision}"
     print(f"{run.title}: {run.base.name} on {run.task.name}, {where} -> {run.folder}", flush=True)
     if prepared.adapters:
+        said = "target_modules" if run.spec.target_modules else f"targets={run.spec.targets}"
+        adapted, others = [*prepared.adapters, *prepared.unadapted], block_linears(prepared.model)
+        print(f"  {said}: {describe_modules(adapted, others)}", flush=True)
         print(f"  adapters on {reach(prepared.model).share:.0%} of the base's matrix parameters", flush=True)
     if added := list(bottlenecks_of(prepared.model).values()):
         print(f"  {len(added)} bottlenecks of width {added[0].width}", flush=True)

@@ -71,7 +71,7 @@ def resolve(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     spec = replace(spec, train=replace(spec.train, precision=choose_precision(spec.train.precision, device)))
     check_optimizer(spec.train.optimizer, device)
     task, base = load_task(spec), load_base(spec)
-    targets = resolve_targets(base, spec.targets, spec.target_modules) if spec.takes("targets") else None
+    targets = chosen_targets(spec, task, base)
     return Resolved(spec, task, base, targets, rank_map, device, frozen_dtype(spec, base, device))
 
 
@@ -88,6 +88,13 @@ def load_base(spec: Spec) -> Base:
         raise SettingError("model=none leaves nothing to train; choose a model")
     base: Base = spec.model()
     return base
+
+
+def chosen_targets(spec: Spec, task: Task, base: Base) -> str | list[str] | None:
+    """What the adapter gets as targets; None for a method that takes none."""
+    if not spec.takes("targets"):
+        return None
+    return resolve_targets(base, spec.targets, spec.target_modules, TASK_TYPES[task.task_type])
 
 
 def frozen_dtype(spec: Spec, base: Base, device: torch.device) -> str:
