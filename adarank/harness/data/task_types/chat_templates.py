@@ -53,6 +53,8 @@ def refusing(what: str) -> Iterator[None]:
 
     try:
         yield
+    except SettingError:
+        raise
     except (jinja2.TemplateError, ImportError, TypeError, ValueError) as error:
         raise SettingError(f"{what} ({str(error).strip().partition(chr(10))[0].rstrip('.')})") from None
 
@@ -110,10 +112,19 @@ def _assistant_spans(turns: Sequence[Turn], write: Callable[..., str], what: str
     return text, spans
 
 
-def turn_end(tokenizer: Any, template: str, turns: Sequence[Turn]) -> int | None:
-    """The special token that the template writes right after an answer to the turns; None if there is none."""
-    with refusing("the chat template cannot write a conversation"):
+def turn_end(tokenizer: Any, template: str, turns: Sequence[Turn], what: str) -> int | None:
+    """The special token that the template writes right after an answer to the turns; None if there is none.
+
+    what: the row in messages. Raises SettingError for a template that leaves the answer's text out, as those for texts
+    with pictures may do.
+    """
+    with refusing(f"the chat template cannot write {what}"):
         text = render(tokenizer, template, [*turns, {"role": "assistant", "content": PROBE}])
-    ids = tokenizer(text.rpartition(PROBE)[2], add_special_tokens=False)["input_ids"] if PROBE in text else []
+    if PROBE not in text:
+        raise SettingError(
+            "the chat template leaves out the text of assistant turns, perhaps because it expects a list of texts and "
+            "pictures; choose a model whose template takes texts"
+        )
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return next((int(number) for number in ids if number in special), None)
+    after = tokenizer(text.rpartition(PROBE)[2], add_special_tokens=False)["input_ids"]
+    return next((int(number) for number in after if number in special), None)

@@ -153,6 +153,7 @@ def _conversations(
     else with the tokenizer's own."""
     rows: Prompts = getattr(task, split)
     turns, template = rows.turns or [], template_of(tokenizer)
+    end = turn_end(tokenizer, template, turns[0], f"row 1 of {split}")
     specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     rows_key = {"rows": f"{task.fingerprint} {split}", "max_length": task.max_length, "kind": "chat"}
     key = cache.key(tokenizer, **rows_key, template=template, specials=specials)
@@ -160,7 +161,6 @@ def _conversations(
     if tokens is None:
         tokens = _labelled(task, split, tokenizer, template)
         cache.write(key, tokens)
-    end = turn_end(tokenizer, template, turns[0])
     prompts = [prompt_tokens(tokenizer, template, each) for each in turns[:count]]
     return tokens, prompts, special_tokens(tokenizer)[1] if end is None else end
 

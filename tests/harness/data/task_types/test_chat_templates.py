@@ -1,7 +1,9 @@
 """Conversations as tokens: what the template writes, which tokens count, what is answered, what is refused."""
 
+import importlib.util
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +89,25 @@ def test_the_last_turn_is_the_reference_and_the_others_the_prompt(form, tmp_path
     assert len(generate.encode(task(tmp_path, metric="exact_match"), "dev", words).prompts) == 2
 
 
+PUBLISHED = ["llama3", "qwen3_instruct_2507", "gemma", "gemma3", "cohere", "cohere2", "qwen2_5_vl", "qwen3_vl", "lfm2"]
+
+
+@pytest.mark.parametrize("name", representatives(PUBLISHED, 2))
+def test_prefixes_of_published_templates_count_what_their_marked_forms_count(name):
+    """TRL ships models' templates and the same ones with generation marks, which Transformers' own masks follow."""
+    spec = importlib.util.find_spec("trl")
+    if spec is None or spec.origin is None or not (folder := Path(spec.origin).parent / "chat_templates").is_dir():
+        pytest.skip("trl, whose templates these are, is not installed")
+    words = chat_tokenizer("llama3" if name == "llama3" else "chatml")
+    words.bos_token = words.convert_ids_to_tokens(0)
+    found = []
+    for file in (f"{name}.jinja", f"{name}_training.jinja"):
+        words.chat_template = (folder / file).read_text(encoding="utf-8")
+        found.append(chat_templates.labelled(words, chat_templates.template_of(words), TALK[1:], "a row"))
+    assert found[0] == found[1]
+    assert len(counted_runs(*found[0])) == 2
+
+
 def test_the_loss_is_the_mean_over_the_counted_tokens_of_all_turns(tmp_path):
     from adarank.harness.models import local
 
@@ -110,10 +131,13 @@ def test_a_turn_s_own_special_token_ends_the_answer(tmp_path):
     words = chat_tokenizer("chatml")
     template = words.chat_template + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
     turns = [{"role": "user", "content": "a"}]
-    assert chat_templates.turn_end(words, template, turns) == words.convert_tokens_to_ids("<|im_end|>")
-    assert chat_templates.turn_end(words, template.replace("<|im_end|>", ""), turns) == words.eos_token_id
-    assert chat_templates.turn_end(words, "{{ messages[-1].content }}", turns) is None
-    assert chat_templates.turn_end(words, "nothing", turns) is None
+    assert chat_templates.turn_end(words, template, turns, "a row") == words.convert_tokens_to_ids("<|im_end|>")
+    assert chat_templates.turn_end(words, template.replace("<|im_end|>", ""), turns, "a row") == words.eos_token_id
+    assert chat_templates.turn_end(words, "{{ messages[-1].content }}", turns, "a row") is None
+    with pytest.raises(SettingError, match="leaves out the text of assistant turns, perhaps because it expects a list"):
+        chat_templates.turn_end(
+            words, "{% for part in messages[-1].content %}{{ part.text }}{% endfor %}", turns, "a row"
+        )
 
 
 def test_a_template_with_today_s_date_writes_the_same_tomorrow():
@@ -154,9 +178,8 @@ def test_templates_and_rows_that_cannot_be_used(tmp_path):
         "task.max_tokens must be more than 31, the tokens before the first that counts in row 2 of train (got 5; the row "
         "begins 'Be brief.')"
     )
-    assert "the chat template writes turn 3 of row 2 of train in another way" in refused(
-        THINKING, (SHORT, TALK), tmp_path
-    )
+    said = refused(THINKING, (SHORT, TALK), tmp_path)
+    assert said.startswith("the chat template writes turn 3 of row 2 of train in another way when more turns follow")
     asked_twice = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     assert refused(asked_twice + TEMPLATES["chatml"], (SHORT, TALK), tmp_path) == (
         "the chat template cannot write row 2 of train (System role not supported)"
