@@ -36,8 +36,9 @@ def commonsense(
     split, spread evenly over the tasks. An answer is what the suite's own rule extracts from the text (`CHOICES`);
     `accuracy` is the mean over the tasks, `accuracy_NAME` that of one.
 
-    Differences from the suite's script: only the response counts in the loss, the prompt has no indentation, and answers
-    are decoded greedily instead of with four beams. Raises SettingError, naming file and row.
+    Differences from the suite's script: only the response counts in the loss, the prompt has no indentation, answers are
+    decoded greedily instead of with four beams, and they are lower-cased before the rule is applied. Raises SettingError,
+    naming file and row.
     """
     where = folder(path)
     where = where / "commonsense" if (where / "commonsense").is_dir() else where
