@@ -148,8 +148,8 @@ def chosen(task: str, text: str) -> str | None:
 
 
 def accuracies(texts: Texts, references: References, tasks: Sequence[str]) -> dict[str, float]:
-    """{"accuracy_TASK": the share, from 0 to 1, of the task's texts that give the answer of a reference; "accuracy": the
-    mean over the tasks}. tasks: the task of each text."""
+    """{"accuracy_TASK": the share, from 0 to 1, of the task's texts that give the answer of a reference; "accuracy":
+    the mean over the tasks}. tasks: the task of each text."""
     shares = {}
     for task in dict.fromkeys(tasks):
         rows = [row for row, each in enumerate(tasks) if each == task]
@@ -184,7 +184,8 @@ def _tokenised(texts: Texts) -> list[str]:
 
 
 class Metric(NamedTuple):
-    """compute(texts, references) -> value; needs: the packages it imports; rule: how it reads the answer from a text."""
+    """compute(texts, references) -> value; needs: the packages it imports; rule: how it extracts the answer, if it
+    does."""
 
     compute: Callable[[Texts, References], float]
     needs: tuple[str, ...] = ()

@@ -29,12 +29,12 @@ FIXED_DATE = (
 
 
 def template_of(tokenizer: Any) -> str:
-    """The tokenizer's chat template, on a fixed date. Raises SettingError if it has none, or none that is the default."""
+    """The tokenizer's chat template, with a fixed date. Raises SettingError if it has none or no default."""
     name = type(tokenizer).__name__
     if not tokenizer.chat_template:
         raise SettingError(
-            f"the model's tokenizer ({name}) has no chat template, which task=chat and task.template=chat need; choose a "
-            "model that was tuned on conversations, or save the model with a tokenizer whose chat_template is set"
+            f"the model's tokenizer ({name}) has no chat template, which task=chat and task.template=chat need; choose "
+            "a model that was tuned on conversations, or save the model with a tokenizer whose chat_template is set"
         )
     if not tokenizer.is_fast:
         raise SettingError(
@@ -104,8 +104,8 @@ def _assistant_spans(turns: Sequence[Turn], write: Callable[..., str], what: str
             before, after = write(turns[:number], True), write(turns[: number + 1])
             if not (text.startswith(after) and after.startswith(before)):
                 raise SettingError(
-                    f"the chat template writes turn {number + 1} of {what} in another way when more turns follow, or not "
-                    "after its generation prompt, so that the assistant's tokens cannot be told from the others; use a "
+                    f"the chat template writes turn {number + 1} of {what} in another way when more turns follow, or "
+                    "not after its generation prompt, so that the assistant's tokens cannot be told from the others; use a "
                     "template with {% generation %} marks, or rows with a single assistant turn"
                 )
             spans.append((len(before), len(after)))

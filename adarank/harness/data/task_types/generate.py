@@ -186,8 +186,8 @@ def _labelled(task: Task, split: str, tokenizer: Any, template: str) -> cache.To
     if last >= task.max_length:
         begins = rows.turns[row_of_last - 1][0]["content"][:40] if rows.turns else ""
         raise SettingError(
-            f"task.max_tokens must be more than {last}, the tokens before the first that counts in row {row_of_last} of "
-            f"{split} (got {task.max_length}; the row begins {begins!r})"
+            f"task.max_tokens must be more than {last}, the tokens before the first that counts in row {row_of_last} "
+            f"of {split} (got {task.max_length}; the row begins {begins!r})"
         )
     return pairs
 

@@ -47,9 +47,9 @@ class Split(Rows):
 class Prompts(Rows):
     """Prompts with responses, the rows of one split of a task that generates text, in a fixed order.
 
-    prompt: one text per row; references: one or more responses to each; turns: the same prompts as conversations, each a
-    list of {"role", "content"}, for the chat template of a tokenizer, or None; part: the part of the data that each row
-    comes from, or None.
+    prompt: one text per row; references: one or more responses to each; turns: the same prompts as conversations, each
+    a list of {"role", "content"}, for the chat template of a tokenizer, or None; part: the part of the data that each
+    row comes from, or None.
     """
 
     prompt: list[str]

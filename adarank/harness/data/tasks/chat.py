@@ -28,14 +28,14 @@ def chat(
     max_new_tokens: int = 128,
     generate_rows: int | None = None,
 ) -> Task:
-    """Conversations from the folder `path` (train and optionally dev and test, as .jsonl or .json, also packed as .gz, or
-    .parquet), or from the hub's data set `name` (train, dev, test: its splits). Without a dev split, dev is taken from
-    train.
+    """Conversations from the folder `path` (train and optionally dev and test, as .jsonl or .json, also packed as .gz,
+    or .parquet), or from the hub's data set `name` (train, dev, test: its splits). Without a dev split, dev is taken
+    from train.
 
-    messages: the column that holds, for every row, a list of {"role": "system", "user" or "assistant", "content": text};
+    messages: the column that holds, for every row, a list of {"role": "system" | "user" | "assistant", "content": text};
     other keys of a message are not read. All assistant turns count in the loss. The last one is the reference that the
-    model's answer to the turns before it is compared with; what follows it is left out. Raises SettingError, naming file
-    and row.
+    model's answer to the turns before it is compared with; what follows it is left out. Raises SettingError, naming
+    file and row.
     """
     title, read = read_own("chat", path, name, config, revision, {"train": train, "dev": dev, "test": test})
     rows = {}
@@ -56,8 +56,8 @@ def _prompts(source: str, conversations: Sequence[Any]) -> Prompts:
 
 
 def _conversation(source: str, row: int, messages: Any) -> list[Turn]:
-    """The messages up to the last assistant turn. Raises SettingError, naming row and turn, if there is none or a message
-    cannot be used."""
+    """The messages up to the last assistant turn. Raises SettingError, naming row and turn, if there is none or a
+    message cannot be used."""
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise SettingError(
             f"{source}: row {row} must have a list of messages, each with role and content (got {messages!r:.60})"

@@ -15,14 +15,14 @@ from adarank.harness.data.tasks.rows import missing, pick_columns
 DEV_ROWS = 120  # of each task, but at most a tenth of its prompts; the suite's own val_set_size
 PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 PREAMBLE_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. Write a response "
-    "that appropriately completes the request."
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request."
 )
 
 
 def commonsense(
     path: str,
-    names: list[str] | None = None,
+    names: list[str] | str | None = None,
     metric: Literal["loss", "accuracy"] = "loss",
     limit: int | None = None,
     max_tokens: int = 512,
@@ -31,18 +31,18 @@ def commonsense(
 ) -> Task:
     """The suite's files, NAME/train.json and NAME/test.json, in the folder `path` or in its commonsense/.
 
-    names: from boolq, piqa, social_i_qa, hellaswag, winogrande, ARC-Easy, ARC-Challenge and openbookqa; None: all whose
-    folders exist. Several are trained on together. dev is taken from each task's train. limit, generate_rows: rows of a
-    split, spread evenly over the tasks. An answer is what the suite's own rule extracts from the text (`CHOICES`);
-    `accuracy` is the mean over the tasks, `accuracy_NAME` that of one.
+    names: one or more of boolq, piqa, social_i_qa, hellaswag, winogrande, ARC-Easy, ARC-Challenge and openbookqa; None:
+    all whose folders exist. Several are trained on together. dev is taken from each task's train. limit,
+    generate_rows: rows of a split, spread evenly over the tasks. An answer is what the suite's own rule extracts from
+    the text (`CHOICES`); `accuracy` is the mean over the tasks, `accuracy_NAME` that of one.
 
-    Differences from the suite's script: only the response counts in the loss, the prompt has no indentation, answers are
-    decoded greedily instead of with four beams, and they are lower-cased before the rule is applied. Raises SettingError,
-    naming file and row.
+    Differences from the suite's script: only the response counts in the loss, the prompt has no indentation, answers
+    are decoded greedily instead of with four beams, and they are lower-cased before the rule is applied. Raises
+    SettingError, naming file and row.
     """
     where = folder(path)
     where = where / "commonsense" if (where / "commonsense").is_dir() else where
-    tasks = _chosen(path, where, names)
+    tasks = _chosen(path, where, [names] if isinstance(names, str) else names)
     for setting, value in (("limit", limit), ("generate_rows", generate_rows)):
         if value is not None and value < len(tasks):
             raise SettingError(f"task.{setting} must be at least {len(tasks)}, one row for each task (got {value})")
@@ -62,8 +62,8 @@ def _chosen(path: str, where: Path, names: Sequence[str] | None) -> list[str]:
         return there
     if not names or len(set(names)) < len(names) or not set(names) <= set(there):
         raise SettingError(
-            f"task.names must be one or more different names of {', '.join(there)}, whose folders are in task.path (got "
-            f"{', '.join(map(str, names)) or 'none'})"
+            f"task.names must be one or more different names of {', '.join(there)}, whose folders are in task.path "
+            f"(got {', '.join(map(str, names)) or 'none'})"
         )
     return [task for task in CHOICES if task in names]
 

@@ -75,6 +75,7 @@ def test_tasks_take_turns_and_dev_is_carved_from_each(folder):
         {"boolq", "ARC-Easy"},
     )
     assert some.fingerprint != task.fingerprint
+    assert commonsense(folder, names="boolq").name == "boolq"
 
 
 def test_every_row_of_test_counts_and_equal_prompts_of_train_stay_together(tmp_path):
