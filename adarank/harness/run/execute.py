@@ -20,7 +20,7 @@ from adarank.errors import RunFailed
 from adarank.harness.config.spec import Spec
 from adarank.harness.data.batches import Encoded, init_batches
 from adarank.harness.data.metrics import higher_is_better
-from adarank.harness.data.metrics.texts import not_computed
+from adarank.harness.data.metrics.texts import not_computed, rules
 from adarank.harness.data.task_types import classify
 from adarank.harness.device import base_mib, device_name
 from adarank.harness.models import DTYPES
@@ -231,6 +231,7 @@ def describe(run: Resolved, prepared: Prepared, provenance: Mapping[str, Any]) -
         "test": None,
         "predictions": None,
         "not_computed": not_computed(run.task.metrics),
+        "answer_rules": rules(run.task.metrics),
         "rank": None,
         "parameters": parameters(prepared.model),
         "scale": scales.pop() if len(scales) == 1 else None,

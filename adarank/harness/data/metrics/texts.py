@@ -13,12 +13,41 @@ from typing import NamedTuple
 Texts = Sequence[str]
 References = Sequence[Sequence[str]]
 
+# How the evaluation code of LLM-Adapters (Hu et al. 2023) reads an answer, {task: pattern}, in the suite's order.
+CHOICES = {
+    "boolq": "true|false",
+    "piqa": "solution1|solution2",
+    "social_i_qa": "answer1|answer2|answer3|answer4|answer5",
+    "hellaswag": "ending1|ending2|ending3|ending4",
+    "winogrande": "option1|option2",
+    "ARC-Easy": "answer1|answer2|answer3|answer4|answer5",
+    "ARC-Challenge": "answer1|answer2|answer3|answer4|answer5",
+    "openbookqa": "answer1|answer2|answer3|answer4|answer5",
+}
 
-def compute(names: Sequence[str], texts: Texts, references: References) -> dict[str, float]:
-    """{name: value}; NaN for those that `not_computed` names."""
+
+def compute(
+    names: Sequence[str], texts: Texts, references: References, parts: Sequence[str] | None = None
+) -> dict[str, float]:
+    """{name: value}; NaN for those that `not_computed` names. parts: the task of `CHOICES` that each text is from, for
+    "accuracy" and "accuracy_TASK"."""
     absent = not_computed(names)
     stripped = [text.strip() for text in texts]
-    return {name: float("nan") if name in absent else METRICS[name].compute(stripped, references) for name in names}
+    values = dict.fromkeys(absent, float("nan"))
+    if parts is not None:  # NaN for a task of which no row is answered
+        values |= {name: float("nan") for name in names if name.startswith("accuracy_")}
+        values |= accuracies(stripped, references, parts)
+    return {name: values[name] if name in values else METRICS[name].compute(stripped, references) for name in names}
+
+
+def rules(names: Sequence[str]) -> dict[str, str]:
+    """{name: how it reads the answer from a text} for the metrics that compare an extracted answer."""
+    stated = {name: METRICS[name].rule for name in names if name in METRICS and METRICS[name].rule}
+    tasks = [name.removeprefix("accuracy_") for name in names if name.startswith("accuracy_")]
+    if tasks:
+        stated["accuracy"] = "the mean of the tasks' accuracies"
+    rule = "the first match of {} in the lower-cased answer; without a match it is wrong"
+    return stated | {f"accuracy_{task}": rule.format(CHOICES[task]) for task in tasks}
 
 
 def not_computed(names: Sequence[str]) -> dict[str, str]:
@@ -112,6 +141,23 @@ def _answer(marks: str, text: str) -> str | None:
     return words[0].strip().strip("$.").replace(",", "") if words else None
 
 
+def chosen(task: str, text: str) -> str | None:
+    """The answer to a question of `task` (of CHOICES) that a text gives: the first match in its lower-cased form."""
+    match = re.search(CHOICES[task], text.lower())
+    return None if match is None else match[0]
+
+
+def accuracies(texts: Texts, references: References, tasks: Sequence[str]) -> dict[str, float]:
+    """{"accuracy_TASK": the share, from 0 to 1, of the task's texts that give the answer of a reference; "accuracy":
+    the mean over the tasks}. tasks: the task of each text."""
+    shares = {}
+    for task in dict.fromkeys(tasks):
+        rows = [row for row, each in enumerate(tasks) if each == task]
+        own = [texts[row] for row in rows], [references[row] for row in rows]
+        shares[f"accuracy_{task}"] = _share_right(*own, partial(chosen, task))
+    return {"accuracy": fmean(shares.values()), **shares}
+
+
 def meteor(texts: Texts, references: References) -> float:
     """METEOR by nltk (the metric's version 1.0, with WordNet), from 0 to 100: the mean of the best reference. The E2E
     challenge's own script runs version 1.5, whose numbers differ."""
@@ -138,18 +184,26 @@ def _tokenised(texts: Texts) -> list[str]:
 
 
 class Metric(NamedTuple):
-    """compute(texts, references) -> value; needs: the packages it imports."""
+    """compute(texts, references) -> value; needs: the packages it imports; rule: how it extracts the answer, if it
+    does."""
 
     compute: Callable[[Texts, References], float]
     needs: tuple[str, ...] = ()
+    rule: str = ""
+
+
+_TO_THE_END = "up to the end of its line, without commas and without $ or . at either end; without one it is wrong"
 
 
 METRICS = {
     "bleu": Metric(bleu, ("sacrebleu",)),
     **{name: Metric(partial(rouge, name), ("rouge_score",)) for name in ("rouge1", "rouge2", "rougeL", "rougeLsum")},
     "exact_match": Metric(exact_match),
-    "answer_match": Metric(answer_match),
-    "final_answer": Metric(final_answer),
+    "answer_match": Metric(answer_match, rule=f"the text after the last ####, {_TO_THE_END}"),
+    "final_answer": Metric(
+        final_answer,
+        rule=f'the text after the last "The answer is:" or ####, {_TO_THE_END}; numbers are compared as numbers',
+    ),
     "meteor": Metric(meteor, ("nltk", "sacrebleu")),
     "cider": Metric(cider, ("pycocoevalcap", "sacrebleu")),
 }

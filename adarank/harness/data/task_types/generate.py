@@ -1,7 +1,8 @@
 """Text to text by a causal language model: a prompt, then a response, and only the response's tokens count in the loss.
 
 A row is [start tokens] prompt response [end token], truncated to the task's length, with label −100 on all but the
-response and its end. Every reference of a prompt is a row of its own; evaluation answers each prompt once and compares
+response and its end. A conversation is written by the tokenizer's chat template instead (`chat_templates`), and all its
+assistant turns count. Every reference of a prompt is a row of its own; evaluation answers each prompt once and compares
 the answer with all of its references.
 """
 
@@ -22,6 +23,7 @@ from adarank.harness.config.spec import TrainConfig
 from adarank.harness.data import cache
 from adarank.harness.data.batches import evaluation_order, lengths
 from adarank.harness.data.metrics import texts as text_metrics
+from adarank.harness.data.task_types.chat_templates import IGNORED, labelled, prompt_tokens, template_of, turn_end
 from adarank.harness.data.tasks.base import Prompts, Task
 from adarank.harness.device import at_least_fp32, autocast
 from adarank.harness.run import parallel
@@ -29,7 +31,6 @@ from adarank.harness.run.distributed import world
 
 AUTO = "AutoModelForCausalLM"
 FRESH_HEAD = False
-IGNORED = -100  # the label of a token that does not count
 
 
 def check(config: Any, model: str) -> None:
@@ -53,7 +54,7 @@ class Encoded:
     """A split as tokens.
 
     input_ids, labels: one list per pair of a text and a reference; prompts, references: the texts that evaluation
-    answers, [] where it answers none; end: the token that ends an answer.
+    answers, [] where it answers none; end: the token that ends an answer; parts: see `Prompts.part`, of `prompts`.
     """
 
     input_ids: list[list[int]]
@@ -64,6 +65,7 @@ class Encoded:
     end: int
     max_new_tokens: int
     beams: int = 1
+    parts: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -90,7 +92,28 @@ def answered(task: Task, split: str) -> int | None:
 
 
 def encode(task: Task, split: str, tokenizer: Any) -> Encoded:
-    """Raises SettingError if a prompt fills the task's length, or the model cannot read what evaluation needs."""
+    """Prompts that are conversations, too, are written by the tokenizer's chat template if it has one.
+
+    Raises SettingError if a prompt fills the task's length, a conversation has no token that counts, the template does
+    not write it, or the model cannot read what evaluation needs.
+    """
+    rows: Prompts = getattr(task, split)
+    templated = task.options.get("template") == "chat" or bool(tokenizer.chat_template)
+    read = _conversations if rows.turns is not None and templated else _texts
+    count, new = answered(task, split), task.options["max_new_tokens"]
+    tokens, prompts, end = read(task, split, tokenizer, count)
+    most = max([*map(len, tokens["input_ids"]), *(len(ids) + new for ids in prompts)])
+    if most > tokenizer.model_max_length:
+        raise SettingError(
+            f"task.max_tokens={task.max_length} and task.max_new_tokens={new}: {split} needs up to {most} tokens, but "
+            f"the model reads at most {tokenizer.model_max_length}; lower them, or choose another model"
+        )
+    references, parts = rows.references[:count], rows.part and rows.part[:count]
+    return Encoded(tokens["input_ids"], tokens["labels"], prompts, references, tokenizer, end, new, parts=parts)
+
+
+def _texts(task: Task, split: str, tokenizer: Any, count: int | None) -> tuple[cache.Tokens, list[list[int]], int]:
+    """(tokens and labels of all pairs, the first `count` prompts, the end token) of plain texts."""
     rows: Prompts = getattr(task, split)
     before, end = special_tokens(tokenizer)
     prompts = [before + ids for ids in tokenizer(rows.prompt, add_special_tokens=False)["input_ids"]]
@@ -107,15 +130,7 @@ def encode(task: Task, split: str, tokenizer: Any) -> Encoded:
     if tokens is None:
         tokens = _pairs(rows, prompts, end, task.max_length, tokenizer)
         cache.write(key, tokens)
-    count, new = answered(task, split), task.options["max_new_tokens"]
-    prompts = prompts[:count]
-    most = max([*map(len, tokens["input_ids"]), *(len(ids) + new for ids in prompts)])
-    if most > tokenizer.model_max_length:
-        raise SettingError(
-            f"task.max_tokens={task.max_length} and task.max_new_tokens={new}: {split} needs up to {most} tokens, but "
-            f"the model reads at most {tokenizer.model_max_length}; lower them, or choose another model"
-        )
-    return Encoded(tokens["input_ids"], tokens["labels"], prompts, rows.references[:count], tokenizer, end, new)
+    return tokens, prompts[:count], end
 
 
 def _pairs(
@@ -128,6 +143,52 @@ def _pairs(
     for i, response in zip(owners, responses, strict=True):
         pairs["input_ids"].append([*prompts[i], *response, end][:max_length])
         pairs["labels"].append([*[IGNORED] * len(prompts[i]), *response, end][:max_length])
+    return pairs
+
+
+def _conversations(
+    task: Task, split: str, tokenizer: Any, count: int | None
+) -> tuple[cache.Tokens, list[list[int]], int]:
+    """As `_texts`, by the chat template. An answer ends with the special token that the template writes after it, or
+    else with the tokenizer's own."""
+    rows: Prompts = getattr(task, split)
+    turns, template = rows.turns or [], template_of(tokenizer)
+    end = turn_end(tokenizer, template, turns[0], f"row 1 of {split}")
+    specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    rows_key = {"rows": f"{task.fingerprint} {split}", "max_length": task.max_length, "kind": "chat"}
+    key = cache.key(tokenizer, **rows_key, template=template, specials=specials)
+    tokens = cache.read(key)
+    if tokens is None:
+        tokens = _labelled(task, split, tokenizer, template)
+        cache.write(key, tokens)
+    prompts = [prompt_tokens(tokenizer, template, each) for each in turns[:count]]
+    return tokens, prompts, special_tokens(tokenizer)[1] if end is None else end
+
+
+def _labelled(task: Task, split: str, tokenizer: Any, template: str) -> cache.Tokens:
+    """The tokens and labels of every conversation, truncated. Raises SettingError where no token of one counts."""
+    rows: Prompts = getattr(task, split)
+    pairs: cache.Tokens = {"input_ids": [], "labels": []}
+    last, row_of_last = -1, 0  # the place of the first token that counts, where it comes last
+    for row, (turns, references) in enumerate(zip(rows.turns or [], rows.references, strict=True), 1):
+        for text in references:
+            whole = [*turns, {"role": "assistant", "content": text}]
+            ids, labels = labelled(tokenizer, template, whole, f"row {row} of {split}")
+            first = next((place for place, label in enumerate(labels) if label != IGNORED), None)
+            if first is None:
+                raise SettingError(
+                    f"the chat template marks no token of row {row} of {split} as the assistant's, so that none would "
+                    f"count (the row begins {turns[0]['content'][:40]!r})"
+                )
+            last, row_of_last = max((last, row_of_last), (first, row), key=lambda pair: pair[0])
+            pairs["input_ids"].append(ids[: task.max_length])
+            pairs["labels"].append(labels[: task.max_length])
+    if last >= task.max_length:
+        begins = rows.turns[row_of_last - 1][0]["content"][:40] if rows.turns else ""
+        raise SettingError(
+            f"task.max_tokens must be more than {last}, the tokens before the first that counts in row {row_of_last} "
+            f"of {split} (got {task.max_length}; the row begins {begins!r})"
+        )
     return pairs
 
 
@@ -203,7 +264,7 @@ def evaluate_texts(
     order = evaluation_order(rows.lengths, 2 * config.batch_size)
     values = {"loss": parallel.gather_batches(order, row_losses).double().sum().item() / int(rows.counted.sum())}
     if rows.prompts:
-        values |= text_metrics.compute([m for m in names if m != "loss"], texts(), rows.references)
+        values |= text_metrics.compute([m for m in names if m != "loss"], texts(), rows.references, rows.parts)
     model.train()
     return values
 

@@ -12,6 +12,8 @@ from adarank.errors import SettingError
 HOLDOUT_SEED = 0  # one holdout for all runs: a run's own seed must not decide which rows are held out
 SALT = "adarank 0"  # of `salted_order`, which a run's own seed does not influence either
 
+Turn = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
 
 class Rows:
     """A dataclass of columns: lists or arrays of one length, or None."""
@@ -45,11 +47,15 @@ class Split(Rows):
 class Prompts(Rows):
     """Prompts with responses, the rows of one split of a task that generates text, in a fixed order.
 
-    prompt: one text per row; references: one or more responses to each.
+    prompt: one text per row; references: one or more responses to each; turns: the same prompts as conversations, each
+    a list of {"role", "content"}, for the chat template of a tokenizer, or None; part: the part of the data that each
+    row comes from, or None.
     """
 
     prompt: list[str]
     references: list[list[str]]
+    turns: list[list[Turn]] | None = field(default=None, compare=False)
+    part: list[str] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,13 @@
 """Instructions and their responses, from your own files or the hub."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
-from adarank.errors import SettingError
 from adarank.harness.data.tasks.base import Prompts, Task
-from adarank.harness.data.tasks.hub import columns, open_splits
-from adarank.harness.data.tasks.prompts import assemble, carved, grouped
-from adarank.harness.data.tasks.readers import Columns, folder, read_splits
+from adarank.harness.data.tasks.prompts import OWN_METRICS, alpaca, assemble, grouped, read_own, with_dev
+from adarank.harness.data.tasks.readers import Columns
 from adarank.harness.data.tasks.rows import missing, pick_columns
-
-DEV_ROWS = 500  # prompts of a dev set that is taken from train, but at most a tenth of them
 
 
 def instruct(
@@ -19,6 +17,7 @@ def instruct(
     revision: str | None = None,
     prompt: str | None = None,
     response: str | None = None,
+    template: Literal["auto", "chat", "alpaca", "plain"] = "auto",
     train: str = "train",
     dev: str | None = None,
     test: str | None = None,
@@ -32,41 +31,43 @@ def instruct(
     from the hub's data set `name` (train, dev, test: its splits). Without a dev split, dev is taken from train.
 
     prompt, response: names of columns. None: `prompt` and `response`, or else `instruction`, `input` (which may be
-    absent) and `output`, combined as Alpaca does (Taori et al. 2023), without its preamble. Raises SettingError, naming
-    file and row.
+    absent) and `output`.
+
+    template: "chat" makes the prompt the user's turn in the chat template of the model's tokenizer; "plain" is the
+    prompt and a line break (an instruction with an input: both, with an empty line between them); "alpaca" is Alpaca's
+    form (Taori et al. 2023) without its preamble. "auto" is "chat" where the tokenizer has a template, otherwise
+    "alpaca" for the columns of Alpaca and "plain" for others. Raises SettingError, naming file and row.
     """
-    if (path is None) == (name is None):
-        raise SettingError("task=instruct needs either task.path=FOLDER or task.name=NAME, a data set of the hub")
-    if path is not None:
-        read, title = read_splits(path, required=("train",)), folder(path).resolve().name
-    else:
-        title = str(name)
-        splits = {"train": train, "dev": dev, "test": test}
-        use = "a data set's name with the hub in reach, or task.path=FOLDER"
-        data = open_splits(title, config, revision, splits, f"task.name={name}", use)
-        read = {role: (source, columns(rows)) for role, (source, rows) in data.items()}
-    rows = {split: _prompts(source, table, prompt, response) for split, (source, table) in read.items()}
-    if "dev" not in rows:
-        count = min(DEV_ROWS, max(1, len(rows["train"]) // 10))
-        rows["dev"], rows["train"] = carved(rows["train"], count)
-    metrics = ("bleu", "rouge1", "rouge2", "rougeL", "exact_match")
-    return assemble(title, rows, metrics, metric, limit, max_tokens, max_new_tokens, generate_rows)
+    title, read = read_own("instruct", path, name, config, revision, {"train": train, "dev": dev, "test": test})
+    rows = {split: _prompts(source, table, prompt, response, template) for split, (source, table) in read.items()}
+    sizes = (limit, max_tokens, max_new_tokens, generate_rows)
+    task = assemble(title, with_dev(rows), OWN_METRICS, metric, *sizes)
+    return task if template == "auto" else replace(task, options={**task.options, "template": template})
 
 
-def _prompts(source: str, table: Columns, prompt: str | None, response: str | None) -> Prompts:
-    if prompt is None and response is None and "prompt" not in table and "instruction" in table:
-        return _alpaca(source, table)
-    picked = pick_columns(source, table, {"task.prompt": prompt or "prompt", "task.response": response or "response"})
-    rows = grouped(source, picked["task.prompt"], picked["task.response"])
-    return Prompts([f"{text}\n" for text in rows.prompt], rows.references)
+def _prompts(source: str, table: Columns, prompt: str | None, response: str | None, template: str) -> Prompts:
+    by_column = prompt is None and response is None and "prompt" not in table and "instruction" in table
+    names = ("instruction", "output") if by_column else (prompt or "prompt", response or "response")
+    picked = pick_columns(source, table, dict(zip(("task.prompt", "task.response"), names, strict=True)))
+    asked = picked["task.prompt"]
+    inputs = table["input"] if by_column and "input" in table else [None] * len(asked)
+    inputs = [None if missing(given) else given for given in inputs]
+    pairs = list(zip(asked, inputs, strict=True))
+    form: Callable[[str, str | None], str] = _plain
+    if template == "alpaca" or (template != "plain" and by_column):
+        form = alpaca
+    # What is not a text stays as it is for `grouped` to refuse.
+    texts = [form(*pair) if isinstance(pair[0], str) and not missing(pair[0]) else pair[0] for pair in pairs]
+    rows = grouped(source, texts, picked["task.response"])
+    if template in ("alpaca", "plain"):
+        return rows
+    request = {text: _request(*pair) for text, pair in zip(texts, pairs, strict=True)}
+    return replace(rows, turns=[[{"role": "user", "content": request[text]}] for text in rows.prompt])
 
 
-def _alpaca(source: str, table: Columns) -> Prompts:
-    picked = pick_columns(source, table, {"task.prompt": "instruction", "task.response": "output"})
-    inputs = table.get("input", [None] * len(picked["task.prompt"]))
-    pairs = zip(picked["task.prompt"], inputs, strict=True)
-    prompts = []
-    for text, given in pairs:
-        middle = "" if missing(given) else f"### Input:\n{given}\n\n"
-        prompts.append(text if missing(text) else f"### Instruction:\n{text}\n\n{middle}### Response:\n")
-    return grouped(source, prompts, picked["task.response"])
+def _request(ask: str, given: str | None) -> str:
+    return ask if given is None else f"{ask}\n\n{given}"
+
+
+def _plain(ask: str, given: str | None) -> str:
+    return f"{_request(ask, given)}\n"

@@ -1,4 +1,4 @@
-"""Prompts with responses: from columns as read to a checked `Task` that generates text."""
+"""Prompts with responses: from files or the hub, by way of checked columns, to a `Task` that generates text."""
 
 import hashlib
 import json
@@ -9,17 +9,62 @@ from typing import Any
 from adarank.errors import SettingError
 from adarank.harness.data.metrics.texts import not_computed
 from adarank.harness.data.tasks.base import Prompts, Task, salted_order
+from adarank.harness.data.tasks.hub import columns, open_splits
+from adarank.harness.data.tasks.readers import Columns, folder, read_splits
 from adarank.harness.data.tasks.rows import missing, require_rows, require_whole
+
+DEV_ROWS = 500  # prompts of a dev set that is taken from train, but at most a tenth of them
+OWN_METRICS = ("bleu", "rouge1", "rouge2", "rougeL", "exact_match")  # of answers to prompts of one's own
+
+
+def read_own(
+    task: str,
+    path: str | None,
+    name: str | None,
+    config: str | None,
+    revision: str | None,
+    splits: Mapping[str, str | None],
+) -> tuple[str, dict[str, tuple[str, Columns]]]:
+    """(the data's title, {split: (where it comes from, columns)}) of task.path or task.name; splits: of the hub's data
+    set. Raises SettingError unless exactly one of both is given."""
+    if path is not None and name is None:
+        return folder(path).resolve().name, read_splits(path, required=("train",))
+    if path is not None or name is None:
+        raise SettingError(f"task={task} needs either task.path=FOLDER or task.name=NAME, a data set of the hub")
+    use = "a data set's name with the hub in reach, or task.path=FOLDER"
+    data = open_splits(name, config, revision, splits, f"task.name={name}", use)
+    return name, {role: (source, columns(rows)) for role, (source, rows) in data.items()}
+
+
+def with_dev(splits: Mapping[str, Prompts], most: int = DEV_ROWS) -> dict[str, Prompts]:
+    """The splits with a dev split: if there is none, a tenth of train's prompts, but at most `most`."""
+    if "dev" in splits:
+        return dict(splits)
+    dev, train = carved(splits["train"], min(most, max(1, len(splits["train"]) // 10)))
+    return {**splits, "train": train, "dev": dev}
+
+
+def alpaca(instruction: str, given: str | None = None) -> str:
+    """The prompt of Alpaca (Taori et al. 2023) without its preamble. given: the instruction's input, if it has one."""
+    middle = "" if given is None else f"### Input:\n{given}\n\n"
+    return f"### Instruction:\n{instruction}\n\n{middle}### Response:\n"
 
 
 def grouped(source: str, prompts: Sequence[Any], responses: Sequence[Any]) -> Prompts:
     """Every prompt once, in the order of its first row, with the responses of all its rows as references.
 
-    source: where the rows come from, for messages. Raises SettingError, naming the row, if a text is empty or not a
-    string.
+    source: where the rows come from, for messages. Raises SettingError as `check_texts` does.
     """
-    require_rows(source, {"prompt": prompts})
+    check_texts(source, prompts, responses)
     references: dict[str, list[str]] = {}
+    for prompt, response in zip(prompts, responses, strict=True):
+        references.setdefault(prompt, []).append(response)
+    return Prompts(list(references), list(references.values()))
+
+
+def check_texts(source: str, prompts: Sequence[Any], responses: Sequence[Any]) -> None:
+    """Raise SettingError, naming the row, if a text is empty or not a string, or if there are no rows."""
+    require_rows(source, {"prompt": prompts})
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True), 1):
         for role, value in (("prompt", prompt), ("response", response)):
             if missing(value):
@@ -27,8 +72,6 @@ def grouped(source: str, prompts: Sequence[Any], responses: Sequence[Any]) -> Pr
             if not isinstance(value, str):
                 raise SettingError(f"{source}: the {role} of row {row} must be a text (got {value!r:.60})")
             require_whole(source, role, row, value)
-        references.setdefault(prompt, []).append(response)
-    return Prompts(list(references), list(references.values()))
 
 
 def carved(rows: Prompts, count: int) -> tuple[Prompts, Prompts]:
