@@ -31,6 +31,10 @@ Dtype = Literal["auto", "fp32", "bf16"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 
 
+# What a tokenizer reads, beside the weights; no pattern matches a file twice.
+TOKENIZER_FILES = ("tokenizer*.json", "vocab.*", "merges.txt", "*.model", "chat_template*")
+
+
 @dataclass(frozen=True)
 class Built:
     """model, tokenizer, head: the names of the modules that start untrained and so always train, and dtype: how frozen
@@ -134,7 +138,7 @@ def _folder(
                 "pickles are not loaded)"
             )
     digest = hashlib.sha256()
-    extra = (*sorted(folder.glob("tokenizer*.json")), *sorted(folder.glob("vocab.*")))
+    extra = [file for pattern in TOKENIZER_FILES for file in sorted(folder.glob(pattern)) if file.is_file()]
     for path in (folder / "config.json", *weights, *extra):
         with path.open("rb") as stream:
             digest.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())

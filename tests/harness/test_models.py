@@ -82,6 +82,13 @@ def test_a_local_folder_is_known_by_its_content_and_not_by_its_path(tmp_path):
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "merges.txt", "spm.model", "tokenizer.model"])
+def test_what_the_tokenizer_reads_is_part_of_a_local_folder_s_content(tmp_path, name):
+    a, b = save(tmp_path / "a"), save(tmp_path / "b")
+    (b / name).write_text("other")
+    assert local(str(a)).fingerprint != local(str(b)).fingerprint
+
+
 def test_a_local_model_gets_a_head_of_the_task_s_size(tmp_path):
     built = local(str(save(tmp_path / "a"))).build(5)
     out = built.model(**built.tokenizer(["good", "bad film"], padding=True, return_tensors="pt"))
