@@ -79,19 +79,33 @@ def assert_alike(first: Path, second: Path):
         assert found[0]["metric"] == pytest.approx(found[1]["metric"], abs=1e-5)
 
 
+def test_adalora_with_compaction_accumulation_and_recomputed_activations(model, tmp_path):
+    words = [
+        "method=adalora",
+        "compaction=progressive",
+        "compact_after=1",
+        "train.gradient_accumulation_steps=2",
+        *model,
+    ]
+    inside(*words, f"out={tmp_path / 'one'}")
+    said = launched(*words, "train.gradient_checkpointing=true", f"out={tmp_path / 'two'}").stdout
+    assert_alike(tmp_path / "one", tmp_path / "two")
+    assert said.count("test accuracy") == 1
+    folder = next((tmp_path / "two").glob("adalora-*"))
+    assert not list(folder.glob(".lock.*"))
+    assert lines(folder, "allocations.jsonl")[-1]["kept"] == 4 * 12
+
+
 @pytest.fixture(scope="module")
 def trained(model, tmp_path_factory):
-    """{which: a folder with one/, trained here, and two/, by two processes}, and what the processes said. One start of the
-    two does it all."""
-    folders = {which: tmp_path_factory.mktemp(which) for which in ("compaction", "spans", "summaries")}
+    """{which: a folder with one/, trained here, and two/, by two processes}. One start of the two does it all."""
+    folders = {which: tmp_path_factory.mktemp(which) for which in ("spans", "summaries")}
     rows = [json.dumps({"document": f"The {w} weather.", "summary": w}) + "\n" for w in ("fine", "grey", "wet")]
     for split in ("train", "dev", "test"):
         (folders["summaries"] / f"{split}.jsonl").write_text("".join(rows))
-    accumulated = ["compaction=progressive", "compact_after=1", "train.gradient_accumulation_steps=2"]
     squad = squad_folder.write(folders["spans"], "v2.0")
     xsum, path = folders["summaries"], bart(folders["summaries"])
     words = {
-        "compaction": [*accumulated, *model],
         "spans": ["task=squad_v2", f"task.path={squad}", *model, "train.steps=6"],
         "summaries": ["task=xsum", f"task.path={xsum}", "task.beams=2", "model=local", f"model.path={path}", "tiny=true",
                       "train.log_every=1", "rank=4", "train.steps=6"],
@@ -99,25 +113,16 @@ def trained(model, tmp_path_factory):
     together = []
     for which, own in words.items():
         inside("method=adalora", *own, f"out={folders[which] / 'one'}")
-        recomputed = ["train.gradient_checkpointing=true"] if which == "compaction" else []
-        together += ["--", "method=adalora", *own, *recomputed, f"out={folders[which] / 'two'}"]
-    return folders, launched(*together, program=("-m", "tests.harness.in_turn")).stdout
+        together += ["--", "method=adalora", *own, f"out={folders[which] / 'two'}"]
+    launched(*together, program=("-m", "tests.harness.in_turn"))
+    return folders
 
 
-def test_adalora_with_compaction_accumulation_and_recomputed_activations(trained):
-    folders, said = trained
-    both = folders["compaction"]
-    assert_alike(both / "one", both / "two")
-    assert said.count("test accuracy") == 1
-    folder = next((both / "two").glob("adalora-*"))
-    assert not list(folder.glob(".lock.*"))
-    assert lines(folder, "allocations.jsonl")[-1]["kept"] == 4 * 12
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["spans", "summaries"])
 def test_other_kinds_of_task(trained, kind):
     """Windows and summaries are dealt out to the processes and put together again."""
-    both = trained[0][kind]
+    both = trained[kind]
     assert_alike(both / "one", both / "two")
     tests = [json.loads(next(both.glob(f"{out}/*/summary.json")).read_text())["test"] for out in ("one", "two")]
     assert tests[0] == pytest.approx(tests[1], abs=1e-5)

@@ -12,13 +12,13 @@ import yaml
 
 from tests.experiments.test_run import inside
 
-utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
 ROOT = Path(__file__).parents[3]
 RECIPE = yaml.safe_load(re.search(r"```yaml\n(program: .*?)```", (ROOT / "docs" / "sweeps.md").read_text(), re.S)[1])
 
 
 def command(parameters: dict) -> list[str]:
     """What the agent starts for one choice of parameters."""
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")  # takes seconds
     words = utils.create_sweep_command(list(RECIPE["command"]))
     values = utils.create_sweep_command_args({"args": {name: {"value": v} for name, v in parameters.items()}})
     values |= {"env": ["/usr/bin/env"], "interpreter": [sys.executable], "program": [RECIPE["program"]]}
