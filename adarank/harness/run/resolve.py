@@ -148,7 +148,8 @@ def build(spec: Spec, task: Task, base: Base, device: torch.device) -> Built:
     if base.attention != "auto":
         set_attention(built.model, base.attention)
     name_classes(built.model, task.labels)
-    built.tokenizer.model_max_length = longest_input(built.model)
+    if built.tokenizer is not None:
+        built.tokenizer.model_max_length = longest_input(built.model)
     if spec.quantization is not None:
         spec.quantization(model=built.model, device=device, precision=spec.train.precision)
     return built

@@ -28,6 +28,7 @@ from adarank.harness.run import parallel
 from adarank.harness.run.distributed import world
 
 AUTO = "AutoModelForCausalLM"
+PROCESSOR = "AutoTokenizer"
 FRESH_HEAD = False
 IGNORED = -100  # the label of a token that does not count
 
