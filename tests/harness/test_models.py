@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import adarank
 from adarank.errors import SettingError
-from adarank.harness.models import hub, local, minilm_l6, tiny
+from adarank.harness.data.task_types import TASK_TYPES
+from adarank.harness.models import hub, local, tiny
 
 
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
@@ -59,15 +59,6 @@ def test_a_dropout_that_is_not_there_is_refused():
         tiny("bert", width=32, head_dropout=1.5).build(2)
 
 
-def test_minilm_has_36_linears_in_its_blocks_and_a_fresh_head():
-    base = minilm_l6()
-    built = base.build(2)
-    assert built.head == ["classifier"]
-    assert sum(p.numel() for n, p in built.model.named_parameters() if "classifier" not in n) == 22_713_216
-    assert len(adarank.adapt(built.model, rank=1, targets="all-linear")) == 36
-    assert base.fingerprint == minilm_l6().fingerprint
-
-
 def save(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     built = tiny("bert", width=32, layers=1).build(3)
@@ -93,6 +84,23 @@ def test_a_local_model_gets_a_head_of_the_task_s_size(tmp_path):
     built = local(str(save(tmp_path / "a"))).build(5)
     out = built.model(**built.tokenizer(["good", "bad film"], padding=True, return_tensors="pt"))
     assert out.logits.shape == (2, 5)
+
+
+def test_a_local_model_of_images_has_its_image_processor(tmp_path):
+    images = TASK_TYPES["images"]
+    built = tiny("vit", width=32, layers=1).build(3, images)
+    for part in (built.model, built.image_processor):
+        part.save_pretrained(tmp_path)
+    plain = local(str(tmp_path))
+    again = plain.build(5, images)
+    assert (again.tokenizer, again.head) == (None, ["classifier"])
+    assert again.processor.to_dict() == built.processor.to_dict()
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(file.read_text().replace("0.5", "0.25"))
+    assert local(str(tmp_path)).fingerprint != plain.fingerprint  # other pixels
+    file.unlink()
+    with pytest.raises(SettingError, match=r"^the model in .* could not be loaded \(.*preprocessor"):
+        local(str(tmp_path)).build(5, images)
 
 
 def test_an_encoder_without_a_pooler_trains_the_fresh_one(tmp_path):

@@ -48,7 +48,7 @@ def settle(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, A
     """
     typed = typed_keys(overrides)
     if config.tiny:
-        _make_tiny(config, typed)
+        _make_tiny(config, typed, choices)
     missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
     if missing:
         raise SettingError(f"{missing[0]} is not set; set {missing[0]}=VALUE")
@@ -104,13 +104,14 @@ def _with_original_rule(spec: Spec, typed: set[str]) -> Spec:
     return replace(spec, allocator=Piece("allocator", "adarank.allocators.threshold", {}))
 
 
-def _make_tiny(config: DictConfig, typed: set[str]) -> None:
+def _make_tiny(config: DictConfig, typed: set[str], choices: Mapping[str, Any]) -> None:
     """Apply conf/tiny.yaml to everything that was not typed; whole steps shrink with train.steps."""
     folder = conf_folder()
     tiny = OmegaConf.load(folder / "tiny.yaml")
     assert isinstance(tiny, DictConfig)
     if not any(key == "model" or key.startswith("model.") for key in typed):
-        config.model = OmegaConf.load(folder / "model" / f"{tiny.model}.yaml")
+        model = tiny.model_of_task.get(choices.get("task"), tiny.model)
+        config.model = OmegaConf.load(folder / "model" / f"{model}.yaml")
     steps = config.train.steps
     for group in ("task", "train"):
         for key, value in tiny[group].items():

@@ -1,15 +1,17 @@
-"""Tokenised rows on disk, so that the jobs of a sweep do not tokenise the same rows again.
+"""Tokenised rows and resized images on disk, so that the jobs of a sweep do not prepare the same rows again.
 
 One file per split in the folder that ADARANK_CACHE names (empty: no cache), by default ~/.cache/adarank, named by the
-digest of everything that decides its content: data, tokeniser and length. Jobs may share the folder, since files are
-written atomically. You can delete it at any time.
+digest of everything that decides its content: data, tokeniser and length, or image processor. Jobs may share the folder,
+since files are written atomically. You can delete it at any time.
 """
 
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -54,7 +56,12 @@ def key(tokenizer: Any, **inputs: Any) -> str | None:
     state = json.loads(backend.to_str())
     state = {k: v for k, v in state.items() if k not in ("truncation", "padding")}  # left over from the last call
     sides = [tokenizer.truncation_side, tokenizer.model_input_names, type(tokenizer).__name__]
-    canonical = json.dumps([FORMAT, inputs, state, sides], sort_keys=True)
+    return digest(inputs, state, sides)
+
+
+def digest(*decides: Any) -> str:
+    """The name of a cached file whose content these plain values decide."""
+    canonical = json.dumps([FORMAT, *decides], sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
@@ -90,3 +97,37 @@ def write(name: str | None, tokens: Mapping[str, list[list[int]]]) -> None:
         write_bytes(where / f"{name}.safetensors", save({**flat, "lengths": np.array(lengths, dtype=np.int64)}))
     except OSError as error:
         warn(f"{where} cannot be written ({error.strerror}); the run continues without a cache")
+
+
+def stacked(name: str | None, count: int, rows: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
+    """`count` arrays of one shape and dtype as one array [count, …], memory-mapped from the cached file of that name.
+
+    rows: makes the arrays, where nothing is cached. Without a cache, or if it cannot be written, the array is in memory.
+    """
+    where = folder()
+    if where is None or name is None:
+        return np.stack(list(rows()))
+    path = where / f"{name}.npy"
+    try:
+        return np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        warn(f"{path} cannot be read ({error}); its images are read again")
+    temporary = where / f".{name}.{uuid.uuid4().hex[:12]}.tmp"
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:  # written, not mapped: a full disk kills a process that maps
+            for number, row in enumerate(rows()):
+                if number == 0:
+                    header = {"descr": row.dtype.str, "fortran_order": False, "shape": (count, *row.shape)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(np.ascontiguousarray(row).data)
+        temporary.replace(path)
+        return np.load(path, mmap_mode="r")
+    except OSError as error:
+        warn(f"{where} cannot be written ({error.strerror}); the run continues without a cache")
+        return np.stack(list(rows()))
+    finally:
+        with suppress(OSError):  # there is none if it became the file, or if the folder cannot be written
+            temporary.unlink()

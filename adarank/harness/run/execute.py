@@ -71,7 +71,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     if spec.train.gradient_checkpointing:
         enable_gradient_checkpointing(built.model)
     encoded = {
-        name: run.task_type.encode(run.task, name, built.tokenizer)
+        name: run.task_type.encode(run.task, name, built.processor)
         for name in ("train", "dev", "test", "unlabelled_test")
         if getattr(run.task, name) is not None
     }

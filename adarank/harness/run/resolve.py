@@ -6,6 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import nn
@@ -124,6 +125,20 @@ def longest_input(model: Any) -> int:
     return limit - tables[0] - 1 if tables else limit
 
 
+def check_image_size(model: Any, processor: Any, name: str) -> None:
+    """Raise SettingError where the model does not read images of the size to which its processor resizes them."""
+    pixels = processor(np.zeros((64, 64, 3), dtype=np.uint8), return_tensors="pt")["pixel_values"]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(pixel_values=pixels.to(model.dtype))
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise SettingError(
+            f"the model {name} must read images of the size that its image processor makes, {pixels.shape[-2]} × "
+            f"{pixels.shape[-1]} ({reason}); correct its preprocessor_config.json"
+        ) from None
+
+
 def set_attention(model: Any, attention: str) -> None:
     """Let a Transformers model compute attention as model.attention says. Raises SettingError where it cannot."""
     from transformers.utils import is_flash_attn_2_available
@@ -155,7 +170,10 @@ def build(spec: Spec, task: Task, base: Base, device: torch.device) -> Built:
     if base.attention != "auto":
         set_attention(built.model, base.attention)
     name_classes(built.model, task.labels)
-    built.tokenizer.model_max_length = longest_input(built.model)
+    if built.image_processor is None:
+        built.tokenizer.model_max_length = longest_input(built.model)
+    else:
+        check_image_size(built.model, built.image_processor, base.name)
     if spec.quantization is not None:
         spec.quantization(model=built.model, device=device, precision=spec.train.precision)
     return built

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adarank.harness.config.spec import TrainConfig
-from adarank.harness.data.task_types import classify, extract, generate, seq2seq
+from adarank.harness.data.task_types import classify, extract, generate, images, seq2seq
 from adarank.harness.data.tasks.base import Task
 
 
@@ -21,7 +21,7 @@ class TaskType(Protocol):
     """What a module in this folder has to have.
 
     `rows` are whatever its `encode` returns. Everything else asks them only for len(rows), the number of training rows,
-    and for rows.lengths, their tokens, int64 [rows]. A batch is what the model is called with, {input name: [batch,
+    and for rows.lengths, their tokens (1 for an image), int64 [rows]. A batch is what the model is called with, {input name: [batch,
     …]}, with targets under Transformers' own names, so that inits that read data can use `model(**batch).loss`. The
     first dimension of every tensor counts rows, so that a batch can be divided among processes.
     """
@@ -29,6 +29,10 @@ class TaskType(Protocol):
     @property
     def AUTO(self) -> str:
         """The Auto class of Transformers that builds its models."""
+
+    @property
+    def PROCESSOR(self) -> str:
+        """The Auto class of Transformers that builds what reads its rows: "AutoTokenizer" or "AutoImageProcessor"."""
 
     @property
     def FRESH_HEAD(self) -> bool:
@@ -40,8 +44,11 @@ class TaskType(Protocol):
     def outputs(self, task: Task) -> int:
         """The head's outputs per row (num_labels); 0 where the model decides."""
 
-    def encode(self, task: Task, split: str, tokenizer: Any) -> Any:
-        """The encoded rows of the task's "train", "dev" or "test". Raises SettingError for rows that cannot be used."""
+    def encode(self, task: Task, split: str, processor: Any, /) -> Any:
+        """The encoded rows of the task's "train", "dev" or "test". Raises SettingError for rows that cannot be used.
+
+        processor: the model's tokeniser or image processor.
+        """
 
     def collate(self, rows: Any, numbers: np.ndarray, device: torch.device) -> dict[str, Tensor]:
         """The batch of the training rows with these numbers."""
@@ -61,6 +68,8 @@ class TaskType(Protocol):
         """
 
 
-TASK_TYPES: dict[str, TaskType] = {"classify": classify, "extract": extract, "generate": generate, "seq2seq": seq2seq}
+TASK_TYPES: dict[str, TaskType] = {
+    "classify": classify, "extract": extract, "generate": generate, "images": images, "seq2seq": seq2seq,
+}  # fmt: skip
 
 __all__ = ["TASK_TYPES", "TaskType"]

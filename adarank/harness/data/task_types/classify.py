@@ -1,6 +1,6 @@
 """Classification and regression of texts or pairs of texts: a head on the model, one label per row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adarank.errors import SettingError
 from adarank.harness.config.spec import TrainConfig
 from adarank.harness.data import batches
 from adarank.harness.data.batches import Encoded
@@ -17,11 +18,19 @@ from adarank.harness.device import at_least_fp32, autocast
 from adarank.harness.run import parallel
 
 AUTO = "AutoModelForSequenceClassification"
+PROCESSOR = "AutoTokenizer"
 FRESH_HEAD = True
 
 
 def check(config: Any, model: str) -> None:
     """Accepts any encoder, decoder or encoder-decoder for which Transformers has a classifier."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise SettingError(
+            f"{model} must be a model that classifies texts for this task (got the architecture {config.model_type}); "
+            "choose another model, or for images task=images or task=digits"
+        )
 
 
 def outputs(task: Task) -> int:
@@ -47,8 +56,7 @@ def units(rows: Encoded, numbers: np.ndarray) -> int:
 
 
 def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    return task_loss(model(**inputs).logits, batch["labels"])
+    return task_loss(model(**_inputs(batch)).logits, batch["labels"])
 
 
 def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -59,12 +67,23 @@ def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
+Collate = Callable[[Any, np.ndarray, torch.device], dict[str, Tensor]]
+
+
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, rows: Encoded, names: Sequence[str], config: TrainConfig, device: torch.device
+    model: nn.Module,
+    rows: Any,
+    names: Sequence[str],
+    config: TrainConfig,
+    device: torch.device,
+    collate: Collate = collate,
 ) -> dict[str, float]:
-    """The task's metrics and the loss over a whole split, without pruned triplets (λ ⊙ mask)."""
-    logits, order = _all_logits(model, rows, config, device)
+    """The task's metrics and the loss over a whole split, without pruned triplets (λ ⊙ mask).
+
+    rows: with `label`, a tensor [rows], and `lengths`; collate: makes their batches.
+    """
+    logits, order = _all_logits(model, rows, config, device, collate)
     labels = rows.label[torch.from_numpy(order)]
     values = metrics.compute(names, logits.numpy(), labels.numpy())
     return {**values, "loss": task_loss(logits, labels).item()}
@@ -74,7 +93,7 @@ def predict(
     model: nn.Module, rows: Encoded, classes: Sequence[str], config: TrainConfig, device: torch.device
 ) -> list[dict[str, Any]]:
     """One prediction per row, in the rows' order: the class and the probability of each, or the target of a regression."""
-    logits, order = _all_logits(model, rows, config, device)
+    logits, order = _all_logits(model, rows, config, device, collate)
     logits = logits[np.argsort(order)]
     if not classes:
         return [{"row": row, "target": value} for row, value in enumerate(logits.squeeze(-1).tolist(), 1)]
@@ -87,14 +106,14 @@ def predict(
 
 @torch.no_grad()
 def _all_logits(
-    model: nn.Module, rows: Encoded, config: TrainConfig, device: torch.device
+    model: nn.Module, rows: Any, config: TrainConfig, device: torch.device, collate: Collate
 ) -> tuple[Tensor, np.ndarray]:
     """(logits [rows, classes] on the CPU, the rows' numbers in their order), without pruned triplets."""
     model.eval()
     order = batches.evaluation_order(rows.lengths, 2 * config.batch_size)
 
     def batch_logits(numbers: np.ndarray) -> Tensor:
-        inputs, _ = batches.collate(rows, numbers, device)
+        inputs = _inputs(collate(rows, numbers, device))
         with autocast(config.precision, device):
             logits: Tensor = model(**inputs).logits
         return logits.float()
@@ -102,3 +121,7 @@ def _all_logits(
     logits = parallel.gather_batches(order, batch_logits).cpu()
     model.train()
     return logits, np.concatenate(order)
+
+
+def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}

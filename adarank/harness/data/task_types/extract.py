@@ -23,6 +23,7 @@ from adarank.harness.device import at_least_fp32, autocast
 from adarank.harness.run import parallel
 
 AUTO = "AutoModelForQuestionAnswering"
+PROCESSOR = "AutoTokenizer"
 FRESH_HEAD = True
 PADDED_SCORE = -1e4  # the score of a padded token
 SPECIAL_TOKENS = 4  # of a window: RoBERTa's <s> question </s></s> context </s>

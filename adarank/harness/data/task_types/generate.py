@@ -30,6 +30,7 @@ from adarank.harness.run import parallel
 from adarank.harness.run.distributed import world
 
 AUTO = "AutoModelForCausalLM"
+PROCESSOR = "AutoTokenizer"
 FRESH_HEAD = False
 
 

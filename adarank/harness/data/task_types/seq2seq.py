@@ -26,6 +26,7 @@ from adarank.harness.data.tasks.base import Prompts, Task
 from adarank.harness.device import at_least_fp32
 
 AUTO = "AutoModelForSeq2SeqLM"
+PROCESSOR = "AutoTokenizer"
 FRESH_HEAD = False
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -44,6 +45,17 @@ class Split(Rows):
 
 
 @dataclass(frozen=True)
+class Images(Rows):
+    """Images with classes, the rows of one split in a fixed order.
+
+    image: the file of each row, or its content; label: int64 class indices [rows].
+    """
+
+    image: list[Path | bytes]
+    label: np.ndarray
+
+
+@dataclass(frozen=True)
 class Prompts(Rows):
     """Prompts with responses, the rows of one split of a task that generates text, in a fixed order.
 
@@ -62,10 +74,10 @@ class Prompts(Rows):
 class Task:
     """A loaded task.
 
-    train, dev, test: the rows, in the form that the task's type takes (classify: `Split`); test may be None;
-    unlabelled_test: test rows without labels, a `Split` of a classify task, which a run predicts at its end; labels: the
+    train, dev, test: the rows, in the form that the task's type takes (classify: `Split`, images: `Images`); test may
+    be None; unlabelled_test: test rows without labels, a `Split` of a classify task, which a run predicts at its end; labels: the
     class names in index order, empty if there are no classes; metrics: the first is reported and chooses the best
-    checkpoint (on dev); max_length: tokens kept of a row; fingerprint: SHA-256 (hex) of the rows, part of the run's
+    checkpoint (on dev); max_length: tokens kept of a row, 0 where rows have no tokens; fingerprint: SHA-256 (hex) of the rows, part of the run's
     identity; task_type: a key of `task_types.TASK_TYPES`; options: further plain values that the type needs, part of
     the run's identity.
     """

@@ -62,7 +62,7 @@ def table(source: str, columns: Mapping[str, Sequence[Any]], text: str, pair: st
     return Table(source, picked["task.text"], picked.get("task.pair"), picked.get("task.label"), names)
 
 
-def check_sizes(limit: int | None, max_length: int) -> None:
+def check_sizes(limit: int | None, max_length: int = MIN_LENGTH) -> None:
     """Raise SettingError if task.limit or task.max_length would keep nothing."""
     if limit is not None and limit < 1:
         raise SettingError(f"task.limit must be at least 1, or null for all rows (got {limit})")

@@ -256,6 +256,7 @@ def test_every_task_type_has_what_a_task_type_needs():
     for name, task_type in TASK_TYPES.items():
         assert wanted <= set(vars(task_type)), name
         assert hasattr(transformers, task_type.AUTO)
+        assert hasattr(transformers, task_type.PROCESSOR)
     assert TASK_TYPES["classify"].outputs(SimpleNamespace(labels=())) == 1
 
 
