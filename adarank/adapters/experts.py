@@ -1,0 +1,117 @@
+"""Experts stacked in one tensor: every expert's matrix is a layer of its own, with a low-rank adapter of its own.
+
+Transformers keeps the experts of a block in two stacks, gate_up_proj (up_proj where there is no gate) and down_proj,
+both [experts, d_out, d_in] or, in some families, [experts, d_in, d_out]:
+
+    before                            after
+    mlp                               mlp
+    └── experts: MixtralExperts       └── experts: Experts
+        ├── gate_up_proj [E, …]           ├── base: MixtralExperts   (the same object, frozen; it keeps the stacks)
+        └── down_proj    [E, …]           ├── gate_up_proj: ModuleList of E adapters
+                                          └── down_proj:    ModuleList of E adapters
+
+The base of adapter "mlp.experts.gate_up_proj.3" is an `Expert` (see `adarank.adapters.layers`), which reads matrix 3 of
+the stack. That name does not exist in the plain model; `layer_at` finds the layer it stands for, `put_layer` puts an
+adapter there, or the plain experts back.
+
+Only classes with Transformers' decorator @use_experts_implementation can be wrapped, because it fixes what their forward
+pass computes: up projection, gate or activation, down projection, weighted sum. They are recognised by the attributes
+that it gives them, so that Transformers is not imported here.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adarank.adapters.layers import Expert, Wrapper, stack_names
+
+
+class Experts(Wrapper):
+    """A module of stacked experts whose matrices have adapters. base: the plain module, which keeps the weights.
+
+    It has a ModuleList for each stack, under the stack's name, with an adapter, or the plain `Expert`, for each expert.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__(base)
+        for part in stack_names(base):
+            plain = (Expert(base, part, number) for number in range(self.base.num_experts))
+            self.add_module(part, nn.ModuleList(plain))
+        self.train(base.training)
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """hidden_states [tokens, d], each token's experts [tokens, k] (int64) and their weights [tokens, k] -> [tokens, d].
+
+        The tokens are sorted by expert, and each expert gets its own. In training an expert without tokens is called with
+        none, so that its adapter gets a gradient of zeros, as it would if the stack were one parameter.
+        """
+        k = top_k_index.shape[-1]
+        expert_of = top_k_index.reshape(-1)
+        order = expert_of.argsort(stable=True)
+        counts = expert_of.bincount(minlength=self.base.num_experts).tolist()
+        outputs = [
+            self._one(number, hidden_states[rows // k])
+            for number, rows in enumerate(order.split(counts))
+            if len(rows) or self.training
+        ]
+        weighted = torch.cat(outputs) * top_k_weights.reshape(-1)[order].unsqueeze(1)
+        return weighted[order.argsort()].view(len(hidden_states), k, -1).sum(1).to(hidden_states.dtype)
+
+    def _one(self, number: int, x: Tensor) -> Tensor:
+        """What expert `number` makes of x [rows, d]."""
+        base = self.base
+        if base.has_gate:
+            hidden = base._apply_gate(self.get_submodule(f"gate_up_proj.{number}")(x))
+        else:
+            hidden = base.act_fn(self.get_submodule(f"up_proj.{number}")(x))
+        out: Tensor = self.get_submodule(f"down_proj.{number}")(hidden)
+        return base.post_expert_norm(out) if base.has_post_expert_norm else out
+
+
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """{name: module} of a plain model: all its modules, in its order, and behind each module of stacked experts an
+    `Expert` for each of their matrices."""
+    layers: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        layers[name] = module
+        for part in stack_names(module):
+            for number in range(module.num_experts):  # type: ignore[arg-type]
+                layers[f"{name}.{part}.{number}" if name else f"{part}.{number}"] = Expert(module, part, number)
+    return layers
+
+
+def layer_at(model: nn.Module, name: str) -> nn.Module:
+    """The module called `name`; where it is an expert's matrix, the `Expert`, whether or not an adapter wraps it."""
+    owner, part, number = _split(name)
+    if number.isdecimal():
+        try:
+            found: Any = model.get_submodule(owner)
+        except AttributeError:
+            found = None
+        stack = found.base if isinstance(found, Experts) else found
+        if stack is not None and part in stack_names(stack) and int(number) < stack.num_experts:
+            return Expert(stack, part, int(number))
+    return model.get_submodule(name)
+
+
+def put_layer(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put an adapter, or a plain layer, where `name` is.
+
+    The first adapter of an expert wraps the whole module of stacked experts in `Experts`; a plain `Expert` puts that
+    module back as it was, without the adapters of all its experts.
+    """
+    owner, base = _split(name)[0], getattr(module, "base", None)
+    if isinstance(module, Expert):
+        model.set_submodule(owner, module.owner)
+        return
+    if isinstance(base, Expert) and not isinstance(model.get_submodule(owner), Experts):
+        model.set_submodule(owner, Experts(base.owner))
+    model.set_submodule(name, module)
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """("mlp.experts", "gate_up_proj", "3") of "mlp.experts.gate_up_proj.3"; empty parts where there are fewer."""
+    rest, _, number = name.rpartition(".")
+    owner, _, part = rest.rpartition(".")
+    return owner, part, number
