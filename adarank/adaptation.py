@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from adarank import inits
-from adarank.adapters.base import unwrapped
-from adarank.adapters.experts import layer_at, put_layer
+from adarank.adapters.base import base_name, unwrapped
+from adarank.adapters.experts import keep_names, layer_at, put_layer
 from adarank.adapters.layers import (
     EXPERT,
     LINEAR_4BIT,
@@ -134,13 +134,16 @@ def adapt(
         for name, a in adapters.items():  # the original layer (within rounding, where the init had begun to change it)
             start = a.start()
             put_layer(model, name, a.base if start is None else a.layer.merged(a.base, start, 1))
+        keep_names(model)
         for parameter in trained_before:
             parameter.requires_grad_(True)
         raise
     for name in trained:
         model.get_submodule(name).requires_grad_(True)
     missed = reach(model).missed
-    stacks = {f"{name}.{part}" for name, module in model.named_modules() for part in stack_names(module)}
+    wrapped = wrappers_of(model)
+    modules = model.named_modules()
+    stacks = {base_name(f"{name}.{part}", wrapped) for name, module in modules for part in stack_names(module)}
     if unknown := [name for name in missed if name not in stacks]:
         warnings.warn(
             f"no adapter can wrap {_first(unknown)} (matrices in layers of an unknown type); they stay frozen",
@@ -198,7 +201,7 @@ def reach(model: nn.Module) -> Reach:
     """
     model = unwrapped(model)
     adapters = adapters_of(model)
-    wrapped = sum(a.in_features * a.out_features for a in adapters.values())
+    wrapped = wrappers_of(model)
     blocks = in_blocks(model)
     stored = (storage_of(adapter.base) for adapter in adapters.values())
     reached = {id(getattr(owner, part)) for owner, part in stored}
@@ -213,8 +216,9 @@ def reach(model: nn.Module) -> Reach:
             seen.add(id(parameter))
             total += math.prod(layer.size(module)) if layer is not None else parameter.numel()
             if layer is None and id(parameter) not in reached and module in blocks and not parameter.requires_grad:
-                missed.append(f"{name}.{part}")
-    return Reach(wrapped / total if total else 0.0, missed)
+                missed.append(base_name(f"{name}.{part}", wrapped))
+    adapted = sum(a.in_features * a.out_features for a in adapters.values())
+    return Reach(adapted / total if total else 0.0, missed)
 
 
 def ranks(model: nn.Module) -> dict[str, int]:

@@ -235,7 +235,7 @@ def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> lis
                 "the two"
             )
         if not selected:
-            _check_experts(target, modules)
+            _check_experts(target, regex, modules)
             other = {type(m).__name__ for n, m in modules.items() if matches(n, target, regex)}
             if other:
                 raise SettingError(
@@ -257,9 +257,15 @@ def _selects(target: str, name: str, module: nn.Module, regex: bool) -> bool:
     return matches(name, target, regex)
 
 
-def _check_experts(target: str, modules: Mapping[str, nn.Module]) -> None:
-    """Raise SettingError for the target "experts" in a model that has none which can be adapted."""
+def _check_experts(target: str, regex: bool, modules: Mapping[str, nn.Module]) -> None:
+    """Raise SettingError for a pattern of experts' names, and for the target "experts" in a model that has none which can
+    be adapted."""
     if target != EXPERTS:
+        if any(isinstance(module, Expert) and matches(name, target, regex) for name, module in modules.items()):
+            raise SettingError(
+                f"targets={target!r} matches only experts that are stacked in one tensor; use targets='experts', which "
+                "adapts them all"
+            )
         return
     others = {type(module).__name__ for module in modules.values() if "Expert" in type(module).__name__}
     instead = f"the model has {', '.join(sorted(others))}" if others else "the model has none"

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from adarank.adapters.layers import Expert, Wrapper, stack_names
 
+_CONVERSIONS = "_adarank_weight_conversions"  # Transformers' own, set aside while experts have adapters
+
 
 class Experts(Wrapper):
     """A module of stacked experts whose matrices have adapters. base: the plain module, which keeps the weights.
@@ -57,6 +59,14 @@ class Experts(Wrapper):
         ]
         weighted = torch.cat(outputs) * top_k_weights.reshape(-1)[order].unsqueeze(1)
         return weighted[order.argsort()].view(len(hidden_states), k, -1).sum(1).to(hidden_states.dtype)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
+        """Show each adapter the weight of its base where the state dict holds the stack, as it is shown that of any other
+        layer: an adapter that finds none subtracts the ΔW₀ of its init from the present weight."""
+        for part in stack_names(self.base):
+            for number, matrix in enumerate(state_dict.get(f"{prefix}base.{part}", ())):
+                state_dict[f"{prefix}{part}.{number}.base.weight"] = matrix
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _one(self, number: int, x: Tensor) -> Tensor:
         """What expert `number` makes of x [rows, d]."""
@@ -108,6 +118,23 @@ def put_layer(model: nn.Module, name: str, module: nn.Module) -> None:
     if isinstance(base, Expert) and not isinstance(model.get_submodule(owner), Experts):
         model.set_submodule(owner, Experts(base.owner))
     model.set_submodule(name, module)
+
+
+def keep_names(model: nn.Module) -> None:
+    """Make save_pretrained of the Transformers models inside `model` keep the names of their parameters while experts in
+    them have adapters; undo that where they have none.
+
+    Otherwise it splits the stacks, and everything whose name contains a stack's, as the published checkpoints have them.
+    """
+    for module in model.modules():
+        own = module.__dict__
+        if not hasattr(module, "save_pretrained"):
+            continue
+        adapted = any(isinstance(child, Experts) for child in module.modules())
+        if adapted and _CONVERSIONS not in own:
+            own[_CONVERSIONS], own["_weight_conversions"] = own.get("_weight_conversions"), []
+        elif not adapted and _CONVERSIONS in own:
+            own["_weight_conversions"] = own.pop(_CONVERSIONS)
 
 
 def _split(name: str) -> tuple[str, str, str]:

@@ -125,6 +125,9 @@ class Expert(nn.Module):
     def bias(self) -> Tensor | None:
         return getattr(self.owner, f"{self.part}_bias")[self.number] if self.owner.has_bias else None
 
+    def _load_from_state_dict(self, *_: Any) -> None:
+        """It has no state: the owner's stack does."""
+
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 

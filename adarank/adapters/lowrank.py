@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adarank.adapters.base import remember_buffers
-from adarank.adapters.experts import layer_at, put_layer
+from adarank.adapters.experts import keep_names, layer_at, put_layer
 from adarank.adapters.fused import lowrank_linear
 from adarank.adapters.layers import (
     CONV1D,
@@ -38,7 +38,6 @@ from adarank.adapters.layers import (
     keep_gradients,
     known_layer,
     storage_of,
-    weight_name,
 )
 from adarank.adapters.parametrisation import Parametrisation, find
 from adarank.errors import SettingError
@@ -183,7 +182,7 @@ class LowRank(Wrapper):
             Q, P = (tensor.to(self.Q) for tensor in saved if tensor is not None)
             own = self.start()
             new = P.t() @ Q
-            if weight_name(prefix[:-1], self.base) not in state_dict and (own is None or not torch.equal(own, new)):
+            if prefix + "base.weight" not in state_dict and (own is None or not torch.equal(own, new)):
                 if own is not None:
                     self.base = self.layer.merged(self.base, own, 1)
                 self.base = self.layer.merged(self.base, new, -1)
@@ -290,6 +289,7 @@ def wrap(
         adapter = (parametrisation.module or LowRank)(base, parametrisation, rank, scale, dropout)
         put_layer(model, name, adapter.train(base.training))
         adapters[name] = adapter
+    keep_names(model)
     return adapters
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from adarank.adapters.base import original_buffers, unwrapped
 from adarank.adapters.bottleneck import bottlenecks_of
-from adarank.adapters.experts import layer_at, put_layer
+from adarank.adapters.experts import keep_names, layer_at, put_layer
 from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, check_mergeable, layer_of, storage_of, wrappers_of
 from adarank.adapters.lowrank import LowRank, adapters_of
 from adarank.errors import SettingError
@@ -73,6 +73,7 @@ def merge(model: nn.Module) -> None:
     plain = {name: adapter.layer.merged(adapter.base, adapter.delta(), 1) for name, adapter in adapters.items()}
     for name, module in plain.items():
         put_layer(model, name, module)
+    keep_names(model)
     model.__dict__[_MERGED] = _Merged(adapters, plain, _correct_marks(model) if dequantizes else [])
 
 
@@ -128,6 +129,7 @@ def unmerge(model: nn.Module) -> None:
         adapter.to(plain.weight.device)
         adapter.base = adapter.layer.merged(adapter.base, adapter.delta(), -1)
         put_layer(model, name, adapter.train(layer_at(model, name).training))
+    keep_names(model)
     for holder, name, value in merged.marks:
         setattr(holder, name, value)
     del model.__dict__[_MERGED]
