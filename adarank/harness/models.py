@@ -221,7 +221,9 @@ def name_padding(model: Any, tokenizer: Any) -> None:
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
-TINY = ("bert", "roberta", "distilbert", "deberta_v2", "llama", "gpt2", "gpt_neox", "t5", "bart", "modernbert")
+TINY = (
+    "bert", "roberta", "distilbert", "deberta_v2", "llama", "gpt2", "gpt_neox", "t5", "bart", "modernbert", "mixtral",
+)  # fmt: skip
 # What architectures call one and the same size.
 _WIDTH = ("hidden_size", "dim", "n_embd", "d_model")
 _LAYERS = (
