@@ -200,8 +200,9 @@ def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> lis
     """Module names that `targets` selects, in the model's order, without those inside the modules that `train` selects.
 
     targets: a sequence of suffixes ("query" or "attention.query"), one string (a suffix, or a regular expression
-    that must match a whole name), or "all-linear" (see `block_linears`). Raises SettingError where a target matches
-    nothing, only modules of none of the `layers.LAYER_TYPES`, only modules that `train` trains as a whole, or a layer
+    that must match a whole name), or "all-linear" (see `block_linears`). Of experts stacked in one tensor, "experts"
+    selects every matrix, and the whole name of one selects it; no other target does. Raises SettingError where a target
+    matches nothing, only modules of none of the `layers.LAYER_TYPES`, only modules that `train` trains as a whole, or a layer
     that cannot be wrapped.
 
     Example:
@@ -228,7 +229,10 @@ def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> lis
     free = {name for name in layers if storage_of(modules[name])[0] not in whole}
     found: set[str] = set()
     for target in wanted:
-        selected = [name for name in layers if _selects(target, name, modules[name], regex)]
+        if isinstance(modules.get(target), Expert):
+            selected = [target]
+        else:
+            selected = [name for name in layers if _selects(target, name, modules[name], regex)]
         if selected and not any(name in free for name in selected):
             raise SettingError(
                 f"targets={target!r} matches only {selected[0]}, which train trains as a whole; leave it out of one of "
@@ -250,11 +254,9 @@ def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> lis
 
 
 def _selects(target: str, name: str, module: nn.Module, regex: bool) -> bool:
-    """Whether a target selects a layer. Only the word "experts" selects every expert, so that no pattern does so by
-    accident: a large model has thousands. The whole name of one selects it."""
-    if isinstance(module, Expert):
-        return target in (EXPERTS, name)
-    return matches(name, target, regex)
+    """Whether a target selects a layer. Only the word "experts" selects experts, so that no pattern does so by accident: a
+    large model has thousands."""
+    return target == EXPERTS if isinstance(module, Expert) else matches(name, target, regex)
 
 
 def _check_experts(target: str, regex: bool, modules: Mapping[str, nn.Module]) -> None:

@@ -213,6 +213,7 @@ def test_a_state_dict_restores_an_init_that_changed_the_stack(with_base):
     close(logits(other), logits(model))
 
 
+@pytest.mark.filterwarnings("ignore:the targets leave out")
 def test_some_experts_alone_by_their_whole_names():
     """As ranks_from does with a map that gives rank 0 to the others."""
     model, names = mixture("Qwen3Moe"), [f"model.layers.1.mlp.experts.down_proj.{e}" for e in (2, 5)]
@@ -245,6 +246,7 @@ def test_reach_and_counts():
     assert (counts["adapter"], counts["frozen"]) == (factors, total)
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable")
 def test_dropout_and_gradient_checkpointing_work():
     model = mixture("Mixtral").train()
     disturb(adarank.adapt(model, rank=2, targets="experts", dropout=0.5))
