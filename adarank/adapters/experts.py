@@ -19,10 +19,14 @@ pass computes: up projection, gate or activation, down projection, weighted sum.
 that it gives them, so that Transformers is not imported here.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from adarank.adapters.layers import Expert, Wrapper, stack_names
 
@@ -45,20 +49,87 @@ class Experts(Wrapper):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """hidden_states [tokens, d], each token's experts [tokens, k] (int64) and their weights [tokens, k] -> [tokens, d].
 
-        The tokens are sorted by expert, and each expert gets its own. In training an expert without tokens is called with
-        none, so that its adapter gets a gradient of zeros, as it would if the stack were one parameter.
+        The tokens are sorted by expert, and each expert gets its own. In training an adapter whose expert gets none has
+        a gradient of zeros, as it would if the stack were one parameter.
         """
         k = top_k_index.shape[-1]
-        expert_of = top_k_index.reshape(-1)
-        order = expert_of.argsort(stable=True)
-        counts = expert_of.bincount(minlength=self.base.num_experts).tolist()
-        outputs = [
-            self._one(number, hidden_states[rows // k])
-            for number, rows in enumerate(order.split(counts))
-            if len(rows) or self.training
-        ]
-        weighted = torch.cat(outputs) * top_k_weights.reshape(-1)[order].unsqueeze(1)
+        chosen, order = top_k_index.reshape(-1).sort(stable=True)
+        x = hidden_states[order // k]
+        numbers = torch.arange(self.base.num_experts, device=chosen.device)
+        ends = torch.searchsorted(chosen, numbers, right=True)  # where each expert's rows end
+        if self._is_groupable(x):
+            out = self._expert(x, partial(self._grouped, chosen, ends.to(torch.int32)))
+        else:
+            counts = ends.diff(prepend=ends.new_zeros(1)).tolist()  # the host waits for the device here
+            outputs = [
+                self._expert(rows, partial(self._one, number))
+                for number, rows in enumerate(x.split(counts))
+                if len(rows) or self.training
+            ]
+            out = torch.cat(outputs)
+        weighted = out * top_k_weights.reshape(-1)[order].unsqueeze(1)
         return weighted[order.argsort()].view(len(hidden_states), k, -1).sum(1).to(hidden_states.dtype)
+
+    def _expert(self, x: Tensor, linear: Callable[[str, Tensor], Tensor]) -> Tensor:
+        """What experts make of x [rows, d], with linear(stack's name, rows) for their products."""
+        base = self.base
+        hidden = base._apply_gate(linear("gate_up_proj", x)) if base.has_gate else base.act_fn(linear("up_proj", x))
+        out = linear("down_proj", hidden)
+        return base.post_expert_norm(out) if base.has_post_expert_norm else out  # type: ignore[no-any-return]
+
+    def _adapters(self, part: str) -> list[Any]:
+        """The adapter, or plain `Expert`, of each expert in a stack."""
+        return list(self.get_submodule(part).children())
+
+    def _one(self, number: int, part: str, x: Tensor) -> Tensor:
+        """The product of one expert with its rows, as its adapter computes it."""
+        product: Tensor = self.get_submodule(f"{part}.{number}")(x)
+        return product
+
+    def _is_groupable(self, x: Tensor) -> bool:
+        """Whether `_grouped` can take the place of the loop over experts. The loop serves every device and dtype, as the
+        implementation "eager" of Transformers does, and adapters of any class that are recorded, bypassed, or around some
+        experts alone."""
+        implementation, dtype = getattr(self.base.config, "_experts_implementation", None), _compute_dtype(x)
+        if implementation in (None, "eager") or not hasattr(F, "grouped_mm"):
+            return False
+        if x.device.type not in ("cpu", "cuda") or dtype not in (torch.bfloat16, torch.float32):
+            return False
+        if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) < (8, 0):
+            return False
+        for part in stack_names(self.base):
+            first, *rest = adapters = self._adapters(part)
+            if not all(isinstance(a, Wrapper) for a in adapters):
+                return False
+            if not all(a.enabled and a.parametrisation.is_plain for a in adapters):
+                return False
+            if self.training and any(a.watch is not None for a in adapters):
+                return False
+            if any((a.scale, a.masked) != (first.scale, first.masked) for a in rest):
+                return False
+            if any(side * dtype.itemsize % 16 for side in (first.in_features, first.out_features)):
+                return False
+        return True
+
+    def _grouped(self, chosen: Tensor, ends: Tensor, part: str, x: Tensor) -> Tensor:
+        """The products of all experts with their rows at once, without a loop that waits for the device.
+
+        x: [rows, d_in], sorted by expert; chosen: int64 [rows], the expert of each; ends: int32 [experts], where the rows of
+        each end. The factors are padded with zeros to the largest rank, and that to a multiple of 8, for the kernels.
+        """
+        base, adapters, dtype = self.base, self._adapters(part), _compute_dtype(x)
+        first, weight, x = adapters[0], getattr(base, part), x.to(dtype)
+        out: Tensor = F.grouped_mm(x, (weight if base.is_transposed else weight.mT).to(dtype), offs=ends)
+        if base.has_bias:
+            out = out + getattr(base, f"{part}_bias").to(dtype)[chosen]
+        if not any(a.rank for a in adapters):
+            return out
+        Q, gain, P = (_padded([getattr(a, factor) for a in adapters]) for factor in ("Q", "lam", "P"))
+        if not self.training or first.masked:
+            gain = gain.masked_fill(~_padded([a.mask for a in adapters]), 0.0)
+        P = P * (gain * first.scale).unsqueeze(2)
+        h = F.grouped_mm(F.dropout(x, first.dropout, self.training), Q.mT.to(dtype), offs=ends)
+        return out + F.grouped_mm(h, P.to(dtype), offs=ends)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
         """Show each adapter the weight of its base where the state dict holds the stack, as it is shown that of any other
@@ -68,15 +139,17 @@ class Experts(Wrapper):
                 state_dict[f"{prefix}{part}.{number}.base.weight"] = matrix
         super()._load_from_state_dict(state_dict, prefix, *others)
 
-    def _one(self, number: int, x: Tensor) -> Tensor:
-        """What expert `number` makes of x [rows, d]."""
-        base = self.base
-        if base.has_gate:
-            hidden = base._apply_gate(self.get_submodule(f"gate_up_proj.{number}")(x))
-        else:
-            hidden = base.act_fn(self.get_submodule(f"up_proj.{number}")(x))
-        out: Tensor = self.get_submodule(f"down_proj.{number}")(hidden)
-        return base.post_expert_norm(out) if base.has_post_expert_norm else out
+
+def _padded(factors: Sequence[Tensor]) -> Tensor:
+    """Tensors [r, …] of several ranks r in one, [experts, largest r, rounded up to a multiple of 8, …]."""
+    stacked = pad_sequence(list(factors), batch_first=True)
+    return F.pad(stacked, (0, 0) * (stacked.ndim - 2) + (0, -stacked.shape[1] % 8))
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of a linear's product with x: x's own, or autocast's."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -99,6 +99,58 @@ def test_gradients_are_those_of_dense_weights(family, kind):
     assert all(p.grad is None for p in plain.parameters())
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_grouped_products_are_those_of_the_loop(family, masked):
+    """With ranks 0 to 3, an expert that idles, in training and in evaluation."""
+    model = mixture(family)
+    adapters = adarank.adapt(model, rank=3, targets="experts")
+    disturb(adapters)
+    adarank.compact(model)
+    for adapter in adapters.values():
+        adapter.masked = masked
+        if adapter.rank == 2:
+            adapter.mask[0] = False
+    name = next(iter(stacks_of(model)))
+    wrapped, count = model.get_submodule(name), EXPERTS[family]
+    torch.manual_seed(3)
+    x = torch.randn(11, 32, requires_grad=True)
+    chosen = torch.stack([torch.randperm(count - 1)[:2] for _ in range(11)])
+    weights = torch.rand(11, 2)
+    mix, found = torch.randn(11, 32), {}
+    leaves = {"x": x, **{n: p for n, p in wrapped.named_parameters() if p.requires_grad and p.numel()}}
+    for training in (True, False):
+        for implementation in ("eager", "grouped_mm"):
+            model.set_experts_implementation(implementation)
+            wrapped.train(training)
+            assert wrapped._is_groupable(x) == (implementation == "grouped_mm")
+            out = wrapped(x, chosen, weights)
+            gradients = torch.autograd.grad((out * mix).sum(), list(leaves.values()))
+            found[implementation] = dict(zip(("out", *leaves), (out, *gradients), strict=True))
+        for part, tensor in found["eager"].items():
+            torch.testing.assert_close(found["grouped_mm"][part], tensor, rtol=1e-5, atol=1e-5)
+
+
+def test_what_grouped_products_cannot_serve_goes_through_the_loop():
+    model = mixture("Mixtral")
+    model.set_experts_implementation("grouped_mm")
+    adapters = adarank.adapt(model, rank=3, targets="experts")
+    wrapped, x = next(m for m in model.modules() if isinstance(m, Experts)), torch.randn(3, 32)
+    first = next(iter(adapters.values()))
+    assert wrapped._is_groupable(x)
+    assert not wrapped._is_groupable(x.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert wrapped._is_groupable(x)
+    with adarank.disabled(model):
+        assert not wrapped._is_groupable(x)
+    for attribute, value in (("masked", True), ("scale", 3.0), ("watch", print)):
+        before = getattr(first, attribute)
+        setattr(first, attribute, value)
+        assert not wrapped.train()._is_groupable(x)
+        setattr(first, attribute, before)
+    assert wrapped._is_groupable(x)
+
+
 def trained(family, compaction="final", steps=12, **options):
     """A mixture trained with AdaLoRA from 3 triplets per module to a mean of 1.5."""
     model = mixture(family).train()
