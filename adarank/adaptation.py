@@ -9,14 +9,18 @@ import torch
 from torch import nn
 
 from adarank import inits
-from adarank.adapters.base import train_whole, unwrapped
+from adarank.adapters.base import base_name, train_whole, unwrapped
+from adarank.adapters.experts import keep_names, layer_at, put_layer
 from adarank.adapters.layers import (
+    EXPERT,
     LINEAR_4BIT,
     check_mergeable,
     check_unadapted,
     keep_gradients,
     layer_of,
     numel,
+    stack_names,
+    storage_of,
     wrappers_of,
 )
 from adarank.adapters.lowrank import LowRank, adapters_of, wrap
@@ -47,7 +51,8 @@ def adapt(
             starts at 0; arXiv 2106.09685), the name of another file in adarank/adapters, or a `Parametrisation`.
         rank: triplets per module at creation, one number or {module name: number}.
         targets: a list of module names' endings, one ending or regular expression, or "all-linear" (`find_targets`).
-            Layers inside the modules in `train` are left out; a target that matches no others is refused.
+            "experts", alone or in a list, is every matrix of every expert that Transformers stacks in one tensor, each
+            with an adapter of its own (`…mlp.experts.gate_up_proj.3`); nothing else selects them. Layers inside the modules in `train` are left out; a target that matches no others is refused.
         alpha: the scale is s = alpha / rank, fixed at creation; None: 2·rank, so that s = 2.
         dropout: probability of dropping an input of the low-rank path in training.
         init: the name of an init in `adarank.inits`, or a configured one. EVA and GoRA measure where rank is needed and
@@ -78,7 +83,7 @@ def adapt(
     """
     model, parametrisation = unwrapped(model, changes=True), find(adapter)
     check_unadapted(model)
-    if layer_of(model) is not None:
+    if layer_of(model) is not None or stack_names(model):
         raise SettingError(
             f"the model is itself an {type(model).__name__} and cannot be wrapped in place; put it inside a module"
         )
@@ -95,10 +100,16 @@ def adapt(
     asked = _checked_ranks(model, names, rank)
     trained = trained_modules(model, train)
     scales = {n: 2.0 if alpha is None else alpha / (math.sqrt(r) if rslora else r) for n, r in asked.items()}
+    bases = {name: layer_at(model, name) for name in names}
+    if init.measure is not None and (expert := next((n for n, b in bases.items() if layer_of(b) is EXPERT), None)):
+        raise SettingError(
+            f"init={init.name} measures layers by their inputs or gradients, and stacked experts ({expert}) have none of "
+            "their own; use an init that needs the weights alone, such as default, pissa or olora"
+        )
     if init.changes_base:
-        check_mergeable({name: model.get_submodule(name) for name in names})
-        for name in names:
-            if layer_of(model.get_submodule(name)) is LINEAR_4BIT:
+        check_mergeable(bases)
+        for name, base in bases.items():
+            if layer_of(base) is LINEAR_4BIT:
                 raise SettingError(
                     f"init={init.name} subtracts its ΔW from the base's weight, which is 4-bit in {name} and would "
                     "have to be quantised again; use a base that is not quantised, or init=default or eva"
@@ -123,24 +134,39 @@ def adapt(
     except SettingError:
         for name, a in adapters.items():  # the original layer (within rounding, where the init had begun to change it)
             start = a.start()
-            model.set_submodule(name, a.base if start is None else a.layer.merged(a.base, start, 1))
+            put_layer(model, name, a.base if start is None else a.layer.merged(a.base, start, 1))
+        keep_names(model)
         for parameter in trained_before:
             parameter.requires_grad_(True)
         raise
     train_whole(model, trained)
-    if missed := reach(model).missed:
+    missed = reach(model).missed
+    wrapped = wrappers_of(model)
+    modules = model.named_modules()
+    stacks = {base_name(f"{name}.{part}", wrapped) for name, module in modules for part in stack_names(module)}
+    if unknown := [name for name in missed if name not in stacks]:
         warnings.warn(
-            f"no adapter can wrap {', '.join(missed[:5])}{', …' if len(missed) > 5 else ''} "
-            "(matrices in layers of an unknown type); they stay frozen",
+            f"no adapter can wrap {_first(unknown)} (matrices in layers of an unknown type); they stay frozen",
+            stacklevel=2,
+        )
+    if experts := [name for name in missed if name in stacks]:
+        warnings.warn(
+            f"the targets leave out the experts in {_first(experts)}, which stay frozen (targets='experts' gives each of "
+            "them adapters of its own)",
             stacklevel=2,
         )
     return adapters
 
 
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
 def _checked_ranks(model: nn.Module, names: Sequence[str], rank: int | Mapping[str, int]) -> dict[str, int]:
     """{target: rank}, each a whole number from 1 to the smaller side of its layer."""
     if isinstance(rank, Mapping):
-        if unknown := [name for name in rank if name not in names]:
+        known = set(names)
+        if unknown := [name for name in rank if name not in known]:
             raise SettingError(
                 f"rank names {unknown[0]!r}, which is not a target; near names: {near(unknown[0], names)}"
             )
@@ -156,8 +182,8 @@ def _checked_ranks(model: nn.Module, names: Sequence[str], rank: int | Mapping[s
 
 class Reach(NamedTuple):
     """share: the fraction of the base's matrix parameters (everything with two or more axes) that adapters wrap;
-    missed: names of frozen matrices in the blocks whose layer is of none of the `layers.LAYER_TYPES`, like stacked
-    experts."""
+    missed: names of frozen matrices in the blocks that no adapter wraps, because their layer is of none of the
+    `layers.LAYER_TYPES` or because they are stacks of experts that the targets leave out."""
 
     share: float
     missed: list[str]
@@ -175,21 +201,24 @@ def reach(model: nn.Module) -> Reach:
     """
     model = unwrapped(model)
     adapters = adapters_of(model)
-    wrapped = sum(a.in_features * a.out_features for a in adapters.values())
+    wrapped = wrappers_of(model)
     blocks = in_blocks(model)
+    stored = (storage_of(adapter.base) for adapter in adapters.values())
+    reached = {id(getattr(owner, part)) for owner, part in stored}
     total, missed, seen = 0, [], set()
     for name, module in model.named_modules():
         if isinstance(module, LowRank):
             continue
-        layer = layer_of(module)
+        layer, stacks = layer_of(module), stack_names(module)
         for part, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim < 2 or id(parameter) in seen:
+            if parameter.ndim < 2 or id(parameter) in seen or (stacks and part not in stacks):  # biases of experts
                 continue
             seen.add(id(parameter))
             total += math.prod(layer.size(module)) if layer is not None else parameter.numel()
-            if layer is None and module in blocks and not parameter.requires_grad:
-                missed.append(f"{name}.{part}")
-    return Reach(wrapped / total if total else 0.0, missed)
+            if layer is None and id(parameter) not in reached and module in blocks and not parameter.requires_grad:
+                missed.append(base_name(f"{name}.{part}", wrapped))
+    adapted = sum(a.in_features * a.out_features for a in adapters.values())
+    return Reach(adapted / total if total else 0.0, missed)
 
 
 def ranks(model: nn.Module) -> dict[str, int]:

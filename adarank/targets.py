@@ -7,7 +7,18 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from adarank.adapters.layers import CONV1D, LAYER_TYPES, LINEAR, LINEAR_4BIT, known_layer, layer_of, refusal
+from adarank.adapters.experts import layer_at, named_layers
+from adarank.adapters.layers import (
+    CONV1D,
+    LAYER_TYPES,
+    LINEAR,
+    LINEAR_4BIT,
+    Expert,
+    known_layer,
+    layer_of,
+    refusal,
+    storage_of,
+)
 from adarank.errors import SettingError
 from adarank.runs.modules import place_of
 
@@ -70,6 +81,7 @@ _PLACES: dict[str, dict[str, str]] = {
     )
     for name in names
 }
+EXPERTS = "experts"  # the one word that selects experts stacked in one tensor, also in `adarank.adapt`
 TARGETS = {"qv": "qv", "qkv": "qkv", "attention": "qkvo", "mlp": ("mlp",), "all": (*"qkvo", "mlp")}
 
 # How published models call their projections (`projections`), a name's words being what stands between its underscores.
@@ -103,7 +115,7 @@ class Architecture(Protocol):
 def resolve_targets(
     base: Architecture, targets: str, target_modules: Sequence[str] | None = None, task_type: Any = None
 ) -> str | list[str]:
-    """What `adarank.adapt` gets for targets=qv|qkv|attention|mlp|all; target_modules win where they are given.
+    """What `adarank.adapt` gets for targets=qv|qkv|attention|mlp|all|experts; target_modules win where they are given.
 
     base.targets, where a model has them, win over what the architecture says. An architecture of which runs were named
     before has its strings in a table; any other's projections are recognised in `base.skeleton(task_type)`. Raises
@@ -111,6 +123,8 @@ def resolve_targets(
     """
     if target_modules:
         return list(target_modules)
+    if targets == EXPERTS:
+        return EXPERTS
     if base.targets is not None:
         if targets not in base.targets:
             raise SettingError(f"targets must be one of model.targets: {', '.join(base.targets)} (got {targets})")
@@ -337,8 +351,9 @@ def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> lis
     """Module names that `targets` selects, in the model's order, without those inside the modules that `train` selects.
 
     targets: a sequence of suffixes ("query" or "attention.query"), one string (a suffix, or a regular expression
-    that must match a whole name), or "all-linear" (see `block_linears`). Raises SettingError where a target matches
-    nothing, only modules of none of the `layers.LAYER_TYPES`, only modules that `train` trains as a whole, or a layer
+    that must match a whole name), or "all-linear" (see `block_linears`). Of experts stacked in one tensor, "experts"
+    selects every matrix, and the whole name of one selects it; no other target does. Raises SettingError where a target
+    matches nothing, only modules of none of the `layers.LAYER_TYPES`, only modules that `train` trains as a whole, or a layer
     that cannot be wrapped.
 
     Example:
@@ -360,17 +375,22 @@ def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> lis
         check_layers(model, names)
         return names
     wanted, regex = wanted_names("targets", targets)
-    modules = {name: module for name, module in model.named_modules() if name}
+    modules = {name: module for name, module in named_layers(model).items() if name}
     layers = [name for name, module in modules.items() if layer_of(module) is not None]
-    free = [name for name in layers if modules[name] not in whole]
+    free = {name for name in layers if storage_of(modules[name])[0] not in whole}
+    found: set[str] = set()
     for target in wanted:
-        selected = [name for name in layers if matches(name, target, regex)]
+        if isinstance(modules.get(target), Expert):
+            selected = [target]
+        else:
+            selected = [name for name in layers if _selects(target, name, modules[name], regex)]
         if selected and not any(name in free for name in selected):
             raise SettingError(
                 f"targets={target!r} matches only {selected[0]}, which train trains as a whole; leave it out of one of "
                 "the two"
             )
         if not selected:
+            _check_experts(target, regex, modules)
             other = {type(m).__name__ for n, m in modules.items() if matches(n, target, regex)}
             if other:
                 raise SettingError(
@@ -378,9 +398,34 @@ def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> lis
                     f"{', '.join(layer.name for layer in LAYER_TYPES)}"
                 )
             raise SettingError(f"targets={target!r} matches no module; near names: {near(target, layers)}")
-    names = [name for name in free if any(matches(name, target, regex) for target in wanted)]
+        found |= free.intersection(selected)
+    names = [name for name in layers if name in found]
     check_layers(model, names)
     return names
+
+
+def _selects(target: str, name: str, module: nn.Module, regex: bool) -> bool:
+    """Whether a target selects a layer. Only the word "experts" selects experts, so that no pattern does so by accident: a
+    large model has thousands."""
+    return target == EXPERTS if isinstance(module, Expert) else matches(name, target, regex)
+
+
+def _check_experts(target: str, regex: bool, modules: Mapping[str, nn.Module]) -> None:
+    """Raise SettingError for a pattern of experts' names, and for the target "experts" in a model that has none which can
+    be adapted."""
+    if target != EXPERTS:
+        if any(isinstance(module, Expert) and matches(name, target, regex) for name, module in modules.items()):
+            raise SettingError(
+                f"targets={target!r} matches only experts that are stacked in one tensor; use targets='experts', which "
+                "adapts them all"
+            )
+        return
+    others = {type(module).__name__ for module in modules.values() if "Expert" in type(module).__name__}
+    instead = f"the model has {', '.join(sorted(others))}" if others else "the model has none"
+    raise SettingError(
+        "targets='experts' adapts experts that are stacked in one tensor and whose class has Transformers' decorator "
+        f"use_experts_implementation; {instead}"
+    )
 
 
 def check_layers(model: nn.Module, names: Sequence[str]) -> None:
@@ -390,11 +435,13 @@ def check_layers(model: nn.Module, names: Sequence[str]) -> None:
         owner = name.rpartition(".")[0]
         owners.setdefault(id(parameter), {}).setdefault(_slot(model, owner), owner)
     for name in names:
-        module: Any = model.get_submodule(name)
-        why = refusal(module, model.get_submodule(name.rpartition(".")[0]))
+        module: Any = layer_at(model, name)
+        holder, part = storage_of(module)
+        place = name.rsplit(".", 2)[0] if isinstance(module, Expert) else name  # of the module that keeps the weight
+        why = refusal(module, model.get_submodule(place.rpartition(".")[0]))
         if why is None:
-            here = _slot(model, name)
-            others = [other for slot, other in owners.get(id(module.weight), {}).items() if slot != here]
+            here = _slot(model, place)
+            others = [other for slot, other in owners.get(id(getattr(holder, part)), {}).items() if slot != here]
             if others:
                 why = f"its weight is tied to {others[0]}'s, and an adapter on only one of them would untie the two"
         if why:
@@ -426,5 +473,5 @@ def inside(model: nn.Module, train: Targets) -> set[nn.Module]:
 
 def sides(model: nn.Module, name: str) -> tuple[int, int]:
     """(d_in, d_out) of the matrix of a layer that an adapter can wrap."""
-    module = model.get_submodule(name)
+    module = layer_at(model, name)
     return known_layer(module).size(module)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 from torch.distributed import HashStore, destroy_process_group, init_process_group
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+from transformers import MixtralConfig, PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 import adarank
 from adarank.adapters.bottleneck import bottlenecks
@@ -37,9 +38,29 @@ class Net(PreTrainedModel, PyTorchModelHubMixin):
         return self.head(self.third(self.second(h).tanh()))
 
 
+class Mixture(Net):
+    """Two stacked experts in the place of `second` and `third`; each row takes both."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        sizes = {"hidden_size": 8, "intermediate_size": 8, "num_local_experts": 2}
+        self.second = MixtralExperts(MixtralConfig(**sizes, experts_implementation="eager"))
+        self.third = nn.Identity()
+        for parameter in self.second.parameters():
+            nn.init.normal_(parameter)
+
+    def forward(self, x):
+        h = self.norm(self.first(x)).tanh()
+        both = torch.arange(2).expand(len(h), 2)
+        return self.head(self.second(h, both, h[:, :2].softmax(1)))
+
+
 def adapted(kind, seed):
     """(model, adapters), the same structure for every seed."""
     torch.manual_seed(seed)
+    if kind == "experts":
+        model = Mixture(PretrainedConfig())
+        return model, adarank.adapt(model, rank=3, targets="experts", alpha=3.0 + seed, init="pissa", train=["head"])
     model = Net(PretrainedConfig())
     if kind == "bottleneck":
         return model, bottlenecks(model, ["second"], rank=2, targets=TARGETS, train=["head"])
@@ -155,7 +176,7 @@ def by_pickle(model, optimizer, folder, fresh):
 
 SAVERS = [save for name, save in list(globals().items()) if name.startswith("by_")]
 OF_THE_MODEL_ITSELF = (by_save_pretrained, by_hub_mixin, by_trainer)  # nobody calls them on a wrapped model
-KINDS, STAGES = ("svd", "lora", "pissa", "bottleneck"), ("new", "compacting", "compacted")
+KINDS, STAGES = ("svd", "lora", "pissa", "bottleneck", "experts"), ("new", "compacting", "compacted")
 
 
 @pytest.fixture(scope="module")

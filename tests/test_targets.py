@@ -181,6 +181,19 @@ def test_a_class_of_attention_is_recognised_by_any_of_its_modules_and_half_an_at
     }
 
 
+@pytest.mark.filterwarnings("ignore:no adapter can wrap")
+def test_the_word_experts_reaches_stacked_experts_and_all_linear_names_them():
+    base = tiny("mixtral", width=32, layers=1)
+    experts = [f"model.layers.0.mlp.experts.{part}_proj.{e}" for part in ("gate_up", "down") for e in range(8)]
+    assert list(adarank.adapt(base.build(2).model, rank=1, targets=resolve_targets(base, "experts", None))) == experts
+    with pytest.warns(
+        UserWarning, match=r"leave out the experts in model\.layers\.0\.mlp\.experts\.gate_up_proj, .*down_proj"
+    ):
+        assert len(adarank.adapt(base.build(2).model, rank=1, targets="all-linear")) == 4
+    mixed = adarank.adapt(base.build(2).model, rank=1, targets=resolve_targets(base, "all", ["experts", "q_proj"]))
+    assert list(mixed) == ["model.layers.0.self_attn.q_proj", *experts]
+
+
 def test_a_map_in_the_yaml_overrules_and_unknown_architectures_say_what_to_do():
     base = Base("x", "f", "bert", lambda _: None, {"qv": ["a", "b"]})
     assert resolve_targets(base, "qv", None) == ["a", "b"]

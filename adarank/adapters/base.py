@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adarank.adapters.layers import wrappers_of
+from adarank.adapters.layers import weight_name, wrappers_of
 from adarank.errors import SettingError
 
 _BEFORE = "_adarank_buffers_before"  # {name: value before training}, kept out of the model's state dict
@@ -137,7 +137,7 @@ def fingerprint(model: nn.Module) -> dict[str, list[Any]]:
     by rounding, and quantised layers are left out.
     """
     wrapped = wrappers_of(model)
-    shifted = {f"{name}.base.weight" for name, w in wrapped.items() if getattr(w, "start_Q", None) is not None}
+    shifted = {weight_name(n, w.base) for n, w in wrapped.items() if getattr(w, "start_Q", None) is not None}
     frozen = {
         base_name(name, wrapped): parameter
         for name, parameter in model.named_parameters()

@@ -8,8 +8,9 @@ A layer's weight is thought of as one matrix W [d_out, d_in] and its low-rank ch
     Conv2d       [out, in·kh·kw]               a convolution with r kernels Q, a 1 × 1 convolution with Pᵀ
     Embedding    weightᵀ [dim, entries]        columns of Q looked up, then a product
     Linear4bit   weight, dequantised           two products in the input's dtype
+    Expert       one matrix of a stack         two products
 
-Conv1D and Linear4bit are recognised by their names, so that neither Transformers nor bitsandbytes is imported here.
+Conv1D, Linear4bit and modules of stacked experts are recognised by their names or attributes, so that neither Transformers nor bitsandbytes is imported here.
 """
 
 import math
@@ -100,6 +101,57 @@ def _sides(base: Any) -> tuple[int, int]:
     return d_in, d_out
 
 
+class Expert(nn.Module):
+    """One matrix of a stack of experts, as a layer without parameters of its own.
+
+    owner: the module of stacked experts, which keeps the weights (see `stack_names`); part: the stack's name in it;
+    number: the expert's. weight [d_out, d_in] and bias [d_out] or None are views of the owner's, whatever its layout.
+    """
+
+    owner: Any
+
+    def __init__(self, owner: nn.Module, part: str, number: int) -> None:
+        super().__init__()
+        self.__dict__["owner"] = owner  # not a child: the model holds it elsewhere
+        self.part, self.number = part, number
+        self.train(owner.training)
+
+    @property
+    def weight(self) -> Tensor:
+        matrix: Tensor = getattr(self.owner, self.part)[self.number]
+        return matrix.t() if self.owner.is_transposed else matrix
+
+    @property
+    def bias(self) -> Tensor | None:
+        return getattr(self.owner, f"{self.part}_bias")[self.number] if self.owner.has_bias else None
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        """It has no state: the owner's stack does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+def stack_names(module: nn.Module) -> tuple[str, ...]:
+    """The names of a module's stacks of experts, in its own order; () where it is not of a class with Transformers'
+    decorator @use_experts_implementation, which sets these attributes."""
+    marks = ("num_experts", "has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_is_expert_parallel")
+    if not all(hasattr(module, mark) for mark in (*marks, "_apply_gate")):
+        return ()
+    names = ("gate_up_proj" if module.has_gate else "up_proj", "down_proj")
+    return tuple(sorted(names, key=[*module._parameters, *names].index))
+
+
+def storage_of(base: nn.Module) -> tuple[nn.Module, str]:
+    """The module and the name of its parameter that hold the weight of a layer."""
+    return (base.owner, base.part) if isinstance(base, Expert) else (base, "weight")
+
+
+def weight_name(name: str, base: nn.Module) -> str:
+    """What a state dict calls the parameter that holds the weight of `base`, which the adapter called `name` wraps."""
+    return f"{name.rsplit('.', 2)[0]}.base.{base.part}" if isinstance(base, Expert) else f"{name}.base.weight"
+
+
 _turned = _shift(lambda base, delta: delta.t())
 LINEAR = Layer("Linear", _features, lambda base: base.weight, _products, _shift(lambda base, delta: delta))
 CONV1D = Layer("Conv1D", _sides, lambda base: base.weight.t(), _products, _turned)
@@ -112,7 +164,14 @@ CONV2D = Layer(
 )
 EMBEDDING = Layer("Embedding", _sides, lambda base: base.weight.t(), _look_up, _turned)
 LINEAR_4BIT = Layer("Linear4bit", _features, _dequantised, _products, _merged_4bit)
-LAYER_TYPES = (LINEAR, CONV1D, CONV2D, EMBEDDING, LINEAR_4BIT)
+EXPERT = Layer(
+    "Expert",
+    lambda base: tuple(base.weight.shape)[::-1],
+    lambda base: base.weight,
+    _products,
+    _shift(lambda base, delta: delta),
+)
+LAYER_TYPES = (LINEAR, CONV1D, CONV2D, EMBEDDING, LINEAR_4BIT, EXPERT)
 
 
 def layer_of(base: nn.Module) -> Layer | None:
@@ -120,6 +179,8 @@ def layer_of(base: nn.Module) -> Layer | None:
     cls: Any = type(base)
     if cls is nn.Linear:
         return LINEAR
+    if cls is Expert:
+        return EXPERT
     names = [ancestor.__name__ for ancestor in cls.__mro__]  # a parametrised layer is a subclass of its own
     if "Linear4bit" in names:
         return LINEAR_4BIT
@@ -153,9 +214,12 @@ class Wrapper(nn.Module):
         super().__init__()
         self.base = base.requires_grad_(False)
         self.enabled = True
-        weight = self.base.weight
-        known = weight.dtype if weight.dtype.is_floating_point else torch.float32  # a quantised one is stored as bytes
-        self.like = {"device": _device(base), "dtype": torch.promote_types(known, torch.float32)}
+
+    @property
+    def like(self) -> dict[str, Any]:
+        dtype = self.base.weight.dtype
+        known = dtype if dtype.is_floating_point else torch.float32  # a quantised one is stored as bytes
+        return {"device": _device(self.base), "dtype": torch.promote_types(known, torch.float32)}
 
     # A wrapped layer is still asked for these by some models (T5 reads wo.weight.dtype, say).
     @property
@@ -196,7 +260,8 @@ def check_unadapted(model: nn.Module) -> None:
 
 def _computed(base: nn.Module) -> str | None:
     """Why nothing can be added to the weight of `base`, where it is not a parameter; None where it is one."""
-    if isinstance(base._parameters.get("weight"), Tensor):
+    owner, part = storage_of(base)
+    if isinstance(owner._parameters.get(part), Tensor):
         return None
     return (
         "its weight is computed in each forward pass (remove_parametrizations, remove_weight_norm, remove_spectral_norm "
@@ -208,6 +273,8 @@ def refusal(base: nn.Module, parent: nn.Module) -> str | None:
     """Why a layer of a known type, a child of `parent`, cannot be wrapped; None where it can."""
     if why := _computed(base):
         return why
+    if isinstance(base, Expert):
+        return _refusal_of_experts(base)
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads its weight without calling it"
     if isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
@@ -224,6 +291,23 @@ def refusal(base: nn.Module, parent: nn.Module) -> str | None:
         return f"its weight is stored as {weight.dtype}, to which ΔW cannot be added"
     if _device(base) == torch.device("meta") and "forward" in base.__dict__:
         return "its weight is offloaded, and nothing says on which device it computes"
+    return None
+
+
+def _refusal_of_experts(base: Expert) -> str | None:
+    """Why the experts that `base` is one of cannot be wrapped, although their class can; None where they can.
+
+    accelerate replaces the forward of modules that it spreads over devices, and only moves their inputs."""
+    owner, weight = base.owner, base.weight
+    replaced = "forward" in owner.__dict__
+    if owner._is_expert_parallel:
+        return "its experts are split over several devices (expert parallelism)"
+    if weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        return f"its weight is stored as {weight.dtype}, to which ΔW cannot be added"
+    if replaced and weight.is_meta:
+        return "its weight is offloaded, and adapters of stacked experts read it directly"
+    if replaced and not hasattr(owner, "_hf_hook"):
+        return "the forward of its experts was replaced, and adapters of stacked experts do not call it"
     return None
 
 

@@ -25,9 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adarank.adapters.base import remember_buffers
+from adarank.adapters.experts import keep_names, layer_at, put_layer
 from adarank.adapters.fused import lowrank_linear
 from adarank.adapters.layers import (
     CONV1D,
+    EXPERT,
     LINEAR,
     LINEAR_4BIT,
     Layer,
@@ -35,6 +37,7 @@ from adarank.adapters.layers import (
     check_mergeable,
     keep_gradients,
     known_layer,
+    storage_of,
 )
 from adarank.adapters.parametrisation import Parametrisation, find
 from adarank.errors import SettingError
@@ -203,9 +206,8 @@ class LowRank(Wrapper):
         if self.watch is not None and self.training:
             self.watch(self, x if dropped is None else dropped)
         layer = self.layer
-        if self.fused and (layer is LINEAR or layer is CONV1D) and _is_plain(base, layer):
-            weight = base.weight if layer is LINEAR else base.weight.t()
-            return lowrank_linear(x, weight, base.bias, Q, lam, P, self.scale, dropped)
+        if self.fused and (layer is LINEAR or layer is CONV1D or layer is EXPERT) and _is_plain(base, layer):
+            return lowrank_linear(x, layer.matrix(base), base.bias, Q, lam, P, self.scale, dropped)
         out: Tensor = base(x)
         return out + layer.delta(base, x if dropped is None else dropped, Q, lam * self.scale, P)
 
@@ -221,8 +223,8 @@ class LowRank(Wrapper):
 
 
 def _is_plain(base: nn.Module, layer: Layer) -> bool:
-    """Whether the fused path computes what `base` does: an exact nn.Linear (or GPT-2's Conv1D) with its class's forward,
-    plain frozen tensors and no hooks.
+    """Whether the fused path computes what `base` does: an exact nn.Linear (or GPT-2's Conv1D, or an expert's matrix)
+    with its class's forward, plain frozen tensors and no hooks.
 
     Called in every forward pass, so it reads the tensors and hooks from the module's own dictionaries.
     """
@@ -230,6 +232,9 @@ def _is_plain(base: nn.Module, layer: Layer) -> bool:
         return False
     if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
         return False
+    if layer is EXPERT:
+        owner, part = storage_of(base)
+        return _is_plain_tensor(owner._parameters.get(part)) and (base.bias is None or not base.bias.requires_grad)
     weight, bias = base._parameters.get("weight"), base._parameters.get("bias", base)  # computed ones are missing
     return _is_plain_tensor(weight) and (bias is None or _is_plain_tensor(bias))
 
@@ -280,10 +285,11 @@ def wrap(
     model.requires_grad_(False)
     adapters = {}
     for name, (kind, rank, scale) in plan.items():
-        base, parametrisation = model.get_submodule(name), find(kind)
+        base, parametrisation = layer_at(model, name), find(kind)
         adapter = (parametrisation.module or LowRank)(base, parametrisation, rank, scale, dropout)
-        model.set_submodule(name, adapter.train(base.training))
+        put_layer(model, name, adapter.train(base.training))
         adapters[name] = adapter
+    keep_names(model)
     return adapters
 
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from adarank.adapters.base import original_buffers, unwrapped
 from adarank.adapters.bottleneck import bottlenecks_of
-from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, check_mergeable, layer_of, wrappers_of
+from adarank.adapters.experts import keep_names, layer_at, put_layer
+from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, check_mergeable, layer_of, storage_of, wrappers_of
 from adarank.adapters.lowrank import LowRank, adapters_of
 from adarank.errors import SettingError
 
@@ -71,7 +72,8 @@ def merge(model: nn.Module) -> None:
     dequantizes = any(adapter.layer is LINEAR_4BIT for adapter in adapters.values())
     plain = {name: adapter.layer.merged(adapter.base, adapter.delta(), 1) for name, adapter in adapters.items()}
     for name, module in plain.items():
-        model.set_submodule(name, module)
+        put_layer(model, name, module)
+    keep_names(model)
     model.__dict__[_MERGED] = _Merged(adapters, plain, _correct_marks(model) if dequantizes else [])
 
 
@@ -117,8 +119,7 @@ def unmerge(model: nn.Module) -> None:
             f"the model was adapted again after the merge ({newer}), and unmerging would mix the two sets of adapters; "
             "merge the new ones first, which is then the merge that unmerge undoes"
         )
-    modules = dict(model.named_modules())
-    if replaced := next((name for name, module in merged.plain.items() if modules.get(name) is not module), None):
+    if replaced := next((name for name, module in merged.plain.items() if not _is_at(model, name, module)), None):
         raise SettingError(f"{replaced} was replaced after the merge, so that ΔW cannot be subtracted from it")
     check_mergeable(merged.plain)
     for name, adapter in merged.adapters.items():
@@ -127,10 +128,19 @@ def unmerge(model: nn.Module) -> None:
             adapter.base = plain  # the same module, unless the model was copied since
         adapter.to(plain.weight.device)
         adapter.base = adapter.layer.merged(adapter.base, adapter.delta(), -1)
-        model.set_submodule(name, adapter.train(plain.training))
+        put_layer(model, name, adapter.train(layer_at(model, name).training))
+    keep_names(model)
     for holder, name, value in merged.marks:
         setattr(holder, name, value)
     del model.__dict__[_MERGED]
+
+
+def _is_at(model: nn.Module, name: str, plain: nn.Module) -> bool:
+    """Whether the layer called `name` still is the module `plain`, or an expert's matrix in the same stack."""
+    try:
+        return storage_of(layer_at(model, name)) == storage_of(plain)
+    except AttributeError:
+        return False
 
 
 @contextmanager

@@ -26,7 +26,16 @@ from adarank.adapters.base import (
     unwrapped,
 )
 from adarank.adapters.bottleneck import bottlenecks_of, features_of, insert
-from adarank.adapters.layers import CONV2D, LINEAR_4BIT, check_mergeable, check_unadapted, layer_of, wrappers_of
+from adarank.adapters.experts import named_layers
+from adarank.adapters.layers import (
+    CONV2D,
+    EXPERT,
+    LINEAR_4BIT,
+    check_mergeable,
+    check_unadapted,
+    layer_of,
+    wrappers_of,
+)
 from adarank.adapters.lowrank import FACTORS, START, adapters_of, wrap
 from adarank.adapters.merge import is_merged
 from adarank.adapters.parametrisation import find, lookup
@@ -76,6 +85,8 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
             base = adapter.base
             modules[name] |= {"kernel": list(base.weight.shape[1:]), "dilation": list(base.dilation)}
             modules[name]["padding_mode"] = base.padding_mode
+        if adapter.layer is EXPERT:
+            modules[name]["experts"] = adapter.base.owner.num_experts
     for name, added in bottlenecks.items():
         tensors |= {f"{name}.{part}": getattr(added, part).detach().cpu().contiguous() for part in bottleneck.PARTS}
         modules[name] = {"width": added.width, "features": added.features, "activation": added.activation}
@@ -252,7 +263,8 @@ def _lowrank_plan(
     model: nn.Module, description: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path
 ) -> dict[str, tuple[str, int, float]]:
     """What `wrap` makes of the description, checked against the model."""
-    bases = {name: (layer, module) for name, module in model.named_modules() if (layer := layer_of(module)) is not None}
+    layers = named_layers(model).items()
+    bases = {name: (layer, module) for name, module in layers if (layer := layer_of(module)) is not None}
     for name in description["modules"]:
         _get(bases, name, path)
     check_layers(model, list(description["modules"]))

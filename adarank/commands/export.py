@@ -15,5 +15,6 @@ def export_folder(folder: Path, out: Path, uniform_rank: bool = False) -> str:
         write_files(path, dict(zip(FILES, (config, state), strict=True)))
     ranks = len(config["rank_pattern"])
     whole = f", modules_to_save {', '.join(config['modules_to_save'])}" if config["modules_to_save"] else ""
-    modules = len(config["target_modules"])
-    return f"{out}: LoRA of rank {config['r']} on {modules} modules, {ranks} of them of another rank{whole}"
+    modules, stacks = len(config["target_modules"]), len(config.get("target_parameters", ()))
+    targets = f"{modules} modules" + f" and {stacks} stacks of experts" * bool(stacks)
+    return f"{out}: LoRA of rank {config['r']} on {targets}, {ranks} of them of another rank{whole}"

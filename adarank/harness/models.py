@@ -434,7 +434,7 @@ def kept_in_fp32(model: Any) -> set[str]:
 
 
 TINY = (
-    "bert", "roberta", "distilbert", "deberta_v2", "llama", "gpt2", "gpt_neox", "t5", "bart", "modernbert", "vit",
+    "bert", "roberta", "distilbert", "deberta_v2", "llama", "gpt2", "gpt_neox", "t5", "bart", "modernbert", "mixtral", "vit",
 )  # fmt: skip
 # What architectures call one and the same size.
 _WIDTH = ("hidden_size", "dim", "n_embd", "d_model")

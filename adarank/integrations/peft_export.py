@@ -6,19 +6,26 @@ PEFT computes W + (α / r)·B A with A [r, d_in], B [d_out, r]. Here s·λ is ab
 
 Modules of different ranks are listed in `rank_pattern` and `alpha_pattern`, whose keys are regular expressions. PEFT
 refuses a rank of 0, so such a module is not a target. Modules trained as a whole (the head) go into `modules_to_save`.
+
+Experts stacked in one tensor are `target_parameters`. PEFT gives a stack of E experts one rank, so that the factors of
+each expert are padded with zeros to the largest of the stack:
+
+    A [E·r, d_in], expert by expert        B [d_out, r·E], triplet by triplet, an entry for each expert
+
+It wraps a module of experts once for each of its stacks, the first one innermost. Its LoRA of a parameter has no dropout.
 """
 
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adarank.adapters.base import unwrapped
-from adarank.adapters.layers import CONV1D, CONV2D, EMBEDDING
+from adarank.adapters.layers import CONV1D, CONV2D, EMBEDDING, EXPERT
 from adarank.adapters.lowrank import FACTORS, START, original_change, singular_triplets
 from adarank.adapters.parametrisation import lookup
 from adarank.adapters.saving import BOTTLENECK, adapter_state, write_files
@@ -42,7 +49,9 @@ def to_peft(model: nn.Module, folder: str | os.PathLike[str], uniform_rank: bool
 
     Pruned triplets are left out. Where an init subtracted ΔW₀ from the base, the change of the original weight,
     ΔW − ΔW₀ of rank ≤ 2r, is decomposed by QR and SVD in fp64, and singular values below rounding error are dropped.
-    uniform_rank: pad all modules with zeros to the largest rank, for engines that accept only one; no patterns.
+    Experts are padded with zeros to the largest rank in their stack, and the exported adapter has no dropout, which PEFT
+    cannot apply to experts. uniform_rank: pad all modules with zeros to the largest rank, for engines that accept only
+    one; no patterns.
 
     Raises SettingError, before anything is written, for anything that a LoRA adapter cannot hold: bottlenecks, modules
     trained in part, a model with no rank left; with uniform_rank also for other trained modules.
@@ -85,17 +94,21 @@ def peft_state(
         raise SettingError(f"an adapter of kind {parametrisation.name!r} cannot be exported as a plain LoRA; merge it")
     modules = description["modules"]
     factors = {name: lora_factors(tensors, name, info) for name, info in modules.items()}
-    ranks = {name: len(A) for name, (A, _) in factors.items() if len(A)}
+    stacks = _stacks(modules, factors)
+    experts = {name for stack in stacks.values() for name in stack}
+    ranks = {name: len(A) for name, (A, _) in factors.items() if len(A) and name not in experts}
+    ranks |= {stack: max(len(factors[name][0]) for name in names) for stack, names in stacks.items()}
     if not ranks:
         raise SettingError("every module's rank is 0, so there is nothing to export; PEFT has no empty adapter")
     whole = _whole(description, uniform_rank)
     common = max(ranks.values()) if uniform_rank else Counter(ranks.values()).most_common(1)[0][0]
     state: dict[str, Tensor] = {}
     for name in ranks:
-        A, B = factors[name]
-        if uniform_rank:
-            A, B = (torch.cat([part, part.new_zeros(common - len(part), part.shape[1])]) for part in (A, B))
-        state |= _laid_out(name, modules[name], A, B)
+        padded = common if uniform_rank else ranks[name]
+        if name in stacks:
+            state |= _stacked(name, list(stacks), stacks[name], modules, factors, padded)
+        else:
+            state |= _laid_out(name, modules[name], *(_padded(part, padded) for part in factors[name]))
     buffers = description.get("buffers", {})
     if outside := [name for name in buffers if not any(name.startswith(module + ".") for module in whole)]:
         raise SettingError(
@@ -115,12 +128,13 @@ def peft_state(
         "base_model_name_or_path": base.get("name"),
         "r": common,
         "lora_alpha": common,
-        "lora_dropout": description["dropout"],
+        "lora_dropout": 0.0 if stacks else description["dropout"],
         "rank_pattern": differing,
         "alpha_pattern": differing,
-        "target_modules": list(ranks),
+        "target_modules": [name for name in ranks if name not in stacks],
+        **({"target_parameters": list(stacks)} if stacks else {}),
         "modules_to_save": whole or None,
-        "fan_in_fan_out": any(modules[name].get("layer") == CONV1D.name for name in ranks),
+        "fan_in_fan_out": any(modules[name].get("layer") == CONV1D.name for name in ranks.keys() - stacks.keys()),
         "bias": "none",
         "use_rslora": False,
         "init_lora_weights": True,
@@ -147,6 +161,42 @@ def lora_factors(tensors: Mapping[str, Tensor], name: str, info: Mapping[str, An
     keep = sigma > sizes.max() * torch.finfo(Q.dtype).eps
     root = sigma[keep].sqrt().unsqueeze(1)
     return (V[keep] * root).to(Q.dtype), (U[keep] * root).to(Q.dtype)
+
+
+def _stacks(modules: Mapping[str, Any], factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, list[str]]:
+    """{name of a stack of experts: the names of its modules}, in the model's order, without stacks of rank 0."""
+    stacks: dict[str, list[str]] = {}
+    for name, info in modules.items():
+        if info.get("layer") == EXPERT.name:
+            stacks.setdefault(name.rpartition(".")[0], []).append(name)
+    return {stack: names for stack, names in stacks.items() if any(len(factors[name][0]) for name in names)}
+
+
+def _stacked(
+    stack: str,
+    stacks: Sequence[str],
+    names: Sequence[str],
+    modules: Mapping[str, Any],
+    factors: Mapping[str, tuple[Tensor, Tensor]],
+    rank: int,
+) -> dict[str, Tensor]:
+    """The two tensors of a stack of experts in PEFT's names and shapes, each expert's factors padded to `rank`."""
+    info = modules[names[0]]
+    A, B = (
+        factors[names[0]][0].new_zeros(info["experts"], rank, info[side]) for side in ("in_features", "out_features")
+    )
+    for name in names:
+        number = int(name.rpartition(".")[2])
+        for whole, part in zip((A, B), factors[name], strict=True):
+            whole[number] = _padded(part, rank)
+    owner = stack.rpartition(".")[0]
+    outer = [other for other in stacks[stacks.index(stack) + 1 :] if other.rpartition(".")[0] == owner]
+    prefix = PREFIX + owner + ".base_layer" * len(outer)
+    return {f"{prefix}.lora_A.weight": A.flatten(0, 1), f"{prefix}.lora_B.weight": B.permute(2, 1, 0).flatten(1)}
+
+
+def _padded(rows: Tensor, rank: int) -> Tensor:
+    return torch.cat([rows, rows.new_zeros(rank - len(rows), rows.shape[1])])
 
 
 def _laid_out(name: str, info: Mapping[str, Any], A: Tensor, B: Tensor) -> dict[str, Tensor]:
@@ -187,7 +237,8 @@ def _whole(description: Mapping[str, Any], uniform_rank: bool) -> list[str]:
 
 def _check_names(model: nn.Module, config: Mapping[str, Any]) -> None:
     """Raise SettingError where PEFT, which compares the endings of names, would affect another module as well."""
-    targets, whole = set(config["target_modules"]), set(config["modules_to_save"] or ())
+    targets = {*config["target_modules"], *config.get("target_parameters", ())}
+    whole = set(config["modules_to_save"] or ())
     for name, _ in model.named_modules():
         also = [t for t in targets if name.endswith("." + t)] if name not in targets else []
         also += [w for w in whole if name.endswith(w)] if name not in whole else []

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from adarank.adapters.experts import layer_at
 from adarank.adapters.layers import layer_of
 from adarank.adapters.lowrank import LowRank, original_change, singular_triplets
 from adarank.adapters.spectrum import effective_rank, stable_rank
@@ -204,7 +205,7 @@ def _matrices(run: FinishedRun) -> dict[str, Tensor]:
 @torch.no_grad()
 def _matrix(model: nn.Module, name: str) -> Tensor:
     """W [d_out, d_in] of a plain layer, float64."""
-    module = model.get_submodule(name)
+    module = layer_at(model, name)
     layer = layer_of(module)
     assert layer is not None, f"{name} is not a layer with a matrix"
     return layer.matrix(module).double()

@@ -7,6 +7,8 @@ from analysis import formats
 from analysis.plots import style
 from analysis.rows import Row
 
+CROWDED = 64  # columns above which cells are narrow, without their number, and every eighth is labelled: experts
+
 
 @style.styled
 def draw(row: Row, label: str) -> "style.Figure | None":
@@ -15,19 +17,23 @@ def draw(row: Row, label: str) -> "style.Figure | None":
         return None
     blocks, kinds, ranks = rank_grid(row.ranks)
     longest = max(map(len, kinds))
+    crowded = len(kinds) > CROWDED
+    column = 0.1 if crowded else 0.85
     figure = style.figure(
-        2.6 + 0.85 * len(kinds) + 0.08 * max(map(len, blocks)), 1.7 + 0.42 * len(blocks) + 0.06 * longest
+        2.6 + column * len(kinds) + 0.08 * max(map(len, blocks)), 1.7 + 0.42 * len(blocks) + 0.06 * longest
     )
     axes = figure.subplots()
     axes.grid(visible=False)
     top = max(float(np.nanmax(ranks)), 1.0)
     image = axes.imshow(ranks, cmap="cividis", vmin=0, vmax=top, aspect="auto")
-    axes.set_xticks(range(len(kinds)), list(map(style.plain, kinds)), rotation=35, ha="right", rotation_mode="anchor")
+    labelled = range(0, len(kinds), 8 if crowded else 1)
+    names = [style.plain(kinds[i]) for i in labelled]
+    axes.set_xticks(labelled, names, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(blocks)), list(map(style.plain, blocks)))
     axes.set(xlabel="module", ylabel="block")
     axes.spines[:].set_visible(False)
     for (y, x), value in np.ndenumerate(ranks):
-        if np.isfinite(value):
+        if np.isfinite(value) and not crowded:
             ink = "white" if value < 0.47 * top else "black"  # cividis: dark below, light above
             rank = formats.rank(round(value, 1))
             axes.text(x, y, rank, ha="center", va="center", color=ink, fontsize=10)

@@ -13,6 +13,7 @@ import transformers
 import adarank
 from adarank.cli import main
 from tests.integrations.models import bert
+from tests.mixtures import mixture
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "ecosystem.md").read_text(encoding="utf-8")
@@ -71,6 +72,13 @@ def test_merge(here):
 def test_the_refusal_names_the_shapes(here, capsys):
     run("refusal", here)
     assert "is 32 → 32 there, 16 → 16 here" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:no adapter can wrap")
+def test_experts(here):
+    mixture("GptOss").save_pretrained("moe")
+    run("experts", here)
+    assert len(here["adapters"]) == 2 * (2 * 4 + 2)
 
 
 @pytest.mark.usefixtures("here")

@@ -15,6 +15,7 @@ from adarank.harness.data.task_types import TASK_TYPES
 from adarank.harness.models import tiny
 from tests.conftest import Net
 from tests.integrations.models import vit
+from tests.mixtures import FAMILIES, mixture, rows
 
 OTHER_TASKS = {"answers": ("bert", "extract"), "summaries": ("bart", "seq2seq")}
 ARCHITECTURES = ("bert", "deberta_v2", "gpt2", "llama", "t5", "vit", "roberta", "distilbert")
@@ -24,6 +25,8 @@ def built(arch):
     torch.manual_seed(0)
     if arch == "vit":
         return vit(), {"pixel_values": torch.randn(3, 3, 16, 16)}
+    if arch in FAMILIES:
+        return mixture(arch), {"input_ids": rows()}
     ids = torch.randint(4, 200, (3, 9))
     ids[:, -1] = 3  # the end token, by which encoder-decoders pool
     arch, kind = {**OTHER_TASKS, "texts": ("gpt2", "generate")}.get(arch, (arch, "classify"))
@@ -56,6 +59,15 @@ def disturb(model, adapters, pruned=True):
             parameter.add_(0.2 * torch.randn_like(parameter))
 
 
+TARGETS = {"rank": 3, "train": [], "targets": "experts"}
+EXPERTS = [(f"experts_{family}", family, TARGETS, {}) for family in FAMILIES]
+EXPERTS += [
+    ("experts_dropout_q_proj", "Qwen3Moe", {**TARGETS, "targets": ["experts", "q_proj"], "dropout": 0.1}, {}),
+    ("experts_pissa", "GptOss", {**TARGETS, "init": "pissa"}, {}),
+    ("experts_uniform", "Mixtral", TARGETS, {"uniform_rank": True}),
+]
+
+
 def cases():
     for arch in ARCHITECTURES:
         yield arch, arch, {"adapter": "svd", "rank": 3}, {}
@@ -73,6 +85,7 @@ def cases():
     yield "tied_head", "texts", {"rank": 3, "train": ["lm_head"]}, {}
     yield "tied_embedding", "summaries", {"rank": 3, "train": ["shared"]}, {}
     yield "no_head", "bert", {"rank": 3, "train": []}, {}
+    yield from EXPERTS
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +109,7 @@ def exported(run_side, tmp_path_factory):
     return folder, found
 
 
-@pytest.mark.filterwarnings("ignore:no adapter can wrap")
+@pytest.mark.filterwarnings("ignore:no adapter can wrap", "ignore:the targets leave out")
 @pytest.mark.parametrize("name", [case[0] for case in cases()])
 def test_peft_computes_the_same_logits(exported, name):
     folder, found = exported
@@ -107,7 +120,9 @@ def test_peft_computes_the_same_logits(exported, name):
     assert (there - after).abs().max() <= 1e-5 * size
     assert 0 in ranks.values() or len(ranks) < 4
     config = json.loads((folder / name / "adapter" / "adapter_config.json").read_text())
-    if "pissa" not in name and "olora" not in name:
+    if "experts" in name:
+        assert (there - after).abs().max() <= 1e-6
+    elif "pissa" not in name and "olora" not in name:
         assert config["target_modules"] == [n for n, r in ranks.items() if r]
 
 
@@ -146,6 +161,35 @@ def test_uniform_rank_is_one_rank_without_patterns(exported):
     tensors = load_file(folder / "uniform" / "adapter" / "adapter_model.safetensors")
     assert {t.shape[0] for key, t in tensors.items() if "lora_A" in key} == {3}
     assert len(set(found["uniform"][0].values())) == 4
+
+
+@pytest.mark.filterwarnings("ignore:no adapter can wrap")
+def test_a_stack_of_experts_is_a_target_parameter_of_its_largest_rank(exported, tmp_path):
+    folder, found = exported
+    config = json.loads((folder / "experts_Mixtral" / "adapter" / "adapter_config.json").read_text())
+    stacks = [f"model.layers.{i}.mlp.experts.{part}" for i in (0, 1) for part in ("gate_up_proj", "down_proj")]
+    assert (config["target_modules"], config["target_parameters"]) == ([], stacks)
+    assert len(set(found["experts_Mixtral"][0].values())) == 4
+
+    model = mixture("Mixtral")
+    adapters = adarank.adapt(model, **TARGETS)
+    disturb(model, adapters, pruned=False)
+    for name, adapter in adapters.items():  # nothing left of one stack, at most 2 triplets of another
+        adapter.mask[: 3 if stacks[0] in name else 1 if stacks[1] in name else 0] = False
+    adarank.to_peft(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_parameters"] == stacks[1:]
+    assert config["rank_pattern"] == {stacks[1].replace(".", r"\."): 2}
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    shapes = {key.removeprefix("base_model.model.model.layers."): tuple(t.shape) for key, t in tensors.items()}
+    assert shapes == {
+        "0.mlp.experts.lora_A.weight": (4 * 2, 24),
+        "0.mlp.experts.lora_B.weight": (32, 2 * 4),
+        "1.mlp.experts.base_layer.lora_A.weight": (4 * 3, 32),
+        "1.mlp.experts.base_layer.lora_B.weight": (48, 3 * 4),
+        "1.mlp.experts.lora_A.weight": (4 * 3, 24),
+        "1.mlp.experts.lora_B.weight": (32, 3 * 4),
+    }
 
 
 class Dotless(nn.Module):

@@ -20,6 +20,7 @@ NAMES = {
     "llama": [f"model.layers.{n}.{m}" for n in range(2) for m in ("self_attn.q_proj", "mlp.gate_proj")],
     "gpt2": [f"transformer.h.{n}.{m}" for n in range(2) for m in ("attn.c_attn", "attn.c_proj", "mlp.c_proj")],
     "vit": [f"vit.encoder.layer.{n}.{m}" for n in range(2) for m in ("attention.attention.query", "output.dense")],
+    "stacked": [f"model.layers.{n}.mlp.experts.{p}_proj.{e}" for n in range(2) for p in ("gate_up", "down") for e in range(12)],
     "experts": [f"model.layers.{n}.mlp.experts.{e}.{p}" for n in range(2) for e in range(3) for p in ("w1", "w2")],
 }  # fmt: skip
 
@@ -67,7 +68,7 @@ def test_no_two_modules_share_a_cell(name):
     assert_no_shared_cell(NAMES[name])
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "experts"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("experts", "stacked")])
 def test_nor_do_those_of_a_real_model(name):
     names = tiny_model(name)
     rows, _ = assert_no_shared_cell(names)
@@ -133,3 +134,11 @@ def test_modules_in_a_few_words():
     assert describe_modules(sides) == "q_proj in 4 blocks"
     many = [f"layers.0.expert_{n}" for n in range(10)]
     assert describe_modules(many).endswith("expert_7 and 2 more kinds in 1 block")
+
+
+def test_a_stacked_expert_s_number_is_not_the_block_s():
+    place = place_of("model.layers.1.mlp.experts.gate_up_proj.11")
+    assert place == Place("model.layers", 1, "mlp.experts.gate_up_proj.11", "mlp.experts.gate_up_proj")
+    rows, columns = assert_no_shared_cell(NAMES["stacked"])
+    assert rows == ["0", "1"]
+    assert columns == [f"mlp.experts.{p}_proj.{e}" for p in ("gate_up", "down") for e in range(12)]

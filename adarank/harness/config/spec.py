@@ -212,7 +212,7 @@ class Spec:
     init_rank: int | None = setting(
         None, "Rank per module where an adaptive method starts; null: ceil(1.5 * rank).", at_least=1
     )
-    targets: str = setting("all", "Which modules are adapted: qv, qkv, attention, mlp or all.")
+    targets: str = setting("all", "Which modules are adapted: qv, qkv, attention, mlp, all or experts.")
     target_modules: list[str] | None = setting(
         None, "Endings of module names to adapt, in place of targets: [query,value]."
     )

@@ -49,6 +49,24 @@ def test_every_module_has_a_cell_of_its_own_with_its_rank(tmp_path, write_run, a
         assert cells[block if len(stacks) == 1 else f"{stack}.{block}", kind] == str(rank)
 
 
+def test_many_experts_have_narrow_cells_and_some_labels(tmp_path, write_run):
+    names = [
+        f"model.layers.{n}.mlp.experts.{p}.{e}"
+        for n in (0, 1)
+        for p in ("gate_up_proj", "down_proj")
+        for e in range(64)
+    ]
+    write_run(tmp_path, "adalora", rank__final={name: i for i, name in enumerate(names)})
+    (table,) = tables(read_runs(tmp_path))
+    figure = rank_map.draw(table.rows[0], "adalora")
+    axes = figure.axes[0]
+    assert axes.images[0].get_array().shape == (2, 128)
+    assert figure.get_figwidth() < 20
+    labels = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert labels == [f"mlp.experts.{p}.{e}" for p in ("gate_up_proj", "down_proj") for e in range(0, 64, 8)]
+    assert not axes.texts
+
+
 def test_every_cell_shows_the_mean_over_the_seeds(quickstart):
     (table,) = tables(read_runs(quickstart))
     row = table.rows[2]
