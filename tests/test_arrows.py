@@ -21,7 +21,7 @@ ORDER = [
     ("bank", "adaptation", "optimizers"),
     ("inits", "adapters", "targets"),
     ("runs",),
-    ("errors", "pieces"),
+    ("errors", "pieces", "tensor_files"),
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 ALGORITHM = {room for rooms in ORDER[ORDER.index(("controller",)) : ORDER.index(("runs",))] for room in rooms}
