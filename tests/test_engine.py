@@ -45,6 +45,7 @@ def test_activation_checkpointing_changes_nothing(reentrant, dropout):
     assert torch.equal(found[0][1], found[1][1])
 
 
+@pytest.mark.slow
 def test_torch_compile_has_no_graph_break_and_recompiles_for_compaction_only():
     from torch._dynamo.testing import CompileCounter
 

@@ -47,7 +47,7 @@ def ablate(
     triplets = [(name, i) for name, adapter in adapters.items() for i in range(adapter.rank)]
     names = {*adapters, *(name for name, _ in model.named_modules() if place_of(name).block is not None)}
     units = {unit: model.get_submodule(unit) for unit in sorted({unit_of(name) for name in names})}
-    order = evaluation_order(rows.lengths[:count], batch)[begin:]
+    order = evaluation_order(rows.lengths[:count], batch, fill=False)[begin:]
     total = len(order) * len(triplets)
     calls: list[str] = []
     outputs: dict[str, Any] = {}

@@ -178,6 +178,7 @@ def test_the_scripts_run_from_any_directory(quickstart, tmp_path, script):
         assert len(lines) == 1
 
 
+@pytest.mark.slow
 def test_analysis_needs_neither_torch_nor_wandb_nor_more_of_adarank_than_its_run_folders(quickstart):
     heavy = ("torch", "wandb", "transformers", "matplotlib.pyplot")
     light = ("adarank", "adarank.runs", "adarank.errors")

@@ -162,6 +162,7 @@ def test_one_probed_run_makes_no_seeds(table):
     assert score_fidelity.against_pruning_score(table) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_both_stand_in_the_report(table):
     out = table.rows[0].runs[0].folder.parent

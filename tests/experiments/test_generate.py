@@ -101,6 +101,7 @@ def test_what_makes_no_sense_gets_one_sentence(words, says, data, tmp_path):
     assert not found
 
 
+@pytest.mark.slow
 def test_a_run_s_adapter_merges_and_goes_to_peft_and_says_the_same(data, tmp_path):
     """The text that the run's adapter writes is the merged model's and PEFT's."""
     peft = pytest.importorskip("peft")

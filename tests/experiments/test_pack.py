@@ -59,6 +59,7 @@ def test_a_run_that_went_through_a_file_is_the_same_but_for_weights_and_quantile
     ]
 
 
+@pytest.mark.slow
 def test_what_came_back_is_analysed_and_skipped_like_any_run(out, tmp_path):
     pack(out, tmp_path / "results")
     (back,) = unpack(tmp_path / "results", tmp_path / "back")

@@ -78,6 +78,7 @@ def test_the_script_is_the_same_command():
     )
 
 
+@pytest.mark.slow
 def test_what_was_measured_before_it_was_stopped_is_not_measured_again(run, monkeypatch):
     from adarank.probe import score_fidelity
 

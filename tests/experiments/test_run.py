@@ -88,6 +88,7 @@ def test_a_sweep_makes_one_run_for_each_distinct_setting(sweep):
     assert all(name.startswith(found[folder]["method"]) for name, folder in zip(names, found, strict=True))
 
 
+@pytest.mark.slow
 def test_run_again_it_repeats_none_and_rewrites_nothing(sweep):
     out, _ = sweep
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.parent != out}
@@ -361,6 +362,7 @@ def test_wandb_without_a_key_warns_once_and_spoils_nothing(tmp_path):
     assert summary["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_wandb_offline_keeps_its_files_in_the_run_s_folder(tmp_path):
     inside("tiny=true", "tracker=wandb", "tracker.mode=offline", f"out={tmp_path}")
     (folder,) = (p for p in tmp_path.iterdir() if p.is_dir())

@@ -75,6 +75,7 @@ def test_rslora_s_scale():
     assert [a.scale for a in prepared.adapters.values()] == pytest.approx([2 * 8**0.5 / 4**0.5] * 12)
 
 
+@pytest.mark.slow
 def test_pruned_lora_keeps_its_budget_and_what_is_pruned_stays_off():
     """Doublets score as written out in the YAML; a mask never grows; an off doublet's λ is 0 after every step."""
     prepared, _, _, log = learn("lora_pruned")
@@ -97,6 +98,7 @@ def test_pruned_lora_keeps_its_budget_and_what_is_pruned_stays_off():
     torch.testing.assert_close(scores, torch.tensor(expected))
 
 
+@pytest.mark.slow
 def test_svd_lora_s_penalty_pulls_the_factors_towards_orthonormal_rows():
     """Against the same run without it (γ = 0)."""
     gaps = []

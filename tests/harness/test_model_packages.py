@@ -66,6 +66,7 @@ def test_where_there_is_no_cache_it_says_what_to_do(parts, tmp_path, monkeypatch
         _joined("m", *parts, unpack)
 
 
+@pytest.mark.slow
 def test_jobs_that_join_at_once_all_get_it(parts, tmp_path):
     files, sha256 = parts
     code = (

@@ -344,6 +344,7 @@ def test_a_schedule_of_another_length_is_refused_before_the_first_step(tmp_path,
     assert all(torch.equal(before[k.replace(".base", "")], v) for k, v in model.state_dict().items() if ".base" in k)
 
 
+@pytest.mark.slow
 def test_epochs_count_and_a_controller_without_a_schedule_fits_any_length(tmp_path):
     model = bert()
     _, controller, trainer, _ = run(
@@ -402,6 +403,7 @@ def test_a_search_for_the_batch_size_is_refused(tmp_path):
         run(tmp_path, auto_find_batch_size=True)
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_frozen_comes_back_when_resuming(tmp_path):
     def frozen(seed):
         model = bert()

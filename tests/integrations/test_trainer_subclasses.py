@@ -152,6 +152,7 @@ def test_checkpoints_resume_and_the_best_one_returns(tmp_path, train):
     assert sum(adarank.ranks(best).values()) > FINAL * 4  # pruning had not ended there
 
 
+@pytest.mark.slow
 def test_adapters_that_a_fused_head_passes_by_are_named(tmp_path):
     with pytest.warns(UserWarning, match="did not reach the adapters of lm_head; .* leave them out of the targets"):
         instructions(tmp_path, targets=("q_proj", "lm_head"))

@@ -126,17 +126,18 @@ def init_batches(
         yield collate(rows, numbers, device)
 
 
-def evaluation_order(lengths: np.ndarray, batch: int) -> list[np.ndarray]:
+def evaluation_order(lengths: np.ndarray, batch: int, fill: bool = True) -> list[np.ndarray]:
     """Batches of row numbers, longest rows first to save padding. lengths: tokens of each row, [rows].
 
-    The first batch has `batch` rows, and later ones as many as fit into as many tokens, padding included.
+    The first batch has `batch` rows, and later ones as many as fit into as many tokens, padding included. fill: whether
+    they do; else every batch has `batch` rows.
     """
     rest = np.argsort(-lengths, kind="stable")
     batches, tokens = [], 0
     while len(rest):
         longest = max(int(lengths[rest[0]]), 1)
         tokens = tokens or batch * longest
-        size = tokens // longest
+        size = tokens // longest if fill else batch
         batches.append(rest[:size])
         rest = rest[size:]
     return batches

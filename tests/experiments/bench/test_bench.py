@@ -43,6 +43,7 @@ def test_step_measures_every_contender_on_every_model(tmp_path):
         assert 0 < model["controller"]["adalora"]["penalty"] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_inference_measures_every_contender_at_every_batch(tmp_path):
     target = tmp_path / "inference.json"

@@ -153,6 +153,7 @@ def test_bf16_weights_need_bf16_autocast(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_dtype_of_a_half_precision_checkpoint_enters_the_run_s_name(tmp_path, safe_bf16):
     path = save(tmp_path / "m", torch.bfloat16)
     one = run(tmp_path, "one", "method=lora", "train.precision=bf16", path)

@@ -74,6 +74,7 @@ def test_one_group_arrives_whole_and_once(out, server, capsys):
     assert [row for row in server.runs[name]["history"] if row.get("train/loss") == 9.0]
 
 
+@pytest.mark.slow
 def test_what_was_sent_while_it_ran_is_there_already(out, server, capsys):
     node = "{_target_: adarank.harness.tracking.wandb.wandb_copy, project: live, entity: null, group: g}"
     make(out, 0, partial(wandb_copy, mode="online", project="live"), node=node)

@@ -94,6 +94,7 @@ def test_offline_it_says_what_was_tried(datasets):
     assert message.endswith("use a data set's name with the hub in reach, or task=files task.path=FOLDER")
 
 
+@pytest.mark.slow
 def test_a_hub_that_refuses_connections_costs_seconds(tmp_path):
     pytest.importorskip("datasets")
     code = "from adarank.harness.data.tasks.hub import hub; hub('nobody/nothing')"
