@@ -178,7 +178,8 @@ def _piece(group: str, node: Any) -> Piece | None:
 
 def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     if choices and value is not None and value not in choices:
-        raise SettingError(f"{name} must be one of {', '.join(map(str, choices))} (got {value})")
+        shown = (str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices)
+        raise SettingError(f"{name} must be one of {', '.join(shown)} (got {value})")
 
 
 def _literals(hint: Any) -> tuple[Any, ...]:
