@@ -47,7 +47,7 @@ def prepare_causal(prepared: Prepared, spec: Spec, task: Task, rows: Any, device
     longest, config = int(rows.lengths.max()), spec.train
     logits = config.batch_size // world() * longest * model.config.get_text_config().vocab_size
     if config.chunked_loss is True or (config.chunked_loss == "auto" and logits > LOGITS_AUTO):
-        why = _records_its_head(model) or why_whole(model, longest, config.precision, device)
+        why = _records_its_head(prepared) or why_whole(model, longest, config.precision, device)
         if why is None:
             enable_chunks(model)
         elif config.chunked_loss is True:
@@ -65,8 +65,9 @@ def prepare_causal(prepared: Prepared, spec: Spec, task: Task, rows: Any, device
     return replace(prepared, packing=way)
 
 
-def _records_its_head(model: Any) -> str | None:
-    head = model.get_output_embeddings()
-    if isinstance(head, LowRank) and head.watch is not None:
+def _records_its_head(prepared: Prepared) -> str | None:
+    model: Any = prepared.model
+    score = None if prepared.controller is None else prepared.controller.score
+    if score is not None and score.activation is not None and isinstance(model.get_output_embeddings(), LowRank):
         return "the score records the inputs of its adapted head, of all tokens in one piece"
     return None
