@@ -208,3 +208,19 @@ def test_evaluation_asks_for_chunks_as_well(monkeypatch):
         with monkeypatch.context() as changed:
             changed.setattr("adarank.harness.data.losses.LOGITS_PER_CHUNK", 1)
             torch.testing.assert_close(generate.token_losses(model, batch), expected)
+
+
+def test_a_frozen_head_in_4_bits():
+    pytest.importorskip("bitsandbytes")
+    from adarank.harness.quantize import nf4
+
+    model = build("llama").requires_grad_(False)
+    nf4(model=model, device=CPU, precision="fp32")
+    head = model.model.layers[0].mlp.gate_proj  # the lm_head itself stays as it is
+    assert type(head).__name__ == "Linear4bit"
+    hidden, labels = torch.randn(7, 32, requires_grad=True), torch.randint(48, (7,))
+    found = chunked_cross_entropy(head, hidden, labels, 3, frozen=True)
+    expected = F.cross_entropy(head(hidden), labels, reduction="none")
+    torch.testing.assert_close(found, expected)
+    theirs, ours = (torch.autograd.grad(loss.sum(), hidden) for loss in (expected, found))
+    torch.testing.assert_close(ours, theirs)
