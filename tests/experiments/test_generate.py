@@ -73,6 +73,20 @@ def test_checkpointed_activations_accumulation_and_an_init_that_looks_at_data(da
     assert again["test"]["loss"] == pytest.approx(plain["test"]["loss"], rel=1e-5)
 
 
+def test_packed_rows_and_losses_in_chunks_change_the_results_by_rounding_alone(data, tmp_path):
+    """Here with recomputed activations and a score that records them; the folder's name says that rows are packed."""
+    words = ("method=adalora", "score=output", "train.gradient_accumulation_steps=2", "train.batch_size=4")
+    _, (plain,), (folder,) = run(data, "e2e", tmp_path / "a", *words)
+    assert (plain["packing"], plain["chunked_loss"]) == (None, False)
+    more = ("train.packing=true", "train.chunked_loss=true", "train.gradient_checkpointing=true")
+    done, (packed,), (other,) = run(data, "e2e", tmp_path / "b", *words, *more)
+    assert (packed["packing"], packed["chunked_loss"]) == ("positions", True)
+    assert "packs rows into bins, kept apart by restarting positions" in done.stdout
+    assert "computes logits in chunks of tokens" in done.stdout
+    assert packed["test"]["loss"] == pytest.approx(plain["test"]["loss"], rel=1e-4)
+    assert folder.name != other.name
+
+
 @pytest.mark.slow
 def test_what_decides_an_answer_decides_the_folder_s_name(data, tmp_path):
     for words in ([], ["task.max_new_tokens=4"], ["task.generate_rows=2"], ["task.metric=exact_match"]):

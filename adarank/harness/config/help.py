@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
+from adarank.harness.config.messages import listed
 from adarank.harness.config.spec import GROUPS, BudgetConfig, Spec, TrainConfig
 from adarank.harness.config.validate import conf_folder
 
@@ -40,7 +41,7 @@ def describe() -> str:
 
 def _valid(about: Mapping[str, Any]) -> str:
     if "choices" in about:
-        return f" One of {', '.join(map(str, about['choices']))}."
+        return f" One of {listed(about['choices'])}."
     if "at_least" in about:
         return f" At least {about['at_least']}."
     return f" Above {about['above']}." if "above" in about else ""

@@ -95,11 +95,18 @@ def _about_key(cause: Any, override: str) -> str:
         return f"{key} must be {types.get(wanted.group(1), wanted.group(1))}{_got(override)}"
     if "Union[int, float]" in reason:
         return f"{key} must be a number of steps, or a fraction of train.steps{_got(override)}"
+    if "Union[bool, str]" in reason:
+        return f"{key} must be auto, true or false{_got(override)}"
     if "not Optional" in reason:
         return f"{shown} leaves {key} empty; give it a value"
     if "Missing mandatory value" in reason or type(cause).__name__ == "MissingMandatoryValue":
         return f"{key} is not set; set {key}=VALUE"
     return f"{shown}: {reason}"
+
+
+def listed(choices: Iterable[Any]) -> str:
+    """The valid values of a setting as they are typed: auto, true, false."""
+    return ", ".join(str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices)
 
 
 def _got(override: str) -> str:

@@ -144,6 +144,15 @@ class TrainConfig:
         choices=("auto", "fp32", "bf16"),
         identity="fp32",
     )
+    packing: bool = setting(
+        False, "Put the rows of a forward pass end to end in place of padding them (causal language models)."
+    )
+    chunked_loss: bool | str = setting(
+        "auto",
+        "Never hold the logits of all tokens at once (causal language models); auto: where a forward pass has more than "
+        "2**28 logits and the model can.",
+        choices=("auto", True, False),
+    )
     gradient_checkpointing: bool = setting(
         False, "Recompute activations in the backward pass instead of keeping them.", identity=NEVER
     )

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adarank.errors import SettingError
-from adarank.harness.config.messages import near, renamed, sentence
+from adarank.harness.config.messages import listed, near, renamed, sentence
 from adarank.harness.config.spec import GROUPS, PASSED, BudgetConfig, Piece, Spec, TrainConfig, as_steps, locate
 from adarank.harness.run import distributed
 
@@ -179,7 +179,7 @@ def _piece(group: str, node: Any) -> Piece | None:
 
 def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     if choices and value is not None and value not in choices:
-        raise SettingError(f"{name} must be one of {', '.join(map(str, choices))} (got {value})")
+        raise SettingError(f"{name} must be one of {listed(choices)} (got {value})")
 
 
 def _literals(hint: Any) -> tuple[Any, ...]:

@@ -19,12 +19,14 @@ from adarank.adapters.layers import numel
 from adarank.errors import RunFailed
 from adarank.harness.config.spec import Spec
 from adarank.harness.data.batches import Encoded, init_batches
+from adarank.harness.data.losses import computes_in_chunks
 from adarank.harness.data.metrics import higher_is_better
 from adarank.harness.data.metrics.texts import not_computed, rules
 from adarank.harness.data.task_types import classify
 from adarank.harness.device import base_mib, device_name
 from adarank.harness.models import DTYPES
 from adarank.harness.run import distributed, identity
+from adarank.harness.run.causal import prepare_causal
 from adarank.harness.run.checkpoint import Saver, bytes_to_save, write_sharded
 from adarank.harness.run.distributed import is_main, on_main
 from adarank.harness.run.prepare import Prepared, describe_schedule, enable_gradient_checkpointing, prepare
@@ -79,6 +81,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     collate, size = run.task_type.collate, spec.train.batch_size
     batches = init_batches(collate, encoded["train"], size, spec.seed, run.device)
     prepared = prepare(built, run.targets, spec, run.device, batches, run.rank_map)
+    prepared = prepare_causal(prepared, spec, run.task, encoded["train"], run.device)
     about = describe(run, prepared, provenance)
     needed = bytes_to_save(
         prepared.model,
@@ -121,6 +124,11 @@ def print_start(run: Resolved, prepared: Prepared, dev: int) -> None:
         print(f"  {len(added)} bottlenecks of width {added[0].width}", flush=True)
     if run.spec.adaptive and prepared.controller is not None:
         print(f"  {describe_schedule(prepared.controller)}", flush=True)
+    if prepared.packing is not None:
+        how = "restarting positions" if prepared.packing == "positions" else "block-diagonal masks"
+        print(f"  packs rows into bins, kept apart by {how}", flush=True)
+    if computes_in_chunks(prepared.model):
+        print("  computes logits in chunks of tokens", flush=True)
     if skipped := run.spec.train.skipped_evaluations(dev):
         print(
             f"  skips {skipped} evaluation{'s' * (skipped > 1)} of dev, which would read more than train.eval_share="
@@ -241,6 +249,8 @@ def describe(run: Resolved, prepared: Prepared, provenance: Mapping[str, Any]) -
         **provenance,
         "recipe": identity.RECIPE,
         "dtype": {**dtypes(prepared.model), "compute": spec.train.precision},
+        "packing": prepared.packing,
+        "chunked_loss": computes_in_chunks(prepared.model),
     }
 
 

@@ -15,6 +15,7 @@ from adarank.adapters.lowrank import LowRank
 from adarank.controller import RankController
 from adarank.errors import SettingError
 from adarank.harness.config.spec import Spec, TrainConfig
+from adarank.harness.data.packing import Way
 from adarank.harness.models import DTYPES, Built, kept_in_fp32
 from adarank.harness.run.ranks_from import RankMap, fixed_ranks
 from adarank.schedules import Schedule
@@ -24,12 +25,14 @@ from adarank.targets import find_targets, sides
 @dataclass(frozen=True)
 class Prepared:
     """model on its device; adapters {name: module} (empty in full fine-tuning); controller where the rank adapts;
-    unadapted: target modules to which ranks_from gives rank 0."""
+    unadapted: target modules to which ranks_from gives rank 0; packing: how the rows of a forward pass are packed, None
+    where they are padded."""
 
     model: nn.Module
     adapters: dict[str, LowRank]
     controller: RankController | None
     unadapted: tuple[str, ...] = ()
+    packing: Way | None = None
 
 
 def prepare(

@@ -20,6 +20,7 @@ from adarank.harness.data.tasks.base import Task, hold_out
 from adarank.harness.device import choose_device, choose_dtype, choose_precision
 from adarank.harness.models import Base, Built
 from adarank.harness.run import distributed, identity
+from adarank.harness.run.causal import check_settings
 from adarank.harness.run.prepare import check_optimizer
 from adarank.harness.run.ranks_from import RankMap, read_rank_map
 from adarank.runs import state
@@ -72,6 +73,7 @@ def resolve(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     spec = replace(spec, train=replace(spec.train, precision=choose_precision(spec.train.precision, device)))
     check_optimizer(spec.train.optimizer, device)
     task, base = load_task(spec), load_base(spec)
+    check_settings(spec, task)
     targets = chosen_targets(spec, task, base)
     return Resolved(spec, task, base, targets, rank_map, device, frozen_dtype(spec, base, device))
 

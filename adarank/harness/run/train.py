@@ -21,6 +21,7 @@ from adarank.errors import RunFailed
 from adarank.harness.config.spec import Spec
 from adarank.harness.data.batches import grouped_by_length, training_order
 from adarank.harness.data.metrics import higher_is_better
+from adarank.harness.data.packing import pack
 from adarank.harness.data.task_types import TASK_TYPES, TaskType
 from adarank.harness.device import autocast, clock, peak_mib, reset_peak
 from adarank.harness.run import parallel
@@ -102,6 +103,7 @@ def train(
     if config.group_by_length:
         batches = grouped_by_length(batches, lengths, spec.seed)
     batches = itertools.islice(batches, at.step, None)
+    collated_on = device if prepared.packing is None else torch.device("cpu")
     losses: list[Tensor] = []
     pending: list[Allocation] = []  # made since the last record, still on the device
     evaluation_steps = set(config.evaluation_steps(len(splits["dev"])))
@@ -123,7 +125,9 @@ def train(
         at.tokens += int(lengths[rows].sum())
         mean_units = task_type.units(splits["train"], rows) / config.gradient_accumulation_steps / world()
         for i, part in enumerate(np.split(rows, config.gradient_accumulation_steps), 1):
-            batch = parallel.local_batch(task_type.collate(splits["train"], part, device))
+            batch = parallel.local_batch(task_type.collate(splits["train"], part, collated_on))
+            if prepared.packing is not None:
+                batch = pack(model, batch, prepared.packing, config.precision, device)
             # The step's loss is the mean over all of its rows or tokens, not over forward passes that hold more or fewer.
             weight = task_type.units(splits["train"], part[parallel.local_slice(len(part))]) / mean_units
             with parallel.no_sync(net, last=i == config.gradient_accumulation_steps):

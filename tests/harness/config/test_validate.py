@@ -167,6 +167,7 @@ def test_tiny_shrinks_whole_steps_with_the_run():
             "max_rank_factor must be above 1 with allocator=grow",
         ),
         (["train.batch_size=8", "train.optimizer=sgd"], "train.optimizer must be one of adamw, adamw_8bit"),
+        (["train.chunked_loss=maybe"], "train.chunked_loss must be one of auto, true, false (got maybe)"),
         (["score.beta1=2"], "score.beta1"),
         (
             ["score._target_=adarank.scores.adalra"],

@@ -128,6 +128,28 @@ def test_other_kinds_of_task(trained, kind):
     assert tests[0] == pytest.approx(tests[1], abs=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("method=adalora",), ("method=full", "train.shard=fsdp2")])
+def test_packed_rows_with_losses_in_chunks(words, tmp_path):
+    """Each process packs its own share of a batch; one process pads the whole batch and holds all logits."""
+    lines = [json.dumps({"prompt": "ab " * (1 + i % 7), "response": "cd" * (1 + i % 3)}) + "\n" for i in range(24)]
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines))
+    common = [
+        "task=instruct",
+        f"task.path={tmp_path}",
+        "model=tiny_llama",
+        "tiny=true",
+        "train.steps=12",
+        "train.log_every=1",
+        "rank=4",
+    ]
+    inside(*common, words[0], f"out={tmp_path / 'one'}")
+    launched(*common, *words, "train.packing=true", "train.chunked_loss=true", f"out={tmp_path / 'two'}")
+    (one,), (two,) = ([p.parent for p in (tmp_path / out).glob("*/summary.json")] for out in ("one", "two"))
+    assert losses(two) == pytest.approx(losses(one), abs=2e-5)
+
+
 def bart(folder):
     """A tiny BART without dropout, as files."""
     import transformers

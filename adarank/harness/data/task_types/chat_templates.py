@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from adarank.errors import SettingError
+from adarank.harness.data.losses import IGNORED
 from adarank.harness.data.tasks.base import Turn
 
-IGNORED = -100  # the label of a token that does not count
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 PROBE = "an answer that nobody gives, 8731"
 # Some templates write the current date, with which the same settings would give other tokens tomorrow. This is the date

@@ -22,8 +22,9 @@ from adarank.errors import SettingError
 from adarank.harness.config.spec import TrainConfig
 from adarank.harness.data import cache
 from adarank.harness.data.batches import evaluation_order, lengths
+from adarank.harness.data.losses import IGNORED, chunked_token_losses, computes_in_chunks
 from adarank.harness.data.metrics import texts as text_metrics
-from adarank.harness.data.task_types.chat_templates import IGNORED, labelled, prompt_tokens, template_of, turn_end
+from adarank.harness.data.task_types.chat_templates import labelled, prompt_tokens, template_of, turn_end
 from adarank.harness.data.tasks.base import Prompts, Task
 from adarank.harness.device import at_least_fp32, autocast
 from adarank.harness.run import parallel
@@ -227,10 +228,20 @@ def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """[batch, longest − 1]: the cross-entropy of every token but the first, 0 where it does not count."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    """[batch, longest − 1]: the cross-entropy of every token but the first of each row, 0 where it does not count.
+
+    batch: see `collate`, or packed by `adarank.harness.data.packing`. A model marked by `losses.enable_chunks` computes
+    its logits in chunks.
+    """
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    labels = batch["labels"][:, 1:]
+    if "position_ids" in batch:  # packed: the last token of a row does not predict the first of the next
+        labels = labels.masked_fill(batch["position_ids"][:, 1:] == 0, IGNORED)
+    if computes_in_chunks(model):
+        return chunked_token_losses(model, inputs, F.pad(labels, (0, 1), value=IGNORED))[:, :-1]
+    logits = model(**inputs, use_cache=False).logits
     return F.cross_entropy(
-        at_least_fp32(logits[:, :-1]).transpose(1, 2), batch["labels"][:, 1:], ignore_index=IGNORED, reduction="none"
+        at_least_fp32(logits[:, :-1]).transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
     )
 
 

@@ -17,7 +17,7 @@ from adarank.errors import SettingError
 from adarank.harness.config.spec import TrainConfig
 from adarank.harness.data import cache
 from adarank.harness.data.batches import check_lengths, evaluation_order, lengths
-from adarank.harness.data.task_types.chat_templates import IGNORED
+from adarank.harness.data.losses import IGNORED
 from adarank.harness.data.task_types.generate import Encoded, answered, decode, evaluate_texts
 from adarank.harness.data.task_types.generate import collate as collate
 from adarank.harness.data.task_types.generate import outputs as outputs

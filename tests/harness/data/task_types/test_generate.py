@@ -130,7 +130,9 @@ def test_the_loss_is_the_mean_over_response_tokens_by_a_loop(arch):
     assert found == {"loss": pytest.approx(total / count, rel=1e-5)}
 
 
-def trained(batch_size, accumulation, method="full", metric="loss", beat=lambda _: None, saver=None, **more):
+def trained(
+    batch_size, accumulation, method="full", metric="loss", beat=lambda _: None, saver=None, packing=None, **more
+):
     one = built()
     adapters, controller = {}, None
     if method == "adalora":
@@ -148,7 +150,7 @@ def trained(batch_size, accumulation, method="full", metric="loss", beat=lambda 
     config = replace(CONFIG, batch_size=batch_size, gradient_accumulation_steps=accumulation, **more)
     spec = Spec(method=method, train=config)
     log = Recorder()
-    prepared = Prepared(one.model, adapters, controller)
+    prepared = Prepared(one.model, adapters, controller, packing=packing)
     outcome = train(prepared, splits, spec, given.metrics, log, beat, lambda _: None, saver, generate)
     return prepared, log, outcome
 
@@ -162,6 +164,19 @@ def test_a_step_s_loss_is_the_mean_over_its_tokens_however_it_is_accumulated(acc
     losses = [[v["loss"] for _, split, v in log.lines if split == "train"] for log in (log_one, log_other)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[0][-1] < losses[0][0] - 0.5
+
+
+@pytest.mark.parametrize("changes", [{}, {"group_by_length": True}])
+@pytest.mark.parametrize("method", ["full", "adalora"])
+def test_packed_rows_train_the_same_weights(method, changes):
+    (one, log_one, _), (other, log_other, _) = (
+        trained(4, 2, method, packing=w, **changes) for w in (None, "positions")
+    )
+    states = one.model.state_dict(), other.model.state_dict()
+    assert all(torch.allclose(states[0][name], states[1][name], atol=2e-5) for name in states[0])
+    losses = [[v["loss"] for _, split, v in log.lines if split == "train"] for log in (log_one, log_other)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0][-1] < losses[0][0] - 0.02
 
 
 def test_the_best_checkpoint_has_the_lowest_loss_and_test_is_answered_once():
