@@ -42,6 +42,7 @@ def sweep(tmp_path_factory):
     return {summary["method"]: (out / folder, summary) for folder, summary in summaries(out).items()}
 
 
+@pytest.mark.slow
 def test_methods_without_a_rank_are_one_run_whatever_rank_and_targets(sweep):
     out = sweep["bitfit"][0].parent
     again = ("tiny=true", "train.steps=6", f"out={out}")
@@ -50,6 +51,7 @@ def test_methods_without_a_rank_are_one_run_whatever_rank_and_targets(sweep):
     assert len(summaries(out)) == len(ADAPTER) == len(sweep)
 
 
+@pytest.mark.slow
 def test_counts_and_ranks_in_the_summary_are_right(sweep):
     for method, (_, summary) in sweep.items():
         counts = summary["parameters"]
@@ -70,6 +72,7 @@ def test_counts_and_ranks_in_the_summary_are_right(sweep):
     assert sweep["rslora"][1]["scale"] == pytest.approx(2 * 2**0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["houlsby", "pfeiffer", "bitfit", "head", "lora_pruned", "svd_lora"])
 def test_a_saved_run_reloads_into_a_freshly_loaded_base(sweep, method):
     """Twice to equal logits, other than the base's, from what the folder holds."""

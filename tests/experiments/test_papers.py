@@ -19,7 +19,7 @@ from tests.test_conf import NEEDS
 
 FOLDER = conf_folder() / "experiment" / "paper"
 TABLES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-DEFAULT = ("adalora_table1", "adalora_table2", "adalora_table3", "metamathqa")  # each with another type of task
+DEFAULT = ("adalora_table2", "adalora_table3", "metamathqa")  # each with another type of task
 NEWS = "".join(json.dumps({"document": f"A {word} day. More.", "summary": word}) + "\n" for word in ("fine", "grey"))
 ONCE = ("seed", "train.lr", "rank")  # numbers, whose first value stands for all
 SUMS = "".join(json.dumps({"question": f"{i} + {i}?", "answer": f"Add.\n#### {2 * i}"}) + "\n" for i in range(1, 5))

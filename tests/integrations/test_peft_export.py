@@ -16,6 +16,7 @@ from adarank.harness.models import tiny
 from tests.conftest import Net
 from tests.integrations.models import vit
 from tests.mixtures import FAMILIES, mixture, rows
+from tests.representatives import representatives
 
 OTHER_TASKS = {"answers": ("bert", "extract"), "summaries": ("bart", "seq2seq")}
 ARCHITECTURES = ("bert", "deberta_v2", "gpt2", "llama", "t5", "vit", "roberta", "distilbert")
@@ -68,6 +69,9 @@ EXPERTS += [
 ]
 
 
+DEFAULT = ("bert", "gpt2", "uniform_pissa", f"experts_{next(iter(FAMILIES))}")
+
+
 def cases():
     for arch in ARCHITECTURES:
         yield arch, arch, {"adapter": "svd", "rank": 3}, {}
@@ -89,9 +93,12 @@ def cases():
 
 
 @pytest.fixture(scope="module")
-def exported(run_side, tmp_path_factory):
+def exported(run_side, tmp_path_factory, request):
     folder, found = tmp_path_factory.mktemp("exported"), {}
+    every = "slow" in request.config.option.markexpr.replace("not slow", "")
     for name, arch, options, export in cases():
+        if name not in DEFAULT and not every:
+            continue
         model, inputs = built(arch)
         model.eval()
         (folder / name).mkdir()
@@ -110,7 +117,7 @@ def exported(run_side, tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:no adapter can wrap", "ignore:the targets leave out")
-@pytest.mark.parametrize("name", [case[0] for case in cases()])
+@pytest.mark.parametrize("name", representatives([case[0] for case in cases()], DEFAULT))
 def test_peft_computes_the_same_logits(exported, name):
     folder, found = exported
     ranks, before, after = found[name]
@@ -126,6 +133,7 @@ def test_peft_computes_the_same_logits(exported, name):
         assert config["target_modules"] == [n for n, r in ranks.items() if r]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "roberta", "llama"])
 def test_a_classifier_s_head_goes_where_peft_looks_for_it(exported, name):
     folder, _ = exported
@@ -134,6 +142,7 @@ def test_a_classifier_s_head_goes_where_peft_looks_for_it(exported, name):
     assert (folder / name / "kind.txt").read_text() == "PeftModelForSequenceClassification"
 
 
+@pytest.mark.slow
 def test_answers_and_summaries_go_to_peft_s_own_classes(exported):
     folder, _ = exported
     found = {name: (folder / name / "kind.txt").read_text() for name in OTHER_TASKS}
@@ -142,6 +151,7 @@ def test_answers_and_summaries_go_to_peft_s_own_classes(exported):
     assert [config["modules_to_save"] for config in configs] == [["qa_outputs"], None]
 
 
+@pytest.mark.slow
 def test_a_changed_base_costs_at_most_twice_the_rank_and_an_unchanged_adapter_nothing(exported, tmp_path):
     folder, found = exported
     tensors = load_file(folder / "pissa" / "adapter" / "adapter_model.safetensors")
@@ -154,6 +164,7 @@ def test_a_changed_base_costs_at_most_twice_the_rank_and_an_unchanged_adapter_no
         adarank.to_peft(model, tmp_path)
 
 
+@pytest.mark.slow
 def test_uniform_rank_is_one_rank_without_patterns(exported):
     folder, found = exported
     config = json.loads((folder / "uniform" / "adapter" / "adapter_config.json").read_text())
@@ -163,6 +174,7 @@ def test_uniform_rank_is_one_rank_without_patterns(exported):
     assert len(set(found["uniform"][0].values())) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:no adapter can wrap")
 def test_a_stack_of_experts_is_a_target_parameter_of_its_largest_rank(exported, tmp_path):
     folder, found = exported

@@ -219,6 +219,7 @@ def test_the_best_checkpoint_comes_back_with_its_mask(tmp_path):
     torch.testing.assert_close(logits(model), seen[6][0], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_final_compaction_is_a_plain_loop_s_too(tmp_path):
     model = bert()
     _, controller, trainer, rows = run(tmp_path, model=model, controller=ranked(model, compaction="final"))
@@ -333,6 +334,7 @@ def test_a_trainer_without_the_mixin_stops_at_the_first_step(tmp_path):
         RankTrainer(model, arguments(tmp_path), train_dataset=Rows())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"max_steps": STEPS - 1}, {"max_steps": -1, "num_train_epochs": 2}])
 def test_a_schedule_of_another_length_is_refused_before_the_first_step(tmp_path, options):
     steps = options["max_steps"] if options["max_steps"] > 0 else 2 * 8
@@ -381,6 +383,7 @@ def test_the_log_has_budget_and_mean_rank_and_the_final_ranks_are_printed(tmp_pa
     assert printed == [f"Final ranks (mean 2.00): {ranks}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [3, None])
 def test_training_that_ends_before_the_final_budget_is_warned_of(tmp_path, stop, recwarn):
     class Stops(transformers.TrainerCallback):
@@ -422,6 +425,7 @@ def test_an_adapter_that_is_frozen_comes_back_when_resuming(tmp_path):
     assert b.last_allocation.ranks == a.last_allocation.ranks
 
 
+@pytest.mark.slow
 def test_a_model_made_anew_is_not_the_controller_s(tmp_path):
     controller = ranked(bert())
     trainer = RankTrainer(
@@ -463,6 +467,7 @@ def test_with_a_gradient_scaler_the_run_is_the_one_without(tmp_path, optim, rest
     same(weights(expected), weights(scaled), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optim", "counted"), representatives([("adamw_torch", STEPS - 1), ("adamw_torch_fused", STEPS)], 1)
 )
@@ -482,6 +487,7 @@ def test_an_overflow_does_not_end_the_run(tmp_path, optim, counted, restored):
     same(weights(model), weights(again))
 
 
+@pytest.mark.slow
 def test_peft_s_adalora_keeps_its_starting_rank_in_the_trainer(tmp_path):
     """What the mixin is for: PEFT's allocation waits for a call that the Trainer never makes, and nothing says so."""
     peft = pytest.importorskip("peft")
