@@ -170,7 +170,9 @@ def _keeps_apart(
             padded = _padded([before, second, second[:-2]])
             moved.append(outputs(in_bins(model, padded, together, way, precision, device))[begin : begin + len(second)])
         alone = outputs({name: tensor.to(device) for name, tensor in _padded([second]).items()})
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
         return False  # a model that takes no position_ids or no such mask says so in one of these ways
     size = alone.abs().max()
     change, difference = TOLERANCES[mask_dtype(model, precision)]

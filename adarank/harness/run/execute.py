@@ -260,7 +260,7 @@ def dtypes(model: nn.Module) -> dict[str, str | None]:
     counts: dict[str, Counter[str]] = {"base": Counter(), "trained": Counter()}
     for parameter in model.parameters():
         full = str(parameter.dtype).removeprefix("torch.")
-        short = next((short for short, name in DTYPES.items() if name == full), "nf4")
+        short = next((short for short, name in DTYPES.items() if name == full), "nf4" if full == "uint8" else full)
         counts["trained" if parameter.requires_grad else "base"][short] += numel(parameter)
     return {part: max(count, key=lambda name: count[name], default=None) for part, count in counts.items()}
 
