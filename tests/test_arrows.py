@@ -1,6 +1,7 @@
 """The house's arrows: which room may import which. Read from the source, nothing is imported."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ ALGORITHM = {room for rooms in ORDER[ORDER.index(("controller",)) : ORDER.index(
 ALLOWED_IN_ALGORITHM = {"torch", "numpy", "safetensors"}
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Absolute names of every import in the file, lazy ones too; those for type checkers alone are left out."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -45,7 +45,7 @@ NEEDS = {  # what an option cannot do without
 
 
 FIRST = {option[0]: option for option in reversed(OPTIONS)}  # of each group
-DEFAULT = [option for option in OPTIONS if option[0] == "method" or option in FIRST.values()]
+DEFAULT = [*FIRST.values(), *(("method", name) for name in ("dylora", "full", "houlsby", "increlora", "qlora", "sora"))]
 
 
 @pytest.mark.parametrize(("group", "option"), representatives(OPTIONS, DEFAULT))

@@ -8,6 +8,7 @@ import torch
 import adarank
 from adarank.harness.models import tiny
 from tests.experiments.test_run import inside, summaries
+from tests.representatives import representatives
 
 D, F, LAYERS = 128, 256, 2  # tiny_bert
 HEAD = D * 2 + 2
@@ -124,7 +125,7 @@ def test_lora_from_rank_4_to_64_with_alpha_and_dropout(tmp_path):
 
 @pytest.mark.parametrize(
     ("overrides", "says"),
-    [
+    representatives([
         (["method=lora", "rank=129"], "rank must be a whole number from 1 to 128, the smaller side of"),
         (["method=lora_pruned", "rank=100"], "init_rank must be a whole number from 1 to 128, the smaller side of"),
         (["method=rslora", "adapter.alpha=null"], "rslora=true needs alpha"),
@@ -134,7 +135,7 @@ def test_lora_from_rank_4_to_64_with_alpha_and_dropout(tmp_path):
         (["method=houlsby", "target_modules=[qurey]"], "'qurey' matches no module"),
         (["method=lora_pruned", "pruned_triplets=trainable"], "pruned_triplets must be frozen or masked with adapter='lora'"),
         (["method=bitfit", "score=adalora"], "score has no effect with method=bitfit: its adapter has no triplets"),
-    ],
+    ], 3),
 )  # fmt: skip
 def test_bad_input_is_one_sentence_and_no_folder(tmp_path, overrides, says):
     done = inside(*overrides, "tiny=true", f"out={tmp_path / 'out'}", status=2)

@@ -11,7 +11,7 @@ WITHOUT_RANK = {"full", "head", "bitfit", "houlsby", "pfeiffer"}
 WITHOUT_BUDGET = {"sora"}
 
 
-DEFAULT = ("full", "lora", "adalora", "increlora", "sora")  # test_baselines.py trains nine more
+DEFAULT = ("adalora", "increlora", "sora")  # test_baselines.py trains nine more
 SMALL = ("tiny=true", "rank=4", "seed=0")
 
 

@@ -28,9 +28,7 @@ def command(script, *words, cwd=ROOT):
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    elsewhere = tmp_path_factory.mktemp("elsewhere")  # a process of its own, from another directory
-    done = command("experiments/run.py", "method=adalora", "tiny=true", f"out={out / 'sweep'}", cwd=elsewhere)
-    assert done.returncode == 0, done.stderr
+    inside("method=adalora", "tiny=true", f"out={out / 'sweep'}")
     return out
 
 

@@ -14,7 +14,7 @@ def records(folder):
     return allocations.read(folder / "allocations.jsonl")[0]
 
 
-@pytest.mark.parametrize("allocator", representatives(["global_top", "by_cost", "by_family", "uniform", "random"], 2))
+@pytest.mark.parametrize("allocator", representatives(["by_cost", "global_top", "by_family", "uniform", "random"], 1))
 def test_parameters_are_never_exceeded_from_the_first_allocation_to_the_summary(allocator, tmp_path):
     inside(
         "method=adalora", f"allocator={allocator}", "budget.unit=parameters", "rank=2", "tiny=true", f"out={tmp_path}"
@@ -61,7 +61,7 @@ def test_an_allocator_that_cannot_count_parameters_or_triplets_says_so(tmp_path)
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("method", representatives(["increlora", "elalora", "flexlora"], 2))
+@pytest.mark.parametrize("method", representatives(["increlora", "elalora", "flexlora"], 1))
 def test_a_growth_method_keeps_its_budget_and_its_ranks_differ(method, tmp_path):
     inside(f"method={method}", "rank=3", "tiny=true", "train.steps=16", f"out={tmp_path}")
     ((name, summary),) = summaries(tmp_path).items()

@@ -5,9 +5,12 @@ Tolerance: both compute the same sums in another order. In fp32 (eps 6e-8) a los
 """
 
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -20,8 +23,9 @@ from adarank.harness.config.spec import Piece, Spec, TrainConfig
 from adarank.harness.models import byte_tokenizer
 from adarank.harness.run import distributed, parallel
 from adarank.runs import allocations
-from tests.experiments.test_run import ROOT, inside
+from tests.experiments.test_run import ROOT, inside, main
 from tests.harness.data.tasks import squad_folder
+from tests.representatives import representatives
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--master-port=0", "--rdzv-backend=c10d"]
 LAUNCH += ["--rdzv-endpoint=localhost:0"]
@@ -52,6 +56,29 @@ def launched(*arguments, processes=2, status=0, program=("experiments/run.py",))
     return done
 
 
+def forked(*arguments, folder, processes=2):
+    """As `launched`, by processes that have everything imported; what each printed. A free port is theirs a moment."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    everyone = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+
+    def work(rank):
+        os.environ.update({key: str(value) for key, value in {**everyone, "RANK": rank, "LOCAL_RANK": rank}.items()})
+        with (folder / f"said-{rank}").open("w") as file, redirect_stdout(file), redirect_stderr(file):
+            status = main(arguments)
+        os._exit(status)
+
+    started = [multiprocessing.get_context("fork").Process(target=work, args=(rank,)) for rank in range(processes)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    said = [(folder / f"said-{rank}").read_text() for rank in range(processes)]
+    assert [process.exitcode for process in started] == [0] * processes, said
+    return said
+
+
 def lines(folder, name):
     path = folder / name
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
@@ -79,7 +106,8 @@ def assert_alike(first: Path, second: Path):
         assert found[0]["metric"] == pytest.approx(found[1]["metric"], abs=1e-5)
 
 
-def test_adalora_with_compaction_accumulation_and_recomputed_activations(model, tmp_path):
+@pytest.mark.parametrize("torchrun", representatives([False, True], 1))
+def test_adalora_with_compaction_accumulation_and_recomputed_activations(model, torchrun, tmp_path):
     words = [
         "method=adalora",
         "compaction=progressive",
@@ -88,7 +116,8 @@ def test_adalora_with_compaction_accumulation_and_recomputed_activations(model, 
         *model,
     ]
     inside(*words, f"out={tmp_path / 'one'}")
-    said = launched(*words, "train.gradient_checkpointing=true", f"out={tmp_path / 'two'}").stdout
+    words += ["train.gradient_checkpointing=true", f"out={tmp_path / 'two'}"]
+    said = launched(*words).stdout if torchrun else "".join(forked(*words, folder=tmp_path))
     assert_alike(tmp_path / "one", tmp_path / "two")
     assert said.count("test accuracy") == 1
     folder = next((tmp_path / "two").glob("adalora-*"))

@@ -16,6 +16,7 @@ from adarank.harness.models import byte_tokenizer, local, tiny
 from adarank.harness.run.prepare import store
 from adarank.probe.reload import load_trained_weights, open_run
 from tests.experiments.test_run import inside
+from tests.representatives import representatives
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BF16 = ("model.dtype=bf16", "train.precision=bf16")
@@ -55,9 +56,7 @@ def results(folder: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if not key.startswith("time")} for row in rows]
 
 
-@pytest.mark.parametrize(
-    "method", ["full", "adalora", *(pytest.param(m, marks=pytest.mark.slow) for m in ("lora", "bitfit", "houlsby"))]
-)
+@pytest.mark.parametrize("method", representatives(["full", "adalora", "lora", "bitfit", "houlsby"], 1))
 def test_a_checkpoint_trains_alike_in_fp32_and_in_bf16_files(tmp_path, method):
     where = {
         dtype: run(tmp_path, dtype, f"method={method}", save(tmp_path / f"m-{dtype}", held, through=torch.bfloat16))
@@ -174,7 +173,7 @@ def test_storing_keeps_what_must_stay_wide():
     }
 
 
-@pytest.mark.parametrize("init", ["eva", "lora_ga"])
+@pytest.mark.parametrize("init", representatives(["eva", "lora_ga"], 1))
 def test_inits_that_measure_run_on_bf16_weights(tmp_path, init, safe_bf16):
     folder = run(
         tmp_path, "out", "method=lora", f"init={init}", "init.steps=2", *BF16, save(tmp_path / "m", torch.bfloat16)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from adarank.errors import SettingError
 from adarank.harness.run.ranks_from import fixed_ranks, read_rank_map
 from tests.experiments.test_run import inside, summaries
+from tests.representatives import representatives
 
 NAMES = ["layer.0.query", "layer.0.ffn", "layer.1.query", "layer.1.ffn", "layer.2.query", "layer.2.ffn"]
 RANKS = dict(zip(NAMES, [3, 0, 5, 7, 1, 2], strict=True))
@@ -173,7 +174,7 @@ def test_alpha_over_the_rank_that_the_run_had(source, tmp_path):
 
 @pytest.mark.parametrize(
     ("more", "says"),
-    [
+    representatives([
         (("score=adalora",), "score has no effect with ranks_from, which fixes every rank; leave out score="),
         (("schedule=cubic",), "schedule has no effect with ranks_from"),
         (("allocator=uniform",), "allocator has no effect with ranks_from"),
@@ -183,8 +184,8 @@ def test_alpha_over_the_rank_that_the_run_had(source, tmp_path):
         (("ranks_shuffle=rows",), "ranks_shuffle must be one of none, within_family, all (got rows)"),
         (("ranks_shuffle_seed=4",), "ranks_shuffle_seed=4 has no effect with method=adalora: ranks_shuffle=none draws"),
         (("targets=all",), "ranks_from must be a run with this model and these targets"),
-    ],
-)
+    ], 4),
+)  # fmt: skip
 def test_what_does_not_go_with_a_map_is_refused_before_anything_is_written(source, tmp_path, more, says):
     asked = ["method=adalora", f"ranks_from={source[0]}", "tiny=true", f"out={tmp_path / 'o'}"]
     asked += [] if "targets=all" in more else ["targets=qkv"]

@@ -21,6 +21,7 @@ from adarank.harness.models import byte_tokenizer, tiny
 from adarank.harness.run.checkpoint import trained_tensors
 from adarank.harness.run.prepare import Prepared, lr_factor, make_optimizer
 from adarank.harness.run.train import Diverged, allocation_record, is_settled, train
+from tests.representatives import representatives
 
 
 class Recorder:
@@ -81,7 +82,7 @@ def setup(method, steps=40, seed=0, compaction="off", gamma=0.1, **changes):
     return Prepared(built.model, adapters, controller), splits, spec
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "adalora"])
+@pytest.mark.parametrize("method", representatives(["adalora", "lora", "full"], 1))
 def test_every_method_learns_it(method):
     prepared, splits, spec = setup(method, steps=80)
     log, kept, beats = Recorder(), [], []
@@ -211,7 +212,7 @@ def test_where_no_checkpoint_can_be_ranked_the_first_is_kept():
     assert outcome.eval_s >= sum(seconds)
 
 
-@pytest.mark.parametrize("method", ["lora", "adalora"])
+@pytest.mark.parametrize("method", representatives(["adalora", "lora"], 1))
 def test_no_step_s_gradient_is_longer_than_the_limit_the_penalty_s_included(method):
     """With a penalty that alone would exceed it a hundred times."""
     lengths = []
@@ -311,7 +312,7 @@ def test_losses():
     assert task_loss(torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 1.0])).item() == pytest.approx(2.5)
 
 
-@pytest.mark.parametrize("compaction", ["final", "progressive"])
+@pytest.mark.parametrize("compaction", representatives(["progressive", "final"], 1))
 def test_compaction_gives_the_same_run_in_less_memory(compaction):
     found = {}
     for option in ("off", compaction):

@@ -13,6 +13,7 @@ from adarank.harness.data.task_types import seq2seq
 from adarank.harness.data.tasks.base import Prompts, Task
 from adarank.harness.models import tiny
 from tests.experiments.test_run import inside, summaries
+from tests.representatives import representatives
 
 ROWS = Prompts(["a fine day", "rain", "a very long and grey afternoon"], [["fine"], ["wet weather"], ["grey"]])
 CPU = torch.device("cpu")
@@ -100,7 +101,7 @@ def test_an_encoder_alone_is_refused(tmp_path):
         tiny("gpt2").build(0, seq2seq)
 
 
-@pytest.mark.parametrize("model", ["tiny_bart", "tiny_t5"])
+@pytest.mark.parametrize("model", representatives(["tiny_bart", "tiny_t5"], 1))
 def test_it_runs(tmp_path, model):
     for split in ("train", "dev", "test"):
         rows = [{"article": f"The {w} weather.", "highlights": w} for w in ("fine", "grey", "wet")]
