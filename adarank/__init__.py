@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from adarank.compression import compress as compress
     from adarank.controller import RankController as RankController
     from adarank.errors import SettingError as SettingError
+    from adarank.graph_capture import capture as capture
     from adarank.integrations.peft_export import to_peft as to_peft
     from adarank.integrations.peft_import import from_peft as from_peft
 
@@ -44,6 +45,7 @@ _NAMES = {  # {module: the public names that it defines}
     "compression": ("compress",),
     "controller": ("RankController",),
     "errors": ("SettingError",),
+    "graph_capture": ("capture",),
     "integrations.peft_export": ("to_peft",),
     "integrations.peft_import": ("from_peft",),
 }

@@ -11,7 +11,7 @@ batched operation handles them all; λ and the mask keep the modules' order. A *
 i of its λ and row i of its P; triplets are numbered module by module.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -53,8 +53,10 @@ class Bank:
 
     weight, grad: flat [numel], in the factors' dtype. lam, lam_grad: [triplets], views of them. mask: bool [triplets].
     module: int64 [triplets], the index of each triplet's module in `names`. cost: int64 [triplets], d_in + d_out + 1.
-    blocks: see `Block`. block_triplets: for each block the triplet of every row, int64 [modules, r]. frozen: whether
-    pruned triplets are frozen, so that penalties leave them out. activation: [triplets], if the score records
+    blocks: see `Block`. block_triplets: for each block the triplet of every row, int64 [modules, r].
+    Q_segments: (start, end, row length) of the stretches of the flat buffers that hold rows of Q; Q_triplets: the triplet
+    of each of these rows, in their order, int64 [triplets]. frozen: whether pruned triplets are frozen, so that penalties
+    leave them out. activation: [triplets], if the score records
     activations (see `adarank.scores.score.Score`). fixed: bool [numel], the Parameters that did not require a gradient
     at the last `sync_views`; None if all did.
 
@@ -114,6 +116,8 @@ class Bank:
         numbers = torch.arange(sum(ranks), device=device).split(ranks)
         self.block_triplets = [torch.stack([numbers[i] for i in group]) for group in self._block_modules]
         self._rows = {part: torch.cat([rows[part, i] for i in order]).to(device) for part in ("Q", "P")}
+        self.Q_segments = [segment for segment in self._segments if segment[0] < self._lam.start]
+        self.Q_triplets = self._rows["Q"].argsort()
         self.module = torch.tensor(order, device=device).repeat_interleave(torch.tensor(ranks, device=device))
         costs = torch.tensor([a.in_features + a.out_features + 1 for a in self.adapters], device=device)
         self.cost = costs[self.module]
@@ -215,6 +219,12 @@ class Bank:
             shapes = zip(self._entries, self._shapes, strict=True)
             pieces = {entry: torch.full(shape, entry in fixed, device=self.mask.device) for entry, shape in shapes}
             self.fixed = self.flatten(pieces) if fixed else None
+
+    def point_gradients(self, reached: Sequence[bool]) -> None:
+        """Make .grad of every factor of a reached module its view of `grad`, and None of the others. reached: [modules]."""
+        for (_, i), slot in zip(self._entries, self._slots, strict=False):
+            if slot.grad is not None:
+                slot.tensor.grad = slot.grad.detach() if reached[i] and slot.tensor.numel() else None
 
     @property
     def dtype(self) -> torch.dtype:

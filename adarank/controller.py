@@ -159,6 +159,8 @@ class RankController:
         self._free: Tensor | None = None  # int64, the triplets that allocators decide on; None: all
         self._held = 0  # what the other, active ones cost
         self._recorder: ActivationRecorder | None = None
+        self.holds_decisions = False  # a captured step calls `decide` itself, outside its graphs
+        self.smallest_removal = 0.0  # progressive compaction waits for so large a share of the triplets
 
     def _check_pieces(self, allocates: bool) -> None:
         """Raise SettingError if schedule, allocator, penalty and adapters do not go together."""
@@ -202,6 +204,20 @@ class RankController:
         return self.bank.cost if self.unit == "parameters" else torch.ones_like(self.bank.cost)
 
     @property
+    def optimizers(self) -> list[Optimizer]:
+        """Those that it is attached to."""
+        return self._steps.optimizers
+
+    def forget_gradients(self) -> None:
+        """Drop what `after_backward` has noted, without a step: it may be called again."""
+        self._steps.reset()
+
+    @property
+    def observes(self) -> bool:
+        """Whether the score observes the next step."""
+        return self.score is not None and self.step < self.schedule.settled
+
+    @property
     def is_settled(self) -> bool:
         """Whether the ranks are what they will be at the end of the schedule."""
         if self.schedule.initial == self.schedule.final == int(self.cost.sum()):
@@ -226,7 +242,7 @@ class RankController:
         """
         if self._prepared:
             return
-        self._sync_views()  # the model may have moved since the controller was created
+        self.sync_views()  # the model may have moved since the controller was created
         for adapter in self.bank.adapters:
             adapter.zero_grad()  # of the views; the first backward pass shows which adapters it reaches
         self._hold_frozen()
@@ -289,7 +305,7 @@ class RankController:
         if not self._begun and self.step == 0:
             self._warn_of_unreached()
         self._begun = True
-        self._sync_views()
+        self.sync_views()
         if self.bank.fixed is not self._fixed:
             self._hold_frozen()
         if self.penalty is not None and self.penalty.add is not None:
@@ -314,7 +330,7 @@ class RankController:
                 stacklevel=3,
             )
 
-    def _sync_views(self) -> None:
+    def sync_views(self) -> None:
         """Make weights and gradients views of the bank again, and move the averages with a model that was moved."""
         self.bank.sync_views()
         weight, dtype = self.bank.weight, self.bank.dtype
@@ -366,7 +382,7 @@ class RankController:
 
     def _observe(self, optimizer: Optimizer) -> None:
         """Update the score's averages."""
-        if self.score is None or self.step >= self.schedule.settled:
+        if self.score is None or not self.observes:
             return
         if self._recorder is not None:
             self.bank.activation = self._recorder.mean()
@@ -390,14 +406,24 @@ class RankController:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if not self._steps.after_step(optimizer):
-            return
+        if self._steps.after_step(optimizer):
+            self._update(optimizer)
+            if not self.holds_decisions:
+                self.decide()
+
+    def _update(self, optimizer: Optimizer) -> None:
+        """The device's part of a step: nothing is read back, and nothing depends on the step but `observes`."""
         self._check_state()
         if self.pruned_triplets == "frozen":
             self.bank.zero_pruned()  # momentum moved λ; scores see it as the forward pass will
         if self.variant != "paper":
             self._observe(optimizer)
         self._proximal(optimizer)
+
+    @torch.no_grad()
+    def decide(self) -> None:
+        """The host's part of a step: allocate and compact if it is time to, and count the step. The optimiser's hook
+        calls it, or a captured step (see `adarank.capture`)."""
         final = self.last_allocation is not None and self.last_allocation.step >= self.schedule.settled
         due = self.schedule.due(self.step)
         if due and not final:
@@ -409,7 +435,7 @@ class RankController:
                 self.compact()
             elif self.compaction == "progressive" and self.compact_after is not None:
                 unused = self.pruned_for >= self.compact_after
-                if unused.any():
+                if int(unused.sum()) >= max(1, self.smallest_removal * len(unused)):
                     self._drop(~unused)
         self.step += 1
 

@@ -17,7 +17,7 @@ lie with the long side n in a row: a CPU's matrix kernels vectorise over it, whi
 registers partly empty (the six thin products take 25 % less at r = 12, the same at r = 16; lab log, 2026-11-24).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,6 +70,77 @@ class _LowRankLinear(torch.autograd.Function):
         if need_P:
             d_P = h @ g
         return d_x, d_dropped, None, None, d_Q, d_lam, d_P, None
+
+
+class Fed(NamedTuple):
+    """What a low-rank path is given in place of its own factors, and where its gradients go (see `adarank.feed.Feed`).
+
+    gained_Q: λ ⊙ Q [r, d_in]; P [r, d_out]; d_gained_Q, d_P: ∂L/∂(λ ⊙ Q) and ∂L/∂P, written here; all in the dtype of
+    the computation. anchor: a tensor that requires a gradient, so that the path has one whatever x is. reached: set by the
+    backward pass, which adds to the gradients where it is set already.
+    """
+
+    gained_Q: Tensor
+    P: Tensor
+    d_gained_Q: Tensor
+    d_P: Tensor
+    anchor: Tensor
+    reached: list[bool]
+
+
+class _FedLinear(torch.autograd.Function):
+    """`_LowRankLinear` with λ ⊙ Q given, s inside the products, and the factors' gradients written, not returned."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dropped: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        anchor: Tensor,
+        fed: Fed,
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        source = rows if dropped is None else dropped.reshape(-1, x.shape[-1])
+        h = fed.gained_Q @ source.t()
+        out = F.linear(rows, weight, bias).addmm_(h.t(), fed.P, alpha=scale)
+        ctx.save_for_backward(source, h, weight)
+        ctx.scale, ctx.fed, ctx.shape = scale, fed, x.shape
+        return out.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        source, h, weight = ctx.saved_tensors
+        scale, fed = ctx.scale, ctx.fed
+        need_x, need_dropped = ctx.needs_input_grad[:2]
+        g = grad.reshape(-1, grad.shape[-1])
+        u = torch.addmm(h, fed.P, g.t(), beta=0, alpha=scale)  # h gives the shape alone
+        d_x = d_dropped = None
+        if need_x:
+            d_x = g @ weight
+            if not need_dropped:
+                d_x.addmm_(u.t(), fed.gained_Q)
+            d_x = d_x.view(ctx.shape)
+        if need_dropped:
+            d_dropped = (u.t() @ fed.gained_Q).view(ctx.shape)
+        beta = float(fed.reached[0])
+        fed.reached[0] = True
+        fed.d_gained_Q.addmm_(u, source, beta=beta)
+        fed.d_P.addmm_(h, g, beta=beta, alpha=scale)
+        return d_x, d_dropped, None, None, None, None, None
+
+
+def fed_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, fed: Fed, dropped: Tensor | None = None
+) -> Tensor:
+    """`lowrank_linear` of a module that is fed, in the dtype of what it is given."""
+    dtype = fed.P.dtype
+    bias = None if bias is None else bias.to(dtype)
+    dropped = None if dropped is None else dropped.to(dtype)
+    return _FedLinear.apply(x.to(dtype), dropped, weight.to(dtype), bias, scale, fed.anchor, fed)
 
 
 def lowrank_linear(

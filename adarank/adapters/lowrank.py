@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from adarank.adapters.base import remember_buffers
 from adarank.adapters.experts import keep_names, layer_at, put_layer
-from adarank.adapters.fused import lowrank_linear
+from adarank.adapters.fused import Fed, fed_linear, lowrank_linear
 from adarank.adapters.layers import (
     CONV1D,
     EXPERT,
@@ -54,7 +54,8 @@ class LowRank(Wrapper):
     are created on the base's device, in fp32 or, where the base is wider, in the base's dtype. All but λ, which is 1,
     are uninitialised: an init fills them. in_features, out_features: the sides d_in, d_out of the layer's one matrix.
 
-    masked: training, too, computes with λ ⊙ mask. watch: called as watch(adapter, x) in every training pass.
+    masked: training, too, computes with λ ⊙ mask. watch: called as watch(adapter, x) in every training pass. fed: what a
+    training pass computes with in place of the factors (see `adarank.feed`); set for one pass at a time.
     """
 
     Q: Tensor
@@ -76,6 +77,7 @@ class LowRank(Wrapper):
         self.fused = True  # False: the plain-autograd reference below
         self.masked = False
         self.watch: Callable[[LowRank, Tensor], None] | None = None
+        self.fed: Fed | None = None
         self.Q = nn.Parameter(torch.empty(rank, self.in_features, **self.like))
         lam = torch.ones(rank, **self.like)
         if self.parametrisation.learns_lambda:
@@ -152,8 +154,8 @@ class LowRank(Wrapper):
         return None if self.start_Q is None or self.start_P is None else self.start_P.t() @ self.start_Q
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles hold: nothing records their forward passes."""
-        return {**self.__dict__, "watch": None}
+        """What copies and pickles hold: nothing records or feeds their forward passes."""
+        return {**self.__dict__, "watch": None, "fed": None}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """Save the scale as well, as a 0-dimensional fp64 tensor: without it the factors do not say what ΔW is."""
@@ -206,6 +208,8 @@ class LowRank(Wrapper):
         if self.watch is not None and self.training:
             self.watch(self, x if dropped is None else dropped)
         layer = self.layer
+        if self.fed is not None and self.training:
+            return fed_linear(x, layer.matrix(base), base.bias, self.scale, self.fed, dropped)
         if self.fused and (layer is LINEAR or layer is CONV1D or layer is EXPERT) and _is_plain(base, layer):
             return lowrank_linear(x, layer.matrix(base), base.bias, Q, lam, P, self.scale, dropped)
         out: Tensor = base(x)
@@ -217,6 +221,14 @@ class LowRank(Wrapper):
         if self.start_Q is None or self.start_P is None:
             return out
         return out + self.layer.delta(self.base, x, self.start_Q, torch.ones_like(self.start_Q[:, 0]), self.start_P)
+
+    @property
+    def can_be_fed(self) -> bool:
+        """Whether `fed` computes what the adapter does: a plain path on a plain linear, of which all factors train."""
+        layer = self.layer
+        factors = (self.Q, self.lam, self.P) if self.learns_lambda else (self.Q, self.P)
+        plain = self.fused and self.parametrisation.is_plain and (layer is LINEAR or layer is CONV1D)
+        return plain and _is_plain(self.base, layer) and all(p.requires_grad for p in factors)
 
     def extra_repr(self) -> str:
         return f"kind={self.kind}, rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}"

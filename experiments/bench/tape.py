@@ -7,8 +7,10 @@ without a GPU. Two things differ: the recording itself computes the step, and it
 a synchronisation, which is listed in `syncs`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -39,9 +41,11 @@ class Tape(TorchDispatchMode):
         self.calls: list[tuple[Any, Sequence[Any], Mapping[str, Any], Any]] = []
         self.syncs: list[str] = []
 
-    def recording(self) -> "Tape":
-        """The context manager inside which operations are recorded; it computes them as well."""
-        return self
+    @contextmanager
+    def recording(self) -> Iterator["Tape"]:
+        """Inside, operations are recorded and computed, and whoever asks is told that a graph is being captured."""
+        with self, patch("torch.cuda.is_current_stream_capturing", lambda: True):
+            yield self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -38,7 +38,7 @@ def execute(name, net, controller, **names):
 
 
 def test_every_example_of_the_page_is_tested():
-    assert SNIPPETS.keys() == {"plain", "lightning", "two", "average"}
+    assert SNIPPETS.keys() == {"plain", "capture", "lightning", "two", "average"}
 
 
 def test_the_plain_loop():
@@ -46,6 +46,15 @@ def test_the_plain_loop():
     execute("plain", net, controller)
     assert controller.step == STEPS
     assert sum(adarank.ranks(net).values()) == 12
+
+
+def test_the_captured_step():
+    net, _, controller = controlled()
+    names = execute("capture", net, controller)
+    assert controller.step == STEPS
+    assert sum(adarank.ranks(net).values()) == 12
+    assert names["optimizer"].param_groups[0]["lr"] < 1e-2
+    assert not names["loss"].requires_grad
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")

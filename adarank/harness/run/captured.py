@@ -1,0 +1,93 @@
+"""`train.capture`: the training step as `adarank.capture` runs it, in CUDA graphs where there is a CUDA device."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adarank import graph_capture
+from adarank.controller import RankController
+from adarank.errors import SettingError
+from adarank.harness.config.spec import Spec
+from adarank.harness.data.losses import IGNORED
+from adarank.harness.data.task_types import TaskType
+from adarank.harness.run.distributed import world
+
+MULTIPLE = 16  # tokens: rows are padded to multiples of it, so that few shapes need a graph
+
+
+def why_not_captured(spec: Spec, controller: RankController | None) -> str | None:
+    """The setting that keeps a step from being captured, and why; None where nothing does."""
+    train = spec.train
+    if world() > 1:
+        return "several processes train the model together"
+    if train.gradient_accumulation_steps > 1:
+        return f"train.gradient_accumulation_steps={train.gradient_accumulation_steps} makes a step of several passes"
+    if isinstance(train.microbatches, int) and train.microbatches > 1:
+        return f"train.microbatches={train.microbatches} makes a step of several passes"
+    if train.packing:
+        return "train.packing=true gives every batch another shape"
+    if spec.compaction == "progressive":
+        return "compaction=progressive would remove triplets later and so train another model"
+    if train.gradient_checkpointing:
+        return "train.gradient_checkpointing=true recomputes activations in the backward pass"
+    if train.optimizer != "adamw":
+        return f"train.optimizer={train.optimizer} has no capturable form"
+    if spec.quantization is not None:
+        return f"quantization={spec.quantization.name} computes with bitsandbytes"
+    if controller is not None and controller.score is not None and controller.score.activation is not None:
+        return "the score records activations"
+    return None
+
+
+def check_capture(spec: Spec, controller: RankController | None) -> None:
+    """Raise SettingError where train.capture=true cannot be kept."""
+    if spec.train.capture is True and (why := why_not_captured(spec, controller)) is not None:
+        raise SettingError(f"train.capture must be auto or false here, because {why} (got true)")
+
+
+def captured_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    controller: RankController | None,
+    spec: Spec,
+    task_type: TaskType,
+    device: torch.device,
+    pad: int | None,
+    graphs: Any = None,
+) -> Callable[[Mapping[str, Tensor]], Tensor] | None:
+    """(batch) -> the detached loss of one whole step; None where steps run as they are written in the training loop.
+
+    With `auto` a step is captured on CUDA alone. pad: the token that pads rows to a multiple of 16; None where rows of
+    other lengths have another loss. graphs: as in `adarank.capture`, for tests; None: CUDA graphs on CUDA, else none.
+    """
+    capture = spec.train.capture
+    graphs = graphs or ("auto" if device.type == "cuda" else False)
+    if not capture or (capture == "auto" and not graphs):
+        return None
+    if (why := why_not_captured(spec, controller)) is not None:
+        print(f"  steps run without CUDA graphs: {why}", flush=True)
+        return None
+    step = graph_capture.capture(
+        model,
+        optimizer,
+        controller,
+        loss=task_type.loss,
+        max_grad_norm=spec.train.max_grad_norm,
+        autocast=torch.bfloat16 if spec.train.precision == "bf16" else None,
+        graphs=graphs,
+    )
+    if pad is None or step.make is None:
+        return step
+    return lambda batch: step(padded(batch, pad))
+
+
+def padded(batch: Mapping[str, Tensor], pad: int, multiple: int = MULTIPLE) -> dict[str, Tensor]:
+    """`batch` with every [rows, tokens] of it padded on the right to a multiple of so many tokens."""
+    values = {"input_ids": pad, "decoder_input_ids": pad, "labels": IGNORED}
+    return {
+        name: F.pad(t, (0, -t.shape[1] % multiple), value=values.get(name, 0)) if t.ndim == 2 else t
+        for name, t in batch.items()
+    }
