@@ -87,7 +87,7 @@ NEAR = {torch.bfloat16: 2e-2, torch.float32: 1e-4}  # of losses in another form,
 def batches_of(case: Case, device: str) -> list[Batch]:
     """CHECKED batches, used in turn."""
     draw = torch.Generator().manual_seed(3)
-    found = []
+    found: list[Batch] = []
     for i in range(CHECKED):
         shape = (case.rows, case.lengths[i % len(case.lengths)])
         batch = {

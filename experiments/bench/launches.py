@@ -5,16 +5,17 @@
 A count, not a time: a GPU step of this size waits for its launches, and how many there are can be counted on a CPU. A
 launch is a dispatched aten operation that is neither a view nor an allocation; the CUDA kernels behind a multi-tensor
 operation, and behind a few others, are counted as CUDA has them (`launches`). The width of the models is small, because
-the count does not depend on it. AdaLoRA observes, allocates and masks in every step.
+the count does not depend on it. AdaLoRA observes, allocates and masks in every step; a step "between allocations" is
+one in which no allocation is due.
 
 "captured" counts the step of `adarank.capture` as it computes without graphs; a replay launches the same kernels, in one
 call for each graph. Its "feed" is what the bank does for the adapters once a step. The base's forward and backward are
 those of the frozen model, and what a contender adds is its adapters', less the few launches that an adapted first block
 saves, whose input needs no gradient. Copies of a batch into a graph's memory are left out.
 
-`profiled` compares the same count with the kernels that a profiler saw on an H100 (experiments/results/step_h100.json,
-steps without clipping, the decoder at its full width). What is missing there is what cannot be seen from a CPU, such as
-the second kernel of a matrix product whose long side is split.
+`profiled` compares the same count with the kernels that a profiler saw on an H100 (experiments/results/step_h100.json:
+steps without clipping, the decoder at its full width, other versions of torch, Transformers and PEFT). What is missing
+is what cannot be seen from a CPU, such as the second kernel of a matrix product whose long side is split.
 """
 
 import json
@@ -23,6 +24,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -44,11 +46,12 @@ MODELS: dict[str, tuple[str, int, torch.dtype, torch.dtype | None]] = {  # (arch
     "encoder": ("bert", 6, torch.float32, torch.bfloat16),
 }
 WIDTH, VOCABULARY, ROWS, TOKENS = 128, 256, 2, 8
-STEPS = ("floor", "peft_lora", "lora", "lora+captured", "adalora", "adalora+captured")
-STEPS += ("adalora_compacted", "adalora_compacted+captured")
+OURS = ("lora", "adalora", "adalora_compacted")
+STEPS: tuple[str, ...] = ("floor", "peft_lora", *OURS, *(f"{which}+captured" for which in OURS))
 RATIOS = (
     ("adalora+captured", "peft_lora"),
     ("adalora+captured", "lora+captured"),
+    ("adalora+captured between allocations", "lora+captured"),
     ("adalora_compacted+captured", "peft_lora"),
     ("adalora_compacted+captured", "adalora+captured"),
     ("adalora", "peft_lora"),
@@ -163,13 +166,16 @@ def bench(kind: str, layers: int, dtype: torch.dtype, autocast: torch.dtype | No
         which, _, form = name.partition("+")
         work = contender(which, base, linears, batch)
         step = training_step(work, "fed" if form else "eager", autocast)
-        counted = count(lambda step=step: step(batch), parts_of(work))  # type: ignore[misc]
-        for passing in ("forward", "backward"):
-            whole = counted.pop(passing)
-            counted[f"base {passing}"] = found["floor"][f"base {passing}"] if found else whole
-            counted[f"adapters {passing}"] = whole - counted[f"base {passing}"]
+        counted = count(partial(step, batch), parts_of(work))
+        for part in ("forward", "backward"):
+            whole = counted.pop(part)
+            counted[f"base {part}"] = found["floor"][f"base {part}"] if found else whole
+            counted[f"adapters {part}"] = whole - counted[f"base {part}"]
         found[name] = counted
     totals = {name: counted.total() for name, counted in found.items()}
+    totals |= {
+        f"{name} between allocations": totals[name] - c["allocate"] for name, c in found.items() if c["allocate"]
+    }
     return {
         "layers": layers,
         "launches": totals,
@@ -194,11 +200,11 @@ def show(name: str, found: dict[str, Any]) -> None:
     parts = sorted({part for counted in found["parts"].values() for part in counted})
     print(f"{name}, {found['layers']} layers")
     for step, total in found["launches"].items():
-        of_step = found["parts"][step]
+        of_step = found["parts"].get(step, {})
         cells = ", ".join(f"{part} {of_step[part]}" for part in parts if of_step.get(part))
-        print(f"  {step:28s} {total:6d}   {cells}")
+        print(f"  {step:48s} {total:6d}   {cells}")
     for pair, value in found["ratios"].items():
-        print(f"  {pair:58s} {value:.3f}")
+        print(f"  {pair:56s} {value:.3f}")
 
 
 def main() -> int:
