@@ -12,7 +12,8 @@ runs forwards and one backwards, so that `drift`, a contender's second median ov
 Of each contender: `ms`, of every step (CUDA events between steps that follow one another without waiting, as in
 training) and `wall_ms`, their mean by the host's clock; `host_ms`, what the host spends on a step that it does not wait
 for; kernels, and `busy_ms`, the sum of their times; `peak_mib` and `reserved_mib` above the idle base; the allocator's
-retries; the losses of the first eight steps. Captured losses must be the fed ones bit for bit, and near the eager ones.
+retries; the losses of the first eight steps and a hash of the weights after them. Captured losses and weights must be
+those without graphs bit for bit, and ours near the eager ones.
 
 What does not fit into --budget seconds is listed as skipped. The JSON is written again after every contender. On the CPU
 graphs are tapes (experiments/bench/tape.py): captured = fed is checked, and that nothing inside a graph would make a
@@ -21,6 +22,7 @@ GPU's host wait; times say nothing. Exit status 1: a contender failed, or a chec
 
 import argparse
 import gc
+import hashlib
 import statistics
 import sys
 import time
@@ -167,6 +169,14 @@ def _retries() -> int:
     return torch.cuda.memory_stats().get("num_alloc_retries", 0)  # type: ignore[no-any-return]
 
 
+@torch.no_grad()
+def fingerprint(optimizer: torch.optim.Optimizer) -> str:
+    """A hash of the fp64 norms of all trained tensors: losses in bf16 are too coarse to show a wrong step."""
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norms = [torch.linalg.vector_norm(p, dtype=torch.float64).item() for p in trained]
+    return hashlib.sha256(repr(norms).encode()).hexdigest()[:16]
+
+
 def measure(
     name: str, case: Case, base: nn.Module, linears: str, batches: Sequence[Batch], steps: int, cuda: bool
 ) -> dict[str, Any]:
@@ -187,6 +197,7 @@ def measure(
     step = training_step(work, form or "eager", case.autocast, True if cuda else tape)
     losses = [step(batch).item() for batch in batches]
     found: dict[str, Any] = {"first_steps_s": time.perf_counter() - began, "losses": losses}
+    found["weights"] = fingerprint(work.optimizer)
     found |= times(step, batches, steps, cuda)
     if cuda:
         found |= memory(idle, retries) | kernels(step, batches[0])
@@ -197,20 +208,23 @@ def measure(
 
 
 def compare(case: Case, steps: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Each form's losses against those it must equal, or be near; the largest relative difference."""
-    losses = {name: passes[0]["losses"] for name, passes in steps.items() if "losses" in passes[0]}
+    """Captured against the same code without graphs (fed; eager where there is nothing to feed): losses and weights must
+    be equal. Captured and fed against eager: losses must be near. The largest relative difference of the losses of the
+    first CHECKED steps, and whether the weights after them are the same."""
+    first = {name: passes[0] for name, passes in steps.items() if "losses" in passes[0]}
     found = {}
-    for name in losses:
+    for name in first:
         which, _, form = name.partition("+")
-        others = {"captured": (f"{which}+fed", which), "fed": (which,)}.get(form, ())
-        for other in losses.keys() & set(others):
-            difference = max(abs(a - b) / abs(b) for a, b in zip(losses[name], losses[other], strict=True))
-            exact = other.endswith("+fed")
-            limit = 0.0 if exact else NEAR[case.autocast or case.dtype]
-            found[f"{name} = {other}" if exact else f"{name} ~ {other}"] = {
-                "difference": difference,
-                "passed": difference <= limit,
-            }
+        for other in {"captured": (f"{which}+fed", which), "fed": (which,)}.get(form, ()):
+            if other not in first:
+                continue
+            ours, theirs = first[name], first[other]
+            difference = max(abs(a - b) / abs(b) for a, b in zip(ours["losses"], theirs["losses"], strict=True))
+            same = ours["weights"] == theirs["weights"]
+            exact = form == "captured" and (other.endswith("+fed") or f"{which}+fed" not in STEPS)
+            passed = difference == 0 and same if exact else difference <= NEAR[case.autocast or case.dtype]
+            pair = f"{name} = {other}" if exact else f"{name} ~ {other}"
+            found[pair] = {"difference": difference, "same_weights": same, "passed": passed}
     return found
 
 
@@ -241,7 +255,7 @@ def failures(found: Mapping[str, Any]) -> list[str]:
         *(f"{name}: {p['error']}" for name, p in passes if "error" in p),
         *(f"{name}: would wait for the device inside a graph ({s})" for name, p in passes for s in p.get("syncs", ())),
         *(
-            f"{pair}: losses differ by up to {c['difference']:.1e}, relatively"
+            f"{pair}: losses differ by up to {c['difference']:.1e}, and weights are {_same(c)}"
             for pair, c in found.get("losses", {}).items()
             if not c["passed"]
         ),
@@ -272,8 +286,8 @@ def bench(
                 result = measure(which, case, base, linears, batches, options.steps, cuda)
             except Exception as error:  # whatever one contender fails of, the others are measured
                 result = {"error": f"{type(error).__name__}: {error}"[:500]}
-            gc.collect()
             if cuda:
+                gc.collect()  # a controller and its hooks refer to each other
                 torch.cuda.empty_cache()
             steps.setdefault(which, []).append(result)
             found |= summary(name, case, steps)
@@ -281,6 +295,10 @@ def bench(
             save(found)
     save(found)
     return found
+
+
+def _same(comparison: Mapping[str, Any]) -> str:
+    return "the same" if comparison["same_weights"] else "not the same"
 
 
 def _line(result: Mapping[str, Any]) -> str:
@@ -338,7 +356,7 @@ def show(name: str, found: Mapping[str, Any], aims: bool) -> None:
             f"  {pair:48s} {aim['median']:.3f} {interval}, at most {aim['at_most']}: {'met' if aim['met'] else 'missed'}"
         )
     for pair, check in found.get("losses", {}).items():
-        print(f"  {pair:48s} largest relative difference {check['difference']:.1e}")
+        print(f"  {pair:52s} losses differ by up to {check['difference']:.1e}, weights are {_same(check)}")
     if found["skipped"]:
         print(f"  skipped for lack of time: {'; '.join(found['skipped'])}")
 

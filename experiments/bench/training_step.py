@@ -18,16 +18,15 @@ def training_step(
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """step(batch) -> the detached loss, for the model and the optimiser of `work`.
 
-    form: "eager", a user's own loop; "captured", `adarank.capture` with `graphs`; "fed", the same code without graphs,
-    also with learning rates in tensors, so that both round alike. autocast: the dtype of the forward pass, or None.
+    form: "eager", a user's own loop; "captured", `adarank.capture` with `graphs`; "fed", the same code without graphs. The
+    learning rates are tensors in each, so that AdamW rounds alike. autocast: the dtype of the forward pass, or None.
     """
     model, optimizer = work.model, work.optimizer
     controller = getattr(optimizer, CONTROLLER, None)
-    if form == "fed":
-        graphs = False
-        for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
     if form != "eager":
+        graphs = graphs if form == "captured" else False
         return adarank.capture(
             model, optimizer, controller, max_grad_norm=MAX_GRAD_NORM, autocast=autocast, graphs=graphs
         )

@@ -17,7 +17,7 @@ from adarank.harness.device import clock
 from experiments.bench import pairs
 
 RANK, FINAL = 12, 8
-LONG = 10**5  # steps of a schedule that no benchmark comes to the end of
+LONG = 10**4  # steps of a schedule that no benchmark comes to the end of
 MODELS = {  # name: (architecture, layers, width, vocabulary)
     "encoder_6x384": ("bert", 6, 384, 2000),
     "encoder_12x768": ("bert", 12, 768, 2000),

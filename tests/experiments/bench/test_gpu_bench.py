@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,15 +31,21 @@ def check(case, contenders):
             assert not found["syncs"]
             assert found["graphs"] >= 2 if name.endswith("+captured") else not found["graphs"]
         assert passes[0]["losses"] == passes[1]["losses"]
+        assert passes[0]["weights"] == passes[1]["weights"]
     assert case["losses"]
     for pair, comparison in case["losses"].items():
         assert comparison["passed"]
-        assert " ~ " in pair or comparison["difference"] == 0
+        if " = " in pair:
+            assert comparison["difference"] == 0
+            assert comparison["same_weights"]
+    hashes = {which: passes[0]["weights"] for which, passes in case["steps"].items()}
+    assert hashes["adalora+captured"] != hashes["adalora"]  # the hash sees what rounding does
 
 
 def test_captured_losses_are_the_fed_ones_in_both_passes(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "CHECKED", 5)  # two steps that warm up, one that records for each length, one replay
     monkeypatch.setattr(gpu, "HOST_STEPS", 1)
+    monkeypatch.setattr(gpu, "tiny", lambda case: replace(case, model=("bert", 1, 128, 50), rows=2, lengths=(4, 8)))
     contenders = ["adalora", "adalora+fed", "adalora+captured"]
     options = ("--cases", "encoder_6x384", "--steps", 1)
     found = run(tmp_path / "gpu.json", *options, "--contenders", *contenders)
@@ -69,7 +76,7 @@ def test_what_the_budget_leaves_out_is_listed(tmp_path):
 
 
 def test_a_summary_pairs_only_passes_that_both_contenders_have():
-    loss = {"losses": [1.0] * gpu.CHECKED}
+    loss = {"losses": [1.0] * gpu.CHECKED, "weights": "a"}
     steps = {
         "peft_lora": [loss | {"ms": [4.0, 8.0]}, loss | {"ms": [8.0, 16.0]}],
         "adalora+captured": [loss | {"ms": [1.0, 2.0]}],
@@ -84,12 +91,22 @@ def test_a_summary_pairs_only_passes_that_both_contenders_have():
 
 
 def test_what_failed_is_said():
-    one, other = {"losses": [1.0, 2.0], "syncs": ["nonzero"]}, {"losses": [1.0, 2.5], "syncs": []}
-    steps = {"lora+captured": [one], "lora+fed": [other]}
+    steps = {
+        "lora+captured": [{"losses": [1.0, 2.0], "weights": "a", "syncs": ["nonzero"]}],
+        "lora+fed": [{"losses": [1.0, 2.5], "weights": "a", "syncs": []}],
+        "lora": [{"losses": [1.0, 2.5], "weights": "b", "syncs": []}],
+        "full+captured": [{"losses": [1.0], "weights": "a", "syncs": []}],
+        "full": [{"losses": [1.5], "weights": "b", "syncs": []}],
+        "adalora+captured": [{"losses": [1.0], "weights": "a", "syncs": []}],
+        "adalora+fed": [{"losses": [1.0], "weights": "b", "syncs": []}],
+    }
     found = {"steps": steps, "losses": gpu.compare(gpu.CASES["decoder_1b"], steps)}
     assert gpu.failures(found) == [
         "lora+captured: would wait for the device inside a graph (nonzero)",
-        "lora+captured = lora+fed: losses differ by up to 2.0e-01, relatively",
+        "lora+captured = lora+fed: losses differ by up to 2.0e-01, and weights are the same",
+        "lora+captured ~ lora: losses differ by up to 2.0e-01, and weights are not the same",
+        "full+captured = full: losses differ by up to 3.3e-01, and weights are not the same",
+        "adalora+captured = adalora+fed: losses differ by up to 0.0e+00, and weights are not the same",
     ]
 
 
