@@ -19,7 +19,7 @@ from adarank.allocators.allocator import Allocation
 from adarank.controller import RankController
 from adarank.errors import RunFailed
 from adarank.harness.config.spec import Spec
-from adarank.harness.data.batches import grouped_by_length, training_order
+from adarank.harness.data.batches import grouped_by_length, training_order, without_full_mask
 from adarank.harness.data.metrics import higher_is_better
 from adarank.harness.data.packing import pack
 from adarank.harness.data.task_types import TASK_TYPES, TaskType
@@ -126,7 +126,9 @@ def train(
         mean_units = task_type.units(splits["train"], rows) / config.gradient_accumulation_steps / world()
         for i, part in enumerate(np.split(rows, config.gradient_accumulation_steps), 1):
             batch = parallel.local_batch(task_type.collate(splits["train"], part, collated_on))
-            if prepared.packing is not None:
+            if prepared.packing is None:
+                batch = without_full_mask(batch, lengths[part])
+            else:
                 batch = pack(model, batch, prepared.packing, config.precision, device)
             # The step's loss is the mean over all of its rows or tokens, not over forward passes that hold more or fewer.
             weight = task_type.units(splits["train"], part[parallel.local_slice(len(part))]) / mean_units
