@@ -59,7 +59,9 @@ def test_modules_of_rank_0_and_of_unlike_ranks_after_compaction(net, adapters):
         adapter.mask[kept:] = False
     adarank.compact(net)
     factors = [f for a in adapters.values() for f in (a.Q, a.P) if a.rank]
-    value = written_out({name: a for name, a in adapters.items() if a.rank}, 0.3 * 4 / 6, False)  # of 12 factors, 8 are left
+    value = written_out(
+        {name: a for name, a in adapters.items() if a.rank}, 0.3 * 4 / 6, False
+    )  # of 12 factors, 8 are left
     expected = torch.autograd.grad(value, factors)
     bank = Bank({name: a.float() for name, a in adapters.items()})
     bank.sync_views()

@@ -17,8 +17,8 @@ from adarank.harness.data.batches import (
     training_order,
     without_full_mask,
 )
-from adarank.harness.data.tasks.base import Split
 from adarank.harness.data.task_types import TASK_TYPES
+from adarank.harness.data.tasks.base import Split
 from adarank.harness.models import TINY, byte_tokenizer, tiny
 from tests.representatives import representatives
 

@@ -193,7 +193,9 @@ def test_a_mask_is_passed_only_where_a_row_is_padded():
     prepared.model.register_forward_pre_hook(
         lambda model, args, inputs: masked[model.training].append("attention_mask" in inputs), with_kwargs=True
     )
-    train(prepared, {**splits, "test": splits["train"]}, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None)
+    train(
+        prepared, {**splits, "test": splits["train"]}, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None
+    )
     assert masked == {True: [False] * 3, False: [True] + [False] * 8}  # dev, then test
 
 
