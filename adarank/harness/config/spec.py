@@ -159,6 +159,12 @@ class TrainConfig:
         "2**28 logits and the model can.",
         choices=("auto", True, False),
     )
+    capture: bool | str = setting(
+        "auto",
+        "Run each step as CUDA graphs; auto: on CUDA, where the step allows it; true: elsewhere the same code without graphs.",
+        choices=("auto", True, False),
+        identity=NEVER,
+    )
     gradient_checkpointing: bool = setting(
         False, "Recompute activations in the backward pass instead of keeping them.", identity=NEVER
     )
