@@ -6,17 +6,18 @@
 Each Parameter has a storage object of its own over its segment's memory. Were it a view, everything that saves a model
 and asks which tensors share a storage (safetensors, accelerate) would take all factors for one.
 
-Inside their part, Q and P are ordered by row length and rank, so that factors of one shape are contiguous and one
+Inside their part, Q and P are ordered by row length and rank, so that factors of one row length are contiguous and one
 batched operation handles them all; λ and the mask keep the modules' order. A *triplet* is row i of a module's Q, entry
 i of its λ and row i of its P; triplets are numbered module by module.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from adarank.adapters.lowrank import LowRank
 from adarank.errors import SettingError
@@ -25,10 +26,41 @@ Entry = tuple[str, int]
 
 
 class Block(NamedTuple):
-    """Contiguous factors of one shape: weight and grad are [modules, r, d] views of the bank."""
+    """The factors of one row length d in Q or in P, which `stack` brings to [modules, r, d], r being the largest rank.
+
+    weight, grad: [rows, d], views of the bank. triplets: the triplet of every row of the stack, int64 [modules, r], 0 in
+    padding. identity: [modules, r, r], or [1, r, r] without padding; 0 in padding. positions: the row of the flattened
+    stack for every row of `weight`, int64 [rows]; None where all modules have one rank, so that nothing is padded.
+    """
 
     weight: Tensor
     grad: Tensor
+    triplets: Tensor
+    identity: Tensor
+    positions: Tensor | None
+
+    def stack(self) -> Tensor:
+        """The weights, [modules, r, d], with zeros as padding: a view where there is none."""
+        rows = self.weight
+        if self.positions is not None:
+            rows = rows.new_zeros(self.triplets.numel(), rows.shape[1]).index_copy_(0, self.positions, rows)
+        return rows.view(*self.triplets.shape, -1)
+
+    def add_product(self, left: Tensor, right: Tensor, alpha: float) -> None:
+        """grad += alpha · left @ right without its padded rows; left: [modules, r, r], right: [modules, r, d]."""
+        if self.positions is None:
+            self.grad.view_as(right).baddbmm_(left, right, alpha=alpha)
+        else:
+            self.grad.add_(torch.bmm(left, right).flatten(0, 1).index_select(0, self.positions), alpha=alpha)
+
+
+def _block(weight: Tensor, grad: Tensor, triplets: list[Tensor]) -> Block:
+    """triplets: those of each module, on the CPU."""
+    filled = pad_sequence([torch.ones_like(numbers) for numbers in triplets], batch_first=True)
+    padded = not filled.all()
+    identity = torch.diag_embed(filled if padded else filled[:1]).to(weight)
+    positions = filled.flatten().nonzero().squeeze(1).to(weight.device) if padded else None
+    return Block(weight, grad, pad_sequence(triplets, batch_first=True).to(weight.device), identity, positions)
 
 
 class _Slot(NamedTuple):
@@ -53,12 +85,11 @@ class Bank:
 
     weight, grad: flat [numel], in the factors' dtype. lam, lam_grad: [triplets], views of them. mask: bool [triplets].
     module: int64 [triplets], the index of each triplet's module in `names`. cost: int64 [triplets], d_in + d_out + 1.
-    blocks: see `Block`. block_triplets: for each block the triplet of every row, int64 [modules, r].
-    Q_segments: (start, end, row length) of the stretches of the flat buffers that hold rows of Q; Q_triplets: the triplet
-    of each of these rows, in their order, int64 [triplets]. frozen: whether pruned triplets are frozen, so that penalties
-    leave them out. activation: [triplets], if the score records
-    activations (see `adarank.scores.score.Score`). fixed: bool [numel], the Parameters that did not require a gradient
-    at the last `sync_views`; None if all did.
+    blocks: see `Block`. Q_segments: (start, end, row length) of the stretches of the flat buffers that hold rows of Q;
+    Q_triplets: the triplet of each of these rows, in their order, int64 [triplets]. frozen: whether pruned triplets are
+    frozen, so that penalties leave them out. activation: [triplets], if the score records activations (see
+    `adarank.scores.score.Score`). fixed: bool [numel], the Parameters that did not require a gradient at the last
+    `sync_views`; None if all did.
 
     Raises SettingError if there are no adapters, or if they lie on several devices or in several dtypes.
     """
@@ -113,8 +144,6 @@ class Bank:
         start = dict(zip(self._entries, accumulate(sizes, initial=0), strict=False))
         self._lam = slice(start["lam", 0], start["lam", 0] + sum(ranks))
         self.blocks, self._segments, rows = self._group(by_shape, start)
-        numbers = torch.arange(sum(ranks), device=device).split(ranks)
-        self.block_triplets = [torch.stack([numbers[i] for i in group]) for group in self._block_modules]
         self._rows = {part: torch.cat([rows[part, i] for i in order]).to(device) for part in ("Q", "P")}
         self.Q_segments = [segment for segment in self._segments if segment[0] < self._lam.start]
         self.Q_triplets = self._rows["Q"].argsort()
@@ -138,25 +167,19 @@ class Bank:
         blocks: list[Block] = []
         segments: list[tuple[int, int, int]] = []
         rows: dict[Entry, Tensor] = {}
-        self._block_modules: list[list[int]] = []
+        triplets = torch.arange(self.triplets).split([a.rank for a in self.adapters])
         row_count = 0
         for part, indices in by_shape.items():
-            shapes: dict[torch.Size, list[int]] = {}
-            for i in indices:
-                shapes.setdefault(getattr(self.adapters[i], part).shape, []).append(i)
-            for shape, group in shapes.items():
-                r, d = shape
-                first = start[part, group[0]]
-                end = first + len(group) * r * d
-                for j, i in enumerate(group):
-                    rows[part, i] = torch.arange(row_count + j * r, row_count + (j + 1) * r)
-                row_count += len(group) * r
-                if r:
-                    size = (len(group), r, d)
-                    self._block_modules.append(group)
-                    blocks.append(Block(self.weight[first:end].view(size), self.grad[first:end].view(size)))
-                    if segments and segments[-1][1:] == (first, d):
-                        first = segments.pop()[0]
+            for d, group in groupby(indices, key=lambda i: getattr(self.adapters[i], part).shape[1]):
+                modules = list(group)
+                ranks = [self.adapters[i].rank for i in modules]
+                numbers = torch.arange(row_count, row_count + sum(ranks)).split(ranks)
+                rows |= {(part, i): n for i, n in zip(modules, numbers, strict=True)}
+                row_count += sum(ranks)
+                if sum(ranks):
+                    first, end = start[part, modules[0]], start[part, modules[0]] + sum(ranks) * d
+                    weight, grad = self.weight[first:end].view(-1, d), self.grad[first:end].view(-1, d)
+                    blocks.append(_block(weight, grad, [triplets[i] for i in modules if len(triplets[i])]))
                     segments.append((first, end, d))
         return blocks, segments, rows
 

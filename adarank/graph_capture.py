@@ -166,11 +166,7 @@ class CapturedStep:
         self.loss, self.max_grad_norm, self.autocast = loss, max_grad_norm, autocast
         self.make, self.required = make, required
         self.device = self._trained()[0].device
-        adapters = adapters_of(model)
-        if controller is not None:
-            self.bank: Bank | None = controller.bank
-        else:
-            self.bank = Bank(adapters) if adapters and all(a.can_be_fed for a in adapters.values()) else None
+        self.bank: Bank | None = None
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" and make is not None else None
         self.rates: list[Tensor] = []
         self._gradients: list[Tensor] = []  # where graph A leaves those of `_given`, the parameters outside the bank
@@ -316,17 +312,20 @@ class CapturedStep:
 
     def _point_gradients(self) -> None:
         """Make every .grad what graph B reads."""
-        if self.bank is not None and (self.controller is not None or self.feed is not None):
+        if self._factors():
+            assert self.bank is not None
             self.bank.point_gradients(self._modules)
         for parameter, gradient in zip(self._given, self._gradients, strict=True):
             parameter.grad = gradient
 
     def _lay_out(self) -> None:
         """Begin without graphs, on the bank as it is now."""
+        adapters = adapters_of(self.model)
         if self.controller is not None:
             self.controller.sync_views()
-        elif self.bank is not None:
-            self.bank.sync_views()
+            self.bank = self.controller.bank
+        else:
+            self.bank = Bank(adapters) if adapters and all(a.can_be_fed for a in adapters.values()) else None
         self.optimizer.zero_grad()
         self.feed = None if self.bank is None else feed_of(self.bank, self.autocast)
         factors = self._factors()
@@ -349,7 +348,7 @@ class CapturedStep:
 
     def _layout_now(self) -> tuple[Any, ...]:
         trained = self._trained()
-        return trained[0].data_ptr(), [p.requires_grad for p in trained]
+        return trained[0].data_ptr(), [(id(p), p.requires_grad) for p in trained]
 
     def _has_moved(self) -> bool:
         """Whether compaction, a move to another device or requires_grad_ has changed what graphs take for granted."""

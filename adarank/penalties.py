@@ -38,17 +38,17 @@ def orthogonality(gamma: float = 0.1) -> Penalty:
         if gamma == 0:
             return
         factor = 4 * gamma if squared else 2 * gamma / (2 * len(bank.adapters))
-        for (weight, grad), triplets in zip(bank.blocks, bank.block_triplets, strict=True):
-            eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-            gram = torch.baddbmm(eye, weight, weight.mT, beta=-1)
+        for block in bank.blocks:
+            weight = block.stack()
+            gram = torch.baddbmm(block.identity, weight, weight.mT, beta=-1)
             if bank.frozen:
-                gram.masked_fill_(_involves_pruned(bank.mask[triplets]), 0.0)
+                gram.masked_fill_(_involves_pruned(bank.mask[block.triplets]), 0.0)
             if not squared:
                 norm = torch.linalg.vector_norm(gram, dim=(1, 2), keepdim=True)
                 gram /= norm.clamp_min(torch.finfo(norm.dtype).tiny)  # rows that are orthonormal already give 0/0
             if grad_scale is not None:
                 gram *= grad_scale
-            grad.baddbmm_(gram, weight, alpha=factor)
+            block.add_product(gram, weight, factor)
 
     return Penalty(add)
 
@@ -82,10 +82,11 @@ def _involves_pruned(mask: Tensor) -> Tensor:
 def orthogonality_value(bank: Bank, gamma: float = 0.1, squared: bool = False) -> Tensor:
     """The value R of `orthogonality(gamma)`, a scalar on the bank's device; squared: the paper's form."""
     norms = []
-    for (weight, _), triplets in zip(bank.blocks, bank.block_triplets, strict=True):
-        gram = weight @ weight.mT - torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    for block in bank.blocks:
+        weight = block.stack()
+        gram = weight @ weight.mT - block.identity
         if bank.frozen:
-            gram.masked_fill_(_involves_pruned(bank.mask[triplets]), 0.0)
+            gram.masked_fill_(_involves_pruned(bank.mask[block.triplets]), 0.0)
         norms.append(torch.linalg.vector_norm(gram, dim=(1, 2)))
     flat = torch.cat(norms)
     return gamma * flat.square().sum() if squared else gamma * flat.sum() / (2 * len(bank.adapters))

@@ -139,24 +139,40 @@ def test_triplet_sums_are_lam_plus_the_rows_means(net, adapters):
     torch.testing.assert_close(bank.triplet_sums(values), torch.stack(expected))
 
 
-def test_blocks_hold_every_factor_once(net, adapters):
+@pytest.mark.parametrize("ranks", [(2, 3, 2, 5, 4, 3), (4, 0, 1, 2, 0, 2), (3, 3, 3, 3, 3, 3), (0, 2, 0, 2, 0, 2)])
+def test_every_row_lies_once_in_the_stacks_and_knows_its_triplet(net, ranks):
+    """One stack for each row length of Q and P, as long as its largest rank; the rest of it is zero."""
+    names = [f"layers.{i}.{n}" for i in range(3) for n in ("up", "down")]
+    adapters = adarank.adapt(net, rank=max(ranks), targets=names)
+    for adapter, rank in zip(adapters.values(), ranks, strict=True):
+        adapter.mask[rank:] = False
+        with torch.no_grad():
+            adapter.P.normal_()
+    adarank.compact(net)
     bank = Bank(adapters)
-    assert sum(b.weight.numel() for b in bank.blocks) == bank.weight.numel() - bank.triplets
+    triplets = [(a, i) for a in adapters.values() for i in range(a.rank)]
+    shapes = {(part, getattr(a, part).shape[1]) for a in adapters.values() for part in ("Q", "P") if a.rank}
+    assert len(bank.blocks) == len(shapes)
+    seen = []
     for block in bank.blocks:
         assert in_bank(bank, block.weight, bank.weight)
         assert in_bank(bank, block.grad, bank.grad)
-    rows = {tuple(row.tolist()) for block in bank.blocks for m in block.weight for row in m}
-    assert rows == {tuple(row.tolist()) for a in adapters.values() for f in (a.Q, a.P) for row in f}
-
-
-def test_every_row_of_a_block_knows_its_triplet(net, adapters):
-    bank = Bank(adapters)
-    triplets = [(a, i) for a in adapters.values() for i in range(a.rank)]
-    for block, numbers in zip(bank.blocks, bank.block_triplets, strict=True):
-        assert numbers.shape == block.weight.shape[:2]
-        for row, number in zip(block.weight.flatten(0, 1), numbers.flatten().tolist(), strict=True):
+        stack = block.stack()
+        assert stack.shape[:2] == block.triplets.shape
+        filled = block.identity.expand(len(stack), -1, -1).diagonal(dim1=1, dim2=2).bool()
+        assert (stack[~filled] == 0).all()
+        assert stack.shape[1] == filled.sum(1).max()
+        for row, number in zip(stack[filled], block.triplets[filled].tolist(), strict=True):
             adapter, i = triplets[number]
-            assert row.data_ptr() in (adapter.Q[i].data_ptr(), adapter.P[i].data_ptr())
+            found = [part for part in ("Q", "P") if torch.equal(row, getattr(adapter, part)[i])]
+            assert len(found) == 1
+            seen.append((number, *found))
+    assert sorted(seen) == sorted((number, part) for number in range(bank.triplets) for part in ("P", "Q"))
+
+
+def test_equal_ranks_are_stacked_without_a_copy(net):
+    bank = Bank(adarank.adapt(net, rank=3))
+    assert all(block.positions is None and in_bank(bank, block.stack(), bank.weight) for block in bank.blocks)
 
 
 def test_adapters_of_unlike_dtypes_are_refused(net, adapters):

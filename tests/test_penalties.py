@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import adarank
 from adarank.bank import Bank
@@ -50,6 +51,44 @@ def test_orthonormal_rows_have_no_gradient_and_no_nan(adapters):
     bank = Bank(adapters)
     orthogonality(0.3).add(bank, None, False)
     assert torch.equal(bank.grad, torch.zeros_like(bank.grad))
+
+
+def test_modules_of_rank_0_and_of_unlike_ranks_after_compaction(net, adapters):
+    """In fp32, against autograd in fp64."""
+    for adapter, kept in zip(adapters.values(), (0, 3, 1, 5, 2, 0), strict=True):
+        adapter.mask[kept:] = False
+    adarank.compact(net)
+    factors = [f for a in adapters.values() for f in (a.Q, a.P) if a.rank]
+    value = written_out(
+        {name: a for name, a in adapters.items() if a.rank}, 0.3 * 4 / 6, False
+    )  # of 12 factors, 8 are left
+    expected = torch.autograd.grad(value, factors)
+    bank = Bank({name: a.float() for name, a in adapters.items()})
+    bank.sync_views()
+    orthogonality(0.3).add(bank, None, False)
+    torch.testing.assert_close(orthogonality_value(bank, 0.3).double(), value.detach(), rtol=1e-6, atol=0)
+    for f, g in zip(factors, expected, strict=True):
+        torch.testing.assert_close(f.grad.double(), g, rtol=1e-6, atol=1e-6)
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that do more than view."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def test_unlike_ranks_need_no_more_operations_than_two_unlike_ones(adapters):
+    """The number of operations depends on the row lengths, not on how many ranks there are."""
+    bank = Bank(adapters)
+    with Operations() as many:
+        orthogonality().add(bank, None, False)
+    assert many.count == 9 * len(bank.blocks) == 36
 
 
 def test_gamma_0_adds_nothing_and_a_negative_one_is_refused(adapters):

@@ -415,7 +415,14 @@ def _built(model: Any, processor: Any, task_type: "TaskType", what: str, missing
     if task_type.PROCESSOR == "AutoImageProcessor":
         return Built(model, None, head, image_processor=processor)
     name_padding(model, processor)
+    for module in model.modules():
+        if hasattr(module, "warn_if_padding_and_no_attention_mask"):
+            module.warn_if_padding_and_no_attention_mask = _no_warning
     return Built(model, processor, head)
+
+
+def _no_warning(input_ids: Any, attention_mask: Any) -> None:
+    """In place of a check of Transformers that reads the ids on the host: batches have a mask wherever a row is padded."""
 
 
 def name_padding(model: Any, tokenizer: Any) -> None:

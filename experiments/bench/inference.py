@@ -23,8 +23,7 @@ from torch import nn
 
 import adarank
 from experiments.bench.pairs import interleave, ratio, write
-from experiments.bench.step import timed
-from experiments.bench.workload import DTYPES, RANK, batch, build, parser
+from experiments.bench.workload import DTYPES, RANK, batch, build, parser, timed
 
 CONTENDERS = ("base", "base_again", "merged", "lora", "adalora", "pfeiffer", "houlsby")
 

@@ -3,17 +3,20 @@
     python experiments/bench/step.py --json experiments/results/step_cpu.json
     python experiments/bench/step.py --models encoder_6x384 --pairs 20 --json /tmp/quick.json
 
-Every round runs one step of each contender; a ratio is the median of the rounds' ratios, with its 95 % interval. On the
-CPU the time is the process's own (one thread unless --threads), on CUDA it is measured with events. AdaLoRA stands in
-its allocation phase and masks in every step. `controller` is the share of its step that penalty and allocator take,
-measured inside it. `bound` is what no low-rank adapter of this kind can beat on the machine: the frozen floor plus the
-adapter's six thin products alone (no autograd, no Python around them, no optimiser), timed in the same rounds.
+A ratio is the median of the rounds' ratios, with its 95 % interval. On the CPU every round runs one step of each
+contender, and the time is the process's own (one thread unless --threads). On CUDA one contender at a time is on the
+card, round i of one is compared with round i of another, and the time is measured with events. AdaLoRA stands in its
+allocation phase and masks in every step. `controller` is the share of its step that penalty and allocator take, measured
+in further steps after the rounds, because timing a part of a step waits for the GPU. `bound` is what no low-rank adapter
+of this kind can beat on the machine: the frozen floor plus the adapter's six thin products alone (no autograd, no Python
+around them, no optimiser), timed in the same way.
 """
 
 import argparse
+import gc
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from torch import nn
 
 from experiments.bench.pairs import interleave, ratio, write
 from experiments.bench.workload import (
@@ -32,8 +36,10 @@ from experiments.bench.workload import (
     batch,
     build,
     contender,
+    controller_seconds,
     parser,
     products,
+    timed,
 )
 
 RATIOS = (
@@ -49,20 +55,7 @@ RATIOS = (
     ("floor", "peft_adalora"),
 )
 BOUNDS = (("peft_lora", RANK), ("peft_lora", FINAL), ("peft_adalora", RANK))
-
-
-def timed(work: Callable[[], object], device: str) -> float:
-    """Seconds of one call: process time on the CPU, CUDA events on a GPU."""
-    if device == "cuda":
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        work()
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end) / 1000
-    started = time.process_time()
-    work()
-    return time.process_time() - started
+PRODUCTS = {f"products_{rank}": rank for rank in (RANK, FINAL)}
 
 
 def kernels(work: Contender) -> int:
@@ -73,20 +66,43 @@ def kernels(work: Contender) -> int:
     return sum(event.count for event in profile.key_averages() if event.device_type == torch.profiler.DeviceType.CUDA)
 
 
-def bench(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Every ratio on one model."""
-    base, linears = build(name, DTYPES[options.dtype], options.device)
-    inputs = batch(name, options.rows, options.tokens, options.device)
+def measure(
+    names: Sequence[str], base: nn.Module, linears: str, inputs: dict[str, torch.Tensor], options: argparse.Namespace
+) -> tuple[dict[str, list[float]], dict[str, dict[str, float]], dict[str, int]]:
+    """Of the contenders and products `names`, which are held together: the seconds of every round, the controller's
+    seconds per step, and on CUDA the kernels of a step."""
+    rows, tokens = inputs["input_ids"].shape
+    base = deepcopy(base).to(options.device)
     wrap = torch.compile if options.compile else (lambda model: model)
-    work = {which: contender(which, base, linears, inputs, wrap) for which in options.contenders}
+    work = {which: contender(which, base, linears, inputs, wrap) for which in names if which in CONTENDERS}
+    calls = {which: w.step for which, w in work.items()}
+    calls |= {k: products(base, linears, rows * tokens, rank) for k, rank in PRODUCTS.items() if k in names}
+    del base
     for w in work.values():
         w.step()
-        w.shares.update(dict.fromkeys(w.shares, 0.0))
-    calls = {k: w.step for k, w in work.items()}
-    calls |= {f"products_{r}": products(base, linears, options.rows * options.tokens, r) for r in (RANK, FINAL)}
     seconds = interleave({k: partial(timed, call, options.device) for k, call in calls.items()}, options.pairs, 2)
-    rounds = options.pairs + 2
-    found: dict[str, Any] = {
+    parts = {which: controller_seconds(w, options.pairs) for which, w in work.items()}
+    launched = {which: kernels(w) for which, w in work.items()} if options.device == "cuda" else {}
+    return seconds, {which: found for which, found in parts.items() if found}, launched
+
+
+def bench(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Every ratio on one model."""
+    base, linears = build(name, DTYPES[options.dtype])
+    inputs = batch(name, options.rows, options.tokens, options.device)
+    names = [*options.contenders, *PRODUCTS]
+    seconds: dict[str, list[float]] = {}
+    parts: dict[str, dict[str, float]] = {}
+    launched: dict[str, int] = {}
+    for together in [names] if options.device == "cpu" else [[which] for which in names]:
+        new_seconds, new_parts, new_launched = measure(together, base, linears, inputs, options)
+        seconds |= new_seconds
+        parts |= new_parts
+        launched |= new_launched
+        gc.collect()  # a controller and its hooks refer to each other
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
+    return {
         "pairs": options.pairs,
         "batch": [options.rows, options.tokens],
         "median_ms": {k: 1000 * sorted(v)[len(v) // 2] for k, v in seconds.items()},
@@ -99,14 +115,11 @@ def bench(name: str, options: argparse.Namespace) -> dict[str, Any]:
             if "floor" in seconds and b in seconds
         },
         "controller": {
-            k: {part: s / rounds / (sum(seconds[k]) / len(seconds[k])) for part, s in w.shares.items()}
-            for k, w in work.items()
-            if w.shares
+            which: {part: s / (sum(seconds[which]) / options.pairs) for part, s in found.items()}
+            for which, found in parts.items()
         },
+        **({"kernels": launched} if launched else {}),
     }
-    if options.device == "cuda":
-        found["kernels"] = {k: kernels(w) for k, w in work.items()}
-    return found
 
 
 def main() -> int:

@@ -2,9 +2,11 @@
 
 import argparse
 import re
+import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import nn
 
 import adarank
 from adarank.controller import RankController
-from adarank.harness.device import clock
+from adarank.optimizers import CONTROLLER
 from experiments.bench import pairs
 
 RANK, FINAL = 12, 8
@@ -46,12 +48,25 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 @dataclass
 class Contender:
-    """A model with its training step. shares: seconds spent in parts of the step, where they are measured."""
+    """A model with its training step."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     step: Callable[[], None]
-    shares: dict[str, float] = field(default_factory=dict)
+
+
+def timed(work: Callable[[], object], device: str) -> float:
+    """Seconds of one call: process time on the CPU, CUDA events on a GPU, which is waited for."""
+    if device == "cuda":
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1000
+    started = time.process_time()
+    work()
+    return time.process_time() - started
 
 
 def build(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[nn.Module, str]:
@@ -136,7 +151,6 @@ def contender(
         # a constant budget: nothing is left to allocate, as in the last phase of a run
         controller.schedule = adarank.schedules.cubic(FINAL * len(adapters), FINAL * len(adapters), 0, LONG - 1, LONG)
     run = wrap(model)
-    shares = controller.shares
 
     def step() -> None:
         run(**inputs).loss.backward()
@@ -144,7 +158,7 @@ def contender(
         optimizer.step()
         optimizer.zero_grad()
 
-    return Contender(model, optimizer, step, shares)
+    return Contender(model, optimizer, step)
 
 
 def products(base: nn.Module, linears: str, n: int, rank: int) -> Callable[[], None]:
@@ -171,21 +185,34 @@ def products(base: nn.Module, linears: str, n: int, rank: int) -> Callable[[], N
 
 
 class _Timed(RankController):
-    """A controller that adds up its own time: everything that an adaptive run has on top of fixed-rank LoRA's step."""
+    """A controller that adds up its own time in `seconds`, if that is not None: everything that an adaptive run has on
+    top of fixed-rank LoRA's step. Timing waits for a GPU, so steps that are themselves timed leave it None."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.shares = {"penalty": 0.0, "allocator": 0.0}
+    seconds: dict[str, float] | None = None
 
     def after_backward(self, grad_scale: Any = None) -> None:
-        started = clock(self.bank.weight.device)
-        super().after_backward(grad_scale)
-        self.shares["penalty"] += clock(self.bank.weight.device) - started
+        self._timed("penalty", partial(super().after_backward, grad_scale))
 
     def _after_step(self, *arguments: Any) -> None:
-        started = clock(self.bank.weight.device)
-        super()._after_step(*arguments)
-        self.shares["allocator"] += clock(self.bank.weight.device) - started
+        self._timed("allocator", partial(super()._after_step, *arguments))
+
+    def _timed(self, part: str, work: Callable[[], None]) -> None:
+        if self.seconds is None:
+            work()
+        else:
+            self.seconds[part] += timed(work, self.bank.weight.device.type)
+
+
+def controller_seconds(work: Contender, steps: int) -> dict[str, float]:
+    """Seconds per step that penalty and allocator take in further steps of an adaptive contender; {} for the others."""
+    controller = getattr(work.optimizer, CONTROLLER, None)
+    if controller is None:
+        return {}
+    controller.seconds = {"penalty": 0.0, "allocator": 0.0}
+    for _ in range(steps):
+        work.step()
+    found, controller.seconds = controller.seconds, None
+    return {part: seconds / steps for part, seconds in found.items()}
 
 
 def _prune_to_final(controller: RankController) -> None:

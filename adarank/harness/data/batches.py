@@ -1,7 +1,7 @@
 """From rows to batches: the same rows in the same order for every method."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from adarank.harness.data.tasks.base import Split
 
 BATCHES_PER_POOL = 50  # at most so many batches are sorted by length together
 INIT_SEED_OFFSET = 2**31  # inits draw their batches in another order than training
+AUTO_PASSES = 8  # microbatches="auto" divides the rows of a forward pass into at most so many
+AUTO_GAIN = 0.05  # and only where it predicts to save at least this share of the time
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,16 @@ def collate(encoded: Encoded, rows: np.ndarray, device: torch.device) -> tuple[d
     return inputs, encoded.label[torch.from_numpy(rows)].to(device, non_blocking=True)
 
 
+def without_full_mask(batch: Mapping[str, Tensor], lengths: np.ndarray) -> dict[str, Tensor]:
+    """The batch without its attention mask where no row is padded; lengths: tokens of its rows, int64 [rows].
+
+    Transformers looks on the host whether a mask hides anything, so that each forward pass with one waits for the
+    device. The model's outputs are the same bit for bit.
+    """
+    padded = lengths.min() < lengths.max()
+    return {name: tensor for name, tensor in batch.items() if padded or name != "attention_mask"}
+
+
 def training_order(rows: int, batch: int, seed: int) -> Iterator[np.ndarray]:
     """Endless batches of row numbers, int64 [batch]: one permutation per epoch, joined so that every batch is full.
 
@@ -116,6 +128,44 @@ def grouped_by_length(order: Iterator[np.ndarray], lengths: np.ndarray, seed: in
         rows = np.concatenate(batches)
         rows = rows[np.argsort(lengths[rows], kind="stable")].reshape(size, -1)
         yield from rows[np.random.default_rng([seed, pool, size]).permutation(size)]
+
+
+def microbatches(lengths: np.ndarray, passes: int | str, overhead: float = 0.0) -> list[np.ndarray]:
+    """The rows of one forward pass, divided into several passes of rows of similar length, so that less is padding.
+
+    The division has the fewest tokens, padding included, that any into so many passes has, and among those the most
+    even numbers of rows.
+
+    lengths: tokens of each row, [rows]; passes: how many there are, at most one per row, or "auto": as many as have the
+    least cost, `overhead` tokens for each pass and one for each token, or a single one where that saves less than
+    AUTO_GAIN. Returns the places in `lengths` of every pass, int64, longest rows first; a single pass keeps its order.
+    """
+    rows = len(lengths)
+    whole = overhead + rows * lengths.max()
+    auto = passes == "auto"
+    most = min(rows, AUTO_PASSES if isinstance(passes, str) else passes)
+    if most == 1 or (auto and 2 * overhead + lengths.sum() > (1 - AUTO_GAIN) * whole):  # even without any padding
+        return [np.arange(rows)]
+    order = np.argsort(-lengths, kind="stable")
+    longest, unit = lengths[order], rows**2 + 1  # of cost: a token counts more than any division of the rows
+    # Dynamic programming: [c, j] is the least cost of the first j rows in c passes, and where the last of these begins.
+    cost = np.full((most + 1, rows + 1), np.iinfo(np.int64).max // 2)
+    begin = np.zeros_like(cost)
+    cost[0, 0] = 0
+    for j in range(1, rows + 1):
+        size = np.arange(j, 0, -1)
+        with_last = cost[:-1, :j] + unit * longest[:j] * size + size**2
+        begin[1:, j], cost[1:, j] = with_last.argmin(1), with_last.min(1)
+    if auto:
+        costs = overhead * np.arange(1, most + 1) + cost[1:, rows] // unit
+        most = int(costs.argmin()) + 1
+        if costs[most - 1] > (1 - AUTO_GAIN) * whole:
+            return [np.arange(rows)]
+    divided, end = [], rows
+    for c in range(most, 0, -1):
+        divided.append(order[begin[c, end] : end])
+        end = begin[c, end]
+    return divided[::-1]
 
 
 def init_batches(

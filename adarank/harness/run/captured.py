@@ -54,14 +54,14 @@ def captured_step(
     controller: RankController | None,
     spec: Spec,
     task_type: TaskType,
+    rows: Any,
     device: torch.device,
-    pad: int | None,
     graphs: Any = None,
 ) -> Callable[[Mapping[str, Tensor]], Tensor] | None:
     """(batch) -> the detached loss of one whole step; None where steps run as they are written in the training loop.
 
-    With `auto` a step is captured on CUDA alone. pad: the token that pads rows to a multiple of 16; None where rows of
-    other lengths have another loss. graphs: as in `adarank.capture`, for tests; None: CUDA graphs on CUDA, else none.
+    With `auto` a step is captured on CUDA alone. rows: the encoded training rows, whose `pad` is the token that pads them.
+    graphs: as in `adarank.capture`, for tests; None: CUDA graphs on CUDA, else none.
     """
     capture = spec.train.capture
     graphs = graphs or ("auto" if device.type == "cuda" else False)
@@ -79,8 +79,9 @@ def captured_step(
         autocast=torch.bfloat16 if spec.train.precision == "bf16" else None,
         graphs=graphs,
     )
-    if pad is None or step.make is None:
+    if step.make is None or task_type.ONE_PASS is not None:  # rows of another length would have another loss
         return step
+    pad = rows.pad["input_ids"] if isinstance(rows.pad, Mapping) else rows.pad
     return lambda batch: step(padded(batch, pad))
 
 

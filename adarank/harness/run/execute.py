@@ -26,6 +26,7 @@ from adarank.harness.data.task_types import classify
 from adarank.harness.device import base_mib, device_name
 from adarank.harness.models import DTYPES
 from adarank.harness.run import distributed, identity
+from adarank.harness.run.captured import check_capture
 from adarank.harness.run.causal import prepare_causal
 from adarank.harness.run.checkpoint import Saver, bytes_to_save, write_sharded
 from adarank.harness.run.distributed import is_main, on_main
@@ -81,6 +82,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     collate, size = run.task_type.collate, spec.train.batch_size
     batches = init_batches(collate, encoded["train"], size, spec.seed, run.device)
     prepared = prepare(built, run.targets, spec, run.device, batches, run.rank_map)
+    check_capture(spec, prepared.controller)
     prepared = prepare_causal(prepared, spec, run.task, encoded["train"], run.device)
     about = describe(run, prepared, provenance)
     needed = bytes_to_save(

@@ -19,14 +19,16 @@ from adarank.allocators.allocator import Allocation
 from adarank.controller import RankController
 from adarank.errors import RunFailed
 from adarank.harness.config.spec import Spec
-from adarank.harness.data.batches import grouped_by_length, training_order
+from adarank.harness.data.batches import grouped_by_length, training_order, without_full_mask
 from adarank.harness.data.metrics import higher_is_better
 from adarank.harness.data.packing import pack
 from adarank.harness.data.task_types import TASK_TYPES, TaskType
 from adarank.harness.device import autocast, clock, peak_mib, reset_peak
 from adarank.harness.run import parallel
+from adarank.harness.run.captured import captured_step
 from adarank.harness.run.checkpoint import Progress, Saver
 from adarank.harness.run.distributed import is_main, rank, world
+from adarank.harness.run.microbatches import local_passes, pass_overhead, why_one_pass
 from adarank.harness.run.prepare import Prepared, lr_factor, make_optimizer
 from adarank.harness.tracking import Log
 from adarank.penalties import orthogonality_value
@@ -104,6 +106,9 @@ def train(
         batches = grouped_by_length(batches, lengths, spec.seed)
     batches = itertools.islice(batches, at.step, None)
     collated_on = device if prepared.packing is None else torch.device("cpu")
+    microbatches = 1 if why_one_pass(spec, task_type) else config.microbatches
+    overhead = pass_overhead(model, device, config.precision)
+    whole_step = captured_step(model, optimizer, controller, spec, task_type, splits["train"], device)
     losses: list[Tensor] = []
     pending: list[Allocation] = []  # made since the last record, still on the device
     evaluation_steps = set(config.evaluation_steps(len(splits["dev"])))
@@ -123,26 +128,39 @@ def train(
         rows = next(batches)
         at.rows += len(rows)
         at.tokens += int(lengths[rows].sum())
-        mean_units = task_type.units(splits["train"], rows) / config.gradient_accumulation_steps / world()
-        for i, part in enumerate(np.split(rows, config.gradient_accumulation_steps), 1):
-            batch = parallel.local_batch(task_type.collate(splits["train"], part, collated_on))
-            if prepared.packing is not None:
-                batch = pack(model, batch, prepared.packing, config.precision, device)
-            # The step's loss is the mean over all of its rows or tokens, not over forward passes that hold more or fewer.
-            weight = task_type.units(splits["train"], part[parallel.local_slice(len(part))]) / mean_units
-            with parallel.no_sync(net, last=i == config.gradient_accumulation_steps):
-                with autocast(config.precision, device):
-                    loss = weight * task_type.loss(net, batch)
-                (loss / config.gradient_accumulation_steps).backward()
-            losses.append(loss.detach())
-        if config.shard == "fsdp2":
-            parallel.average_gradients(model)
-        if controller is not None:
-            controller.after_backward()
-        if config.max_grad_norm:
-            # not model.parameters(): compaction makes new ones
-            nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], config.max_grad_norm)
-        optimizer.step()
+        if whole_step is not None:
+            losses.append(whole_step(task_type.collate(splits["train"], rows, device)))
+        else:
+            mean_units = task_type.units(splits["train"], rows) / config.gradient_accumulation_steps / world()
+            for i, part in enumerate(np.split(rows, config.gradient_accumulation_steps), 1):
+                passes = local_passes(part, lengths, microbatches, overhead)
+                of_part: list[Tensor] = []
+                for j, own in enumerate(passes, 1):
+                    together = part if len(passes) == 1 else own  # rows that are padded to one length
+                    batch = task_type.collate(splits["train"], together, collated_on)
+                    batch = parallel.local_batch(batch) if len(passes) == 1 else batch
+                    if prepared.packing is None:
+                        batch = without_full_mask(batch, lengths[together])
+                    else:
+                        batch = pack(model, batch, prepared.packing, config.precision, device)
+                    # The step's loss is the mean over all its rows or tokens, not over passes that hold more or fewer.
+                    weight = task_type.units(splits["train"], own) / mean_units
+                    ends = i == config.gradient_accumulation_steps and j == len(passes)
+                    with parallel.no_sync(net, last=ends):
+                        with autocast(config.precision, device):
+                            loss = weight * task_type.loss(net, batch)
+                        (loss / config.gradient_accumulation_steps).backward()
+                    of_part.append(loss.detach())
+                losses.append(torch.stack(of_part).sum())
+            if config.shard == "fsdp2":
+                parallel.average_gradients(model)
+            if controller is not None:
+                controller.after_backward()
+            if config.max_grad_norm:
+                # not model.parameters(): compaction makes new ones
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
         if controller is not None and (new := controller.last_allocation) is not None and new.step == step - 1:

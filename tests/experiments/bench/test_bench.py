@@ -100,6 +100,10 @@ def test_the_adaptive_contender_masks_in_every_step():
         work.step()
         assert controller.last_allocation is None or controller.last_allocation.step == controller.step - 1
     assert controller.last_allocation.kept == controller.last_allocation.budget < controller.bank.triplets
+    parts = workload.controller_seconds(work, 3)
+    assert parts.keys() == {"penalty", "allocator"}
+    assert min(parts.values()) > 0
+    assert controller.seconds is None  # steps that are timed as a whole are not interrupted
 
 
 def test_rounds_are_interleaved_and_their_order_alternates():

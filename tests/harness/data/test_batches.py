@@ -1,20 +1,29 @@
-from itertools import combinations, islice, pairwise
+from itertools import combinations, islice, pairwise, product
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import adarank
 from adarank.harness.data.batches import (
+    AUTO_GAIN,
+    AUTO_PASSES,
     collate,
     encode,
     evaluation_order,
     grouped_by_length,
     init_batches,
+    microbatches,
     training_order,
+    without_full_mask,
 )
+from adarank.harness.data.task_types import TASK_TYPES
 from adarank.harness.data.tasks.base import Split
-from adarank.harness.models import byte_tokenizer
+from adarank.harness.models import TINY, byte_tokenizer, tiny
+from tests.representatives import representatives
 
 
 def encoded(texts, pair=None, max_length=16):
@@ -104,6 +113,57 @@ def test_batches_are_padded_to_their_longest_row_only():
     assert labels.tolist() == [1, 0]
 
 
+class HostReads(TorchDispatchMode):
+    """Counts the values that are read on the host: on a GPU, each of them waits for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+TEXT_MODELS = [arch for arch in TINY if arch != "vit"]
+
+
+@pytest.mark.parametrize("kind", representatives(["classify", "generate", "extract", "seq2seq"], ["classify"]))
+@pytest.mark.parametrize("arch", representatives(TEXT_MODELS, ["bert", "llama"]))
+def test_where_no_row_is_padded_no_mask_is_needed(arch, kind):
+    """Bit for bit the same loss and gradients, and Transformers reads nothing on the host, except that a decoder without
+    a cache looks for packed rows instead."""
+    task_type = TASK_TYPES[kind]
+    try:
+        built = tiny(arch, width=32).build(2 if task_type.FRESH_HEAD else 0, task_type)
+    except (adarank.SettingError, ValueError):
+        pytest.skip(f"{arch} does no such task")
+    ids = torch.randint(4, 100, (3, 9), generator=torch.Generator().manual_seed(0))
+    ids[:, -1] = built.tokenizer.sep_token_id
+    ids[1, 4] = built.tokenizer.pad_token_id  # a token like any other, where the mask says so
+    labels = {
+        "classify": {"labels": torch.tensor([0, 1, 1])},
+        "extract": {"start_positions": torch.tensor([1, 2, 3]), "end_positions": torch.tensor([4, 2, 8])},
+    }.get(kind, {"labels": ids})
+    whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **labels}
+    unmasked = without_full_mask(whole, np.array([9, 9, 9]))
+    assert unmasked.keys() == whole.keys() - {"attention_mask"}
+    assert without_full_mask(whole, np.array([9, 8, 9])).keys() == whole.keys()
+
+    results, reads = [], []
+    for batch in (whole, unmasked):
+        built.model.zero_grad()
+        torch.manual_seed(0)
+        with HostReads() as host:
+            loss = task_type.loss(built.model, batch)
+        loss.backward()
+        results.append([loss, *(p.grad for p in built.model.parameters() if p.grad is not None)])
+        reads.append(host.count)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    looks_for_packed_rows = kind == "generate" or arch == "bart"
+    assert reads[1] <= (min(1, reads[0]) if looks_for_packed_rows else 0)
+
+
 def test_of_a_pair_the_longer_sentence_is_cut():
     long, short = "abcdef" * 10, "xyz"
     rows = encoded([long, short, long], [short, long, long], max_length=15)
@@ -128,3 +188,41 @@ def test_no_batch_of_an_evaluation_is_larger_than_the_first_and_none_could_take_
     limit = batch * max([*lengths, 1])
     assert all(size <= limit for size in tokens)
     assert all(size + longest > limit for size, longest in list(zip(tokens, padded, strict=True))[:-1])
+
+
+def padded(lengths, passes):
+    return sum(len(places) * lengths[places].max() for places in passes)
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=6), st.integers(1, 7))
+def test_no_division_into_as_many_passes_has_fewer_tokens(lengths, passes):
+    """Against every way to deal the rows out, sorted or not."""
+    lengths = np.array(lengths)
+    found = microbatches(lengths, passes)
+    count = min(passes, len(lengths))
+    assert len(found) == count
+    assert all(len(places) for places in found)
+    assert sorted(np.concatenate(found)) == list(range(len(lengths)))
+    dealt = (np.array(owners) for owners in product(range(count), repeat=len(lengths)))
+    every = ([np.flatnonzero(owners == c) for c in range(count)] for owners in dealt if len({*owners}) == count)
+    assert padded(lengths, found) == min(padded(lengths, division) for division in every)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=24), st.integers(0, 80))
+def test_auto_has_the_least_cost_or_one_pass_in_its_order_where_it_saves_too_little(lengths, overhead):
+    lengths = np.array(lengths)
+    costs = [
+        overhead * c + padded(lengths, microbatches(lengths, c)) for c in range(1, min(AUTO_PASSES, len(lengths)) + 1)
+    ]
+    found = microbatches(lengths, "auto", overhead)
+    cost = overhead * len(found) + padded(lengths, found)
+    if min(costs) > (1 - AUTO_GAIN) * costs[0]:
+        assert [places.tolist() for places in found] == [list(range(len(lengths)))]
+    else:
+        assert cost == min(costs)
+
+
+def test_rows_of_one_length_are_divided_evenly_and_by_auto_never():
+    lengths = np.full(10, 7)
+    assert sorted(map(len, microbatches(lengths, 4))) == [2, 2, 3, 3]
+    assert len(microbatches(lengths, "auto", 0)) == 1

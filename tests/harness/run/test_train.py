@@ -186,6 +186,19 @@ def test_the_loop_is_the_one_written_out():
     np.testing.assert_allclose(lines, expected, rtol=1e-5)
 
 
+def test_a_mask_is_passed_only_where_a_row_is_padded():
+    prepared, splits, spec = setup("lora", steps=3, eval_every=3)
+    splits["dev"] = encode(Split(["ab", "cdcd"] * 8, None, np.array([0, 1] * 8)), byte_tokenizer(), 16)
+    masked = {True: [], False: []}  # training, evaluation
+    prepared.model.register_forward_pre_hook(
+        lambda model, args, inputs: masked[model.training].append("attention_mask" in inputs), with_kwargs=True
+    )
+    train(
+        prepared, {**splits, "test": splits["train"]}, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None
+    )
+    assert masked == {True: [False] * 3, False: [True] + [False] * 8}  # dev, then test
+
+
 def test_of_equally_good_checkpoints_the_first_is_kept():
     prepared, splits, spec = setup("lora", steps=6, lr=1e-30, eval_every=2)
     outcome = train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None)

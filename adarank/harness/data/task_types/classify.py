@@ -20,6 +20,7 @@ from adarank.harness.run import parallel
 AUTO = "AutoModelForSequenceClassification"
 PROCESSOR = "AutoTokenizer"
 FRESH_HEAD = True
+ONE_PASS = None
 
 
 def check(config: Any, model: str) -> None:
@@ -110,10 +111,11 @@ def _all_logits(
 ) -> tuple[Tensor, np.ndarray]:
     """(logits [rows, classes] on the CPU, the rows' numbers in their order), without pruned triplets."""
     model.eval()
-    order = batches.evaluation_order(rows.lengths, 2 * config.batch_size)
+    lengths = rows.lengths
+    order = batches.evaluation_order(lengths, 2 * config.batch_size)
 
     def batch_logits(numbers: np.ndarray) -> Tensor:
-        inputs = _inputs(collate(rows, numbers, device))
+        inputs = batches.without_full_mask(_inputs(collate(rows, numbers, device)), lengths[numbers])
         with autocast(config.precision, device):
             logits: Tensor = model(**inputs).logits
         return logits.float()

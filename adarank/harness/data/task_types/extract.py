@@ -25,6 +25,7 @@ from adarank.harness.run import parallel
 AUTO = "AutoModelForQuestionAnswering"
 PROCESSOR = "AutoTokenizer"
 FRESH_HEAD = True
+ONE_PASS = "task type extract, whose loss is over padded tokens, too"
 PADDED_SCORE = -1e4  # the score of a padded token
 SPECIAL_TOKENS = 4  # of a window: RoBERTa's <s> question </s></s> context </s>
 CANDIDATES = 20  # best starts and best ends of a window that are combined, as in Transformers' run_qa
@@ -154,14 +155,15 @@ def evaluate(
 ) -> dict[str, float]:
     """SQuAD's metrics over all questions and the loss over all windows, without pruned triplets (λ ⊙ mask)."""
     model.eval()
-    order = batches.evaluation_order(rows.lengths, 2 * config.batch_size)
+    lengths = rows.lengths
+    order = batches.evaluation_order(lengths, 2 * config.batch_size)
     width = len(rows.tokens["input_ids"][order[0][0]])  # the longest come first
 
     def batch_scores(numbers: np.ndarray) -> Tensor:
         """[batch, 2, width]"""
         inputs, _ = batches.collate(rows, numbers, device)
         with autocast(config.precision, device):
-            out = model(**inputs)
+            out = model(**batches.without_full_mask(inputs, lengths[numbers]))
         scores = torch.stack([out.start_logits, out.end_logits], dim=1).float()
         scores = scores.masked_fill(inputs["attention_mask"][:, None] == 0, PADDED_SCORE)
         return F.pad(scores, (0, width - scores.shape[-1]), value=PADDED_SCORE)

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from adarank.errors import SettingError
 from adarank.harness.config.spec import TrainConfig
 from adarank.harness.data import cache
-from adarank.harness.data.batches import evaluation_order, lengths
+from adarank.harness.data.batches import evaluation_order, lengths, without_full_mask
 from adarank.harness.data.losses import IGNORED, chunked_token_losses, computes_in_chunks
 from adarank.harness.data.metrics import texts as text_metrics
 from adarank.harness.data.task_types.chat_templates import labelled, prompt_tokens, template_of, turn_end
@@ -33,6 +33,7 @@ from adarank.harness.run.distributed import world
 AUTO = "AutoModelForCausalLM"
 PROCESSOR = "AutoTokenizer"
 FRESH_HEAD = False
+ONE_PASS = None
 
 
 def check(config: Any, model: str) -> None:
@@ -268,12 +269,13 @@ def evaluate_texts(
     """loss: the mean over all tokens that count (its exp is the perplexity); the other metrics where texts are
     answered. losses: see `token_losses`; texts: writes the answers. Pruned triplets do not count (λ ⊙ mask)."""
     model.eval()
+    sizes = rows.lengths
 
     def row_losses(numbers: np.ndarray) -> Tensor:
         with autocast(config.precision, device):
-            return losses(model, collate(rows, numbers, device)).sum(1)
+            return losses(model, without_full_mask(collate(rows, numbers, device), sizes[numbers])).sum(1)
 
-    order = evaluation_order(rows.lengths, 2 * config.batch_size)
+    order = evaluation_order(sizes, 2 * config.batch_size)
     values = {"loss": parallel.gather_batches(order, row_losses).double().sum().item() / int(rows.counted.sum())}
     if rows.prompts:
         values |= text_metrics.compute([m for m in names if m != "loss"], texts(), rows.references, rows.parts)
