@@ -110,6 +110,17 @@ def test_what_failed_is_said():
     ]
 
 
+def test_equality_is_asked_for_only_where_the_code_without_graphs_repeats_itself():
+    def passes(*weights):
+        return [{"losses": [1.0], "weights": w} for w in weights]
+
+    case, name = gpu.CASES["decoder_1b"], "lora+captured = lora+fed"
+    for fed, passed in ((("a", "a"), True), (("b", "b"), False), (("b", "c"), True)):
+        found = gpu.compare(case, {"lora+captured": passes("a", "a"), "lora+fed": passes(*fed)})
+        assert found[name]["passed"] is passed
+        assert found[name]["repeats"] is (fed[0] == fed[1])
+
+
 def test_a_device_that_cannot_be_measured_is_refused(capsys):
     refused = [["--device", "cpu"]] + ([] if torch.cuda.is_available() else [["--device", "cuda"]])
     for arguments in refused:
