@@ -19,6 +19,7 @@ from adarank.optimizers import CONTROLLER
 from experiments.bench import pairs
 
 RANK, FINAL = 12, 8
+LONG = 10**4  # steps of a schedule that no benchmark comes to the end of
 MODELS = {  # name: (architecture, layers, width, vocabulary)
     "encoder_6x384": ("bert", 6, 384, 2000),
     "encoder_12x768": ("bert", 12, 768, 2000),
@@ -70,9 +71,15 @@ def timed(work: Callable[[], object], device: str) -> float:
 
 def build(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[nn.Module, str]:
     """(a two-class classifier with random weights, the pattern of its blocks' linears)."""
+    return classifier(*MODELS[name], dtype, device)
+
+
+def classifier(
+    kind: str, layers: int, width: int, vocabulary: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[nn.Module, str]:
+    """As `build`, for an architecture and a size that have no name."""
     import transformers
 
-    kind, layers, width, vocabulary = MODELS[name]
     config = transformers.AutoConfig.for_model(
         kind,
         vocab_size=vocabulary,
@@ -85,8 +92,9 @@ def build(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") ->
         pad_token_id=0,
     )
     torch.manual_seed(0)
-    model = transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
-    return model.to(device, dtype).train(), LINEARS[kind]
+    with torch.device(device):
+        model = transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
+    return model.to(dtype).train(), LINEARS[kind]
 
 
 def batch(name: str, rows: int, tokens: int, device: str) -> dict[str, torch.Tensor]:
@@ -130,7 +138,7 @@ def contender(
     controller = _Timed(
         adapters,
         score=adarank.scores.adalora(),
-        schedule=adarank.schedules.cubic(RANK * len(adapters), FINAL * len(adapters), 0, 2, 10**6, 1),
+        schedule=adarank.schedules.cubic(RANK * len(adapters), FINAL * len(adapters), 0, 2, LONG, 1),
         penalty=adarank.penalties.orthogonality(0.1),
     )
     optimizer = optimiser(model)
@@ -141,7 +149,7 @@ def contender(
         _prune_to_final(controller)
         adarank.compact(model, optimizer)
         # a constant budget: nothing is left to allocate, as in the last phase of a run
-        controller.schedule = adarank.schedules.cubic(FINAL * len(adapters), FINAL * len(adapters), 0, 10**6 - 1, 10**6)
+        controller.schedule = adarank.schedules.cubic(FINAL * len(adapters), FINAL * len(adapters), 0, LONG - 1, LONG)
     run = wrap(model)
 
     def step() -> None:
@@ -244,7 +252,7 @@ def _peft(
     if which == "peft_lora":
         return _plain(peft.get_peft_model(model, peft.LoraConfig(r=RANK, **common)), inputs, wrap)
     config = peft.AdaLoraConfig(
-        init_r=RANK, target_r=FINAL, tinit=0, tfinal=2, deltaT=1, total_step=10**6, orth_reg_weight=0.1, **common
+        init_r=RANK, target_r=FINAL, tinit=0, tfinal=2, deltaT=1, total_step=LONG, orth_reg_weight=0.1, **common
     )
     adapted = peft.get_peft_model(model, config)
     steps = count(1)
