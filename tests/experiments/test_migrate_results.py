@@ -78,7 +78,13 @@ def test_runs_are_named_as_the_command_names_them_and_a_second_call_changes_noth
     assert other["config"]["ranks_from"] == plain
     assert source == record(source["config"])
     words = ["rank=2", "seed=8", "holdout=500", "train.steps=200", "train.batch_size=24", "train.eval_every=0.25"]
-    words += ["train.group_by_length=true", "train.precision=fp32", "task.max_length=48", "task.limit=600"]
+    words += [
+        "train.microbatches=1",
+        "train.group_by_length=true",
+        "train.precision=fp32",
+        "task.max_length=48",
+        "task.limit=600",
+    ]
     words += ["model=tiny_bert", "model.width=32", "model.layers=1"]
     assert plain == name_of(settled(*words), None)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

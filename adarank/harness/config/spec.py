@@ -121,6 +121,12 @@ class TrainConfig:
     batch_size: int = setting(32, "Rows of one forward pass, over all processes.", at_least=1)
     group_by_length: bool = setting(False, "Batch rows of similar length: less padding, in another order of the rows.")
     gradient_accumulation_steps: int = setting(1, "Forward passes of one optimiser step.", at_least=1)
+    microbatches: int | str = setting(
+        "auto",
+        "Divide the rows of a forward pass by length into so many passes: the same gradient with less padding; auto: as "
+        "many as pay, by a fixed rule.",
+        identity=1,
+    )
     warmup: int | float = setting(0.06, "Linear warm-up, in steps or as a fraction of train.steps.")
     lr_scheduler: str = setting(
         "linear", "How the learning rate falls after warm-up.", choices=("linear", "cosine", "constant")

@@ -289,6 +289,9 @@ def _check_ranges(spec: Spec) -> None:
         isinstance(seconds, int | float) and not 0 <= seconds < math.inf
     ):
         raise SettingError(f"checkpoint_seconds must be a number of at least 0, null or auto (got {seconds})")
+    passes = spec.train.microbatches
+    if passes != "auto" and (isinstance(passes, str) or passes < 1):
+        raise SettingError(f"train.microbatches must be auto or a whole number of at least 1 (got {passes})")
     if spec.train.eval_steps < 1:
         raise SettingError(f"train.eval_every must be at least 1 step (got {spec.train.eval_every})")
     _check_processes(spec)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from adarank.harness.config.spec import NEVER, Spec, identity_default
+from adarank.harness.data.task_types import TASK_TYPES
 from adarank.harness.data.tasks.base import Task
 from adarank.harness.models import Base
+from adarank.harness.run.microbatches import why_one_pass
 from adarank.harness.run.ranks_from import RankMap
 
 RECIPE = 1  # bump by hand when the same settings give other results
@@ -33,6 +35,8 @@ def decides(
     idle = spec.without_effect()
     if not spec.train.skipped_evaluations(len(task.dev)):
         idle["train.eval_share"] = "it skips no evaluation"
+    if spec.train.microbatches == "auto" and (why := why_one_pass(spec, TASK_TYPES[task.task_type])):
+        idle["train.microbatches"] = why
     found: dict[str, Any] = {}
     for f in fields(spec):
         default, value = identity_default(f), getattr(spec, f.name)

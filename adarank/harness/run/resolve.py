@@ -21,6 +21,7 @@ from adarank.harness.device import choose_device, choose_dtype, choose_precision
 from adarank.harness.models import Base, Built
 from adarank.harness.run import distributed, identity
 from adarank.harness.run.causal import check_settings
+from adarank.harness.run.microbatches import check_microbatches
 from adarank.harness.run.prepare import check_optimizer
 from adarank.harness.run.ranks_from import RankMap, read_rank_map
 from adarank.runs import state
@@ -74,6 +75,7 @@ def resolve(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     check_optimizer(spec.train.optimizer, device)
     task, base = load_task(spec), load_base(spec)
     check_settings(spec, task)
+    check_microbatches(spec, TASK_TYPES[task.task_type])
     targets = chosen_targets(spec, task, base)
     return Resolved(spec, task, base, targets, rank_map, device, frozen_dtype(spec, base, device))
 

@@ -27,6 +27,7 @@ from adarank.harness.device import autocast, clock, peak_mib, reset_peak
 from adarank.harness.run import parallel
 from adarank.harness.run.checkpoint import Progress, Saver
 from adarank.harness.run.distributed import is_main, rank, world
+from adarank.harness.run.microbatches import local_passes, pass_overhead, why_one_pass
 from adarank.harness.run.prepare import Prepared, lr_factor, make_optimizer
 from adarank.harness.tracking import Log
 from adarank.penalties import orthogonality_value
@@ -104,6 +105,8 @@ def train(
         batches = grouped_by_length(batches, lengths, spec.seed)
     batches = itertools.islice(batches, at.step, None)
     collated_on = device if prepared.packing is None else torch.device("cpu")
+    microbatches = 1 if why_one_pass(spec, task_type) else config.microbatches
+    overhead = pass_overhead(model, device, config.precision)
     losses: list[Tensor] = []
     pending: list[Allocation] = []  # made since the last record, still on the device
     evaluation_steps = set(config.evaluation_steps(len(splits["dev"])))
@@ -125,18 +128,26 @@ def train(
         at.tokens += int(lengths[rows].sum())
         mean_units = task_type.units(splits["train"], rows) / config.gradient_accumulation_steps / world()
         for i, part in enumerate(np.split(rows, config.gradient_accumulation_steps), 1):
-            batch = parallel.local_batch(task_type.collate(splits["train"], part, collated_on))
-            if prepared.packing is None:
-                batch = without_full_mask(batch, lengths[part])
-            else:
-                batch = pack(model, batch, prepared.packing, config.precision, device)
-            # The step's loss is the mean over all of its rows or tokens, not over forward passes that hold more or fewer.
-            weight = task_type.units(splits["train"], part[parallel.local_slice(len(part))]) / mean_units
-            with parallel.no_sync(net, last=i == config.gradient_accumulation_steps):
-                with autocast(config.precision, device):
-                    loss = weight * task_type.loss(net, batch)
-                (loss / config.gradient_accumulation_steps).backward()
-            losses.append(loss.detach())
+            passes = local_passes(part, lengths, microbatches, overhead)
+            of_part: list[Tensor] = []
+            for j, own in enumerate(passes, 1):
+                together = own if len(passes) > 1 else part  # rows that are padded to one length
+                batch = task_type.collate(splits["train"], together, collated_on)
+                if len(passes) == 1:
+                    batch = parallel.local_batch(batch)
+                if prepared.packing is None:
+                    batch = without_full_mask(batch, lengths[together])
+                else:
+                    batch = pack(model, batch, prepared.packing, config.precision, device)
+                # The step's loss is the mean over all of its rows or tokens, not over passes that hold more or fewer.
+                weight = task_type.units(splits["train"], own) / mean_units
+                ends = i == config.gradient_accumulation_steps and j == len(passes)
+                with parallel.no_sync(net, last=ends):
+                    with autocast(config.precision, device):
+                        loss = weight * task_type.loss(net, batch)
+                    (loss / config.gradient_accumulation_steps).backward()
+                of_part.append(loss.detach())
+            losses.append(torch.stack(of_part).sum())
         if config.shard == "fsdp2":
             parallel.average_gradients(model)
         if controller is not None:

@@ -159,6 +159,8 @@ def test_tiny_shrinks_whole_steps_with_the_run():
         (["train.warmup=1.5"], "train.warmup must be a whole number of steps, or a fraction"),
         (["train.warmup=1000"], "train.warmup must be fewer steps than train.steps=1000 (got 1000)"),
         (["train.eval_every=0"], "train.eval_every must be at least 1 step (got 0)"),
+        (["train.microbatches=0"], "train.microbatches must be auto or a whole number of at least 1 (got 0)"),
+        (["train.microbatches=many"], "train.microbatches must be auto or a whole number of at least 1 (got many)"),
         (["train.eval_share=0"], "train.eval_share must be a number above 0 (got 0.0)"),
         (
             ["train.eval_every=10", "train.eval_share=2"],

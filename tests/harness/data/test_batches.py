@@ -1,4 +1,4 @@
-from itertools import combinations, islice, pairwise
+from itertools import combinations, islice, pairwise, product
 
 import numpy as np
 import pytest
@@ -9,11 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import adarank
 from adarank.harness.data.batches import (
+    AUTO_GAIN,
+    AUTO_PASSES,
     collate,
     encode,
     evaluation_order,
     grouped_by_length,
     init_batches,
+    microbatches,
     training_order,
     without_full_mask,
 )
@@ -185,3 +188,41 @@ def test_no_batch_of_an_evaluation_is_larger_than_the_first_and_none_could_take_
     limit = batch * max([*lengths, 1])
     assert all(size <= limit for size in tokens)
     assert all(size + longest > limit for size, longest in list(zip(tokens, padded, strict=True))[:-1])
+
+
+def padded(lengths, passes):
+    return sum(len(places) * lengths[places].max() for places in passes)
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=6), st.integers(1, 7))
+def test_no_division_into_as_many_passes_has_fewer_tokens(lengths, passes):
+    """Against every way to deal the rows out, sorted or not."""
+    lengths = np.array(lengths)
+    found = microbatches(lengths, passes)
+    count = min(passes, len(lengths))
+    assert len(found) == count
+    assert all(len(places) for places in found)
+    assert sorted(np.concatenate(found)) == list(range(len(lengths)))
+    dealt = (np.array(owners) for owners in product(range(count), repeat=len(lengths)))
+    every = ([np.flatnonzero(owners == c) for c in range(count)] for owners in dealt if len({*owners}) == count)
+    assert padded(lengths, found) == min(padded(lengths, division) for division in every)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=24), st.integers(0, 80))
+def test_auto_has_the_least_cost_or_one_pass_in_its_order_where_it_saves_too_little(lengths, overhead):
+    lengths = np.array(lengths)
+    costs = [
+        overhead * c + padded(lengths, microbatches(lengths, c)) for c in range(1, min(AUTO_PASSES, len(lengths)) + 1)
+    ]
+    found = microbatches(lengths, "auto", overhead)
+    cost = overhead * len(found) + padded(lengths, found)
+    if min(costs) > (1 - AUTO_GAIN) * costs[0]:
+        assert [places.tolist() for places in found] == [list(range(len(lengths)))]
+    else:
+        assert cost == min(costs)
+
+
+def test_rows_of_one_length_are_divided_evenly_and_by_auto_never():
+    lengths = np.full(10, 7)
+    assert sorted(map(len, microbatches(lengths, 4))) == [2, 2, 3, 3]
+    assert len(microbatches(lengths, "auto", 0)) == 1

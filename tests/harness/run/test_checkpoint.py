@@ -37,7 +37,7 @@ class Stop(BaseException):
     representatives(
         [
             ("full", {}),
-            ("lora", {"gradient_accumulation_steps": 2, "group_by_length": True}),
+            ("lora", {"gradient_accumulation_steps": 2, "group_by_length": True, "microbatches": 2}),
             ("adalora", {"compaction": "progressive"}),
             ("adalora", {"compaction": "final"}),
             ("adalora", {}),

@@ -113,6 +113,7 @@ def test_adalora_with_compaction_accumulation_and_recomputed_activations(model, 
         "compaction=progressive",
         "compact_after=1",
         "train.gradient_accumulation_steps=2",
+        "train.microbatches=2",
         *model,
     ]
     inside(*words, f"out={tmp_path / 'one'}")
@@ -250,7 +251,7 @@ def test_every_method_in_one_sweep(model, tmp_path):
 
 @pytest.mark.slow
 def test_fsdp2(model, tmp_path):
-    words = ["train.lr=3e-3", "train.gradient_accumulation_steps=2", *model]
+    words = ["train.lr=3e-3", "train.gradient_accumulation_steps=2", "train.microbatches=2", *model]
     sharded = ["train.shard=fsdp2", "train.gradient_checkpointing=true"]
     for which in (["method=full,lora,bitfit,houlsby,pissa,sora"], ["method=adalora", "compaction=off,final"]):
         inside("-m", *which, *words, f"out={tmp_path / 'one'}")

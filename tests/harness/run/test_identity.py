@@ -16,7 +16,10 @@ from tests.representatives import representatives
 
 settled = cache(test_validate.settled)
 ROWS = Split(["a"], None, np.zeros(1, np.int64))
-OLD_DEFAULTS = ("train.eval_every=0.1",)  # users' defaults that have changed since the names were fixed
+OLD_DEFAULTS = (
+    "train.eval_every=0.1",
+    "train.microbatches=1",
+)  # users' defaults that have changed since the names were fixed
 BASE = Base("m", "model", "bert", None)
 TASK = Task("t", ROWS, ROWS, None, ("x", "y"), ("accuracy",), 64, "abc")
 
@@ -85,7 +88,7 @@ def test_what_decides_no_result_or_says_the_same_enters_no_name(words):
         ["svd_before_allocation=true"], ["train.steps=500"], ["train.eval_every=0.2"], ["train.batch_size=16"],
         ["train.lr_scheduler=cosine"], ["score.beta1=0.9"], ["score=magnitude"], ["schedule.t_i=0.2"],
         ["penalty.gamma=0.2"], ["penalty=none"], ["adapter.alpha=16"], ["budget.unit=parameters"],
-        ["compaction=progressive"], ["train.group_by_length=true"],
+        ["compaction=progressive"], ["train.group_by_length=true"], ["train.microbatches=2"],
     ], 6),
 )  # fmt: skip
 def test_what_decides_a_result_enters_its_name(words):
@@ -125,7 +128,7 @@ def test_every_setting_of_a_run_enters_the_name_but_those_that_decide_no_result_
     """On a run in which each has an effect: ranks that grow, are permuted, and are compacted away."""
     piece = Piece("init", "adarank.inits.default", {})
     spec = replace(
-        settled("method=increlora", "compaction=progressive", "init_rank=6"),
+        settled("method=increlora", "compaction=progressive", "init_rank=6", *OLD_DEFAULTS),
         **{"ranks_from": "/a", "ranks_shuffle": "all", "quantization": piece, "tracker": piece},
         **{"target_modules": ["query"], "holdout": 5},
     )
@@ -228,3 +231,14 @@ def test_skipped_evaluations_enter_and_a_share_that_skips_none_does_not():
     assert decides()["train"] == decides("train.eval_share=null")["train"]
     skips, all_of_them = decides(task=many)["train"], decides("train.eval_share=null", task=many)["train"]
     assert {**all_of_them, "eval_share": 1.0} == skips
+
+
+def test_several_passes_enter_and_auto_does_unless_rows_stay_together():
+    assert decides("train.microbatches=auto")["train"] == {**decides()["train"], "microbatches": "auto"}
+    assert decides("train.microbatches=2")["train"]["microbatches"] == 2
+    for words, kind in ((["score=output"], "classify"), (["train.packing=true"], "generate"), ([], "extract")):
+        auto, one = (
+            decides(f"train.microbatches={passes}", *words, task=replace(TASK, task_type=kind))
+            for passes in ("auto", 1)
+        )
+        assert auto == one

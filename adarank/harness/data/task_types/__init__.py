@@ -38,6 +38,10 @@ class TaskType(Protocol):
     def FRESH_HEAD(self) -> bool:
         """Whether what lies outside the base model is initialised at random and therefore trained by every method."""
 
+    @property
+    def ONE_PASS(self) -> str | None:
+        """Which rows have to share their forward pass whatever `train.microbatches` is, and why; None where they do not."""
+
     def check(self, config: Any, model: str) -> None:
         """Raise SettingError if a model cannot do such tasks. config: Transformers'; model: its name in messages."""
 

@@ -20,6 +20,7 @@ from adarank.harness.run import parallel
 AUTO = "AutoModelForSequenceClassification"
 PROCESSOR = "AutoTokenizer"
 FRESH_HEAD = True
+ONE_PASS = None
 
 
 def check(config: Any, model: str) -> None:

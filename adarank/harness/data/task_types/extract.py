@@ -25,6 +25,7 @@ from adarank.harness.run import parallel
 AUTO = "AutoModelForQuestionAnswering"
 PROCESSOR = "AutoTokenizer"
 FRESH_HEAD = True
+ONE_PASS = "task type extract, whose loss is over padded tokens, too"
 PADDED_SCORE = -1e4  # the score of a padded token
 SPECIAL_TOKENS = 4  # of a window: RoBERTa's <s> question </s></s> context </s>
 CANDIDATES = 20  # best starts and best ends of a window that are combined, as in Transformers' run_qa

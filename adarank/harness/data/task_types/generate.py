@@ -33,6 +33,7 @@ from adarank.harness.run.distributed import world
 AUTO = "AutoModelForCausalLM"
 PROCESSOR = "AutoTokenizer"
 FRESH_HEAD = False
+ONE_PASS = None
 
 
 def check(config: Any, model: str) -> None:

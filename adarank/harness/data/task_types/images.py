@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 AUTO = "AutoModelForImageClassification"
 PROCESSOR = "AutoImageProcessor"
+ONE_PASS = "task type images, whose rows are all of one length"
 # The first half of an image processor's steps, and the second one.
 RESIZED: Mapping[str, Any] = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
 FINISHED: Mapping[str, Any] = {

@@ -28,6 +28,7 @@ from adarank.harness.device import at_least_fp32
 AUTO = "AutoModelForSeq2SeqLM"
 PROCESSOR = "AutoTokenizer"
 FRESH_HEAD = False
+ONE_PASS = None
 
 
 def check(config: Any, model: str) -> None:
