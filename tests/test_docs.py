@@ -44,17 +44,11 @@ def test_the_speed_table_is_the_committed_result():
     assert table(json.loads((RESULTS / "step_cpu.json").read_text())) in README
 
 
-def test_the_gpu_s_ratios_are_those_of_the_committed_result():
+def test_the_gpu_s_launches_are_those_of_the_committed_result():
     found = json.loads((RESULTS / "step_h100.json").read_text())
     assert "H100" in found["machine"]["gpu"]
-    model = found["models"]["decoder_1b"]
-    findings = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
-    for pair in ("adalora / lora", "adalora / peft_lora", "adalora / peft_adalora", "adalora_compacted / peft_lora"):
-        text = "{median:.2f} [{low:.2f}, {high:.2f}]".format(**model["ratios"][pair])
-        assert text in README, pair
-        assert text in findings or pair.startswith("adalora_compacted"), pair
     for which in ("adalora", "peft_lora", "peft_adalora"):
-        assert f"{model['kernels'][which]:,}" in README
+        assert f"{found['models']['decoder_1b']['kernels'][which]:,}" in README
 
 
 def test_the_step_picture_shows_every_contender_and_model(tmp_path):

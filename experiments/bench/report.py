@@ -1,6 +1,7 @@
-"""The step benchmark's committed figures as a Markdown table and a picture.
+"""The committed figures of step.py and real_text.py as a Markdown table and a picture.
 
 python experiments/bench/report.py experiments/results/step_cpu.json docs/step_cpu.png
+python experiments/bench/report.py experiments/results/real_text_cpu.json docs/real_text_cpu.png
 """
 
 import argparse
@@ -19,6 +20,19 @@ NAMES = {
 }
 COLOURS = {"encoder_6x384": "#0072B2", "encoder_12x768": "#D55E00", "decoder_6x384": "#009E73"}
 MARKERS = {"encoder_6x384": "o", "encoder_12x768": "s", "decoder_6x384": "^"}
+
+ON_TEXT = {
+    "trainer_lora": "Trainer + PEFT LoRA",
+    "trainer_adalora": "Trainer + PEFT AdaLoRA",
+    "peft_lora": "plain loop + PEFT LoRA",
+    "full": "adarank, full fine-tuning",
+    "lora_one_pass": "adarank LoRA, one pass",
+    "adalora_one_pass": "adarank AdaLoRA, one pass",
+    "lora": "adarank LoRA",
+    "adalora": "adarank AdaLoRA",
+}
+TASKS = {"rotten_tomatoes": "#0072B2", "sst2": "#D55E00", "rte": "#009E73"}
+BATCHES = "os^D"
 
 
 def table(found: dict[str, Any]) -> str:
@@ -46,6 +60,66 @@ def table(found: dict[str, Any]) -> str:
     shares = [sum(m["controller"]["adalora"].values()) for m in models.values()]
     lines.append("| allocator and penalty, of the step | " + " | ".join(f"{share:.2%}" for share in shares) + " |")
     return "\n".join(lines)
+
+
+def text_table(found: dict[str, Any]) -> str:
+    """A row for each cell: the plain loop's seconds per 100 rows, and the median ratio of every other contender to it."""
+    others = {which: name for which, name in ON_TEXT.items() if which != "peft_lora"}
+    heads = ["rows ÷ plain loop's time", "plain loop, s per 100 rows", *others.values()]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for cell in found["cells"]:
+        ratios = (cell["ratios"].get(f"{which} / peft_lora") for which in others)
+        lines.append(
+            f"| {cell['task']}, {cell['batch']} rows, {cell['precision']} "
+            f"| {cell['seconds_per_100_rows']['peft_lora']:.2f} | "
+            + " | ".join("" if r is None else f"{r['median']:.2f}" for r in ratios)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def draw_text(found: dict[str, Any], target: Path) -> None:
+    """One panel for each precision: every contender's ratio to the plain loop, with intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    others = [which for which in ON_TEXT if which != "peft_lora"]
+    precisions = list(dict.fromkeys(c["precision"] for c in found["cells"]))
+    batches = sorted({c["batch"] for c in found["cells"]})
+    with matplotlib.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, panels = plt.subplots(
+            1, len(precisions), figsize=(1 + 5 * len(precisions), 4.6), sharey=True, squeeze=False, layout="constrained"
+        )
+        for panel, precision in zip(panels[0], precisions, strict=True):
+            cells = [c for c in found["cells"] if c["precision"] == precision]
+            for i, cell in enumerate(cells):
+                ratios = {
+                    row: cell["ratios"][f"{which} / peft_lora"]
+                    for row, which in enumerate(others)
+                    if f"{which} / peft_lora" in cell["ratios"]
+                }
+                middle = [r["median"] for r in ratios.values()]
+                spread = [
+                    [r["median"] - r["low"] for r in ratios.values()],
+                    [r["high"] - r["median"] for r in ratios.values()],
+                ]
+                places = [row + 0.7 * ((i + 0.5) / len(cells) - 0.5) for row in ratios]
+                panel.errorbar(
+                    middle, places, xerr=spread, linestyle="none", marker=BATCHES[batches.index(cell["batch"])],
+                    markersize=5, capsize=2, color=TASKS[cell["task"]],
+                    label=f"{cell['task'].replace('_', ' ')}, {cell['batch']} rows",
+                )  # fmt: skip
+            panel.axvline(1.0, color="#555555", linewidth=1)
+            panel.set_title(precision, loc="left")
+            panel.set_xlabel("time of the same rows ÷ plain loop + PEFT LoRA")
+            panel.grid(axis="x", color="#dddddd", linewidth=0.6)
+        panels[0][0].set_yticks(range(len(others)), [ON_TEXT[which] for which in others])
+        panels[0][0].invert_yaxis()
+        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        figure.savefig(target, dpi=140)
+        plt.close(figure)
 
 
 def draw(found: dict[str, Any], target: Path) -> None:
@@ -83,13 +157,14 @@ def main() -> int:
     options = parser.parse_args()
     if not options.json.is_file():
         print(
-            f"error: JSON must be a file that experiments/bench/step.py wrote (got {options.json}, which does not exist)",
+            f"error: JSON must be a file that step.py or real_text.py wrote (got {options.json}, which does not exist)",
             file=sys.stderr,
         )
         return 2
     found = json.loads(options.json.read_text(encoding="utf-8"))
-    print(table(found))
-    draw(found, options.picture)
+    as_table, as_picture = (text_table, draw_text) if "cells" in found else (table, draw)
+    print(as_table(found))
+    as_picture(found, options.picture)
     return 0
 
 

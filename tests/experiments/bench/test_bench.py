@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.bench import inference, memory, step, workload
+from experiments.bench import inference, memory, real_text, report, step, workload
 from experiments.bench.pairs import interleave, ratio
+from tests.representatives import representatives
 
 
 @pytest.fixture
@@ -89,6 +91,67 @@ def test_memory_counts(tmp_path):
         assert sizes["lora"]["saved"] <= sizes["peft_lora"]["saved"]
         assert sizes["adalora_compacted"]["state"] < sizes["adalora"]["state"] < sizes["peft_adalora"]["state"]
         assert sizes["full"]["state"] > sizes["lora"]["state"] > sizes["floor"]["state"]
+
+
+@pytest.mark.parametrize("which", representatives(real_text.CONTENDERS, ["peft_lora", "adalora"]))
+def test_every_contender_trains_on_the_rows_of_the_round(which, tmp_path):
+    """The rows whose embeddings are looked up in each of three steps, in one pass or several."""
+    pytest.importorskip("peft")
+    cell = real_text.cell("rotten_tomatoes", 4, "fp32", 3, Namespace(tiny=True, data=None))
+    expected = [sorted(tuple(cell.rows.tokens["input_ids"][i]) for i in rows) for rows in cell.order]
+    steps = []
+
+    def record(_, args):
+        rows = [tuple(i for i in row if i != cell.built.tokenizer.pad_token_id) for row in args[0].tolist()]
+        steps[-1] = sorted(steps[-1] + rows)
+
+    cell.built.model.get_input_embeddings().register_forward_pre_hook(record)  # copied with the model
+    with real_text.in_turns(real_text.loop(which, cell, str(tmp_path))) as step:
+        for _ in range(3):
+            steps.append([])
+            step()
+    assert steps == expected
+
+
+@pytest.mark.slow
+def test_real_text_measures_every_contender(tmp_path, capsys):
+    pytest.importorskip("peft")
+    target = tmp_path / "real_text.json"
+    assert command(real_text, "--tiny", "--json", target) == 0
+    found = json.loads(target.read_text())
+    assert found["machine"]["threads"] == 1
+    (cell,) = found["cells"]
+    assert set(cell["seconds_per_100_rows"]) == set(cell["peak_mib"]) == set(real_text.CONTENDERS)
+    assert len(cell["ratios"]) == len(real_text.RATIOS)
+    assert min(cell["peak_mib"].values()) > 0
+    for value in cell["ratios"].values():
+        assert 0 < value["low"] <= value["median"] <= value["high"]
+    assert command(report, target, tmp_path / "real_text.png") == 0
+    assert f"| {cell['seconds_per_100_rows']['peft_lora']:.2f} |" in capsys.readouterr().out
+    assert (tmp_path / "real_text.png").stat().st_size > 10_000
+
+
+def test_a_loop_is_held_after_every_step_and_ends_where_it_is_held():
+    parameter, ended = torch.nn.Parameter(torch.zeros(2)), []
+
+    def training():
+        optimizer = torch.optim.SGD([parameter], lr=1.0)
+        try:
+            while True:
+                parameter.grad = torch.ones(2)
+                optimizer.step()
+        finally:
+            ended.append(parameter[0].item())
+
+    with real_text.in_turns(training) as step:
+        for count in (1, 2, 3):
+            step()
+            torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0).step()  # of another loop
+            assert parameter.tolist() == [-count] * 2
+        assert not ended
+    assert ended == [-3]
+    with real_text.in_turns(lambda: 1 / 0) as step, pytest.raises(ZeroDivisionError):
+        step()
 
 
 @pytest.mark.usefixtures("small")
