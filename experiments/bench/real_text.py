@@ -19,7 +19,8 @@ to its next optimiser step, with the same rows, in alternating order, and so tim
 batches, loss, gradients, clipping, optimiser, allocation, callbacks. On the CPU it is the process's own time, with one
 thread unless --threads; on CUDA, where one contender at a time is on the card, the time between events. A ratio is the
 median of the rounds' ratios with its 95 % interval. Peak memory is that of a few steps in a process of its own, above
-what is held before the contender's model is copied.
+what is held before the contender's model is copied. On a CPU without bf16 instructions, bf16 is several times slower than
+fp32 and says little: use --precisions fp32 there.
 """
 
 import argparse
