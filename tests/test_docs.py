@@ -44,11 +44,15 @@ def test_the_speed_table_is_the_committed_result():
     assert table(json.loads((RESULTS / "step_cpu.json").read_text())) in README
 
 
-def test_the_gpu_s_launches_are_those_of_the_committed_result():
-    found = json.loads((RESULTS / "step_h100.json").read_text())
-    assert "H100" in found["machine"]["gpu"]
-    for which in ("adalora", "peft_lora", "peft_adalora"):
-        assert f"{found['models']['decoder_1b']['kernels'][which]:,}" in README
+def test_the_launches_are_those_of_the_committed_result():
+    found = json.loads((RESULTS / "launches.json").read_text())["models"]
+    for which in ("adalora+captured", "lora+captured", "peft_lora"):
+        assert f"{found['decoder']['launches'][which]:,}" in README
+    shown = [found["decoder"]["ratios"], found["encoder"]["ratios"]]
+    for ratio in [
+        ratios[f"adalora+captured / {other}"] for ratios in shown for other in ("peft_lora", "lora+captured")
+    ]:
+        assert f"{ratio:.2f}" in README
 
 
 def test_the_step_picture_shows_every_contender_and_model(tmp_path):

@@ -12,6 +12,9 @@ import transformers
 
 import adarank
 from adarank.cli import main
+from tests.harness.data.task_types.chat_models import CHATML
+from tests.harness.data.tasks import test_chat as chat
+from tests.harness.data.tasks import test_commonsense as commonsense
 from tests.integrations.models import bert
 from tests.mixtures import mixture
 
@@ -116,13 +119,14 @@ def test_every_test_that_the_table_names_exists():
 
 @pytest.fixture
 def instructions(tmp_path, monkeypatch):
-    """OWN/, E2E/ and GSM8K/ with a few rows, and lm/, a small Llama, in the folder to run in."""
+    """OWN/, E2E/, GSM8K/, TALKS/ and LLM-Adapters/dataset/ with a few rows, and lm/, a small Llama, in the folder to run in."""
     from adarank.harness.data.task_types import generate
     from adarank.harness.models import tiny
 
     monkeypatch.chdir(tmp_path)
-    for name in ("OWN", "E2E", "GSM8K"):
+    for name in ("OWN", "E2E", "GSM8K", "TALKS"):
         Path(name).mkdir()
+    commonsense.write(Path("LLM-Adapters/dataset"), {"boolq": 12, "ARC-Easy": 12})
     rows = "".join(f'"name[Pub {i}]","Pub {i} is a pub."\n' for i in range(8))
     for name in ("devset", "testset_w_refs"):
         Path("E2E", f"{name}.csv").write_text("mr,ref\n" + rows)
@@ -131,9 +135,11 @@ def instructions(tmp_path, monkeypatch):
         Path("GSM8K", f"{split}.jsonl").write_text("\n".join(asked))
         said = [json.dumps({"prompt": f"Say {i}.", "response": str(i)}) for i in range(8)]
         Path("OWN", f"{split}.jsonl").write_text("\n".join(said))
+        chat.write(Path("TALKS"), [chat.turns(f"Say {i}.", str(i)) for i in range(12)], split)
     torch.manual_seed(0)
     built = tiny("llama", width=32).build(0, generate)
     built.model.save_pretrained("lm")
+    built.tokenizer.chat_template = CHATML
     built.tokenizer.save_pretrained("lm")
 
 
@@ -144,7 +150,9 @@ def test_causal_language_models():
 
     block = next(code for code in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if "task=e2e" in code)
     lines = [shlex.split(line) for line in block.splitlines()]
-    assert [words[2] for words in lines] == ["task=e2e", "task=gsm8k", "task=instruct"]
+    assert [words[2] for words in lines] == [
+        f"task={name}" for name in ("e2e", "gsm8k", "instruct", "chat", "commonsense")
+    ]
     small = ["model=local", "model.path=lm", "tiny=true", "train.steps=3", "train.batch_size=4", "out=runs"]
     for words in lines:  # as they stand, but for the model and what makes them take seconds
         kept = [w for w in words[2:] if not w.startswith(("model", "train."))]

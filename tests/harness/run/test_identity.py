@@ -120,7 +120,7 @@ def test_every_training_setting_enters_the_name_but_those_that_decide_no_result(
         train = replace(spec.train, **{f.name: another(f, getattr(spec.train, f.name))})
         return identity.digest(deciding(replace(spec, train=train))) != before
 
-    nothing = {"gradient_checkpointing", "shard", "eval_share"}  # the last: below
+    nothing = {"capture", "gradient_checkpointing", "shard", "eval_share"}  # the last: below
     assert {f.name for f in fields(TrainConfig) if not named(f)} == nothing
 
 
