@@ -11,6 +11,7 @@ READY := $(VENV)/.ready
 
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
+unexport PYTHONDONTWRITEBYTECODE  # containers set it; the tests start dozens of processes, each of which would compile everything
 ifneq ($(wildcard ../shared),)
 export ADARANK_SHARED ?= $(abspath ../shared)
 endif

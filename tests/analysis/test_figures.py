@@ -63,6 +63,7 @@ def test_a_full_sweep_has_every_figure_with_a_caption_and_named_axes(full):
         assert panel.get_ylabel() or [label.get_text() for label in panel.get_yticklabels()], name
 
 
+@pytest.mark.slow
 def test_no_text_is_cut_off_and_no_numbers_collide_however_long_the_names(full, quickstart, write_run):
     for seed in (0, 1):  # other kinds of adalora: all get long names
         config = {"allocator._target_": "adarank.allocators.a_rather_long_name", "schedule": None, "score": None}

@@ -73,6 +73,7 @@ def test_checkpointed_activations_accumulation_and_an_init_that_looks_at_data(da
     assert again["test"]["loss"] == pytest.approx(plain["test"]["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_packed_rows_and_losses_in_chunks_change_the_results_by_rounding_alone(data, tmp_path):
     """Here with recomputed activations and a score that records them; the folder's name says that rows are packed."""
     words = ("method=adalora", "score=output", "train.gradient_accumulation_steps=2", "train.batch_size=4")

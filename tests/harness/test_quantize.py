@@ -238,6 +238,14 @@ def test_8_bit_optimisers_are_bitsandbytes_own_with_our_groups(name, paged):
     assert {(g["lr"], g["weight_decay"]) for g in optimizer.param_groups} == {(2e-3, 0.1), (1e-3, 0.1), (1e-3, 0.0)}
 
 
+def test_a_run_over_nf4_from_the_command_line(tmp_path):
+    inside("method=qlora", "tiny=true", f"out={tmp_path}")
+    (summary,) = summaries(tmp_path).values()
+    assert (summary["status"], summary["dtype"]["base"]) == ("finished", "nf4")
+    assert summary["memory"]["base_mib"]["held"] < 0.75 * summary["memory"]["base_mib"]["fp32"]
+
+
+@pytest.mark.slow
 def test_runs_over_nf4_from_the_command_line(tmp_path):
     inside("method=qlora", "tiny=true", f"out={tmp_path}")
     inside("method=qlora", "train.optimizer=adamw_8bit", "tiny=true", f"out={tmp_path / 'bits'}")
