@@ -23,7 +23,7 @@ help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
 
 demo: $(READY)  ## Train full fine-tuning, LoRA and AdaLoRA on MiniLM-L6 and sentence polarity, two seeds, and report.
-	$(BIN)/python experiments/run.py -m experiment=quickstart method=full,lora,adalora seed=0,1 out=$(OUT) tracker=wandb tracker.mode=offline
+	$(BIN)/python experiments/run.py -m hydra/launcher=cores experiment=quickstart method=full,lora,adalora seed=0,1 out=$(OUT) tracker=wandb tracker.mode=offline
 	$(BIN)/python analysis/compare.py $(OUT)
 
 test: $(READY)  ## Run the default tests: every contract with one case or a few, in about five minutes on two cores.
