@@ -63,9 +63,10 @@ def capture(
     computes in it, if activations are recomputed, if the optimiser has no `capturable` form, and wherever a value is read
     back from the device. With graphs, progressive compaction waits until a tenth of the triplets can go.
 
-    Learning rates may change between steps, by hand or by a scheduler, which is created before this call: its steps would
-    wait for the device else. The model's weights and the optimiser's state may change by `load_state_dict`. A score, a penalty and a loss must be functions of tensors: what they read elsewhere is
-    read once.
+    Learning rates may change between steps, by hand or by a scheduler. Create the scheduler before this call; the steps of
+    a later one wait for the device. The model's weights and the optimiser's state may change by `load_state_dict`. A score,
+    a penalty and a loss must be functions of tensors, because anything else that they read is read only once. Pass
+    `autocast` in place of calling the step under autocast, which would also reach the penalty.
 
     Example:
         >>> import adarank
