@@ -197,7 +197,9 @@ def _trial_cells(table: Table, search: Search) -> list[str]:
         search.chosen.settings["train.lr"],
         formats.metric(search.chosen.dev),
         "yes" if search.at_edge else formats.BLANK if len(search.tried) == 1 else "no",
-        formats.BLANK if width is None else f"{width[0]:g} to {width[1]:g} ({formats.significant(width[1] / width[0])}×)",
+        formats.BLANK
+        if width is None
+        else f"{width[0]:g} to {width[1]:g} ({formats.significant(width[1] / width[0])}×)",
         formats.metric(curves.rate_area(search)),
         formats.significant(search.chosen.scale),
     ]
@@ -219,7 +221,9 @@ def _table(title: str, names: Sequence[str], lines: Lines) -> list[TextTable]:
 def _explorer(table: Table) -> Callable[..., list[TextTable]]:
     """Makes a table of comparisons that nobody declared; none without comparisons."""
 
-    def explore(title: str, comparisons: Iterable[Comparison], higher: bool = table.higher_is_better) -> list[TextTable]:
+    def explore(
+        title: str, comparisons: Iterable[Comparison], higher: bool = table.higher_is_better
+    ) -> list[TextTable]:
         comparisons = list(comparisons)
         rows = verdicts.exploratory(comparisons, higher)
         lines = (rows, [list(comparison.runs) for comparison in comparisons])

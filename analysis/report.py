@@ -120,7 +120,9 @@ def assay_lines(report: Report) -> list[str]:
             if assay.shows:
                 lines.append(f"{table.title}: the assay shows ({found}).")
             else:
-                lines.append(f"{table.title}: this task does not respond to rank ({found}); nothing is called equivalent.")
+                lines.append(
+                    f"{table.title}: this task does not respond to rank ({found}); nothing is called equivalent."
+                )
         if not assays:
             lines.append(
                 f"{table.title}: no assay (LoRA at two ranks, or allocator=global_bottom) shows that the task responds "
