@@ -60,7 +60,7 @@ def verdict_table(table: Table, family: Family, judged: Sequence[Verdict]) -> li
     return [TextTable(title, verdicts.HEADER, rows, [verdict.comparison.runs for verdict in judged], VERDICT)]
 
 
-def further_tables(table: Table, judged: Sequence[Verdict], declared: bool = False) -> list[TextTable]:
+def further_tables(table: Table, judged: Sequence[Verdict] = (), declared: bool = False) -> list[TextTable]:
     """The tables below the main one: collapsed runs, exploratory comparisons, further test metrics, learning-rate
     trials, accuracy over budgets, the budget counted four ways, measurements by experiments/probe.py.
 
@@ -114,8 +114,8 @@ def across_tables(tables: Sequence[Table]) -> list[TextTable]:
 
 def header(table: Table) -> list[str]:
     """The column names of the main table; the metric's names its split, and the checkpoint where there are two."""
-    columns = ["mean rank", "triplets", "trainable", "kept", *_metric_columns(table), "n", "last dev"]
-    columns += ["best dev"] if table.split == "test" else []
+    columns = ["mean rank", "triplets", "trainable", "kept", *_metric_columns(table), "n"]
+    columns += ["last dev", "best dev"] if table.split == "test" else ["best dev"]
     return ["method", *table.settings, *columns, "step, ms", "÷ LoRA", "peak, MiB"]
 
 
@@ -135,8 +135,8 @@ def row_cells(table: Table, row: Row) -> list[str]:
         formats.interval(row.mean, row.half_width),
         *([other] if _has_other(table) else []),
         str(len(row.scores)),
-        formats.metric(row.last),
-        *([formats.metric(row.best)] if table.split == "test" else []),
+        *([formats.metric(row.last)] if table.split == "test" else []),
+        formats.metric(row.best),
         formats.significant(row.step_ms),
         formats.ratio(relative_time(row, table.baselines.get(row))),
         formats.significant(row.peak_mib),
