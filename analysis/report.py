@@ -119,6 +119,11 @@ def assay_lines(report: Report) -> list[str]:
             found = f"{assay.label} {formats.metric(assay.estimate.mean, '+')} {formats.span(assay.interval)}"
             if assay.shows:
                 lines.append(f"{table.title}: the assay shows ({found}).")
+            elif assay.interval and assay.interval[0] > 0:
+                lines.append(
+                    f"{table.title}: this task responds to rank by less than three margins ({found}); nothing is called "
+                    "equivalent."
+                )
             else:
                 lines.append(
                     f"{table.title}: this task does not respond to rank ({found}); nothing is called equivalent."

@@ -204,6 +204,15 @@ def test_the_reference_has_the_same_rank_and_is_the_best_on_dev(tmp_path, write_
     assert relative_time(row, table.baselines[row]) == pytest.approx(1.5)
 
 
+def test_a_method_without_ranks_is_compared_with_the_highest_rank_whichever_scored_best(tmp_path, write_run):
+    for rank, last in ((4, 0.9), (16, 0.7), (8, 0.8)):
+        write_run(tmp_path, "lora", 0, rank, metric__last=last)
+    write_run(tmp_path, "full", 0)
+    table = only(tmp_path)
+    (row,) = [row for row in table.rows if row.method == "full"]
+    assert table.labels[table.baselines[row]] == "lora 16"
+
+
 def test_times_on_different_devices_are_not_compared(tmp_path, write_run):
     write_run(tmp_path, "lora", 0)
     write_run(tmp_path, "adalora", 0, device="cuda")
