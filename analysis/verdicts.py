@@ -1,7 +1,7 @@
 """Verdicts on paired scores: paired t tests whose intervals hold together over a whole family of comparisons.
 
 One interval decides: it lies within the margin (equivalent, where the task responds to rank at all), excludes 0 (one is
-better), or neither (undecided). A study declares its family beforehand (claims.json); a folder without claims gets a
+better), or neither (undecided). Where too few pairs learned anything, only how often the methods collapse can decide. A study declares its family beforehand (claims.json); a folder without claims gets a
 default family, each method against LoRA. Whatever else is compared is exploratory and has no verdict.
 """
 
@@ -340,11 +340,15 @@ def _judge(
     pools = pooled is not None and FEWEST <= estimate.pairs <= POOLED
     if pools and pooled is not None:  # never below the pair's own: a method may be noisier than the others
         estimate = estimate._replace(spread=max(estimate.spread, pooled[0]), freedom=pooled[1])
-    interval = stats.interval(estimate, level) if estimate.pairs >= FEWEST else None
+    learned = None if c.learned is None or c.learned.all() else stats.paired(c.differences[c.learned])
+    enough = min(estimate.pairs, estimate.pairs if learned is None else learned.pairs) >= FEWEST
+    interval = stats.interval(estimate, level) if enough else None
     p = min(1.0, stats.p_value(estimate) * LEVEL / level) if interval else 1.0
     more = _more(estimate, margin, level) if interval else None
-    kind, text = _text(c, estimate, interval, sign, margin, responds, more)
-    learned = None if c.learned is None or c.learned.all() else stats.paired(c.differences[c.learned])
+    if interval is None and (winner := _learns_more_often(c, level)):
+        kind, text = "better", f"{winner} better"
+    else:
+        kind, text = _text(c, estimate, interval, sign, margin, responds, more)
     return Verdict(
         comparison=c,
         kind=kind,
@@ -362,6 +366,16 @@ def _judge(
         learned=learned,
         margin=margin,
     )
+
+
+def _learns_more_often(c: Comparison, level: float) -> str | None:
+    """The method whose runs collapse less often, by Fisher's exact test at `level`; None where that is not decided."""
+    if c.rows is None:
+        return None
+    (k, n), (j, m) = (row.failures for row in c.rows)
+    if k + j == 0 or stats.fisher_p((k, n), (j, m)) > level:
+        return None
+    return c.methods[0] if k / n < j / m else c.methods[1]
 
 
 def _text(

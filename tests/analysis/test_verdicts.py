@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -252,6 +254,21 @@ def test_collapse_is_counted_and_kept_apart_from_the_difference(tmp_path, write_
     assert cells["collapsed"] == "3 of 8 against 0 of 8"
     assert cells["Fisher's p"] == "0.2"
     assert cells["difference where both learned"].startswith("+0.0053 [+")
+
+
+@pytest.mark.parametrize(("gone", "text"), [(8, "lora better"), (6, "cannot be decided at this n")])
+def test_where_hardly_a_pair_learned_only_collapse_decides(tmp_path, write_run, gone, text):
+    """Eight of eight against none (p < .001), and two pairs left over: their difference says nothing."""
+    write_collapses(tmp_path, write_run, gone=gone)
+    if gone == 6:  # LoRA collapses in as many runs, in others
+        for seed in range(6):
+            (folder,) = tmp_path.glob(f"lora-*-s{seed}")
+            summary = json.loads((folder / "summary.json").read_text())
+            summary["metric"]["test"] = MAJORITY if seed % 2 else 0.7
+            (folder / "summary.json").write_text(json.dumps(summary))
+    verdict = judge(tmp_path)["adalora 12 → 8"]
+    assert (verdict.text, verdict.interval) == (text, None)
+    assert verdict.difference < -0.05
 
 
 def test_a_run_that_diverged_counts_as_collapsed(tmp_path, write_run):
