@@ -14,6 +14,7 @@ TRIALS_HEADER = ("method", "trials", "seeds per trial", "rates tried", "used", "
                  "within a point of the best", "mean over log rate", "α/r")  # fmt: skip
 DECISIVE = {"method", "mean rank", "n", "÷ LoRA", "train.lr"}  # columns of the main table shown before the others
 VERDICT = ("comparison", "verdict", "difference", "interval", "p", "pairs")
+COSTS = (("time", "step_ms"), ("memory", "peak_mib"))  # of a run, in its summary
 EXPLORATORY = "exploratory: 95% intervals each for itself, no verdict"
 
 
@@ -92,6 +93,22 @@ def further_tables(table: Table, judged: Sequence[Verdict], declared: bool = Fal
     result += _table(forgetting.TITLE, forgetting.header(table), forgetting.rows(table))
     result += _table(forgetting.OVER_SEEDS, forgetting.header(table, "method"), forgetting.over_seeds(table))
     return result + explore(forgetting.AGAINST, forgetting.against_lora(table), False)
+
+
+def runs_table(table: Table) -> TextTable:
+    """Every run of the table by itself."""
+    names = ["configuration", "seed", f"{table.metric}, {table.split}", "other checkpoint", "dev", "learned", "step, ms",
+             "peak, MiB"]  # fmt: skip
+    lines, runs = [], []
+    for row in table.rows:
+        for run in row.runs:
+            time, memory = (number((run.summary.get(key) or {}).get(name)) for key, name in COSTS)
+            learned = formats.BLANK if row.majority is None else "no" if run.seed in row.collapsed else "yes"
+            values = [formats.metric(value) for value in (run.score[1], run.other_score, run.dev)]
+            costs = [formats.significant(time), formats.significant(memory)]
+            lines.append([table.labels[row], str(run.seed), *values, learned, *costs])
+            runs.append([run])
+    return TextTable("All runs", names, lines, runs)
 
 
 def across_tables(tables: Sequence[Table]) -> list[TextTable]:
