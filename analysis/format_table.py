@@ -4,7 +4,18 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
-from analysis import curves, fairness, forgetting, formats, rank_maps, score_fidelity, stats, verdicts, weight_change
+from analysis import (
+    curves,
+    fairness,
+    forgetting,
+    formats,
+    items,
+    rank_maps,
+    score_fidelity,
+    stats,
+    verdicts,
+    weight_change,
+)
 from analysis.load import Run, number
 from analysis.rows import Row
 from analysis.tables import Lines, Search, Table, relative_time, searches
@@ -82,6 +93,8 @@ def further_tables(table: Table, judged: Sequence[Verdict], declared: bool = Fal
         result.append(TextTable("Learning-rate trials", TRIALS_HEADER, lines, of_search, TRIALS_HEADER[:7]))
     result += _table(curves.TITLE, curves.HEADER, curves.rows(table))
     result += explore(curves.AGAINST, curves.against_lora(table))
+    result += _table(items.TITLE, items.HEADER, items.rows(judged))
+    result += _table(items.PAIRS_TITLE, items.PAIRS_HEADER, items.mcnemar(judged))
     if rows := [row for row in table.tuned if row.ranks]:
         lines, names = [_budget_cells(table, row) for row in rows], ["method", *fairness.BUDGETS]
         result.append(TextTable("The budget, counted four ways", names, lines, [row.runs for row in rows]))
