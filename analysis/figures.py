@@ -117,7 +117,7 @@ def figures(
             f"it fits the frame. Pareto front: no other configuration is both cheaper and better.{tuned}"
         )
         yield name, caption, pareto.draw(table, cost)
-    caption = f"Learning rates: best {table.metric} on dev over each method's grid, the chosen rate circled."
+    caption = f"Learning rates: {table.metric} on dev over each method's grid, the chosen rate circled."
     yield "learning_rates", caption, learning_rates.draw(table)
     caption = (
         f"The budget during training: mean rank per module after each allocation, first seed with records.{chosen}"

@@ -136,7 +136,7 @@ def front(runs: Sequence[Run], tables: Sequence[Table], family: Family, declared
         for verdict in verdicts
     ]
     maps = rank_maps(tables, tasks, names)
-    cards, lines, left = _cards(judged, names)
+    cards, lines, left = _cards(judged)
     return Front(
         facts=_facts(runs, tables, tasks),
         standing=standing(declared),
@@ -178,7 +178,9 @@ def row_names(table: Table) -> dict[Row, str]:
 def standing(declared: Declared | None) -> str:
     """Whether the comparisons were declared before the runs."""
     if declared is None:
-        return "Not declared beforehand: each method against its reference (LoRA where there is one), corrected together."
+        return (
+            "Not declared beforehand: each method against its reference (LoRA where there is one), corrected together."
+        )
     return f"Declared {declared.declared.replace('T', ' ')} by the study {declared.study} (hash {declared.hash[:12]})."
 
 
@@ -188,7 +190,9 @@ def warnings(family: Family, declared: Declared | None) -> tuple[str, ...]:
     for i, change in enumerate(declared.changes if declared else ()):
         after = declared.changes[i + 1].declared if i + 1 < len(declared.changes) else declared.declared
         runs = f"{change.runs} run{'s' * (change.runs != 1)}"
-        lines.append(f"The claims were changed on {after.replace('T', ' ')}, after {runs}; earlier hash {change.hash[:12]}.")
+        lines.append(
+            f"The claims were changed on {after.replace('T', ' ')}, after {runs}; earlier hash {change.hash[:12]}."
+        )
     missing = [
         f"{claim.contrast.name} on {claim.task}" + (f" at budget {claim.rank}" if claim.rank is not None else "")
         for claim in family.missing
@@ -202,10 +206,8 @@ def rank_maps(tables: Sequence[Table], tasks: Sequence[str], names: Sequence[Map
     """The map of each adaptive method on each task, at its largest budget; MAPS at most."""
     found = []
     for place, (table, task, of_table) in enumerate(zip(tables, tasks, names, strict=True), 1):
-        largest: dict[str, Row] = {}
-        for row in filter(has_map, table.tuned):
-            if (row.final_rank or 0.0) >= (largest[table.kinds[row]].final_rank or 0.0 if table.kinds[row] in largest else 0.0):
-                largest[table.kinds[row]] = row
+        by_rank = sorted(filter(has_map, table.tuned), key=lambda row: row.final_rank or 0.0)
+        largest = {table.kinds[row]: row for row in by_rank}  # the last of a kind stays
         found += [_rank_map(place, task, of_table[row], row) for row in largest.values()]
     return found[:MAPS]
 
@@ -235,7 +237,7 @@ def settings(tables: Sequence[Table], family: Family) -> dict[str, Any]:
 
 
 def listed(names: Iterable[str], most: int | None = None) -> str:
-    """"a", "a and b", "a, b and c"; of more than `most` names how many are left out: "a, b and 3 more"."""
+    """ "a", "a and b", "a, b and c"; of more than `most` names how many are left out: "a, b and 3 more"."""
     names = list(dict.fromkeys(names))
     if most is not None and len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most} more"
@@ -270,7 +272,7 @@ def _facts(runs: Sequence[Run], tables: Sequence[Table], tasks: Sequence[str]) -
     return tuple((name, value) for name, value in facts if value)
 
 
-def _cards(judged: Sequence[Judged], names: Sequence[Mapping[Row, str]]) -> tuple[tuple[Card, ...], tuple[Card, ...], int]:
+def _cards(judged: Sequence[Judged]) -> tuple[tuple[Card, ...], tuple[Card, ...], int]:
     """Large cards, lines, and how many comparisons are left: the decided first, then by p."""
     limits: dict[int, float] = {}
     for each in judged:
@@ -319,10 +321,14 @@ def _rates(row: Row, other: Row) -> str:
     return f"learning rate {ours}" if ours == theirs else f"learning rates {ours} and {theirs}"
 
 
+def _ratios(row: Row, other: Row) -> tuple[float | None, float | None]:
+    """Step time and peak memory in units of the other's, None where they were not measured on one device."""
+    return relative_time(row, other), relative_cost(row, other, attrgetter("peak_mib"))
+
+
 def _costs(row: Row, other: Row) -> str:
-    """Step time and memory in units of the other's, empty where they were not measured on one device."""
-    costs = [(relative_time(row, other), "step time"), (relative_cost(row, other, attrgetter("peak_mib")), "memory")]
-    return ", ".join(f"{formats.ratio(value)} {name}" for value, name in costs if value is not None)
+    named = zip(_ratios(row, other), ("step time", "memory"), strict=True)
+    return ", ".join(f"{formats.ratio(value)} {name}" for value, name in named if value is not None)
 
 
 def _which_is_better(judged: Sequence[Judged], tables: int) -> str:
@@ -370,8 +376,11 @@ def _how_sure(judged: Sequence[Judged], family: Family, tasks: Sequence[str]) ->
             lines.append(f"An assay shows that {listed(shows, NAMED)} responds to rank." if len(shows) == 1 else
                          f"Assays show that {listed(shows, NAMED)} respond to rank.")  # fmt: skip
         where = f" on {listed(silent, NAMED)}" if len(tasks) > 1 else ""
-        lines.append(f"No assay shows a response to rank{where}, so nothing is called equivalent{' there' * bool(shows)}.")
-    more = sorted(each.verdict.more for each in judged if each.verdict.kind == "undecided" and each.verdict.more)
+        lines.append(
+            f"No assay shows a response to rank{where}, so nothing is called equivalent{' there' * bool(shows)}."
+        )
+    open_ = [each.verdict for each in judged if each.verdict.text.startswith("undecided (about")]
+    more = sorted(verdict.more for verdict in open_ if verdict.more)
     if more:
         span = f"{more[0]:,}" if more[0] == more[-1] else f"{more[0]:,} to {more[-1]:,}"
         lines.append(f"Deciding the rest would take about {span} more seeds.")
@@ -384,8 +393,7 @@ def _what_it_costs(judged: Sequence[Judged]) -> str:
     for each in judged:
         if (rows := each.verdict.comparison.rows) is not None:
             kinds = (each.table.kinds[rows[0]], each.table.kinds[rows[1]])
-            costs = (relative_time(*rows), relative_cost(*rows, attrgetter("peak_mib")))
-            ratios.setdefault(kinds, []).append(costs)
+            ratios.setdefault(kinds, []).append(_ratios(*rows))
     sentences = []
     for (of, against), costs in ratios.items():
         parts = [
@@ -405,7 +413,9 @@ def _range(values: Iterable[float | None]) -> str:
     known = sorted(value for value in values if value is not None)
     if not known:
         return ""
-    return formats.ratio(known[len(known) // 2]) if known[-1] - known[0] < BAND else f"{known[0]:.2f} to {formats.ratio(known[-1])}"
+    if known[-1] - known[0] < BAND:
+        return formats.ratio(known[len(known) // 2])
+    return f"{known[0]:.2f} to {formats.ratio(known[-1])}"
 
 
 def _where_the_rank_went(maps: Sequence[RankMap], tables: int) -> str:
@@ -472,8 +482,7 @@ def _cell(table: Table, row: Row, marks: tuple[tuple[str, str], ...]) -> Cell:
         costs = [f"{formats.significant(row.step_ms)} ms" * bool(row.step_ms)]
         costs.append(f"{formats.significant(row.peak_mib)} MiB" * bool(row.peak_mib))
     else:
-        ratios = (relative_time(row, baseline), relative_cost(row, baseline, attrgetter("peak_mib")))
-        costs = [formats.ratio(ratio) * (ratio is not None) for ratio in ratios]
+        costs = [formats.ratio(ratio) * (ratio is not None) for ratio in _ratios(row, baseline)]
     half = f" ± {formats.metric(row.half_width)}" if row.half_width is not None else ""
     return Cell(formats.metric(row.mean) + half, marks, ", ".join(filter(None, costs)))
 

@@ -135,7 +135,9 @@ def assay_lines(report: Report) -> list[str]:
             if assay.shows:
                 lines.append(f"{table.title}: the assay shows ({found}).")
             else:
-                lines.append(f"{table.title}: this task does not respond to rank ({found}); nothing is called equivalent.")
+                lines.append(
+                    f"{table.title}: this task does not respond to rank ({found}); nothing is called equivalent."
+                )
         if not assays:
             lines.append(
                 f"{table.title}: no assay (LoRA at two ranks, or allocator=global_bottom) shows that the task responds "
@@ -152,7 +154,9 @@ def write_report(out: Path, report: Report) -> Path:
     sections = [_section(report, i, name) for i, name in enumerate(names)]
     across = across_tables(report.tables)
     every_table = [table for section in sections for table in section.tables] + across
-    files = {name: content for section in sections for picture in section.pictures for name, content in picture.files.items()}
+    files = {
+        name: content for section in sections for picture in section.pictures for name, content in picture.files.items()
+    }
     for section in sections:
         of_section = export.csv_files([*section.tables, section.further[-1]], section.table.title)
         files |= {f"tables/{name}": text.encode() for name, text in of_section.items()}

@@ -101,4 +101,3 @@ def _svg(width: float, height: float, title: str, name: str, parts: Sequence[str
 
 def _short(value: float) -> str:
     return f"{value:.1f}"
-

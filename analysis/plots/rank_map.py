@@ -83,4 +83,3 @@ def _draw(ranks: dict[str, float], shades: Shades, title: str) -> "style.Figure"
     figure.colorbar(image, ax=axes, label=shades.name, shrink=0.9)
     figure.suptitle(style.wrapped(title, round(8 * figure.get_figwidth())), fontsize=12)
     return figure
-

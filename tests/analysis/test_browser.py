@@ -84,9 +84,7 @@ def chromium(size, *arguments):
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
                  "--disable-sync", f"--user-data-dir={profile}", "--enable-logging=stderr", "--virtual-time-budget=5000",
                  "--hide-scrollbars", f"--window-size={size[0]},{size[1]}"]  # fmt: skip
-        return subprocess.run(
-            [CHROMIUM, *flags, *arguments], capture_output=True, text=True, timeout=120, check=True
-        )
+        return subprocess.run([CHROMIUM, *flags, *arguments], capture_output=True, text=True, timeout=120, check=True)
 
 
 def look(page, size, method="adalora"):

@@ -43,7 +43,7 @@ def full(quickstart, write_run):
             record["score_quantiles"] = {m: [0.1, 0.2, 0.3, 0.4, 0.5 + record["step"]] for m in record["ranks"]}
         (folder / "allocations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     for lr in (1e-3, 4e-3):
-        write_run(quickstart, "lora", 0, config={"train.lr": lr}, metric__best=0.1)
+        write_run(quickstart, "lora", 0, config={"train.lr": lr}, metric__best=0.1, metric__last=0.1)
     (table,) = tables(read_runs(quickstart))
     return table
 

@@ -200,7 +200,9 @@ def test_the_answer_names_the_kinds_with_most_and_least_rank(tmp_path, write_run
     folder = write_run(tmp_path, "adalora", 0)
     summary = json.loads((folder / "summary.json").read_text())
     ranks = {"query": 9, "intermediate": 1}
-    final = {name: ranks.get(name.split(".")[-2 if "intermediate" in name else -1], 5) for name in summary["rank"]["final"]}
+    final = {
+        name: ranks.get(name.split(".")[-2 if "intermediate" in name else -1], 5) for name in summary["rank"]["final"]
+    }
     summary["rank"]["final"] = final
     (folder / "summary.json").write_text(json.dumps(summary))
     answer = dict(front_of(tmp_path).answers)["Where did the rank go?"]

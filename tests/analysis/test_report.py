@@ -72,7 +72,7 @@ def test_the_page_holds_every_cell_and_verdict(written):
         *format_table.further_tables(table, judged),
         format_table.runs_table(table),
     ]
-    assert len(every) == 5
+    assert len(every) == 4
     for text_table in every:
         assert {text_table.title, *text_table.header} <= {*page.words, table.title}
         assert {cell for row in text_table.rows for cell in row} <= set(page.words)
@@ -165,7 +165,10 @@ def test_several_tables_keep_their_pictures_apart_and_old_ones_go(quickstart, wr
     for folder in folders:
         (folder / "status.json").write_text('{"state": "running"}')
     write(quickstart)
-    assert {path.name for path in (quickstart / "report").glob("learning*")} == {"learning_curves.png", "learning_curves.svg"}
+    assert {path.name for path in (quickstart / "report").glob("learning*")} == {
+        "learning_curves.png",
+        "learning_curves.svg",
+    }
     assert not list((quickstart / "report" / "tables").glob("*stsb*"))
 
 

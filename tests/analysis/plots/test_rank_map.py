@@ -125,9 +125,11 @@ def test_maps_of_one_table_share_their_colours_and_a_difference_has_its_own(tmp_
     assert rank_map.to_compare([small, adalora]) is None
     axes = rank_map.draw_difference(adalora, sora, "adalora − sora").axes[0]
     grid, (low, high) = axes.images[0].get_array(), axes.images[0].get_clim()
-    assert grid[3, 0] == adalora.ranks["bert.encoder.layer.3.attention.self.query"] - sora.ranks[
-        "bert.encoder.layer.3.attention.self.query"
-    ]
+    assert (
+        grid[3, 0]
+        == adalora.ranks["bert.encoder.layer.3.attention.self.query"]
+        - sora.ranks["bert.encoder.layer.3.attention.self.query"]
+    )
     assert high == -low == np.abs(grid).max()
 
 
