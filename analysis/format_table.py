@@ -126,24 +126,7 @@ def runs_table(table: Table) -> TextTable:
 
 def across_tables(tables: Sequence[Table]) -> list[TextTable]:
     """Standardised differences over all tasks that share a model and targets."""
-    return [
-        TextTable(
-            f"{over.title} (Hedges' g; random-effects mean, Hartung and Knapp's interval; {EXPLORATORY.split(':')[0]})",
-            ["comparison", "mean g", "95% interval", "τ between tasks", "I²", *over.tasks],
-            [
-                [
-                    name,
-                    formats.metric(effect.mean, "+"),
-                    formats.span(effect.interval),
-                    formats.metric(effect.tau),
-                    formats.percent(effect.i2),
-                    *(formats.metric(value, "+") for value in each),
-                ]
-                for name, effect, each in over.rows
-            ],
-        )
-        for over in verdicts.across_tasks(tables)
-    ]
+    return list(map(_across_table, verdicts.across_tasks(tables)))
 
 
 def header(table: Table) -> list[str]:
@@ -175,6 +158,19 @@ def row_cells(table: Table, row: Row) -> list[str]:
         formats.ratio(relative_time(row, table.baselines.get(row))),
         formats.significant(row.peak_mib),
     ]
+
+
+def _across_table(over: verdicts.AcrossTasks) -> TextTable:
+    many = len(over.tasks) >= verdicts.MANY_TASKS
+    title = f"{over.title} (Hedges' g; random-effects mean, Hartung and Knapp's interval; exploratory)"
+    middle = ["interquartile mean, in SDs", "95% BCa"] if many else []
+    names = ["comparison", "mean g", "95% interval", "τ between tasks", "I²", *middle, *over.tasks]
+    lines = []
+    for name, effect, g, _, found in over.rows:
+        spread = [formats.metric(effect.mean, "+"), formats.span(effect.interval), formats.metric(effect.tau)]
+        of_pairs = [formats.metric(found[0], "+"), formats.span(found[1])] if found else []
+        lines.append([name, *spread, formats.percent(effect.i2), *of_pairs, *(formats.metric(x, "+") for x in g)])
+    return TextTable(title, names, lines)
 
 
 def _has_other(table: Table) -> bool:

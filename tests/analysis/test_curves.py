@@ -1,7 +1,9 @@
+import json
+
 import pytest
 
 from analysis import curves, format_table, report
-from analysis.load import read_runs
+from analysis.load import FolderError, read_runs
 from analysis.tables import searches, tables
 
 RANKS = (1, 2, 4, 8)
@@ -60,3 +62,31 @@ def test_one_rate_has_no_width(quickstart):
     (table,) = tables(read_runs(quickstart))
     assert {curves.rate_width(search, True) for search in searches(table)} == {None}
     assert "Learning-rate trials" not in report.as_text(report.load(quickstart))
+
+
+TIMES = {"models": {"a": {"median_ms": {"lora": 100.0, "adalora": 200.0}}, "b": {"median_ms": {"lora": 10, "adalora": 20}}}}
+
+
+def test_at_equal_cost_a_method_of_twice_the_time_is_compared_with_twice_the_rank(tmp_path, write_run):
+    """AdaLoRA lies a point above LoRA at every rank, which is what a doubling of the cost is worth."""
+    (tmp_path / "times.json").write_text(json.dumps(TIMES))
+    times = curves.read_times(tmp_path / "times.json")
+    assert times == pytest.approx({"lora": 1.0, "adalora": 2.0})
+    for seed in range(4):
+        for place, rank in enumerate((1, 2, 4, 8, 16)):
+            level = 0.7 + 0.01 * place + 0.001 * seed
+            for method, gain in (("lora", 0.0), ("adalora", 0.01 + 0.0005 * (seed % 2))):
+                folder = write_run(tmp_path / "runs", method, seed, rank, metric__test=level + gain)
+                summary = json.loads((folder / "summary.json").read_text())
+                summary["parameters"] |= {"trainable": 1000 * rank, "adapter": 1000 * rank, "kept": 1000 * rank}
+                (folder / "summary.json").write_text(json.dumps(summary))
+    (table,) = tables(read_runs(tmp_path / "runs"))
+    (comparison,) = curves.at_equal_cost(table, times)
+    assert comparison.differences == pytest.approx([0.0, 0.0005, 0.0, 0.0005], abs=1e-9)
+    assert curves.at_equal_cost(table, {"lora": 1.0}) == []
+
+
+def test_times_that_are_no_benchmark_are_refused(tmp_path):
+    (tmp_path / "times.json").write_text('{"models": []}')
+    with pytest.raises(FolderError, match="--times must be a JSON file"):
+        curves.read_times(tmp_path / "times.json")

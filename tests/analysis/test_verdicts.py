@@ -440,8 +440,9 @@ def test_over_tasks_standardised_differences_are_averaged(tmp_path, write_run):
     found = report.load(tmp_path)
     (over,) = across_tasks(found.tables)
     assert over.title == "minilm_l6, targets all, test, over 3 tasks: cola, rte, sst2"
-    ((name, effect, each),) = over.rows
-    assert name == "adalora 12 → 8 − LoRA"
+    ((name, effect, each, units, middle),) = over.rows
+    assert (name, middle) == ("adalora 12 → 8 − LoRA", None)
+    assert units.shape == (18,)
     by_task = {table.task: judged[0].effect for table, judged in zip(found.tables, found.family.verdicts, strict=True)}
     assert each == pytest.approx([by_task[task] for task in over.tasks])
     assert effect.i2 > 0.5
@@ -450,8 +451,21 @@ def test_over_tasks_standardised_differences_are_averaged(tmp_path, write_run):
 
 def test_over_tasks_lower_is_better_turns_the_sign(tmp_path, write_run):
     write_tasks(tmp_path, write_run, {"cola": 0.02, "e2e": 0.02}, metric__higher_is_better=False)
-    ((_, _, each),) = across_tasks(tables(read_runs(tmp_path)))[0].rows
-    assert all(g < 0 for g in each)
+    (row,) = across_tasks(tables(read_runs(tmp_path)))[0].rows
+    assert all(g < 0 for g in row.g)
+    assert row.pairs.mean() < 0
+
+
+def test_five_tasks_have_an_interquartile_mean(tmp_path, write_run):
+    write_tasks(tmp_path, write_run, dict.fromkeys(("cola", "sst2", "rte", "mrpc", "wnli"), 0.02), seeds=4)
+    found = tables(read_runs(tmp_path))
+    (row,) = across_tasks(found)[0].rows
+    value, (low, high) = row.middle
+    assert row.pairs.size == 20
+    assert value == pytest.approx(reference.trim_mean(row.pairs, 0.25))
+    assert low < value < high
+    (grid,) = format_table.across_tables(found)
+    assert "interquartile mean, in SDs" in grid.header
 
 
 def test_one_task_is_not_averaged(tmp_path, write_run):
