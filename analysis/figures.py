@@ -19,6 +19,7 @@ from analysis.plots import (
     learning_rates,
     orthogonality,
     pareto,
+    profile,
     rank_map,
     scores,
     similarity,
@@ -28,7 +29,7 @@ from analysis.plots import (
 )
 from analysis.rows import Row
 from analysis.tables import Table
-from analysis.verdicts import Verdict
+from analysis.verdicts import Verdict, across_tasks
 
 DPI = 168  # 1.75 pixels for each of the page's: sharp on a high-resolution screen and when enlarged
 FIRST = ("learning_curves", "parameters")  # the figures that the page shows before the others are asked for
@@ -83,6 +84,20 @@ def render_figures(table: Table, judged: Sequence[Verdict], suffix: str) -> tupl
         if figure is not None
     )
     return pictures, damaged + more
+
+
+def render_across(tables: Sequence[Table]) -> tuple[Picture, ...]:
+    """The performance profile of each group of tasks that is large enough for one."""
+    groups = across_tasks(tables)
+    drawn = [(over, figure) for over in groups if (figure := profile.draw(over)) is not None]
+    return tuple(
+        _picture(
+            f"profile_{i}" if len(drawn) > 1 else "profile",
+            f"Performance profile: the share of pairs in which a configuration beats LoRA by more than τ. {over.title}.",
+            figure,
+        )
+        for i, (over, figure) in enumerate(drawn, 1)
+    )
 
 
 def figures(
@@ -177,6 +192,7 @@ def _picture(name: str, caption: str, figure: "style.Figure") -> Picture:
     png, svg = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):  # the same figure always gives the same bytes
         figure.savefig(png, format="png", dpi=DPI, facecolor="white")
+        figure.set_layout_engine("none")  # everything has its place now; finding it takes a third of the time
         figure.savefig(svg, format="svg", dpi=DPI, facecolor="white", metadata={"Date": None})
     width, height = figure.get_size_inches()
     return Picture(name, caption, round(96 * width), round(96 * height), png.getvalue(), svg.getvalue())

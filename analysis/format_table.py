@@ -18,12 +18,13 @@ from analysis import (
 )
 from analysis.load import Run, number
 from analysis.rows import Row
+from analysis.settings import PIECES
 from analysis.tables import Lines, Search, Table, relative_time, searches
 from analysis.verdicts import Comparison, Family, Verdict
 
 TRIALS_HEADER = ("method", "trials", "seeds per trial", "rates tried", "used", "dev", "at the edge",
                  "within a point of the best", "mean over log rate", "α/r")  # fmt: skip
-DECISIVE = {"method", "mean rank", "n", "÷ LoRA", "train.lr"}  # columns of the main table shown before the others
+DECISIVE = {"method", *PIECES, "ranks_from", "mean rank", "n", "÷ LoRA", "train.lr"}  # columns of the main table shown first
 VERDICT = ("comparison", "verdict", "difference", "interval", "p", "pairs")
 COSTS = (("time", "step_ms"), ("memory", "peak_mib"))  # of a run, in its summary
 EXPLORATORY = "exploratory: 95% intervals each for itself, no verdict"
@@ -44,7 +45,8 @@ def format_table(table: Table) -> TextTable:
     """The main table: one row per configuration."""
     names = header(table)
     rows = [row_cells(table, row) for row in table.rows]
-    first = [name for name in names if name in DECISIVE or name == _metric_columns(table)[0]]
+    decisive = DECISIVE | {_metric_columns(table)[0]}
+    first = [name for name in names if name in decisive]
     return TextTable(table.title, names, rows, [row.runs for row in table.rows], first)
 
 

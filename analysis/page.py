@@ -1,6 +1,7 @@
 """What the page's first screen says: what was compared, which method is better, how sure that is, what it costs, where
 the rank went. Plain data and sentences; templates/ lays them out."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -24,6 +25,7 @@ FILLED = 3  # large cards that the undecided fill up to
 LISTED = 16  # further comparisons, one line each; the tables hold the rest
 MAPS = 6  # rank maps on the first screen
 NAMED = 3  # examples in a sentence
+SPOKEN = 2  # maps in a sentence
 BAND = 0.05  # rates and ratios closer than this are one
 ORDER = ("better", "equivalent", "undecided", "impossible")
 MARKS = {"equivalent": "=", "undecided": "?", "impossible": "×"}
@@ -50,9 +52,11 @@ class Card:
 
 
 class Cell(NamedTuple):
-    """A configuration on a task. marks: (sign, what it means) of each verdict on it; cost: step time and memory."""
+    """A configuration on a task. score: the mean; interval: with its half-width; marks: (sign, what it means) of each
+    verdict on it; cost: step time and memory."""
 
     score: str
+    interval: str
     marks: tuple[tuple[str, str], ...]
     cost: str
 
@@ -79,9 +83,12 @@ class RankMap(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """An SVG with its caption; place, runs: what the page's filters look at."""
+    """A map with its caption. names: those of its rows, as an SVG; repeated: the map before has the same; place, runs:
+    what the page's filters look at."""
 
     caption: str
+    names: str
+    repeated: bool
     svg: str
     place: int
     runs: tuple[Run, ...]
@@ -171,16 +178,24 @@ def row_names(table: Table) -> dict[Row, str]:
     """A name for each row: kind and ranks where that is enough among the tuned rows, else its label."""
     tuned = set(table.tuned)
     short = {row: kind_and_ranks(table, row) for row in table.rows}
-    taken = [short[row] for row in tuned]
-    return {row: name if row in tuned and taken.count(name) == 1 else table.labels[row] for row, name in short.items()}
+    taken = Counter(short[row] for row in tuned)
+    enough = {row for row, name in short.items() if row in tuned and taken[name] == 1}
+    return {row: bracketed(name if row in enough else table.labels[row]) for row, name in short.items()}
+
+
+def bracketed(name: str) -> str:
+    """`adalora 12 → 8, allocator uniform` as `adalora 12 → 8 (uniform)`: shorter, and it can be listed."""
+    first, *words = name.split(", ", 1)
+    if not words:
+        return first
+    inside = words[0].replace("allocator ", "").replace(" (", ": ").replace(")", "")
+    return f"{first} ({inside})"
 
 
 def standing(declared: Declared | None) -> str:
     """Whether the comparisons were declared before the runs."""
     if declared is None:
-        return (
-            "Not declared beforehand: each method against its reference (LoRA where there is one), corrected together."
-        )
+        return "Not declared beforehand: each method against LoRA (or else the first), corrected together."
     return f"Declared {declared.declared.replace('T', ' ')} by the study {declared.study} (hash {declared.hash[:12]})."
 
 
@@ -254,9 +269,12 @@ def _names(verdict: Verdict, names: Mapping[Row, str]) -> tuple[str, str]:
 
 def _facts(runs: Sequence[Run], tables: Sequence[Table], tasks: Sequence[str]) -> tuple[tuple[str, str], ...]:
     rows = [row for table in tables for row in table.rows]
-    kinds = dict.fromkeys(table.kinds[row] for table in tables for row in table.rows)
+    kinds = dict.fromkeys(bracketed(table.kinds[row]) for table in tables for row in table.rows)
     seeds = sorted({len(row.scores) for table in tables for row in table.tuned})
-    metrics = dict.fromkeys(f"{table.metric} on {table.split}" for table in tables)
+    metrics = [
+        f"{listed((table.metric for table in tables if table.split == split), 3)} on {split}"
+        for split in dict.fromkeys(table.split for table in tables)
+    ]
     checkpoints = {rows[0].runs[0].checkpoint} if any(table.split == "test" for table in tables) else {"last"}
     count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     targets = dict.fromkeys(table.targets for table in tables if table.targets)
@@ -266,7 +284,7 @@ def _facts(runs: Sequence[Run], tables: Sequence[Table], tasks: Sequence[str]) -
         ("tasks" if len(tasks) > 1 else "task", listed(dict.fromkeys(table.task for table in tables), 8)),
         ("methods", listed(kinds, 8)),
         ("seeds", count),
-        ("judged by", f"{listed(metrics, 3)}, {listed(checkpoints)} checkpoint"),
+        ("judged by", f"{listed(metrics)}, {listed(checkpoints)} checkpoint"),
         ("runs", state_counts(runs)),
     ]
     return tuple((name, value) for name, value in facts if value)
@@ -348,13 +366,13 @@ def _which_is_better(judged: Sequence[Judged], tables: int) -> str:
     decided = sum(map(len, [*won.values(), *same.values()]))
     rest = len(judged) - decided
     if not found:
-        return f"Not decided: {_whole(judged)} no method is shown to be better."
+        return (
+            "Not decided: "
+            + (f"none of {len(judged)} comparisons shows" if len(judged) > 1 else "the only comparison does not show")
+            + " that one method is better."
+        )
     text = "; ".join(found[:NAMED]) + (f"; {len(found) - NAMED} more below" if len(found) > NAMED else "") + "."
     return text + (f" Of {len(judged)} comparisons, {rest} {'is' if rest == 1 else 'are'} undecided." if rest else "")
-
-
-def _whole(judged: Sequence[Judged]) -> str:
-    return "in the only comparison" if len(judged) == 1 else f"in none of {len(judged)} comparisons"
 
 
 def _on(tasks: Sequence[str], tables: int) -> str:
@@ -373,8 +391,8 @@ def _how_sure(judged: Sequence[Judged], family: Family, tasks: Sequence[str]) ->
     silent = [task for task in tasks if task not in shows]
     if silent:
         if shows:
-            lines.append(f"An assay shows that {listed(shows, NAMED)} responds to rank." if len(shows) == 1 else
-                         f"Assays show that {listed(shows, NAMED)} respond to rank.")  # fmt: skip
+            verb = "responds" if len(shows) == 1 else "respond"
+            lines.append(f"By their assays, {listed(shows, NAMED)} {verb} to rank.")
         where = f" on {listed(silent, NAMED)}" if len(tasks) > 1 else ""
         lines.append(
             f"No assay shows a response to rank{where}, so nothing is called equivalent{' there' * bool(shows)}."
@@ -392,21 +410,20 @@ def _what_it_costs(judged: Sequence[Judged]) -> str:
     ratios: dict[tuple[str, str], list[tuple[float | None, float | None]]] = {}
     for each in judged:
         if (rows := each.verdict.comparison.rows) is not None:
-            kinds = (each.table.kinds[rows[0]], each.table.kinds[rows[1]])
-            ratios.setdefault(kinds, []).append(_ratios(*rows))
-    sentences = []
-    for (of, against), costs in ratios.items():
-        parts = [
-            f"{span} {name}"
-            for span, name in zip(map(_range, zip(*costs, strict=True)), ("the step time", "the memory"), strict=True)
-            if span
-        ]
-        if parts:
-            sentences.append(f"{of}: {' and '.join(parts)} of {against}")
-    if not sentences:
+            against, of = (bracketed(each.table.kinds[row]) for row in rows[::-1])
+            ratios.setdefault((against, of), []).append(_ratios(*rows))
+    measured: dict[str, list[str]] = {}
+    for (against, of), costs in ratios.items():
+        time, memory = map(_range, zip(*costs, strict=True))
+        if time or memory:
+            measured.setdefault(against, []).append(f"{of} {' and '.join(filter(None, (time, memory)))}")
+    if not measured:
         return "Not comparable: no two configurations were measured on the same device." if judged else formats.BLANK
-    text = "; ".join(sentences[:NAMED])
-    return text + (f"; {len(sentences) - NAMED} more in the table." if len(sentences) > NAMED else ".")
+    return " ".join(
+        f"Step time and memory relative to {against}: {'; '.join(parts[:NAMED])}"
+        + (f"; {len(parts) - NAMED} more in the table." if len(parts) > NAMED else ".")
+        for against, parts in list(measured.items())[:2]
+    )
 
 
 def _range(values: Iterable[float | None]) -> str:
@@ -421,20 +438,15 @@ def _range(values: Iterable[float | None]) -> str:
 def _where_the_rank_went(maps: Sequence[RankMap], tables: int) -> str:
     if not maps:
         return "No method chose the ranks of its modules."
-    said: dict[tuple[str, str, str], list[RankMap]] = {}
-    for each in maps:
-        means = np.array([np.nanmean(line) for line in each.ranks])
-        said.setdefault((each.label, each.kinds[int(means.argmax())], each.kinds[int(means.argmin())]), []).append(each)
-    sentences = []
-    for (label, most, least), same in said.items():
-        spans = []
-        for kind in (most, least):
-            means = [float(np.nanmean(each.ranks[each.kinds.index(kind)])) for each in same]
-            low, high = formats.rank(round(min(means), 1)), formats.rank(round(max(means), 1))
-            spans.append(low if low == high else f"{low} to {high}")
-        on = _on([each.task for each in same], tables)
-        sentences.append(f"{label}{on}: most in {most} (mean rank {spans[0]}), least in {least} ({spans[1]})")
-    text = "; ".join(sentences[:2]) + (f"; {len(sentences) - 2} more below" if len(sentences) > 2 else "") + "."
+    parts = []
+    for i, each in enumerate(maps[:SPOKEN]):
+        means = [float(np.nanmean(line)) for line in each.ranks]
+        most, least = (each.kinds[means.index(mean)] for mean in (max(means), min(means)))
+        high, low = (formats.rank(round(mean, 1)) for mean in (max(means), min(means)))
+        who = "" if i and each.label == maps[i - 1].label else f"{each.label} gives "
+        on = f" on {each.task}" * (tables > 1)
+        parts.append(f"{who}most to {most} and least to {least}{on} (mean ranks {high} and {low})")
+    text = "; ".join(parts) + (f"; {len(maps) - SPOKEN} more below." if len(maps) > SPOKEN else ".")
     known = [each.agreement for each in maps if each.agreement is not None]
     if known:
         low, high = min(a.value for a in known), max(a.value for a in known)
@@ -483,8 +495,9 @@ def _cell(table: Table, row: Row, marks: tuple[tuple[str, str], ...]) -> Cell:
         costs.append(f"{formats.significant(row.peak_mib)} MiB" * bool(row.peak_mib))
     else:
         costs = [formats.ratio(ratio) * (ratio is not None) for ratio in _ratios(row, baseline)]
-    half = f" ± {formats.metric(row.half_width)}" if row.half_width is not None else ""
-    return Cell(formats.metric(row.mean) + half, marks, ", ".join(filter(None, costs)))
+    return Cell(
+        formats.metric(row.mean), formats.interval(row.mean, row.half_width), marks, ", ".join(filter(None, costs))
+    )
 
 
 def _rank_map(place: int, task: str, label: str, row: Row) -> RankMap:
@@ -506,31 +519,40 @@ def _draw_maps(maps: Sequence[RankMap]) -> Maps | None:
     if not maps:
         return None
     top = max(float(np.nanmax(each.ranks)) for each in maps)
-    drawings = [
+    pairs = sorted(_pairs(maps), key=lambda pair: _telling(*pair))
+    most = max((float(np.nanmax(np.abs(one.ranks - other.ranks))) for one, other in pairs), default=0.0)
+    drawn = [
         Drawing(
             _caption(each, maps),
-            inline.rank_cells(each.ranks, each.kinds, (0.0, top), "cividis", f"Final ranks of {each.label} on {each.task}, "
-                              "kinds of modules by blocks"),
+            inline.row_names(each.kinds, len(each.blocks)),
+            i > 0 and each.kinds == maps[i - 1].kinds,
+            inline.rank_cells(
+                each.ranks, (0.0, top), "cividis", f"Final ranks, kinds of modules by blocks: {_full(each)}"
+            ),
             each.place,
             each.runs,
         )
-        for each in maps
-    ]  # fmt: skip
-    pairs = sorted(_pairs(maps), key=lambda pair: _telling(*pair))
-    grids = [one.ranks - other.ranks for one, other in pairs]
-    most = max((float(np.nanmax(np.abs(grid))) for grid in grids), default=0.0)
+        for i, each in enumerate(maps)
+    ]
     differences = [
         Drawing(
             f"{_caption(one, maps)} − {_caption(other, maps)}",
-            inline.rank_cells(grid, one.kinds, (-most, most), "PuOr", f"Final ranks of {one.label} on {one.task} minus "
-                              f"those of {other.label} on {other.task}"),
+            drawn[maps.index(one)].names,
+            one.kinds == maps[-1].kinds,
+            inline.rank_cells(
+                one.ranks - other.ranks, (-most, most), "PuOr", f"Rank of {_full(one)} minus {_full(other)}", digits=0
+            ),
             one.place,
             (*one.runs, *other.runs),
         )
-        for (one, other), grid in zip(pairs, grids, strict=True)
-    ]  # fmt: skip
+        for one, other in pairs
+    ]
     scales = [tuple(colour for colour, _ in inline.levels(palette)) for palette in ("cividis", "PuOr")]
-    return Maps(tuple(drawings), top, tuple(differences), most, *scales)
+    return Maps(tuple(drawn), top, tuple(differences), most, *scales)
+
+
+def _full(each: RankMap) -> str:
+    return f"{each.label} on {each.task}"
 
 
 def _pairs(maps: Sequence[RankMap]) -> list[tuple[RankMap, RankMap]]:

@@ -21,7 +21,7 @@ from adarank.runs.files import write_bytes
 from analysis import claims, export, formats, page
 from analysis.claims import Declared
 from analysis.fairness import notes
-from analysis.figures import Picture, render_figures
+from analysis.figures import Picture, render_across, render_figures
 from analysis.format_table import TextTable, across_tables, format_table, further_tables, runs_table, verdict_table
 from analysis.load import FolderError, Run, read_runs, state_counts
 from analysis.tables import Table, tables
@@ -102,8 +102,10 @@ def load(out: Path) -> Report:
 def as_text(report: Report, width: int = WIDTH) -> str:
     """For the terminal: the verdicts first, then the tables, the runs that do not count, how to read the tables. No line
     is longer than `width`."""
-    claimed = [page.standing(report.declared), *page.warnings(report.family, report.declared)]
-    parts = ["\n".join(export.wrap(line, width) for line in [*claimed, *assay_lines(report)])]
+    front = page.front(report.runs, report.tables, report.family, report.declared)
+    answers = [f"{question} {answer}" for question, answer in front.answers]
+    lines = [*answers, front.standing, *front.warnings, *assay_lines(report)]
+    parts = ["\n".join(export.wrap(line, width) for line in lines)]
     verdicts = [
         table
         for table, judged in zip(report.tables, report.family.verdicts, strict=True)
@@ -135,8 +137,9 @@ def assay_lines(report: Report) -> list[str]:
             if assay.shows:
                 lines.append(f"{table.title}: the assay shows ({found}).")
             else:
+                some = " by three margins" if assay.interval and assay.interval[0] > 0 else ""
                 lines.append(
-                    f"{table.title}: this task does not respond to rank ({found}); nothing is called equivalent."
+                    f"{table.title}: this task does not respond to rank{some} ({found}); nothing is called equivalent."
                 )
         if not assays:
             lines.append(
@@ -152,17 +155,16 @@ def write_report(out: Path, report: Report) -> Path:
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     names = page.short_names(report.tables)
     sections = [_section(report, i, name) for i, name in enumerate(names)]
-    across = across_tables(report.tables)
+    across, profiles = across_tables(report.tables), render_across(report.tables)
     every_table = [table for section in sections for table in section.tables] + across
-    files = {
-        name: content for section in sections for picture in section.pictures for name, content in picture.files.items()
-    }
+    pictures = [*(picture for section in sections for picture in section.pictures), *profiles]
+    files = {name: content for picture in pictures for name, content in picture.files.items()}
     for section in sections:
         of_section = export.csv_files([*section.tables, section.further[-1]], section.table.title)
         files |= {f"tables/{name}": text.encode() for name, text in of_section.items()}
     files |= {f"tables/{name}": text.encode() for name, text in export.csv_files(across, "over tasks").items()}
     files["tables.md"], files["tables.tex"] = export.markdown(every_table).encode(), export.latex(every_table).encode()
-    files["index.html"] = _render(out.resolve().name, report, sections, across).encode()
+    files["index.html"] = _render(out.resolve().name, report, sections, across, profiles).encode()
     for name, content in files.items():
         write_bytes(folder / name, content)
     for kind in ("*.png", "*.svg", "tables/*.csv"):  # files of an earlier report that this one does not have
@@ -210,23 +212,25 @@ def _uncounted(report: Report) -> list[Run]:
     return [run for run in report.runs if run.state != "finished"]
 
 
-def _render(name: str, report: Report, sections: Sequence[Section], across: Sequence[TextTable]) -> str:
+def _render(
+    name: str, report: Report, sections: Sequence[Section], across: Sequence[TextTable], profiles: Sequence[Picture]
+) -> str:
     import jinja2
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    kinds = list(dict.fromkeys(table.kinds[row] for table in report.tables for row in table.rows))
-    kind_of = {
-        run.name: kinds.index(table.kinds[row]) for table in report.tables for row in table.rows for run in row.runs
-    }
+    named = [(page.bracketed(table.kinds[row]), row.runs) for table in report.tables for row in table.rows]
+    kinds = list(dict.fromkeys(kind for kind, _ in named))
+    kind_of = {run.name: kinds.index(kind) for kind, runs in named for run in runs}
     ids = itertools.count(1)
     return environment.get_template("report.html.j2").render(
         name=name,
         front=page.front(report.runs, report.tables, report.family, report.declared),
         sections=sections,
         across=across,
+        profiles=profiles,
         uncounted=_uncounted_table(report),
         legend=LEGEND,
         kinds=kinds,

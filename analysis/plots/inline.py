@@ -13,7 +13,8 @@ from analysis.plots.forest import STYLES
 LEVELS = 16  # colours of a map
 AXIS = (240, 30)  # width and height of an axis, in px
 MAP = (128, 112)  # what the cells of a map fill at most, in px
-READABLE = (17, 13)  # a cell that holds its number, in px
+READABLE = (15, 12)  # a cell that holds its number, in px
+NAMED = 9  # the height of a row that has a name, in px
 
 
 def axis(kind: str, mean: float, interval: tuple[float, float] | None, margin: float | None, limit: float) -> str:
@@ -44,34 +45,40 @@ def axis(kind: str, mean: float, interval: tuple[float, float] | None, margin: f
 
 
 def rank_cells(
-    values: NDArray[np.float64], names: Sequence[str], limits: tuple[float, float], palette: str, title: str
+    values: NDArray[np.float64], limits: tuple[float, float], palette: str, title: str, digits: int = 1
 ) -> str:
-    """Cells of `values` [rows, columns], coloured over `limits`; NaN: no cell. Rows have `names`; where the cells are
-    large enough, each holds its number. palette: a colour map of Matplotlib."""
+    """Cells of `values` [rows, columns], coloured over `limits`; NaN: no cell. Where they are large enough, each holds its
+    number. palette: a colour map of Matplotlib; digits: of the numbers below ten."""
     rows, columns = values.shape
-    wide, high = (max(3, min(18, size // count)) for size, count in zip(MAP, (columns, rows), strict=True))
-    named = high >= 9  # rows too low for their names have none
-    left = 6 + round(5.4 * max(map(len, names), default=0)) if named else 0
+    wide, high = _cell(rows, columns)
     colours = levels(palette)
     place = np.clip((values - limits[0]) / (limits[1] - limits[0] or 1.0) * LEVELS, 0, LEVELS - 1)
     paths: dict[int, list[str]] = {}
-    texts = []
+    numbers = []
     for (row, column), value in np.ndenumerate(values):
         if not np.isfinite(value):
             continue
         level = int(place[row, column])
-        paths.setdefault(level, []).append(f"M{left + wide * column} {high * row}h{wide}v{high}h-{wide}z")
+        paths.setdefault(level, []).append(f"M{wide * column} {high * row}h{wide}v{high}h-{wide}z")
         if wide >= READABLE[0] and high >= READABLE[1]:
-            number = formats.rank(round(float(value), 1 if abs(value) < 9.95 else 0)).replace("-", "−")
-            x, y = left + wide * (column + 0.5), high * (row + 0.5) + 3
-            texts.append(f'<text x="{x:g}" y="{y:g}" text-anchor="middle" fill="{colours[level][1]}">{number}</text>')
+            number = formats.rank(round(float(value), digits if abs(value) < 9.95 else 0) + 0.0).replace("-", "−")
+            x, y = wide * (column + 0.5), high * (row + 0.5) + 3
+            numbers.append(f'<text x="{x:g}" y="{y:g}" text-anchor="middle" fill="{colours[level][1]}">{number}</text>')
     parts = [f'<path fill="{colours[level][0]}" d="{"".join(cells)}"/>' for level, cells in sorted(paths.items())]
-    if named:
-        parts += [
-            f'<text x="{left - 4}" y="{high * (row + 0.5) + 3:g}" text-anchor="end">{escape(name)}</text>'
-            for row, name in enumerate(names)
-        ]
-    return _svg(left + wide * columns, high * rows, title, "cells", parts + texts)
+    return _svg(wide * columns, high * rows, title, "cells", parts + numbers)
+
+
+def row_names(names: Sequence[str], columns: int) -> str:
+    """The names of a map's rows, to stand left of its cells; nothing where the rows are too low for them."""
+    high = _cell(len(names), columns)[1]
+    if high < NAMED:
+        return ""
+    width = 4 + round(5.3 * max(map(len, names)))
+    texts = [
+        f'<text x="{width - 3}" y="{high * (row + 0.5) + 3:g}" text-anchor="end">{escape(name)}</text>'
+        for row, name in enumerate(names)
+    ]
+    return _svg(width, high * len(names), "Kinds of modules", "names", texts)
 
 
 def levels(palette: str) -> list[tuple[str, str]]:
@@ -81,6 +88,12 @@ def levels(palette: str) -> list[tuple[str, str]]:
 
     colours = [colormaps[palette](i / (LEVELS - 1)) for i in range(LEVELS)]
     return [(to_hex(colour), style.ink(*colour[:3])) for colour in colours]
+
+
+def _cell(rows: int, columns: int) -> tuple[int, int]:
+    """Width and height of a cell, in px."""
+    wide, high = (max(3, min(16, size // count)) for size, count in zip(MAP, (columns, rows), strict=True))
+    return wide, high
 
 
 def _mark(kind: str, x: float, y: float, colour: str) -> str:

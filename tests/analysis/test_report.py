@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -186,8 +187,9 @@ def test_runs_without_any_records_still_make_a_page(tmp_path, write_run):
 @pytest.mark.parametrize("script", representatives(["compare.py", "report.py"], 1))
 def test_the_scripts_run_from_any_directory(quickstart, tmp_path, script):
     done = subprocess.run(
-        [sys.executable, ANALYSIS / script, quickstart], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+        [sys.executable, ANALYSIS / script, quickstart], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "COLUMNS": "100"},
+    )  # fmt: skip
     lines = done.stdout.splitlines()
     assert Path(lines[-1]) == (quickstart / "report" / "index.html").resolve()
     assert Path(lines[-1]).is_file()

@@ -47,20 +47,30 @@ def test_each_kind_of_verdict_has_a_shape_of_its_own():
 
 def test_equal_ranks_have_equal_colours_and_cells_hold_their_numbers():
     values = np.array([[0.0, 8.0], [4.0, np.nan], [8.0, 0.26]])
-    root = parsed(inline.rank_cells(values, ["query", "key", "a < b"], (0.0, 8.0), "cividis", "Ranks & more"))
+    root = parsed(inline.rank_cells(values, (0.0, 8.0), "cividis", "Ranks & more"))
     assert root.get("aria-label") == "Ranks & more"
     cells = {path.get("fill"): path.get("d").count("M") for path in root.findall("path")}
     assert sorted(cells.values()) == [1, 2, 2]  # 4 | the two eights | 0 and 0.26
-    texts = [text.text for text in root.findall("text")]
-    assert texts == ["query", "key", "a < b", "0", "8", "4", "8", "0.3"]
+    assert [text.text for text in root.findall("text")] == ["0", "8", "4", "8", "0.3"]
+    signed = parsed(inline.rank_cells(np.array([[-1.6, -0.2]]), (-8.0, 8.0), "PuOr", "t", digits=0))
+    assert [text.text for text in signed.findall("text")] == ["−2", "0"]
+
+
+def test_names_stand_at_the_height_of_their_rows():
+    cells = parsed(inline.rank_cells(np.ones((3, 6)), (0.0, 1.0), "cividis", "t"))
+    names = parsed(inline.row_names(["query", "key", "a < b"], 6))
+    assert names.get("height") == cells.get("height")
+    assert [text.text for text in names.findall("text")] == ["query", "key", "a < b"]
+    ys = [float(text.get("y")) for text in names.findall("text")]
+    height = float(cells.get("height")) / 3
+    assert np.diff(ys).tolist() == [height, height]
 
 
 def test_many_cells_are_small_and_without_numbers():
     values = np.arange(7.0 * 64).reshape(7, 64)
-    svg = inline.rank_cells(values, list("abcdefg"), (0.0, 448.0), "cividis", "t")
+    svg = inline.rank_cells(values, (0.0, 448.0), "cividis", "t")
     root = parsed(svg)
-    assert [text.text for text in root.findall("text")] == list("abcdefg")
+    assert root.findall("text") == []
     assert len(root.findall("path")) == inline.LEVELS
     assert len(svg) < 64 * 7 * 25
-    crowded = parsed(inline.rank_cells(np.ones((60, 4)), ["expert"] * 60, (0.0, 1.0), "cividis", "t"))
-    assert crowded.findall("text") == []
+    assert inline.row_names(["expert"] * 60, 4) == ""
