@@ -63,7 +63,7 @@ def verdict_table(table: Table, family: Family, judged: Sequence[Verdict]) -> li
     return [TextTable(title, verdicts.HEADER, rows, [verdict.comparison.runs for verdict in judged], VERDICT)]
 
 
-def further_tables(table: Table, judged: Sequence[Verdict], declared: bool = False) -> list[TextTable]:
+def further_tables(table: Table, judged: Sequence[Verdict] = (), declared: bool = False) -> list[TextTable]:
     """The tables below the main one: collapsed runs, exploratory comparisons, further test metrics, learning-rate
     trials, accuracy over budgets, the budget counted four ways, measurements by experiments/probe.py.
 
@@ -133,8 +133,8 @@ def across_tables(tables: Sequence[Table]) -> list[TextTable]:
 
 def header(table: Table) -> list[str]:
     """The column names of the main table; the metric's names its split, and the checkpoint where there are two."""
-    columns = ["mean rank", "triplets", "trainable", "kept", *_metric_columns(table), "n", "last dev"]
-    columns += ["best dev"] if table.split == "test" else []
+    columns = ["mean rank", "triplets", "trainable", "kept", *_metric_columns(table), "n"]
+    columns += ["last dev", "best dev"] if table.split == "test" else ["best dev"]
     return ["method", *table.settings, *columns, "step, ms", "÷ LoRA", "peak, MiB"]
 
 
@@ -154,8 +154,8 @@ def row_cells(table: Table, row: Row) -> list[str]:
         formats.interval(row.mean, row.half_width),
         *([other] if _has_other(table) else []),
         str(len(row.scores)),
-        formats.metric(row.last),
-        *([formats.metric(row.best)] if table.split == "test" else []),
+        *([formats.metric(row.last)] if table.split == "test" else []),
+        formats.metric(row.best),
         formats.significant(row.step_ms),
         formats.ratio(relative_time(row, table.baselines.get(row))),
         formats.significant(row.peak_mib),
@@ -216,7 +216,9 @@ def _trial_cells(table: Table, search: Search) -> list[str]:
         search.chosen.settings["train.lr"],
         formats.metric(search.chosen.dev),
         "yes" if search.at_edge else formats.BLANK if len(search.tried) == 1 else "no",
-        formats.BLANK if width is None else f"{width[0]:g} to {width[1]:g} ({formats.significant(width[1] / width[0])}×)",
+        formats.BLANK
+        if width is None
+        else f"{width[0]:g} to {width[1]:g} ({formats.significant(width[1] / width[0])}×)",
         formats.metric(curves.rate_area(search)),
         formats.significant(search.chosen.scale),
     ]
@@ -238,7 +240,9 @@ def _table(title: str, names: Sequence[str], lines: Lines) -> list[TextTable]:
 def _explorer(table: Table) -> Callable[..., list[TextTable]]:
     """Makes a table of comparisons that nobody declared; none without comparisons."""
 
-    def explore(title: str, comparisons: Iterable[Comparison], higher: bool = table.higher_is_better) -> list[TextTable]:
+    def explore(
+        title: str, comparisons: Iterable[Comparison], higher: bool = table.higher_is_better
+    ) -> list[TextTable]:
         comparisons = list(comparisons)
         rows = verdicts.exploratory(comparisons, higher)
         lines = (rows, [list(comparison.runs) for comparison in comparisons])

@@ -136,10 +136,14 @@ def assay_lines(report: Report) -> list[str]:
             found = f"{assay.label} {formats.metric(assay.estimate.mean, '+')} {formats.span(assay.interval)}"
             if assay.shows:
                 lines.append(f"{table.title}: the assay shows ({found}).")
-            else:
-                some = " by three margins" if assay.interval and assay.interval[0] > 0 else ""
+            elif assay.interval and assay.interval[0] > 0:
                 lines.append(
-                    f"{table.title}: this task does not respond to rank{some} ({found}); nothing is called equivalent."
+                    f"{table.title}: this task responds to rank by less than three margins ({found}); nothing is called "
+                    "equivalent."
+                )
+            else:
+                lines.append(
+                    f"{table.title}: this task does not respond to rank ({found}); nothing is called equivalent."
                 )
         if not assays:
             lines.append(

@@ -13,7 +13,7 @@ from analysis import formats, stats
 from analysis.load import Run, mean, number, read_config, read_counts, text
 
 # Settings, or groups of settings, that no column of their own shows. First those that other columns show.
-HIDDEN = {"seed", "method", "targets", "rank", "init_rank"}
+HIDDEN = {"seed", "method", "arm", "targets", "rank", "init_rank", "test"}
 HIDDEN |= {"out", "force", "retry", "checkpoint_seconds", "tracker", "experiment", "hydra", "device", "workers",
            "launcher"}  # no effect on the result  # fmt: skip
 HIDDEN |= {"ranks_from", "ranks_shuffle", "ranks_shuffle_seed"}  # `Row.visible` says in words what they mean
@@ -150,7 +150,9 @@ def make_row(runs: Sequence[Run], diverged: Iterable[int] = ()) -> Row:
         scores=scores,
         other_scores=other_scores,
         majority=majority,
-        collapsed=frozenset(seed for seed, score in scores.items() if majority is not None and score <= majority + 1e-9),
+        collapsed=frozenset(
+            seed for seed, score in scores.items() if majority is not None and score <= majority + 1e-9
+        ),
         diverged=frozenset(diverged) - scores.keys(),
         mean=center,
         half_width=half_width,

@@ -26,7 +26,7 @@ LEVEL = 0.05
 MARGIN = 0.005  # half a point: a smaller difference has no practical meaning on a 0..1 scale
 FEWEST = 3  # pairs without which the spread of the differences is a guess
 MANY_TASKS = 5  # from which on an interquartile mean and a profile over tasks say something
-POOLED = 5  # up to this many pairs the spread is pooled over the methods of a table
+POOLED = 5  # up to this many pairs the spread is at least that pooled over the methods of a table, with its freedom
 UNIFORM = "uniform"
 UNIFORM_TITLE = "Against the uniform control: the same method and budget, the same rank everywhere"
 HEADER = ("comparison", "verdict", "difference", "interval", "p", "sign flip", "P(better)", "pairs",
@@ -197,7 +197,9 @@ def family(tables: Sequence[Table], claims: Claims | None = None) -> Family:
         missing = [claim for claim in claims.each if claim not in run]
     assays = [_assays(table, claims) for table in tables]
     verdicts = [
-        judge(of_table, margin_of(table, claims), table.higher_is_better, level, any(assay.shows for assay in of_assays))
+        judge(
+            of_table, margin_of(table, claims), table.higher_is_better, level, any(assay.shows for assay in of_assays)
+        )
         for table, of_table, level, of_assays in zip(tables, comparisons, levels, assays, strict=True)
     ]
     return Family(claims is not None, claims.alpha if claims else LEVEL, verdicts, assays, missing)
@@ -259,7 +261,9 @@ def across_tasks(tables: Sequence[Table]) -> list[AcrossTasks]:
         best = [_best_by_kind(table) for table in group]
         rows = []
         for key in (key for key in best[0] if all(key in of_table for of_table in best)):
-            pairs = [(of_table[key], table.baselines[of_table[key]]) for of_table, table in zip(best, group, strict=True)]
+            pairs = [
+                (of_table[key], table.baselines[of_table[key]]) for of_table, table in zip(best, group, strict=True)
+            ]
             if any(row is baseline for row, baseline in pairs):
                 continue
             signs = [1.0 if table.higher_is_better else -1.0 for table in group]
@@ -335,8 +339,8 @@ def _judge(
 ) -> Verdict:
     estimate = stats.paired(c.differences)
     pools = pooled is not None and FEWEST <= estimate.pairs <= POOLED
-    if pools and pooled is not None:
-        estimate = estimate._replace(spread=pooled[0], freedom=pooled[1])
+    if pools and pooled is not None:  # never below the pair's own: a method may be noisier than the others
+        estimate = estimate._replace(spread=max(estimate.spread, pooled[0]), freedom=pooled[1])
     interval = stats.interval(estimate, level) if estimate.pairs >= FEWEST else None
     p = min(1.0, stats.p_value(estimate) * LEVEL / level) if interval else 1.0
     more = _more(estimate, margin, level) if interval else None

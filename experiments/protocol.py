@@ -25,10 +25,11 @@ import yaml
 
 from adarank.errors import SettingError
 from adarank.runs.files import write_json
+from adarank.runs.packed import read_record, record_files, run_name
 from analysis.load import FolderError
 from analysis.report import load as load_runs
 from analysis.report import write_report
-from experiments.pack import pack, read_record, record_files, run_name, unpack
+from experiments.pack import pack, unpack
 
 Settings = Mapping[str, Any]
 RUN = str(Path(__file__).resolve().parent / "run.py")

@@ -21,8 +21,8 @@ import yaml
 
 from adarank.errors import SettingError
 from adarank.runs.files import write_json
+from adarank.runs.packed import read_record, record_files
 from analysis.stats.intervals import mean_interval
-from experiments.pack import read_record, record_files
 from experiments.protocol import Place, Study, arguments, follow, read, reports
 
 RECIPES = Path(__file__).resolve().parents[2] / "conf" / "recipe_by_task"
