@@ -150,7 +150,7 @@ def front(runs: Sequence[Run], tables: Sequence[Table], family: Family, declared
         warnings=warnings(family, declared),
         answers=(
             ("Which method is better?", _which_is_better(judged, len(tables))),
-            ("How sure is that?", _how_sure(judged, family, tasks)),
+            ("How sure is that?", _how_sure(judged, family, tables, tasks)),
             ("What does it cost?", _what_it_costs(judged)),
             ("Where did the rank go?", _where_the_rank_went(maps, len(tables))),
         ),
@@ -379,7 +379,7 @@ def _on(tasks: Sequence[str], tables: int) -> str:
     return f" on {listed(tasks, NAMED)}" if tables > 1 else ""
 
 
-def _how_sure(judged: Sequence[Judged], family: Family, tasks: Sequence[str]) -> str:
+def _how_sure(judged: Sequence[Judged], family: Family, tables: Sequence[Table], tasks: Sequence[str]) -> str:
     if not judged:
         return formats.BLANK
     pairs = sorted({each.verdict.pairs for each in judged})
@@ -387,6 +387,11 @@ def _how_sure(judged: Sequence[Judged], family: Family, tasks: Sequence[str]) ->
     together = formats.percent(1 - family.alpha)
     intervals = f"All {len(judged)} intervals hold together" if len(judged) > 1 else "The interval holds"
     lines = [f"{intervals} with {together} confidence, from {seeds}."]
+    for table, task in zip(tables, tasks, strict=True):
+        failed, runs = (sum(counts) for counts in zip(*(row.failures for row in table.tuned), strict=True))
+        if failed:
+            where = f" on {task}" * (len(tasks) > 1)
+            lines.append(f"{failed} of {runs} runs{where} did not learn.")
     shows = [task for task, assays in zip(tasks, family.assays, strict=True) if any(assay.shows for assay in assays)]
     silent = [task for task in tasks if task not in shows]
     if silent:

@@ -81,7 +81,9 @@ def test_runs_that_did_not_learn_are_counted_on_the_card(tmp_path, write_run):
     for seed in range(6):
         write_run(tmp_path, "lora", seed, metric__test=0.8, metric__majority=0.5)
         write_run(tmp_path, "adalora", seed, metric__test=0.5 if seed < 2 else 0.81, metric__majority=0.5)
-    (card,) = front_of(tmp_path).cards
+    front = front_of(tmp_path)
+    (card,) = front.cards
+    assert "2 of 12 runs did not learn." in dict(front.answers)["How sure is that?"]
     assert card.details[-1] == "did not learn: 2 of 6 against 0 of 6 (Fisher's p 0.455)"
 
 
