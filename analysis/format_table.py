@@ -18,13 +18,15 @@ from analysis import (
 )
 from analysis.load import Run, number
 from analysis.rows import Row
+from analysis.settings import PIECES
 from analysis.tables import Lines, Search, Table, relative_time, searches
 from analysis.verdicts import Comparison, Family, Verdict
 
 TRIALS_HEADER = ("method", "trials", "seeds per trial", "rates tried", "used", "dev", "at the edge",
                  "within a point of the best", "mean over log rate", "α/r")  # fmt: skip
-DECISIVE = {"method", "mean rank", "n", "÷ LoRA", "train.lr"}  # columns of the main table shown before the others
+DECISIVE = {"method", *PIECES, "ranks_from", "mean rank", "n", "÷ LoRA", "train.lr"}  # columns of the main table shown first
 VERDICT = ("comparison", "verdict", "difference", "interval", "p", "pairs")
+COSTS = (("time", "step_ms"), ("memory", "peak_mib"))  # of a run, in its summary
 EXPLORATORY = "exploratory: 95% intervals each for itself, no verdict"
 
 
@@ -43,7 +45,8 @@ def format_table(table: Table) -> TextTable:
     """The main table: one row per configuration."""
     names = header(table)
     rows = [row_cells(table, row) for row in table.rows]
-    first = [name for name in names if name in DECISIVE or name == _metric_columns(table)[0]]
+    decisive = DECISIVE | {_metric_columns(table)[0]}
+    first = [name for name in names if name in decisive]
     return TextTable(table.title, names, rows, [row.runs for row in table.rows], first)
 
 
@@ -105,6 +108,22 @@ def further_tables(table: Table, judged: Sequence[Verdict] = (), declared: bool 
     result += _table(forgetting.TITLE, forgetting.header(table), forgetting.rows(table))
     result += _table(forgetting.OVER_SEEDS, forgetting.header(table, "method"), forgetting.over_seeds(table))
     return result + explore(forgetting.AGAINST, forgetting.against_lora(table), False)
+
+
+def runs_table(table: Table) -> TextTable:
+    """Every run of the table by itself."""
+    names = ["configuration", "seed", f"{table.metric}, {table.split}", "other checkpoint", "dev", "learned", "step, ms",
+             "peak, MiB"]  # fmt: skip
+    lines, runs = [], []
+    for row in table.rows:
+        for run in row.runs:
+            time, memory = (number((run.summary.get(key) or {}).get(name)) for key, name in COSTS)
+            learned = formats.BLANK if row.majority is None else "no" if run.seed in row.collapsed else "yes"
+            values = [formats.metric(value) for value in (run.score[1], run.other_score, run.dev)]
+            costs = [formats.significant(time), formats.significant(memory)]
+            lines.append([table.labels[row], str(run.seed), *values, learned, *costs])
+            runs.append([run])
+    return TextTable("All runs", names, lines, runs)
 
 
 def across_tables(tables: Sequence[Table]) -> list[TextTable]:

@@ -152,10 +152,11 @@ def compare(table: Table, row: Row, other: Row, name: str = "", scores: Scores =
     seeds = sorted(ours.keys() & theirs.keys())
     runs = [run for each in (row, other) for run in each.runs if run.seed in seeds]
     failed = row.collapsed | other.collapsed
+    called = table.kinds if table.kinds[row] != table.kinds[other] else table.labels
     return Comparison(
         label=table.labels[row],
         against=table.labels[other],
-        methods=(table.kinds[row], table.kinds[other]),
+        methods=(called[row], called[other]),
         scores=np.array([ours[seed] for seed in seeds], dtype=np.float64),
         others=np.array([theirs[seed] for seed in seeds], dtype=np.float64),
         runs=tuple(runs),
