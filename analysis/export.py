@@ -1,5 +1,6 @@
 """Tables as plain text, Markdown and LaTeX (booktabs), the same strings as on the page."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
@@ -7,6 +8,7 @@ from analysis.format_table import TextTable
 
 PACKAGES = r"\usepackage{booktabs,graphicx}"
 PAGE = 40  # rows per page
+NARROW = 16  # characters below which a first column is not wrapped any more
 GREEK = {
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "λ": "lambda", "μ": "mu", "ξ": "xi",
     "ρ": "rho", "σ": "sigma", "φ": "varphi", "Δ": "Delta", "Σ": "Sigma", "Φ": "Phi",
@@ -19,12 +21,38 @@ LATEX = {letter: rf"$\{name}$" for letter, name in GREEK.items()} | {
 }  # fmt: skip
 
 
-def plain(table: TextTable) -> str:
-    """The table with its title, columns aligned: the first to the left, the others to the right."""
-    lines = [table.header, *table.rows]
+def plain(table: TextTable, width: int | None = None) -> str:
+    """The table with its title, columns aligned: the first to the left, the others to the right.
+
+    width: the longest line. A wider table shows the columns that decide, with the first one wrapped, and says how many
+    columns it leaves to the page; where even these are too wide, every row becomes a list of them.
+    """
+    title = table.title if width is None else wrap(table.title, width)
+    chosen = list(range(len(table.header)))
+    lines = [list(table.header), *map(list, table.rows)]
+    left = ""
+    if width is not None and _width(lines) > width:
+        chosen = [i for i in chosen if table.header[i] in table.first] or chosen
+        lines = [[line[i] for i in chosen] for line in lines]
+        if (hidden := len(table.header) - len(chosen)) > 0:
+            left = f"\n({hidden} more column{'s' if hidden > 1 else ''} on the page)"
+        if _width(lines) > width:
+            first = width - _width([line[1:] for line in lines]) - 2
+            if first < NARROW:
+                return "\n".join([title, "", *_lists(lines, width)]) + left
+            lines = [piece for line in lines for piece in _folded(line, first)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    head, *rest = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
-    return "\n".join([table.title, "", head, "-" * len(head), *rest])
+    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
+    head = 1
+    while head < len(lines) and not any(lines[head][1:]):  # the header's own further lines
+        head += 1
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join([title, "", *text[:head], rule, *text[head:]]) + left
+
+
+def wrap(text: str, width: int, indent: str = "") -> str:
+    """`text` in lines of at most `width`, further ones indented by two."""
+    return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent + "  ")
 
 
 def markdown(tables: Iterable[TextTable]) -> str:
@@ -60,6 +88,28 @@ def latex(tables: Iterable[TextTable]) -> str:
 def escaped(text: str) -> str:
     """`text` with nothing left that LaTeX would take for a command."""
     return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def _width(lines: Sequence[Sequence[str]]) -> int:
+    """The length of the longest line of aligned columns."""
+    columns = list(zip(*lines, strict=True))
+    return sum(max(map(len, column)) for column in columns) + 2 * (len(columns) - 1)
+
+
+def _folded(line: Sequence[str], width: int) -> list[list[str]]:
+    """The line with its first cell in pieces of `width`; the other cells stand on its first piece."""
+    pieces = textwrap.wrap(line[0], width) or [""]
+    return [[piece, *(line[1:] if i == 0 else [""] * (len(line) - 1))] for i, piece in enumerate(pieces)]
+
+
+def _lists(lines: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Every row as its name and a line for each of its cells."""
+    header, *rows = lines
+    text = []
+    for row in rows:
+        text.append(wrap(row[0], width))
+        text += [wrap(f"{name}: {cell}", width, "  ") for name, cell in zip(header[1:], row[1:], strict=True)]
+    return text
 
 
 def _pages(table: TextTable) -> list[TextTable]:

@@ -7,6 +7,7 @@ from typing import Any
 from adarank.runs.files import DELTA, FORGETTING, PROBE, SIMILARITY
 from analysis import forgetting, formats, score_fidelity, weight_change
 from analysis.load import Run
+from analysis.rows import Row
 from analysis.plots import similarity
 from analysis.tables import Table, relative_time, searches
 
@@ -23,19 +24,21 @@ MEASUREMENTS: dict[str, Callable[[Run], Any]] = {  # files of `adarank probe`; f
 
 def fairness_warnings(table: Table) -> list[str]:
     """One sentence for each reason to doubt the table's comparisons, none where they are fair."""
-    return [*_learning_rates(table), *_scales(table), *_dtypes(table), *_budgets(table)]
+    return [*_learning_rates(table), *_arms_at_different_rates(table), *_scales(table), *_dtypes(table), *_budgets(table)]
 
 
 def notes(table: Table) -> list[str]:
     """What is unfair, why cells are blank, and where rows differ in kind."""
     lines = fairness_warnings(table)
-    if not table.baselines:
-        lines.append("There is no LoRA run in this table: no relative times and no verdicts.")
+    if not table.baselines and (first := next(iter(table.tuned), None)):
+        lines.append(f"There is no LoRA run in this table: no relative times; the reference is {table.labels[first]}.")
     elif any(row.step_ms and relative_time(row, table.baselines[row]) is None for row in table.rows):
         lines.append("Relative times are blank where a row and its LoRA baseline ran on different or unknown devices.")
-    lacking = [table.labels[row] for row in table.rows if len(row.last_scores) < len(row.scores)]
-    if table.split == "test" and 0 < len(lacking) < len(table.rows):
-        lines.append(f"Some seeds have no test value of the last checkpoint: {', '.join(lacking)}.")
+    lacking = [table.labels[row] for row in table.rows if len(row.other_scores) < len(row.scores)]
+    if table.split == "test" and table.rows[0].runs[0].checkpoint == "last" and lacking:
+        which = "Some seeds" if len(lacking) < len(table.rows) else "The runs"
+        names = f": {_listed(lacking)}" if len(lacking) < len(table.rows) else ""
+        lines.append(f"{which} have no test value of the last checkpoint, so the best on dev stands for it{names}.")
     devices = sorted(set[str]().union(*(row.devices for row in table.rows)))
     lines.append(f"Device: {'; '.join(devices)}.")
     recipes = {str(run.summary.get("recipe")) for row in table.rows for run in row.runs}
@@ -70,6 +73,23 @@ def _learning_rates(table: Table) -> list[str]:
         trials = "; ".join(f"{count} for {_listed(names)}" for count, names in sorted(counts.items()))
         lines.insert(0, f"Unequal numbers of learning-rate trials: {trials}.")
     return lines
+
+
+def _arms_at_different_rates(table: Table) -> list[str]:
+    """Rows compared with a reference at another learning rate, where that is not the method's own search."""
+    different = [
+        f"{table.labels[row]} {row.settings.get('train.lr')} against {reference.settings.get('train.lr')}"
+        for row in table.tuned
+        if (reference := _reference(table, row)) is not row
+        and row.settings.get("train.lr") != reference.settings.get("train.lr")
+    ]
+    if not different:
+        return []
+    return [f"Compared at different learning rates, each at its own: {_few(different)}."]
+
+
+def _reference(table: Table, row: Row) -> Row:
+    return table.baselines.get(row, table.tuned[0])
 
 
 def _scales(table: Table) -> list[str]:
@@ -121,6 +141,10 @@ def _budgets(table: Table) -> list[str]:
     if len(different) > MANY:
         return [f"Budgets do not match LoRA's in {len(different)} configurations: see the budget, counted four ways."]
     return [f"Budgets do not match LoRA's: {'; '.join(different)}."] if different else []
+
+
+def _few(names: Sequence[str]) -> str:
+    return "; ".join(names[:MANY]) + (f"; and {len(names) - MANY} more" if len(names) > MANY else "")
 
 
 def _listed(names: Sequence[str]) -> str:

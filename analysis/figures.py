@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from analysis.plots import (
 )
 from analysis.rows import Row
 from analysis.tables import Table
-from analysis.verdicts import MARGIN, against_lora, unit_scale
+from analysis.verdicts import Verdict
 
 DPI = 168  # 1.75 pixels for each of the page's: sharp on a high-resolution screen and when enlarged
 LISTED = 60  # configurations that a figure with one line for each can hold
@@ -49,28 +49,28 @@ class Picture:
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
-def render_figures(table: Table, suffix: str) -> tuple[tuple[Picture, ...], list[str]]:
+def render_figures(table: Table, judged: Sequence[Verdict], suffix: str) -> tuple[tuple[Picture, ...], list[str]]:
     """The figures of one table as PNGs, and a note for each damaged file of records.
 
-    suffix: distinguishes the files of several tables.
+    judged: the verdicts on it; suffix: distinguishes the files of several tables.
     """
     metrics, damaged = _read_records((row.runs for row in table.shown), METRICS, read_lines)
     adaptive = [row for row in table.shown if row.adaptive]
     allocations, more = _read_records(map(_first_with_records, adaptive), ALLOCATIONS, allocation_files.read)
     pictures = tuple(
         Picture(f"{name}{suffix}.png", caption, round(96 * figure.get_figwidth()), _png(figure))
-        for name, caption, figure in figures(table, metrics, allocations)
+        for name, caption, figure in figures(table, judged, metrics, allocations)
         if figure is not None
     )
     return pictures, damaged + more
 
 
 def figures(
-    table: Table, metrics: style.Records, allocations: style.Records
+    table: Table, judged: Sequence[Verdict], metrics: style.Records, allocations: style.Records
 ) -> Iterator[tuple[str, str, "style.Figure | None"]]:
     """Name, caption and figure, None where there is nothing to draw.
 
-    metrics: the records of the runs of `table.shown`; allocations: those of its adaptive rows, ranks as {module: rank}.
+    judged: the verdicts on the table; metrics: the records of the runs of `table.shown`; allocations: those of its adaptive rows, ranks as {module: rank}.
     """
     rows = table.shown
     adaptive = [row for row in rows if row.adaptive]
@@ -79,17 +79,12 @@ def figures(
     listed = table.tuned if len(table.tuned) <= LISTED else rows
     labels = {table.labels[row] for row in listed}
     selection = tuned if len(table.tuned) <= LISTED else chosen
-    margin = MARGIN if unit_scale(table) else None
+    margin = judged[0].margin if judged else None
     caption = (
-        "Every configuration against LoRA: mean difference over common seeds and its 95% BCa interval"
-        + (f"; the band is ±{margin:g}." if margin else ".")
-        + selection
+        "The comparisons of the family: mean difference over common seeds, and its interval, which holds together with all "
+        "others" + (f"; the band is ±{margin:g}." if margin else ".") + selection
     )
-    yield (
-        "forest",
-        caption,
-        forest.draw([v for v in against_lora(table) if v.comparison.label in labels], table.metric, margin),
-    )
+    yield "forest", caption, forest.draw([v for v in judged if v.comparison.label in labels], table.metric, margin)
     caption = (
         f"Learning curves: {table.metric} on dev and training loss over training steps, mean over seeds"
         + ("; thin lines: single seeds." if len(rows) <= learning_curves.FEW_SEEDS else ".")

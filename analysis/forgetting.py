@@ -7,12 +7,12 @@ from analysis import formats, stats
 from analysis.load import Run, number, read_measurement
 from analysis.rows import Row
 from analysis.tables import Lines, Table, lines_per_run
-from analysis.verdicts import Verdict, compare_by_key, judge
+from analysis.verdicts import Comparison, compare_by_key
 
 MEASURES = {"stsb": ("zero-shot STS-B, Spearman", 1.0), "text": ("held-out text, nats per token", -1.0)}
 TITLE = "Learned and forgotten, by run"
 OVER_SEEDS = "Learned and forgotten, over the seeds: mean and 95% interval"
-AGAINST = "Forgetting against LoRA, over the seeds that both have (better: forgot less)"
+AGAINST = "Forgetting against LoRA, over the seeds that both have (P(better): forgot less)"
 
 
 class Forgotten(NamedTuple):
@@ -62,7 +62,7 @@ def over_seeds(table: Table) -> Lines:
     return lines, runs
 
 
-def against_lora(table: Table) -> list[Verdict]:
+def against_lora(table: Table) -> list[Comparison]:
     """What every tuned row forgot against what its LoRA row forgot, where they have a measured seed in common."""
     comparisons = []
     for row in table.tuned:
@@ -78,7 +78,7 @@ def against_lora(table: Table) -> list[Verdict]:
                 runs = [run for each in (row, baseline) for run in each.runs if run.seed in both]
                 label = f"{table.labels[row]}, {measure}"
                 comparisons.append(compare_by_key(label, table.labels[baseline], names, ours, theirs, runs))
-    return judge(comparisons, None, higher_is_better=False)
+    return comparisons
 
 
 def _parse(content: Any) -> list[Forgotten]:

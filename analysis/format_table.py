@@ -1,80 +1,134 @@
 """Tables as strings, the same on the terminal, on the page and in the files for a paper."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
-from analysis import fairness, forgetting, formats, rank_maps, score_fidelity, stats, verdicts, weight_change
+from analysis import curves, fairness, forgetting, formats, rank_maps, score_fidelity, stats, verdicts, weight_change
 from analysis.load import Run, number
 from analysis.rows import Row
 from analysis.tables import Lines, Search, Table, relative_time, searches
+from analysis.verdicts import Comparison, Family, Verdict
 
-TRIALS_HEADER = ("method", "trials", "seeds per trial", "rates tried", "chosen", "best dev", "at the edge", "α/r")
+TRIALS_HEADER = ("method", "trials", "seeds per trial", "rates tried", "used", "dev", "at the edge",
+                 "within a point of the best", "mean over log rate", "α/r")  # fmt: skip
+DECISIVE = {"method", "mean rank", "n", "÷ LoRA", "train.lr"}  # columns of the main table shown before the others
+VERDICT = ("comparison", "verdict", "difference", "interval", "p", "pairs")
+EXPLORATORY = "exploratory: 95% intervals each for itself, no verdict"
 
 
 class TextTable(NamedTuple):
-    """A table with a title; runs: for every row the runs that its numbers come from, which the page links."""
+    """A table with a title; runs: for every row the runs that its numbers come from, which the page links; first: the
+    columns that decide, which are shown before the others are asked for (all of them where empty)."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     runs: Sequence[Sequence[Run]] = ()
+    first: Sequence[str] = ()
 
 
 def format_table(table: Table) -> TextTable:
     """The main table: one row per configuration."""
+    names = header(table)
     rows = [row_cells(table, row) for row in table.rows]
-    return TextTable(table.title, header(table), rows, [row.runs for row in table.rows])
+    first = [name for name in names if name in DECISIVE or name == _metric_columns(table)[0]]
+    return TextTable(table.title, names, rows, [row.runs for row in table.rows], first)
 
 
-def further_tables(table: Table) -> list[TextTable]:
-    """The tables below the main one: verdicts, further test metrics, learning-rate trials, the budget counted four
-    ways, measurements by experiments/probe.py, comparisons with controls."""
-    metric, runs = _metric_columns(table), [row.runs for row in table.rows]
-    result = _verdict_table(f"Against LoRA, over the seeds that both have ({metric[0]})", verdicts.against_lora(table))
-    if result:
-        last = verdicts.against_lora(table, last_checkpoint=True)
-        result += _verdict_table(f"The same with the last checkpoint ({metric[-1]})", last)
+def verdict_table(table: Table, family: Family, judged: Sequence[Verdict]) -> list[TextTable]:
+    """The verdicts on one table, below a title that says what they are corrected for; none without comparisons."""
+    if not judged:
+        return []
+    what = "Declared beforehand" if family.declared else "Not declared beforehand: each method against its reference"
+    together = formats.percent(1 - family.alpha)
+    each = formats.percent(1 - judged[0].level)
+    margin = f"; margin ±{verdict_margin:g}" if (verdict_margin := judged[0].margin) else ""
+    title = f"{what} ({table.title}; {each} intervals, all of the family hold together in {together}{margin})"
+    rows = list(map(verdicts.verdict_cells, judged))
+    return [TextTable(title, verdicts.HEADER, rows, [verdict.comparison.runs for verdict in judged], VERDICT)]
+
+
+def further_tables(table: Table, judged: Sequence[Verdict], declared: bool = False) -> list[TextTable]:
+    """The tables below the main one: collapsed runs, exploratory comparisons, further test metrics, learning-rate
+    trials, accuracy over budgets, the budget counted four ways, measurements by experiments/probe.py.
+
+    judged: the verdicts on this table; declared: whether a study declared them.
+    """
+    runs = [row.runs for row in table.rows]
+    failed = [(cells, verdict) for verdict in judged if (cells := verdicts.collapse_cells(verdict))]
+    result = _table(
+        "Runs that did not learn: at or below always predicting the most frequent class, or diverged",
+        verdicts.COLLAPSE_HEADER,
+        ([cells for cells, _ in failed], [list(verdict.comparison.runs) for _, verdict in failed]),
+    )
+    explore = _explorer(table)
+    if declared:
+        result += explore("Against LoRA", verdicts.against_reference(table))
+    other = "best on dev" if _checkpoint(table) == "last" else "last"
+    at_other = verdicts.against_reference(table, attrgetter("other_scores"))
+    result += explore(f"Against LoRA with the other checkpoint ({other})", at_other)
+    result += explore(verdicts.UNIFORM_TITLE, verdicts.against_uniform(table))
+    result += explore(rank_maps.TITLE, rank_maps.map_or_dynamics(table))
     tested = [name for row in table.rows for run in row.runs for name in run.summary.get("test") or {}]
     if names := [name for name in dict.fromkeys(tested) if name != table.metric]:
         lines = [[table.labels[row], *(_further_metric(row, name) for name in names)] for row in table.rows]
-        result.append(TextTable("Other test metrics, at the same checkpoints", ["method", *names], lines, runs))
+        result.append(TextTable("Other test metrics, at the best checkpoint", ["method", *names], lines, runs))
     tried = searches(table)
     if any(len(search.tried) > 1 for search in tried):
         of_search = [[run for row in search.tried.values() for run in row.runs] for search in tried]
-        result.append(TextTable("Learning-rate trials", TRIALS_HEADER, list(map(_trial_cells, tried)), of_search))
+        lines = [_trial_cells(table, search) for search in tried]
+        result.append(TextTable("Learning-rate trials", TRIALS_HEADER, lines, of_search, TRIALS_HEADER[:7]))
+    result += _table(curves.TITLE, curves.HEADER, curves.rows(table))
+    result += explore(curves.AGAINST, curves.against_lora(table))
     if rows := [row for row in table.tuned if row.ranks]:
         lines, names = [_budget_cells(table, row) for row in rows], ["method", *fairness.BUDGETS]
         result.append(TextTable("The budget, counted four ways", names, lines, [row.runs for row in rows]))
     result += _table(score_fidelity.TITLE, score_fidelity.HEADER, score_fidelity.rows(table))
     result += _table(score_fidelity.SEEDS_TITLE, score_fidelity.SEEDS_HEADER, score_fidelity.over_seeds(table))
     for aspect, title in score_fidelity.AGAINST.items():
-        result += _verdict_table(title, score_fidelity.against_pruning_score(table, aspect))
-    result += _verdict_table(verdicts.UNIFORM_TITLE, verdicts.against_uniform(table))
-    result += _verdict_table(rank_maps.TITLE, rank_maps.map_or_dynamics(table))
+        result += explore(title, score_fidelity.against_pruning_score(table, aspect), True)
     result += _table(weight_change.TITLE, weight_change.HEADER, weight_change.rows(table))
     result += _table(forgetting.TITLE, forgetting.header(table), forgetting.rows(table))
     result += _table(forgetting.OVER_SEEDS, forgetting.header(table, "method"), forgetting.over_seeds(table))
-    return result + _verdict_table(forgetting.AGAINST, forgetting.against_lora(table))
+    return result + explore(forgetting.AGAINST, forgetting.against_lora(table), False)
 
 
-def across_tables(tables: Iterable[Table]) -> list[TextTable]:
-    """The verdicts over all tasks that share a model and targets."""
-    return [table for over in verdicts.across_tasks(tables) for table in _verdict_table(over.title, over.verdicts)]
+def across_tables(tables: Sequence[Table]) -> list[TextTable]:
+    """Standardised differences over all tasks that share a model and targets."""
+    return [
+        TextTable(
+            f"{over.title} (Hedges' g; random-effects mean, Hartung and Knapp's interval; {EXPLORATORY.split(':')[0]})",
+            ["comparison", "mean g", "95% interval", "τ between tasks", "I²", *over.tasks],
+            [
+                [
+                    name,
+                    formats.metric(effect.mean, "+"),
+                    formats.span(effect.interval),
+                    formats.metric(effect.tau),
+                    formats.percent(effect.i2),
+                    *(formats.metric(value, "+") for value in each),
+                ]
+                for name, effect, each in over.rows
+            ],
+        )
+        for over in verdicts.across_tasks(tables)
+    ]
 
 
 def header(table: Table) -> list[str]:
     """The column names of the main table; the metric's names its split, and the checkpoint where there are two."""
-    columns = ["mean rank", "triplets", "trainable", "kept", *_metric_columns(table), "n", "best dev"]
-    columns += ["last dev"] if table.split == "test" else []
+    columns = ["mean rank", "triplets", "trainable", "kept", *_metric_columns(table), "n", "last dev"]
+    columns += ["best dev"] if table.split == "test" else []
     return ["method", *table.settings, *columns, "step, ms", "÷ LoRA", "peak, MiB"]
 
 
 def row_cells(table: Table, row: Row) -> list[str]:
     """One row of the main table, a string for each name in `header`."""
-    last = formats.BLANK
-    if row.last_scores:
-        few = f", n = {len(row.last_scores)}" if len(row.last_scores) < len(row.scores) else ""
-        last = formats.interval(*stats.mean_interval(list(row.last_scores.values()))) + few
+    other = formats.BLANK
+    if row.other_scores:
+        few = f", n = {len(row.other_scores)}" if len(row.other_scores) < len(row.scores) else ""
+        other = formats.interval(*stats.mean_interval(list(row.other_scores.values()))) + few
     return [
         row.method,
         *(row.visible.get(key, formats.BLANK) for key in table.settings),
@@ -83,25 +137,33 @@ def row_cells(table: Table, row: Row) -> list[str]:
         formats.count(row.trainable),
         formats.count(row.kept),
         formats.interval(row.mean, row.half_width),
-        *([last] if _has_last(table) else []),
+        *([other] if _has_other(table) else []),
         str(len(row.scores)),
-        formats.metric(row.best),
-        *([formats.metric(row.last)] if table.split == "test" else []),
+        formats.metric(row.last),
+        *([formats.metric(row.best)] if table.split == "test" else []),
         formats.significant(row.step_ms),
         formats.ratio(relative_time(row, table.baselines.get(row))),
         formats.significant(row.peak_mib),
     ]
 
 
-def _has_last(table: Table) -> bool:
-    """Whether any run was measured on test with its last checkpoint, too."""
-    return any(row.last_scores for row in table.rows)
+def _has_other(table: Table) -> bool:
+    """Whether any run was measured on test with both checkpoints."""
+    return any(row.other_scores for row in table.rows)
+
+
+def _checkpoint(table: Table) -> str:
+    """The checkpoint that the table's runs are judged by."""
+    return table.rows[0].runs[0].checkpoint
 
 
 def _metric_columns(table: Table) -> list[str]:
-    if not _has_last(table):
-        return [f"{table.metric}, {'test' if table.split == 'test' else 'last dev'}"]
-    return [f"{table.metric}, test, {which} checkpoint" for which in ("best", "last")]
+    if table.split != "test":
+        return [f"{table.metric}, last dev"]
+    if not _has_other(table):
+        return [f"{table.metric}, test"]
+    columns = [f"{table.metric}, test, {which} checkpoint" for which in ("last", "best")]
+    return columns if _checkpoint(table) == "last" else columns[::-1]
 
 
 def _further_metric(row: Row, name: str) -> str:
@@ -114,18 +176,20 @@ def _further_metric(row: Row, name: str) -> str:
     return f"not computed ({'; '.join(sorted(map(str, reasons)))})" if reasons else formats.BLANK
 
 
-def _trial_cells(search: Search) -> list[str]:
+def _trial_cells(table: Table, search: Search) -> list[str]:
     """One search, a string for each name in TRIALS_HEADER."""
     seeds = sorted({len(row.scores) for row in search.tried.values()})
-    chosen = next(rate for rate, row in search.tried.items() if row is search.chosen)
+    width = curves.rate_width(search, table.higher_is_better)
     return [
         search.name,
         str(len(search.tried)),
         str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}",
         ", ".join(f"{rate:g}" for rate in search.tried),
-        f"{chosen:g}",
-        formats.metric(search.chosen.best),
+        search.chosen.settings["train.lr"],
+        formats.metric(search.chosen.dev),
         "yes" if search.at_edge else formats.BLANK if len(search.tried) == 1 else "no",
+        formats.BLANK if width is None else f"{width[0]:g} to {width[1]:g} ({formats.significant(width[1] / width[0])}×)",
+        formats.metric(curves.rate_area(search)),
         formats.significant(search.chosen.scale),
     ]
 
@@ -143,6 +207,13 @@ def _table(title: str, names: Sequence[str], lines: Lines) -> list[TextTable]:
     return [TextTable(title, names, *lines)] if lines[0] else []
 
 
-def _verdict_table(title: str, judged: Sequence[verdicts.Verdict]) -> list[TextTable]:
-    rows = list(map(verdicts.verdict_cells, judged))
-    return _table(title, verdicts.HEADER, (rows, [list(verdict.comparison.runs) for verdict in judged]))
+def _explorer(table: Table) -> Callable[..., list[TextTable]]:
+    """Makes a table of comparisons that nobody declared; none without comparisons."""
+
+    def explore(title: str, comparisons: Iterable[Comparison], higher: bool = table.higher_is_better) -> list[TextTable]:
+        comparisons = list(comparisons)
+        rows = verdicts.exploratory(comparisons, higher)
+        lines = (rows, [list(comparison.runs) for comparison in comparisons])
+        return _table(f"{title} ({EXPLORATORY})", verdicts.EXPLORATORY_HEADER, lines)
+
+    return explore

@@ -62,6 +62,16 @@ def span(interval: tuple[float, float] | None) -> str:
     return BLANK if interval is None else f"[{metric(interval[0], '+')}, {metric(interval[1], '+')}]"
 
 
+def percent(value: float) -> str:
+    """95%, 99.17%"""
+    return f"{100 * value:.4g}%"
+
+
+def share(found: tuple[float, float, float] | None) -> str:
+    """A share with its interval: 0.80 [0.38, 0.96]."""
+    return BLANK if found is None else f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
+
+
 def as_number(value: str | None) -> float | None:
     """The number that a setting's text is, None where it is none."""
     try:

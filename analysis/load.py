@@ -30,7 +30,8 @@ class Run:
     name: its path relative to the folder that was read, with forward slashes; configuration: the folder's name without
     `-s<seed>`, shared by all seeds of a configuration; state: "finished" (then `summary` is complete enough to be
     counted), or "failed", "diverged", "running", "incomplete", "corrupt", "duplicate" with the reason in `reason`;
-    seed: -1 when there is none (never in a finished run).
+    seed: -1 when there is none (never in a finished run); checkpoint: the one that the run is judged by, "last" or
+    "best" (on dev).
     """
 
     folder: Path
@@ -40,17 +41,43 @@ class Run:
     state: str
     reason: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str = "last"
 
     @property
     def score(self) -> tuple[str, float]:
-        """The split and value that a finished run is judged by: metric.test, or metric.last (dev) without one."""
+        """The split and value that a finished run is judged by: test at `checkpoint`, or metric.last (dev) without one.
+
+        A run without test_last, of an older version, is judged by the best checkpoint.
+        """
         metric = self.summary["metric"]
-        test = number(metric.get("test"))
-        return ("dev", float(metric["last"])) if test is None else ("test", test)
+        if (test := number(metric.get("test"))) is None:
+            return "dev", float(metric["last"])
+        last = number(metric.get("test_last")) if self.checkpoint == "last" else None
+        return "test", test if last is None else last
+
+    @property
+    def other_score(self) -> float | None:
+        """The test value of the other checkpoint: best for a run judged by last, and the reverse; None without both."""
+        metric = self.summary["metric"]
+        best, last = number(metric.get("test")), number(metric.get("test_last"))
+        return None if best is None or last is None else best if self.checkpoint == "last" else last
+
+    @property
+    def dev(self) -> float | None:
+        """The dev value of the checkpoint that the run is judged by, which its learning rate is chosen by."""
+        best, last = (number(self.summary["metric"].get(key)) for key in ("best", "last"))
+        return best if last is None or self.checkpoint == "best" else last
+
+    @property
+    def arm(self) -> str | None:
+        """The study's name for the run's configuration, None outside a study."""
+        return self.summary.get("arm")
 
 
-def read_runs(out: Path) -> list[Run]:
+def read_runs(out: Path, checkpoint: str = "last") -> list[Run]:
     """Every run folder under `out`, at any depth, sorted by name; reads only summaries and states.
+
+    checkpoint: the one that the runs are judged by.
 
     Raises FolderError when `out` is not a folder or contains no run folder.
     """
@@ -58,7 +85,7 @@ def read_runs(out: Path) -> list[Run]:
         raise FolderError(f"{out} is not a folder; give the folder that holds the run folders.")
     if _is_run(out):
         raise FolderError(f"{out} is itself a run folder; give the folder that holds it.")
-    runs = sorted((_read_run(folder, out) for folder in _run_folders(out)), key=lambda run: run.name)
+    runs = sorted((_read_run(folder, out, checkpoint) for folder in _run_folders(out)), key=lambda run: run.name)
     if not runs:
         raise FolderError(f"{out} holds no run folder.")
     first: dict[tuple[Any, ...], Run] = {}
@@ -72,7 +99,7 @@ def read_runs(out: Path) -> list[Run]:
 
 def identity(run: Run) -> tuple[str, ...]:
     """What runs must share before their scores are averaged. A renamed folder can give different runs the same name."""
-    values = (text(run.summary.get(key)) for key in ("method", "model", "task", "targets"))
+    values = (text(run.summary.get(key)) for key in ("method", "model", "task", "targets", "arm"))
     return (run.configuration, *values, run.summary["metric"]["name"], run.score[0])
 
 
@@ -198,7 +225,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
                 waiting.append(path)
 
 
-def _read_run(folder: Path, out: Path) -> Run:
+def _read_run(folder: Path, out: Path, checkpoint: str) -> Run:
     status, status_fault = read_object(folder / STATUS)
     summary, summary_fault = read_object(folder / SUMMARY)
     state, reason = run_state(status, summary, [fault for fault in (status_fault, summary_fault) if fault])
@@ -214,6 +241,7 @@ def _read_run(folder: Path, out: Path) -> Run:
         state=state,
         reason=reason,
         summary=summary,
+        checkpoint=checkpoint,
     )
 
 
@@ -228,7 +256,7 @@ def _summary_fault(summary: Mapping[str, Any]) -> str:
     metric = summary.get("metric") or {}
     if not isinstance(metric.get("name"), str):
         return "metric.name is missing"
-    for key in ("best", "last", "test", "test_last"):
+    for key in ("best", "last", "test", "test_last", "majority"):
         if metric.get(key) is not None and number(metric[key]) is None:
             return f"metric.{key} is not a number"
     if metric.get("test") is None and metric.get("last") is None:

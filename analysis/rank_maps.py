@@ -11,7 +11,7 @@ from analysis import formats
 from analysis.load import Run
 from analysis.rows import Row, source
 from analysis.tables import Table
-from analysis.verdicts import MARGIN, Comparison, Verdict, compare_by_key, judge, unit_scale
+from analysis.verdicts import Comparison, compare_by_key
 
 TITLE = "Map or dynamics? An adaptive run, its rank map retrained from step 0, and the map shuffled"
 ARMS = {"none": "map", "within_family": "map shuffled within families", "all": "map shuffled"}  # by ranks_shuffle
@@ -19,7 +19,7 @@ ARMS = {"none": "map", "within_family": "map shuffled within families", "all": "
 RunsBySource = dict[str, list[Run]]
 
 
-def map_or_dynamics(table: Table) -> list[Verdict]:
+def map_or_dynamics(table: Table) -> list[Comparison]:
     """Adaptive against its map, and both against each kind of shuffle, for every row whose map was retrained."""
     comparisons, trained = [], retrained_maps(table)
     for row, arms in trained.items():
@@ -33,7 +33,7 @@ def map_or_dynamics(table: Table) -> list[Verdict]:
                 comparisons.append(_compare(label, "map", ARMS[arm], arms["none"], arms[arm]))
             if arm in arms:
                 comparisons.append(_compare(label, "adaptive", ARMS[arm], adaptive, arms[arm]))
-    return judge(comparisons, MARGIN if unit_scale(table) else None, table.higher_is_better) if comparisons else []
+    return comparisons
 
 
 def retrained_maps(table: Table) -> dict[Row, dict[str, RunsBySource]]:

@@ -3,50 +3,67 @@
 python analysis/report.py OUT
 """
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 if __package__ in (None, ""):  # run as a script, sys.path[0] is analysis/: the repository's root belongs there
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from adarank.runs.files import write_bytes
-from analysis import export
+from analysis import claims, export, formats
+from analysis.claims import Declared
 from analysis.fairness import notes
 from analysis.figures import Picture, render_figures
-from analysis.format_table import TextTable, across_tables, format_table, further_tables
+from analysis.format_table import TextTable, across_tables, format_table, further_tables, verdict_table
 from analysis.load import FolderError, Run, read_runs, state_counts
 from analysis.tables import Table, tables
+from analysis.verdicts import Family, family
 
+WIDTH = 100  # characters of a line where there is no terminal
 LEGEND = (
     "± is the half-width of a 95% t interval of the mean over the n seeds; one seed gives no interval.",
-    "The metric is metric.test of the run's summary, or its last dev value where there is no test split.",
-    "test is measured at the checkpoint that is best on dev (metric.test); where the runs have metric.test_last, too, "
-    "the last checkpoint has a column of its own. Verdicts and figures use the former unless they say otherwise.",
-    "best dev: mean of the best dev values, which is optimistic: the best of several evaluations was picked. "
-    "last dev: mean of the dev values after the last step.",
+    "The metric is measured on test with the last checkpoint (metric.test_last), or on dev where there is no test split. "
+    "The value at the checkpoint that is best on dev has a column of its own: adaptive methods choose it among fewer "
+    "checkpoints than fixed ones. Runs that have no test value of the last checkpoint are judged by the best.",
     "mean rank: per module, from creation to the end. triplets: kept at the end, all modules together.",
     "kept: parameters a finished model needs beyond its frozen base, head included; in full fine-tuning all of them.",
     "step: median over seeds; ÷ LoRA: relative to the LoRA row with the same rank and most settings in common.",
     "peak: the largest peak memory of the seeds. – means that there is no such number.",
+    "interval: of the mean paired difference (one seed of both methods), by Student's t. The intervals of a family hold "
+    "all together in 95% of families without any difference: each is computed at 0.05 divided by the number of "
+    "comparisons. spread: paired, or pooled over all methods of the table for at most 5 pairs.",
+    "A verdict is read off that interval. It excludes 0: one method is better. It lies within the margin, and an assay "
+    "shows that the task responds to rank: equivalent. Neither: undecided, with the further seeds that the test needs "
+    "to find the observed difference (or the margin, if larger) four times in five. Fewer than 3 pairs decide nothing.",
+    "p: of the paired t test, corrected like the interval. sign flip: exact two-sided p of the test that assumes no "
+    "distribution, not corrected; with n pairs it cannot go below 2/2ⁿ.",
+    "P(better): the share of pairs won, ties half, with Wilson's interval. g: Hedges' g, paired. detectable: the true "
+    "difference that the test would find four times in five.",
+    "Of several learning rates of one configuration only the best on dev is compared, at its own best rate.",
     "budget: triplets of all modules together, at creation, averaged over the steps, at the end; parameters as in "
     "kept; in brackets relative to the LoRA row. A configuration may match LoRA's in one count and not in the others.",
-    "trials: learning rates tried for a method; the one that is best on dev is chosen. Methods with more trials than "
-    "others, or a best rate at the edge of its grid, were not tuned equally well.",
-    "difference: mean over all pairs (one seed on one task), with its BCa interval (none below 4 pairs of a task).",
-    "Of several learning rates of one configuration only the best on dev is compared with LoRA, at LoRA's own best.",
-    "p: two-sided sign-flip test, flipped within the task; in brackets after Holm's correction over the table; "
-    "attainable: the smallest corrected p that the pairs could have reached. Above 0.05 nothing is decided.",
-    "equivalent: Holm-corrected p of two one-sided paired t tests: the mean difference is within half a point (0.005).",
-    "detectable: the true difference that a t test would find four times in five, at this n and spread, corrected.",
-    "g: Hedges' g, paired. P(better): the probability that one of its runs beats one of LoRA's.",
+    "within a point of the best: the range of learning rates around the best one whose dev value is at most 0.01 below "
+    "its. mean over log rate: the area under the dev values over the logarithm of the rate, divided by its width.",
 )
 
 
 @dataclass(frozen=True)
-class Section:
+class Report:
+    """What a folder of runs holds: its runs, the tables of the finished ones, the verdicts on them, and the claims that
+    were declared before the runs, if any were."""
+
+    runs: list[Run]
+    tables: list[Table]
+    family: Family
+    declared: Declared | None
+
+
+class Section(NamedTuple):
     """What the page shows of one table: the table and the smaller ones below it, the notes on them, the figures."""
 
     table: Table
@@ -55,47 +72,84 @@ class Section:
     pictures: tuple[Picture, ...]
 
 
-def load(out: Path) -> tuple[list[Run], list[Table]]:
-    """The runs under `out` and the tables of the finished ones; raises FolderError when there is none."""
-    runs = read_runs(out)
+def load(out: Path) -> Report:
+    """The report on the runs under `out`. Raises FolderError when none is finished or its claims cannot be read."""
+    try:
+        declared = claims.load(out)
+    except claims.ClaimsError as error:
+        raise FolderError(f"{error}.") from None
+    runs = read_runs(out, declared.claims.checkpoint if declared else "last")
     if not any(run.state == "finished" for run in runs):
         raise FolderError(f"{out} holds no finished run: {state_counts(runs)}.")
-    return runs, tables(runs)
+    found = tables(runs)
+    return Report(runs, found, family(found, declared.claims if declared else None), declared)
 
 
-def as_text(runs: Sequence[Run], tables: Sequence[Table]) -> str:
-    """For the terminal: the tables of `runs`, the runs that do not count with their reasons, how to read the tables."""
-    parts = [table_text(table) for table in tables]
-    parts += [export.plain(table) for table in across_tables(tables)]
-    uncounted = [f"  {run.name}: {run.state}, {run.reason}" for run in runs if run.state != "finished"]
+def as_text(report: Report, width: int = WIDTH) -> str:
+    """For the terminal: the verdicts first, then the tables, the runs that do not count, how to read the tables. No line
+    is longer than `width`."""
+    parts = [_declaration(report), *(export.wrap(line, width) for line in assay_lines(report))]
+    verdicts = [
+        table
+        for table, judged in zip(report.tables, report.family.verdicts, strict=True)
+        for table in verdict_table(table, report.family, judged)
+    ]
+    parts += [export.plain(table, width) for table in verdicts]
+    parts += [table_text(report, i, width) for i in range(len(report.tables))]
+    parts += [export.plain(table, width) for table in across_tables(report.tables)]
+    uncounted = [export.wrap(f"{run.name}: {run.state}, {run.reason}", width, "  ") for run in _uncounted(report)]
     if uncounted:
-        parts.append("\n".join([f"Not counted ({state_counts(runs)}):", *uncounted]))
-    return "\n\n\n".join([*parts, "\n".join(LEGEND)])
+        parts.append("\n".join([f"Not counted ({state_counts(report.runs)}):", *uncounted]))
+    return "\n\n\n".join([*parts, "\n".join(export.wrap(line, width) for line in LEGEND)])
 
 
-def table_text(table: Table) -> str:
-    """The table, the smaller tables below it and the notes on them."""
-    parts = [export.plain(text_table) for text_table in (format_table(table), *further_tables(table))]
-    return "\n\n".join([*parts, "\n".join(notes(table))])
+def table_text(report: Report, place: int, width: int = WIDTH) -> str:
+    """The table number `place`, the smaller tables below it and the notes on them."""
+    table, judged = report.tables[place], report.family.verdicts[place]
+    every = (format_table(table), *further_tables(table, judged, report.declared is not None))
+    parts = [export.plain(text_table, width) for text_table in every]
+    return "\n\n".join([*parts, "\n".join(export.wrap(line, width) for line in notes(table))])
 
 
-def write_report(out: Path, runs: Sequence[Run], tables: Sequence[Table]) -> Path:
+def assay_lines(report: Report) -> list[str]:
+    """For each table whether its task responds to what the methods differ in, as far as an assay says."""
+    lines = []
+    for table, assays in zip(report.tables, report.family.assays, strict=True):
+        for assay in assays:
+            found = f"{assay.label} {formats.metric(assay.estimate.mean, '+')} {formats.span(assay.interval)}"
+            if assay.shows:
+                lines.append(f"{table.title}: the assay shows ({found}).")
+            else:
+                lines.append(f"{table.title}: this task does not respond to rank ({found}); nothing is called equivalent.")
+        if not assays:
+            lines.append(
+                f"{table.title}: no assay (LoRA at two ranks, or allocator=global_bottom) shows that the task responds "
+                "to rank, so nothing is called equivalent."
+            )
+    return lines
+
+
+def write_report(out: Path, report: Report) -> Path:
     """Write OUT/report/ (page, pictures, tables), replacing an earlier report; returns the page's path."""
     folder = out / "report"
     folder.mkdir(exist_ok=True)
     sections = []
-    for i, table in enumerate(tables, 1):
-        pictures, damaged = render_figures(table, f"_{i}" if len(tables) > 1 else "")
-        text_tables = (format_table(table), *further_tables(table))
+    for i, (table, judged) in enumerate(zip(report.tables, report.family.verdicts, strict=True), 1):
+        pictures, damaged = render_figures(table, judged, f"_{i}" if len(report.tables) > 1 else "")
+        text_tables = (
+            *verdict_table(table, report.family, judged),
+            format_table(table),
+            *further_tables(table, judged, report.declared is not None),
+        )
         sections.append(Section(table, text_tables, (*notes(table), *damaged), pictures))
-    across = across_tables(tables)
+    across = across_tables(report.tables)
     every_table = [table for section in sections for table in section.tables] + across
     files = {picture.name: picture.png for section in sections for picture in section.pictures}
     for name, png in files.items():
         write_bytes(folder / name, png)
     write_bytes(folder / "tables.md", export.markdown(every_table).encode())
     write_bytes(folder / "tables.tex", export.latex(every_table).encode())
-    write_bytes(folder / "index.html", _render(out.resolve().name, runs, sections, across).encode())
+    write_bytes(folder / "index.html", _render(out.resolve().name, report, sections, across).encode())
     for file in folder.glob("*.png"):  # pictures of an earlier report that this one does not show
         if file.name not in files:
             file.unlink()
@@ -111,10 +165,10 @@ def main(arguments: Sequence[str], show: bool = False) -> int:
         return 0 if arguments and arguments[0] in ("-h", "--help") else 2
     out = Path(arguments[0])
     try:
-        runs, loaded = load(out)
+        report = load(out)
         if show:
-            print(as_text(runs, loaded), end="\n\n", flush=True)
-        page = write_report(out, runs, loaded)
+            print(as_text(report, shutil.get_terminal_size((WIDTH, 24)).columns), end="\n\n", flush=True)
+        page = write_report(out, report)
     except (FolderError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -122,7 +176,29 @@ def main(arguments: Sequence[str], show: bool = False) -> int:
     return 0
 
 
-def _render(name: str, runs: Sequence[Run], sections: Sequence[Section], across: Sequence[TextTable]) -> str:
+def _declaration(report: Report) -> str:
+    """Whether the comparisons were declared before the runs."""
+    if report.declared is None:
+        return "Verdicts. Not declared beforehand: each method against LoRA, corrected together."
+    declared = report.declared
+    lines = [f"Verdicts on the claims of {declared.study}, declared {declared.declared} (hash {declared.hash[:12]})."]
+    lines += [
+        f"The claims were changed {declared.declared} after {change.runs} runs; earlier hash {change.hash[:12]}."
+        for change in declared.changes
+    ]
+    lines += [
+        f"Declared and not run yet: {claim.contrast.name} on {claim.task}"
+        + (f" at budget {claim.rank}." if claim.rank is not None else ".")
+        for claim in report.family.missing
+    ]
+    return "\n".join(lines)
+
+
+def _uncounted(report: Report) -> list[Run]:
+    return [run for run in report.runs if run.state != "finished"]
+
+
+def _render(name: str, report: Report, sections: Sequence[Section], across: Sequence[TextTable]) -> str:
     import jinja2
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -131,8 +207,8 @@ def _render(name: str, runs: Sequence[Run], sections: Sequence[Section], across:
         name=name,
         sections=sections,
         across=across,
-        counts=state_counts(runs),
-        uncounted=[run for run in runs if run.state != "finished"],
+        counts=state_counts(report.runs),
+        uncounted=_uncounted(report),
         legend=LEGEND,
         link=lambda run: f"../{quote(run.name)}/",
     )

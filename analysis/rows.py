@@ -39,10 +39,12 @@ class Budget(NamedTuple):
 class Row:
     """One configuration over its seeds. Numbers are means over the seeds; None where no run has one.
 
-    scores: {seed: test value of the checkpoint best on dev, or last dev value}; last_scores: {seed: test value of the
-    last checkpoint}, of the seeds that have one; mean, half_width: of `scores`; best, last: dev values; scale: α/r in
-    effect; ranks: {module: final rank}; kept: parameters needed beyond the frozen base; step_ms: median over the
-    seeds, in ms; peak_mib: the largest.
+    scores: {seed: test value of the checkpoint that the runs are judged by, or last dev value}; other_scores: {seed: test
+    value of the other checkpoint, best or last}, of the seeds that have both; collapsed: seeds whose score is at or
+    below that of always predicting the most frequent class (`majority`), and diverged: seeds of runs that ended in NaN,
+    which have no score; mean, half_width: of `scores`; best, last: dev values; scale: α/r in effect; ranks: {module:
+    final rank}; kept: parameters needed beyond the frozen base; step_ms: median over the seeds, in ms; peak_mib: the
+    largest; arm: the study's name for it.
     """
 
     configuration: str
@@ -51,7 +53,10 @@ class Row:
     runs: tuple[Run, ...]
     settings: dict[str, str]
     scores: dict[int, float]
-    last_scores: dict[int, float]
+    other_scores: dict[int, float]
+    majority: float | None
+    collapsed: frozenset[int]
+    diverged: frozenset[int]
     mean: float
     half_width: float | None
     best: float | None
@@ -67,6 +72,17 @@ class Row:
     step_ms: float | None
     peak_mib: float | None
     devices: frozenset[str]
+    arm: str | None
+
+    @property
+    def dev(self) -> float | None:
+        """What the row's learning rate is chosen by: the mean dev value of the checkpoint that its runs are judged by."""
+        return mean(run.dev for run in self.runs)
+
+    @property
+    def failures(self) -> tuple[int, int]:
+        """(runs that collapsed or diverged, all runs)."""
+        return len(self.collapsed | self.diverged), len(self.scores) + len(self.diverged)
 
     @property
     def adaptive(self) -> bool:
@@ -111,12 +127,13 @@ def group(key: str) -> str:
     return key.partition(".")[0]
 
 
-def make_row(runs: Sequence[Run]) -> Row:
-    """The row of one configuration's finished runs, one run per seed."""
+def make_row(runs: Sequence[Run], diverged: Iterable[int] = ()) -> Row:
+    """The row of one configuration's finished runs, one run per seed. diverged: the seeds of runs without a score."""
     runs = tuple(sorted(runs, key=lambda run: run.seed))
     summary = runs[0].summary
     scores = {run.seed: run.score[1] for run in runs}
-    last_scores = {run.seed: number(run.summary["metric"].get("test_last")) for run in runs if run.score[0] == "test"}
+    other_scores = {run.seed: value for run in runs if (value := run.other_score) is not None}
+    majority = _majority(summary["metric"])
     center, half_width = stats.mean_interval(list(scores.values()))
     rank_records = [run.summary.get("rank") or {} for run in runs]
     final_ranks = [record.get("final") or {} for record in rank_records]
@@ -131,7 +148,10 @@ def make_row(runs: Sequence[Run]) -> Row:
         runs=runs,
         settings=next((config for run in runs if (config := read_config(run.folder)) is not None), {}),
         scores=scores,
-        last_scores={seed: value for seed, value in last_scores.items() if value is not None},
+        other_scores=other_scores,
+        majority=majority,
+        collapsed=frozenset(seed for seed, score in scores.items() if majority is not None and score <= majority + 1e-9),
+        diverged=frozenset(diverged) - scores.keys(),
         mean=center,
         half_width=half_width,
         best=mean(number(run.summary["metric"].get("best")) for run in runs),
@@ -147,6 +167,7 @@ def make_row(runs: Sequence[Run]) -> Row:
         step_ms=median(known) if (known := [step for step in steps if step is not None]) else None,
         peak_mib=max((peak for peak in peaks if peak is not None), default=None),
         devices=frozenset(text(run.summary.get("device") or "unknown") for run in runs),
+        arm=runs[0].arm,
     )
 
 
@@ -218,11 +239,17 @@ def _pool(rows: list[Row]) -> Row | None:
     if len(rows) == 1:
         return rows[0]
     runs = [run for row in rows for run in row.runs]
+    diverged = {seed for row in rows for seed in row.diverged}
     if len({run.seed for run in runs}) < len(runs):
         return None
     shared = set.intersection(*(set(row.settings.items()) for row in rows))
     settings = {key: value for key, value in rows[0].settings.items() if (key, value) in shared or key == "ranks_from"}
-    return replace(make_row(runs), settings=settings)
+    return replace(make_row(runs, diverged), settings=settings)
+
+
+def _majority(metric: Mapping[str, Any]) -> float | None:
+    """The metric's value where the most frequent class is always predicted, None where the run did not record it."""
+    return number(metric.get("majority")) if metric.get("higher_is_better") is not False else None
 
 
 def _kept(parameters: Mapping[str, Any]) -> float | None:

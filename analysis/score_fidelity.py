@@ -18,7 +18,7 @@ from analysis import formats, stats
 from analysis.load import Run, finite, read_measurement
 from analysis.rows import Row
 from analysis.tables import Lines, Table, lines_per_run
-from analysis.verdicts import Verdict, compare_by_key, judge
+from analysis.verdicts import Comparison, compare_by_key
 
 SHARE = 0.25  # of the triplets, the ones that matter most: the top quarter
 TITLE = "Score fidelity: each score against the dev-loss increase from removing a triplet"
@@ -160,7 +160,7 @@ def over_seeds(table: Table) -> Lines:
     return lines, runs
 
 
-def against_pruning_score(table: Table, aspect: Aspect = "correlation") -> list[Verdict]:
+def against_pruning_score(table: Table, aspect: Aspect = "correlation") -> list[Comparison]:
     """Every score against the one that the runs were pruned by; none where fewer than two were probed."""
     comparisons = []
     for row in table.rows:
@@ -176,7 +176,7 @@ def against_pruning_score(table: Table, aspect: Aspect = "correlation") -> list[
             runs, label = [run for run in row.runs if run.seed in both], f"{table.labels[row]}: {name}"
             names = (name, pruning_score)
             comparisons.append(compare_by_key(label, pruning_score, names, values[name], values[pruning_score], runs))
-    return judge(comparisons, None, higher_is_better=True)
+    return comparisons
 
 
 def _correlation(score: Array, increase: Array, generator: np.random.Generator) -> tuple[float | None, Interval]:
@@ -200,7 +200,7 @@ def _top(increase: Array) -> int:
 def _interval(count: int, generator: np.random.Generator, statistic: Callable[[NDArray[np.int64]], Array]) -> Interval:
     """The BCa interval of a statistic of resampled indices [..., count]."""
     indices = np.arange(count, dtype=np.float64)
-    return stats.bootstrap_interval(indices, generator, lambda x: statistic(x[..., 0].astype(np.int64)), samples=2_000)
+    return stats.bootstrap_interval(indices, generator, lambda x: statistic(x.astype(np.int64)), samples=2_000)
 
 
 def _cells(fidelity: Fidelity) -> list[str]:

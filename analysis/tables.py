@@ -42,7 +42,7 @@ class Table:
     def best_first(self, rows: Iterable[Row]) -> list[Row]:
         """Rows by dev value, the best first; rows without one last."""
         sign = -1.0 if self.higher_is_better else 1.0
-        return sorted(rows, key=lambda row: (row.best is None, sign * (row.best or 0.0)))
+        return sorted(rows, key=lambda row: (row.dev is None, sign * (row.dev or 0.0)))
 
     def best(self, key: Callable[[Row], Hashable]) -> tuple[Row, ...]:
         """For each value of `key` the row that is best on dev, in reading order."""
@@ -98,7 +98,7 @@ class Search(NamedTuple):
         """Whether the best of several rates is the lowest or the highest: a better one may lie beyond."""
         rates = list(self.tried)
         ends = (self.tried[rates[0]], self.tried[rates[-1]])
-        return len(rates) > 1 and self.chosen.best is not None and self.chosen in ends
+        return len(rates) > 1 and self.chosen.dev is not None and self.chosen in ends
 
 
 def tables(runs: Iterable[Run]) -> list[Table]:
@@ -107,13 +107,16 @@ def tables(runs: Iterable[Run]) -> list[Table]:
     Methods without a rank (full fine-tuning) have no targets: they appear in the tables of all targets.
     """
     seeds: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    diverged: dict[str, set[int]] = defaultdict(set)
     for run in runs:
         if run.state == "finished":
             seeds[identity(run)].append(run)
+        elif run.state == "diverged":
+            diverged[run.configuration].add(run.seed)
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for key, same in seeds.items():
-        _, _, model, task, _, name, split = key
-        groups[model, task, name, split].append(make_row(same))
+        configuration, _, model, task, _, _, name, split = key
+        groups[model, task, name, split].append(make_row(same, diverged[configuration]))
     result = []
     for (model, task, name, split), unpooled in sorted(groups.items()):
         rows = pool_rank_maps(unpooled)

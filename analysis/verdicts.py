@@ -1,36 +1,49 @@
-"""Verdicts on paired scores: each configuration against LoRA or its uniform control, per task and over tasks.
+"""Verdicts on paired scores: paired t tests whose intervals hold together over a whole family of comparisons.
 
-A verdict claims no more than the number of pairs allows.
+One interval decides: it lies within the margin (equivalent, where the task responds to rank at all), excludes 0 (one is
+better), or neither (undecided). A study declares its family beforehand (claims.json); a folder without claims gets a
+default family, each method against LoRA. Whatever else is compared is exploratory and has no verdict.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from operator import attrgetter
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis import formats, stats
+from analysis.claims import Claim, Claims
 from analysis.load import Run
 from analysis.rows import Row
+from analysis.settings import REFERENCE
 from analysis.tables import Table, kind_and_ranks
 
 K = TypeVar("K")
 
 LEVEL = 0.05
 MARGIN = 0.005  # half a point: a smaller difference has no practical meaning on a 0..1 scale
+FEWEST = 3  # pairs without which the spread of the differences is a guess
+POOLED = 5  # up to this many pairs the spread is pooled over the methods of a table
 UNIFORM = "uniform"
 UNIFORM_TITLE = "Against the uniform control: the same method and budget, the same rank everywhere"
-HEADER = ("comparison", "verdict", "difference", "95% BCa", "p (Holm)", "attainable", "Wilcoxon", "equivalent",
-          "detectable", "g", "P(better)", "pairs")  # fmt: skip
+HEADER = ("comparison", "verdict", "difference", "interval", "p", "sign flip", "P(better)", "pairs",
+          "detectable", "g", "spread")  # fmt: skip
+EXPLORATORY_HEADER = ("comparison", "difference", "95% interval", "p", "sign flip", "P(better)", "pairs")
+COLLAPSE_HEADER = ("comparison", "collapsed", "Fisher's p", "difference over all", "difference where both learned",
+                   "pairs where both learned")  # fmt: skip
+
+Kind = Literal["better", "equivalent", "undecided", "impossible"]
+Scores = Callable[[Row], Mapping[int, float]]  # a row's scores by seed
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scores of two methods [seeds, tasks]; a pair is one seed on one task, NaN where either has no run.
+    """Two methods' scores, one pair for each seed.
 
-    methods: what a verdict calls the two; runs: those of the pairs, for each task the first method's, then the other's.
+    methods: what a verdict calls the two; scores, others: [n], finite; runs: where they come from; rows: of the table,
+    where they come from rows; learned: [n], whether neither run of the pair collapsed; name: of a declared claim.
     """
 
     label: str
@@ -39,6 +52,9 @@ class Comparison:
     scores: NDArray[np.float64]
     others: NDArray[np.float64]
     runs: tuple[Run, ...] = ()
+    rows: tuple[Row, Row] | None = None
+    learned: NDArray[np.bool_] | None = None
+    name: str = ""
 
     @property
     def differences(self) -> NDArray[np.float64]:
@@ -46,60 +62,95 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """text: `<method> better`, `equivalent` or `cannot be decided with n pairs`; the other fields are its evidence.
+class Assay:
+    """A contrast that must show before "no difference" means anything: more rank, or a control known to be worse.
 
-    difference: mean over tasks and pairs, None without pairs; interval: BCa at 95%; p, wilcoxon: uncorrected; holm,
-    equal: Holm-adjusted sign-flip test and TOST (None where there is no margin); attainable: the smallest possible
-    `holm`; effect: Hedges' g; improvement: P(a run is better than one of the other's); detectable: the minimum
-    detectable effect at the level of Holm's first step.
+    shows: it is better beyond doubt, by at least three margins.
+    """
+
+    label: str
+    estimate: stats.Estimate
+    interval: tuple[float, float] | None
+    shows: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """kind and text: `<method> better`, `equivalent`, `undecided (about n more seeds)` or `cannot be decided at this n`.
+
+    The other fields are its evidence. interval: simultaneous over the family, of which the test has level `level`; p:
+    corrected (Bonferroni); sign_flip: uncorrected; effect: Hedges' g; improvement: the share of pairs won;
+    detectable: the difference that the test finds four times in five; more: further seeds until it would find the
+    observed difference, or the margin where that is larger; learned: the difference where neither run collapsed, None
+    where none did; margin: the smallest difference that matters.
     """
 
     comparison: Comparison
-    pairs: int
+    kind: Kind
     text: str
-    difference: float | None
+    estimate: stats.Estimate
     interval: tuple[float, float] | None
+    level: float
     p: float
-    holm: float
-    attainable: float
-    wilcoxon: float
-    equal: float | None
+    sign_flip: float
     effect: float | None
-    improvement: float | None
+    improvement: stats.Share | None
     detectable: float | None
+    more: int | None
+    pooled: bool
+    learned: stats.Estimate | None
+    margin: float | None
+
+    @property
+    def pairs(self) -> int:
+        return self.estimate.pairs
+
+    @property
+    def difference(self) -> float | None:
+        return self.estimate.mean if self.pairs else None
+
+    @property
+    def winner(self) -> str | None:
+        """The method that is better, None unless one is."""
+        return self.text.removesuffix(" better") if self.kind == "better" else None
+
+
+class Family(NamedTuple):
+    """What is judged on a page. declared: whether a study declared it before it was run; alpha: the chance of any false
+    difference; verdicts, assays: of each table, in the tables' order; missing: declared comparisons without runs."""
+
+    declared: bool
+    alpha: float
+    verdicts: list[list[Verdict]]
+    assays: list[list[Assay]]
+    missing: list[Claim]
 
 
 class AcrossTasks(NamedTuple):
-    """title: model, tasks and targets; verdicts: on the configurations that all of the tasks have."""
+    """title: model, targets and tasks; rows: (comparison, its effect over tasks, each task's Hedges g)."""
 
     title: str
-    verdicts: list[Verdict]
+    tasks: tuple[str, ...]
+    rows: list[tuple[str, stats.OverTasks, list[float | None]]]
 
 
-def compare(
-    label: str,
-    against: str,
-    methods: tuple[str, str],
-    pairs: Sequence[tuple[Row, Row]],
-    last_checkpoint: bool = False,
-) -> Comparison:
-    """Row against baseline, one pair of rows per task; only seeds that both rows have make a pair of scores.
-
-    The scores are those of the checkpoint that is best on dev, or of the last one.
-    """
-    values = [[row.last_scores if last_checkpoint else row.scores for row in pair] for pair in pairs]
-    common = [ours.keys() & theirs.keys() for ours, theirs in values]
-    seeds = sorted(set[int]().union(*common))
-    scores, others = np.full((2, len(seeds), len(pairs)), np.nan)
-    for task, (ours, theirs) in enumerate(values):
-        for i, seed in enumerate(seeds):
-            if seed in common[task]:
-                scores[i, task], others[i, task] = ours[seed], theirs[seed]
-    runs = [
-        run for pair, both in zip(pairs, common, strict=True) for row in pair for run in row.runs if run.seed in both
-    ]
-    return Comparison(label, against, methods, scores, others, tuple(runs))
+def compare(table: Table, row: Row, other: Row, name: str = "", scores: Scores = attrgetter("scores")) -> Comparison:
+    """Row against other: a pair for each seed that both have in their `scores`, those that they are judged by."""
+    ours, theirs = scores(row), scores(other)
+    seeds = sorted(ours.keys() & theirs.keys())
+    runs = [run for each in (row, other) for run in each.runs if run.seed in seeds]
+    failed = row.collapsed | other.collapsed
+    return Comparison(
+        label=table.labels[row],
+        against=table.labels[other],
+        methods=(table.kinds[row], table.kinds[other]),
+        scores=np.array([ours[seed] for seed in seeds], dtype=np.float64),
+        others=np.array([theirs[seed] for seed in seeds], dtype=np.float64),
+        runs=tuple(runs),
+        rows=(row, other),
+        learned=np.array([seed not in failed for seed in seeds], dtype=bool),
+        name=name,
+    )
 
 
 def compare_by_key(
@@ -110,140 +161,271 @@ def compare_by_key(
     others: Mapping[K, float],
     runs: Sequence[Run] = (),
 ) -> Comparison:
-    """Two mappings of values on one task: values with the same key make a pair. runs: where they come from."""
+    """Two mappings of values: values with the same key make a pair. runs: where they come from."""
     both = [key for key in scores if key in others]
-
-    def column(values: Mapping[K, float]) -> NDArray[np.float64]:
-        return np.array([[values[key]] for key in both], dtype=np.float64).reshape(len(both), 1)
-
-    return Comparison(label, against, methods, column(scores), column(others), tuple(runs))
+    columns = (np.array([values[key] for key in both], dtype=np.float64) for values in (scores, others))
+    return Comparison(label, against, methods, *columns, tuple(runs))
 
 
-def against_lora(table: Table, last_checkpoint: bool = False) -> list[Verdict]:
-    """The verdict on every tuned row of `table` that is not itself LoRA, none where there is no LoRA row.
+def family(tables: Sequence[Table], claims: Claims | None = None) -> Family:
+    """The verdicts of all tables of a page: of the declared claims, or of the default family.
 
-    By the test value of the checkpoint that is best on dev, or of the last one: then only on rows that have pairs.
+    The level is divided by the number of comparisons on the page, or, where a study declared so, of each table.
     """
-    baselines = table.baselines
-    pairs = [(row, baselines[row]) for row in table.tuned if baselines and row is not baselines[row]]
-    return _judge_rows(table, pairs, last_checkpoint)
+    if claims is None:
+        comparisons = [against_reference(table) for table in tables]
+        levels = [LEVEL / max(1, sum(map(len, comparisons)))] * len(tables)
+        missing = []
+    else:
+        claimed = [_claimed(table, claims) for table in tables]
+        comparisons = [[comparison for _, comparison in of_table] for of_table in claimed]
+        levels = [claims.level(task) if (task := study_task(table, claims)) else LEVEL for table in tables]
+        run = [claim for of_table in claimed for claim, _ in of_table]
+        missing = [claim for claim in claims.each if claim not in run]
+    assays = [_assays(table, claims) for table in tables]
+    verdicts = [
+        judge(of_table, margin_of(table, claims), table.higher_is_better, level, any(assay.shows for assay in of_assays))
+        for table, of_table, level, of_assays in zip(tables, comparisons, levels, assays, strict=True)
+    ]
+    return Family(claims is not None, claims.alpha if claims else LEVEL, verdicts, assays, missing)
 
 
-def against_uniform(table: Table) -> list[Verdict]:
+def judge(
+    comparisons: Sequence[Comparison],
+    margin: float | None,
+    higher_is_better: bool,
+    level: float = LEVEL,
+    responds: bool = False,
+) -> list[Verdict]:
+    """A verdict on each comparison of one table. level: of each test, already divided by the size of the family.
+
+    responds: whether an assay showed that a difference can be seen; without it nothing is called equivalent.
+    """
+    pooled = _pooled_spread(comparisons)
+    return [_judge(c, margin, 1.0 if higher_is_better else -1.0, level, responds, pooled) for c in comparisons]
+
+
+def exploratory(comparisons: Iterable[Comparison], higher_is_better: bool = True) -> list[list[str]]:
+    """The cells of comparisons that nobody declared, for EXPLORATORY_HEADER: an interval each, and no verdict."""
+    return [_exploratory_cells(c, 1.0 if higher_is_better else -1.0) for c in comparisons]
+
+
+def against_reference(table: Table, scores: Scores = attrgetter("scores")) -> list[Comparison]:
+    """Each tuned row against its LoRA row, or against the first row where there is no LoRA, on common seeds."""
+    tuned = table.tuned
+    pairs = [(row, table.baselines.get(row, tuned[0])) for row in tuned]
+    found = [compare(table, row, other, scores=scores) for row, other in pairs if row is not other]
+    return [comparison for comparison in found if comparison.scores.size]
+
+
+def against_uniform(table: Table) -> list[Comparison]:
     """Every tuned row against the tuned row of its method and ranks whose allocator is the uniform one; none without
     such rows. Rank maps have comparisons of their own (rank_maps.py)."""
     uniform = [row for row in table.tuned if row.settings.get("allocator") == UNIFORM]
     controls = {(row.method, row.requested_ranks): row for row in uniform}
-    pairs = [
-        (row, controls[row.method, row.requested_ranks])
+    return [
+        compare(table, row, controls[row.method, row.requested_ranks])
         for row in table.tuned
         if row not in uniform and not row.is_rank_map and (row.method, row.requested_ranks) in controls
     ]
-    return _judge_rows(table, pairs)
 
 
-def across_tasks(tables: Iterable[Table]) -> list[AcrossTasks]:
-    """Verdicts over all tasks of a model, targets and split; none for a single task.
+def across_tasks(tables: Sequence[Table]) -> list[AcrossTasks]:
+    """Standardised differences to LoRA over the tasks of a model and targets, with their heterogeneity; none for a
+    single task. Raw points of different metrics are never averaged.
 
     A configuration is a kind of row with the ranks it was asked for, represented on every task by the row that is best
-    on dev (each has its own learning rate). Only metrics to maximise within -1..1 may be averaged over tasks; tables
-    with other metrics are left out.
+    on dev (each has its own learning rate).
     """
-    groups: dict[tuple[str, str, str], list[Table]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[Table]] = {}
     for table in tables:
-        if table.baselines and unit_scale(table):
-            groups[table.model, table.targets, table.split].append(table)
+        if table.baselines:
+            groups.setdefault((table.model, table.targets, table.split), []).append(table)
     result = []
     for (model, targets, split), group in groups.items():
-        if len(group) < 2:
-            continue
         best = [_best_by_kind(table) for table in group]
-        comparisons = []
-        for key in (key for key in best[0] if all(key in rows for rows in best)):
-            pairs = [(rows[key], table.baselines[rows[key]]) for rows, table in zip(best, group, strict=True)]
-            if not any(row is baseline for row, baseline in pairs):
-                ours, theirs = (
-                    sorted({kind_and_ranks(table, row) for row, table in zip(rows, group, strict=True)})
-                    for rows in zip(*pairs, strict=True)
-                )
-                kinds = (group[0].kinds[pairs[0][0]], group[0].kinds[pairs[0][1]])
-                comparisons.append(compare(" / ".join(ours), " / ".join(theirs), kinds, pairs))
-        if comparisons:
+        rows = []
+        for key in (key for key in best[0] if all(key in of_table for of_table in best)):
+            pairs = [(of_table[key], table.baselines[of_table[key]]) for of_table, table in zip(best, group, strict=True)]
+            if any(row is baseline for row, baseline in pairs):
+                continue
+            signs = [1.0 if table.higher_is_better else -1.0 for table in group]
+            estimates = [
+                stats.paired(sign * compare(table, *pair).differences)
+                for sign, table, pair in zip(signs, group, pairs, strict=True)
+            ]
+            if (effect := stats.over_tasks(estimates)) is not None:
+                names = dict.fromkeys(kind_and_ranks(table, pair[0]) for table, pair in zip(group, pairs, strict=True))
+                rows.append((f"{' / '.join(names)} − LoRA", effect, list(map(stats.hedges_g, estimates))))
+        if rows:
             where = [model, *([f"targets {targets}"] if targets else []), split]
-            title = f"{', '.join(where)}, over {len(group)} tasks: {', '.join(table.task for table in group)}"
-            result.append(AcrossTasks(title, judge(comparisons, MARGIN, higher_is_better=True)))
+            tasks = tuple(table.task for table in group)
+            title = f"{', '.join(where)}, over {len(group)} tasks: {', '.join(tasks)}"
+            result.append(AcrossTasks(title, tasks, rows))
     return result
 
 
-def judge(comparisons: Iterable[Comparison], margin: float | None, higher_is_better: bool) -> list[Verdict]:
-    """A verdict on each; p values of all of them are Holm-adjusted together, as are those of the tests of equivalence.
-
-    Where even the smallest p that the pairs could attain stays above LEVEL after the correction, nothing is decided:
-    neither a difference nor its absence. Without a margin nothing is called equivalent.
-    """
-    comparisons = list(comparisons)
-    generator = np.random.default_rng(0)
-    d = [c.differences for c in comparisons]
-    n = [int(np.isfinite(x).sum()) for x in d]
-    p = np.array([stats.sign_flip_p(x, generator) for x in d])
-    adjusted, least = stats.holm(p), stats.attainable(p, [stats.smallest_p(k) for k in n])
-    equal = stats.holm([stats.tost_p(x, margin) for x in d]) if margin else np.ones(len(d))
-    sign = 1.0 if higher_is_better else -1.0
-    return [
-        Verdict(
-            comparison=c,
-            pairs=n[i],
-            text=_text(c, n[i], sign, adjusted[i], least[i], equal[i]),
-            difference=float(stats.task_mean(d[i][:, np.isfinite(d[i]).any(0)])) if n[i] else None,
-            interval=stats.bootstrap_interval(d[i], generator),
-            p=float(p[i]),
-            holm=float(adjusted[i]),
-            attainable=float(least[i]),
-            wilcoxon=stats.wilcoxon_p(d[i], generator),
-            equal=float(equal[i]) if margin else None,
-            effect=stats.hedges_g(d[i]),
-            improvement=stats.probability_of_improvement(sign * c.scores, sign * c.others),
-            detectable=stats.minimum_detectable(d[i], LEVEL / len(d)),
-        )
-        for i, c in enumerate(comparisons)
-    ]
+def margin_of(table: Table, claims: Claims | None) -> float | None:
+    """The smallest difference that matters: as declared for the task, else half a point of a metric within -1..1."""
+    if claims is not None and (task := study_task(table, claims)):
+        return claims.margins[task]
+    unit = table.higher_is_better and all(abs(score) <= 1 for row in table.rows for score in row.scores.values())
+    return MARGIN if unit else None
 
 
-def unit_scale(table: Table) -> bool:
-    """Whether half a point means something: a metric to maximise whose values stay within -1..1."""
-    return table.higher_is_better and all(abs(score) <= 1 for row in table.rows for score in row.scores.values())
+def study_task(table: Table, claims: Claims) -> str | None:
+    """What the study calls the table's task, which is also the folder of its runs; None for a task without claims."""
+    named = {table.task, *(run.name.partition("/")[0] for row in table.rows for run in row.runs)}
+    return next((task for task in claims.margins if task in named), None)
 
 
 def verdict_cells(verdict: Verdict) -> list[str]:
     """One verdict as strings, one for each name in HEADER."""
-    p = formats.probability(verdict.p)
-    if formats.probability(verdict.holm) != p:
-        p += f" ({formats.probability(verdict.holm)})"
     return [
         f"{verdict.comparison.label} − {verdict.comparison.against}",
         verdict.text,
         formats.metric(verdict.difference, "+"),
         formats.span(verdict.interval),
-        p,
-        formats.probability(verdict.attainable),
-        formats.probability(verdict.wilcoxon),
-        formats.BLANK if verdict.equal is None else formats.probability(verdict.equal),
+        formats.probability(verdict.p),
+        formats.probability(verdict.sign_flip),
+        formats.share(verdict.improvement),
+        str(verdict.pairs),
         formats.metric(verdict.detectable),
         formats.significant(verdict.effect),
-        formats.significant(verdict.improvement),
-        str(verdict.pairs),
+        "pooled" if verdict.pooled else "paired",
     ]
 
 
-def _judge_rows(table: Table, pairs: Iterable[tuple[Row, Row]], last_checkpoint: bool = False) -> list[Verdict]:
-    """The verdicts on pairs of the table's rows, corrected together."""
-    labels, kinds = table.labels, table.kinds
-    comparisons = [
-        compare(labels[row], labels[other], (kinds[row], kinds[other]), [(row, other)], last_checkpoint)
-        for row, other in pairs
+def collapse_cells(verdict: Verdict) -> list[str]:
+    """How often the runs of a comparison did not learn, for COLLAPSE_HEADER; empty where all learned."""
+    if verdict.comparison.rows is None or not any(row.failures[0] for row in verdict.comparison.rows):
+        return []
+    ours, theirs = (row.failures for row in verdict.comparison.rows)
+    learned = verdict.learned or stats.paired([])
+    return [
+        f"{verdict.comparison.label} − {verdict.comparison.against}",
+        f"{ours[0]} of {ours[1]} against {theirs[0]} of {theirs[1]}",
+        formats.probability(stats.fisher_p(ours, theirs)),
+        f"{formats.metric(verdict.difference, '+')} {formats.span(stats.interval(verdict.estimate, LEVEL))}",
+        f"{formats.metric(learned.mean if learned.pairs else None, '+')} "
+        f"{formats.span(stats.interval(learned, LEVEL))}",
+        str(learned.pairs),
     ]
-    comparisons = [comparison for comparison in comparisons if comparison.runs or not last_checkpoint]
-    return judge(comparisons, MARGIN if unit_scale(table) else None, table.higher_is_better)
+
+
+def _judge(
+    c: Comparison, margin: float | None, sign: float, level: float, responds: bool, pooled: tuple[float, int] | None
+) -> Verdict:
+    estimate = stats.paired(c.differences)
+    pools = pooled is not None and FEWEST <= estimate.pairs <= POOLED
+    if pools and pooled is not None:
+        estimate = estimate._replace(spread=pooled[0], freedom=pooled[1])
+    interval = stats.interval(estimate, level) if estimate.pairs >= FEWEST else None
+    p = min(1.0, stats.p_value(estimate) * LEVEL / level) if interval else 1.0
+    more = _more(estimate, margin, level) if interval else None
+    kind, text = _text(c, estimate, interval, sign, margin, responds, more)
+    learned = None if c.learned is None or c.learned.all() else stats.paired(c.differences[c.learned])
+    return Verdict(
+        comparison=c,
+        kind=kind,
+        text=text,
+        estimate=estimate,
+        interval=interval,
+        level=level,
+        p=p,
+        sign_flip=stats.sign_flip_p(c.differences, np.random.default_rng(0)),
+        effect=stats.hedges_g(estimate),
+        improvement=stats.improvement(sign * c.scores, sign * c.others),
+        detectable=stats.minimum_detectable(estimate, level),
+        more=more,
+        pooled=pools,
+        learned=learned,
+        margin=margin,
+    )
+
+
+def _text(
+    c: Comparison,
+    estimate: stats.Estimate,
+    interval: tuple[float, float] | None,
+    sign: float,
+    margin: float | None,
+    responds: bool,
+    more: int | None,
+) -> tuple[Kind, str]:
+    if interval is None:
+        return "impossible", "cannot be decided at this n"
+    within = margin is not None and -margin < interval[0] <= interval[1] < margin
+    if within and responds:
+        return "equivalent", "equivalent"
+    if interval[0] > 0 or interval[1] < 0:
+        return "better", f"{c.methods[0] if sign * estimate.mean > 0 else c.methods[1]} better"
+    if within:
+        return "undecided", "undecided (no assay shows that this task responds)"
+    if more is None:
+        return "impossible", "cannot be decided at this n"
+    return "undecided", f"undecided (about {more:,} more seed{'s' if more > 1 else ''})"
+
+
+def _more(estimate: stats.Estimate, margin: float | None, level: float) -> int | None:
+    """Further seeds until the test finds the observed difference, or the margin where that is larger, with 80% power."""
+    columns = max(1, round(estimate.freedom / (estimate.pairs - 1)))
+    target = max(abs(estimate.mean), margin or 0.0)
+    needed = stats.pairs_needed(target, estimate.spread, level, columns=columns)
+    return None if needed is None else max(1, needed - estimate.pairs)
+
+
+def _pooled_spread(comparisons: Sequence[Comparison]) -> tuple[float, int] | None:
+    """The spread of a difference pooled over all methods that are compared, on the seeds that all of them have; None
+    for fewer than three methods or FEWEST common seeds, or where runs collapsed: their noise is not the others'."""
+    rows = list({id(row): row for c in comparisons for row in c.rows or ()}.values())
+    seeds = sorted(set.intersection(*(set(row.scores) for row in rows))) if rows else []
+    if len(rows) < 3 or len(seeds) < FEWEST or any(row.failures[0] for row in rows):
+        return None
+    return stats.block_spread([[row.scores[seed] for row in rows] for seed in seeds])
+
+
+def _claimed(table: Table, claims: Claims) -> list[tuple[Claim, Comparison]]:
+    """The declared comparisons of the table's task, of arms that have runs."""
+    rows = {row.arm: row for row in table.rows if row.arm}
+    task = study_task(table, claims)
+    pairs = [(claim, claim.arms(rows.keys())) for claim in claims.each if claim.task == task]
+    return [
+        (claim, compare(table, rows[of], rows[against], claim.contrast.name))
+        for claim, (of, against) in pairs
+        if of in rows and against in rows
+    ]
+
+
+def _assays(table: Table, claims: Claims | None) -> list[Assay]:
+    """The declared assay; without claims LoRA at its highest rank against its lowest, and every method
+    against itself with allocator=global_bottom, which prunes what matters most first."""
+    margin, sign = margin_of(table, claims), 1.0 if table.higher_is_better else -1.0
+    if claims is not None:
+        rows = {row.arm: row for row in table.rows if row.arm}
+        of, against = claims.assay.of, claims.assay.against
+        pairs = [(rows[of], rows[against])] if of in rows and against in rows else []
+    else:
+        pairs = []
+        if len(lora := [row for row in table.tuned if row.method == REFERENCE and row.final_rank]) > 1:
+            ordered = sorted(lora, key=lambda row: row.final_rank or 0.0)
+            pairs.append((ordered[-1], ordered[0]))
+        worst = [row for row in table.tuned if row.settings.get("allocator") == "global_bottom"]
+        pairs += [
+            (row, control)
+            for control in worst
+            for row in table.tuned
+            if (row.method, row.requested_ranks) == (control.method, control.requested_ranks) and row is not control
+        ]
+    return [_assay(table, *pair, margin, sign) for pair in pairs]
+
+
+def _assay(table: Table, row: Row, other: Row, margin: float | None, sign: float) -> Assay:
+    comparison = compare(table, row, other)
+    estimate = stats.paired(sign * comparison.differences)
+    interval = stats.interval(estimate, LEVEL) if estimate.pairs >= FEWEST else None
+    shows = interval is not None and interval[0] > 0 and estimate.mean >= 3 * (margin or 0.0)
+    return Assay(f"{comparison.label} − {comparison.against}", estimate, interval, shows)
 
 
 def _best_by_kind(table: Table) -> dict[tuple[str, ...], Row]:
@@ -253,11 +435,14 @@ def _best_by_kind(table: Table) -> dict[tuple[str, ...], Row]:
     return {key(row): row for row in table.best(key)}
 
 
-def _text(c: Comparison, pairs: int, sign: float, adjusted: float, least: float, equal: float) -> str:
-    if least <= LEVEL and equal <= LEVEL:  # also when the difference is real: it is smaller than the margin
-        return "equivalent"
-    if least <= LEVEL and adjusted <= LEVEL:
-        d = c.differences
-        better = sign * float(stats.task_mean(d[:, np.isfinite(d).any(0)])) > 0
-        return f"{c.methods[0] if better else c.methods[1]} better"
-    return f"cannot be decided with {pairs} pairs"
+def _exploratory_cells(c: Comparison, sign: float) -> list[str]:
+    estimate = stats.paired(c.differences)
+    return [
+        f"{c.label} − {c.against}",
+        formats.metric(estimate.mean if estimate.pairs else None, "+"),
+        formats.span(stats.interval(estimate, LEVEL) if estimate.pairs >= FEWEST else None),
+        formats.probability(stats.p_value(estimate)) if estimate.pairs >= FEWEST else formats.BLANK,
+        formats.probability(stats.sign_flip_p(c.differences, np.random.default_rng(0))),
+        formats.share(stats.improvement(sign * c.scores, sign * c.others)),
+        str(estimate.pairs),
+    ]

@@ -231,7 +231,7 @@ def reports(place: Place) -> None:
         )
     for stage in stages:
         try:
-            page = write_report(stage, *load_runs(stage))
+            page = write_report(stage, load_runs(stage))
         except FolderError as error:
             raise SettingError(f"{error}") from None
         print(f"report: {page}", flush=True)

@@ -6,18 +6,19 @@ from typing import Any
 from analysis.plots import style
 from analysis.verdicts import Verdict
 
-STYLES: dict[str, dict[str, Any]] = {  # by the verdict's last word: shape and filling differ, not only the colour
+STYLES: dict[str, dict[str, Any]] = {  # by the verdict's kind: shape and filling differ, not only the colour
     "better": {"color": style.COLOURS[0], "marker": "o", "label": "one is better"},
     "equivalent": {"color": style.COLOURS[2], "marker": "D", "label": "equivalent"},
-    "pairs": {"color": style.COLOURS[7], "marker": "s", "markerfacecolor": "white", "label": "cannot be decided"},
+    "undecided": {"color": style.COLOURS[7], "marker": "s", "markerfacecolor": "white", "label": "undecided"},
+    "impossible": {"color": style.COLOURS[7], "marker": "x", "label": "cannot be decided at this n"},
 }
 
 
 @style.styled
 def draw(verdicts: Sequence[Verdict], metric: str, margin: float | None) -> "style.Figure | None":
-    """Differences with their BCa intervals, the first on top; None unless some comparison has two pairs.
+    """Differences with their intervals, the first on top; None unless some comparison has two pairs.
 
-    The grey band is ±margin. A marker without a bar has too few pairs for a bootstrap interval.
+    The grey band is ±margin. A marker without a bar has too few pairs for an interval.
     """
     drawn = [verdict for verdict in verdicts if verdict.pairs > 1]
     if not drawn:
@@ -29,13 +30,13 @@ def draw(verdicts: Sequence[Verdict], metric: str, margin: float | None) -> "sty
     if margin:
         axes.axvspan(-margin, margin, color="#e6e6e6", zorder=0)
     axes.axvline(0, color="#444444", linewidth=1)
-    styles = [STYLES[verdict.text.split()[-1]] for verdict in drawn]
+    styles = [STYLES[verdict.kind] for verdict in drawn]
     for y, (verdict, look) in enumerate(zip(drawn, styles, strict=True)):
         if verdict.interval is not None:
             axes.plot(verdict.interval, [y, y], color=look["color"], linewidth=1.8)
         axes.plot([verdict.difference or 0.0], [y], linestyle="none", markersize=7.5, **look)
-    axes.set_xlabel(f"difference to LoRA in {metric}\n(mean over pairs and 95% BCa interval)")
+    axes.set_xlabel(f"difference in {metric}\n(mean over pairs, and the interval that holds together with all others)")
     used = [look for look in STYLES.values() if look in styles]
     handles = [Line2D([], [], linestyle="none", markersize=7.5, **look) for look in used]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure

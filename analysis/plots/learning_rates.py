@@ -1,9 +1,8 @@
-"""How each method responds to its learning rate: the best dev value over the grid."""
+"""How each method responds to its learning rate: the dev value over the grid."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.load import number
 from analysis.plots import style
 from analysis.tables import FEW, Search, Table, searches
 
@@ -14,7 +13,7 @@ def draw(table: Table) -> "style.Figure | None":
 
     More than FEW of them get one panel each, with common axes. None without any.
     """
-    several = [search for search in searches(table) if len(search.tried) > 1 and search.chosen.best is not None]
+    several = [search for search in searches(table) if len(search.tried) > 1 and search.chosen.dev is not None]
     if not several:
         return None
     if len(several) > FEW:
@@ -27,23 +26,23 @@ def draw(table: Table) -> "style.Figure | None":
             axes.tick_params(labelsize=8)
         panels[0].set_xscale("log")
         figure.supxlabel("learning rate (log scale)", fontsize=10)
-        figure.supylabel(f"{table.metric} on dev, best checkpoint", fontsize=10)
+        figure.supylabel(f"{table.metric} on dev", fontsize=10)
         return figure
     styles = style.distinct_styles(table, [search.chosen for search in several])
     figure, axes = style.single(8.5, 4.6)
     for search in several:
         _draw_search(axes, search, styles[search.chosen])
     axes.set_xscale("log")
-    axes.set(xlabel="learning rate (log scale)", ylabel=f"{table.metric} on dev, best checkpoint")
+    axes.set(xlabel="learning rate (log scale)", ylabel=f"{table.metric} on dev")
     style.legend_below(figure, [axes], columns=3, handlelength=3.5)
     return figure
 
 
 def _draw_search(axes: "style.Axes", search: Search, look: Mapping[str, Any]) -> None:
-    points = [(rate, row.best) for rate, row in search.tried.items() if row.best is not None]
+    points = [(rate, row.dev) for rate, row in search.tried.items() if row.dev is not None]
     axes.plot(*zip(*points, strict=True), **look, linewidth=1.8, markersize=6, label=style.plain(search.name))
     for rate, row in search.tried.items():
-        values = [value for run in row.runs if (value := number(run.summary["metric"].get("best"))) is not None]
+        values = [run.dev for run in row.runs if run.dev is not None]
         axes.plot([rate] * len(values), values, ".", color=look["color"], alpha=0.5, markersize=5)
     chosen = next(rate for rate, row in search.tried.items() if row is search.chosen)
-    axes.plot([chosen], [search.chosen.best or 0.0], "o", markersize=14, markerfacecolor="none", color=look["color"])
+    axes.plot([chosen], [search.chosen.dev or 0.0], "o", markersize=14, markerfacecolor="none", color=look["color"])

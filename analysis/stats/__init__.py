@@ -1,31 +1,50 @@
-"""Statistics over a matrix of runs × tasks, NaN where a run is missing. Numpy in, numbers out, the Generator passed in.
+"""Statistics of paired runs. Numpy in, numbers out, the Generator passed in.
 
-intervals: t and bootstrap; paired: tests on task × seed pairs; effects: how large a difference is; ranks: whether two
-orders agree.
+paired: the t test, its interval, the sign flip beside it; power: what it can find; effects: how large a difference is;
+intervals: of single means, and the bootstrap; ranks: whether two orders agree.
 """
 
 from analysis.stats import ranks
-from analysis.stats.effects import hedges_g, minimum_detectable, probability_of_improvement, tost_p
-from analysis.stats.intervals import bootstrap_interval, mean_interval, task_mean
-from analysis.stats.paired import attainable, holm, sign_flip_p, smallest_p, wilcoxon_p
+from analysis.stats.effects import (
+    OverTasks,
+    Share,
+    area_under_curve,
+    fisher_p,
+    hedges_g,
+    improvement,
+    interquartile_mean,
+    mcnemar_p,
+    over_tasks,
+)
+from analysis.stats.intervals import bootstrap_interval, mean_interval
+from analysis.stats.paired import Estimate, block_spread, interval, p_value, paired, sign_flip_p
+from analysis.stats.power import minimum_detectable, pairs_needed, power
 from analysis.stats.ranks import Agreement, agreement, spearman, top_overlap
 
 __all__ = [
     "Agreement",
+    "Estimate",
+    "OverTasks",
+    "Share",
     "agreement",
-    "attainable",
+    "area_under_curve",
+    "block_spread",
     "bootstrap_interval",
+    "fisher_p",
     "hedges_g",
-    "holm",
+    "improvement",
+    "interquartile_mean",
+    "interval",
+    "mcnemar_p",
     "mean_interval",
     "minimum_detectable",
-    "probability_of_improvement",
+    "over_tasks",
+    "p_value",
+    "paired",
+    "pairs_needed",
+    "power",
     "ranks",
     "sign_flip_p",
-    "smallest_p",
     "spearman",
-    "task_mean",
     "top_overlap",
-    "tost_p",
-    "wilcoxon_p",
 ]

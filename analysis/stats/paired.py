@@ -1,59 +1,99 @@
-"""Tests on pairs: two methods on the same task with the same seed. The pair's sign is what chance would flip."""
+"""Tests on pairs: two methods with the same seed on the same task, by Student's t, with the sign flip as a check."""
+
+import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from analysis.stats.intervals import matrix
-from analysis.stats.ranks import mean_ranks
 
 EXACT_PAIRS = 32  # two halves of 2**16 sums; beyond that the sign flips are sampled
 SAMPLES = 100_000
 
 
-def smallest_p(pairs: int) -> float:
-    """The smallest two-sided p that a test on the signs of `pairs` pairs can attain.
+class Estimate(NamedTuple):
+    """A mean paired difference. spread: the standard deviation of one difference, with `freedom` degrees of freedom.
 
-    2 / 2**pairs, at most 1; beyond EXACT_PAIRS the flips are sampled and it is 1 / (1 + SAMPLES).
+    spread and freedom are 0 for fewer than two pairs; without pairs the mean is 0, too.
     """
-    return min(1.0, 2.0 / 2.0**pairs) if pairs <= EXACT_PAIRS else 1 / (1 + SAMPLES)
+
+    mean: float
+    spread: float
+    pairs: int
+    freedom: int
+
+    @property
+    def error(self) -> float:
+        """The standard error of the mean."""
+        return self.spread / math.sqrt(self.pairs) if self.pairs else 0.0
+
+
+def paired(differences: ArrayLike) -> Estimate:
+    """Student's paired t: mean and standard deviation of the finite `differences` [n], n - 1 degrees of freedom."""
+    d = np.asarray(differences, dtype=np.float64).ravel()
+    d = d[np.isfinite(d)]
+    if d.size < 2:
+        return Estimate(float(d.sum()), 0.0, d.size, 0)
+    return Estimate(float(d.mean()), _settled(float(d.std(ddof=1)), d), d.size, d.size - 1)
+
+
+def block_spread(scores: ArrayLike) -> tuple[float, int]:
+    """(standard deviation of a difference, degrees of freedom) pooled over all methods of `scores` [seeds, methods].
+
+    Randomised blocks: score = seed + method + noise, the same noise for every method; a difference of two methods has
+    twice the residual variance, with (seeds - 1)(methods - 1) degrees of freedom (Box, Hunter and Hunter 2005, ch. 4).
+    Raises ValueError unless every method has a score for each of at least two seeds.
+    """
+    x = np.asarray(scores, dtype=np.float64)
+    if x.ndim != 2 or min(x.shape) < 2 or not np.isfinite(x).all():
+        raise ValueError(f"scores must have a finite value for each of 2 seeds and 2 methods or more (got {x.shape})")
+    residual = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
+    freedom = (x.shape[0] - 1) * (x.shape[1] - 1)
+    return _settled(math.sqrt(2 * float((residual**2).sum()) / freedom), x), freedom
+
+
+def interval(estimate: Estimate, level: float) -> tuple[float, float] | None:
+    """The t interval of the mean with coverage 1 - level; None where there is no degree of freedom.
+
+    It excludes 0 exactly where `p_value` is below `level`.
+    """
+    if estimate.freedom < 1:
+        return None
+    half = critical(level, estimate.freedom) * estimate.error
+    return estimate.mean - half, estimate.mean + half
+
+
+def p_value(estimate: Estimate) -> float:
+    """Two-sided p that the mean is 0; 1 where there is no degree of freedom."""
+    if estimate.freedom < 1:
+        return 1.0
+    if estimate.error == 0.0:
+        return 1.0 if estimate.mean == 0.0 else 0.0
+    from scipy.special import stdtr  # type: ignore[import-untyped]
+
+    return float(2 * stdtr(estimate.freedom, -abs(estimate.mean) / estimate.error))
+
+
+def critical(level: float, freedom: float) -> float:
+    """The t beyond which a two-sided test at `level` rejects."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 1 - level / 2))
 
 
 def sign_flip_p(differences: ArrayLike, generator: np.random.Generator) -> float:
-    """Two-sided p of the sign-flip test that `differences` [runs, tasks] are symmetric about 0 in every task.
+    """Two-sided p of the sign-flip test that the finite `differences` [n] are symmetric about 0.
 
-    The statistic is the mean over tasks of the means over runs; each pair is flipped on its own, within its task. The
-    share of sign patterns whose |statistic| reaches the observed one: all 2**n up to EXACT_PAIRS pairs, beyond that
-    (1 + hits) / (1 + SAMPLES) over sampled ones. 1 without pairs.
+    The share of sign patterns whose |sum| reaches the observed one: all 2**n up to EXACT_PAIRS pairs, beyond that
+    (1 + hits) / (1 + SAMPLES) over sampled ones. 1 without pairs. It assumes no distribution, and cannot go below
+    2 / 2**n.
     """
-    d = matrix(differences)
-    weighted = d / np.isfinite(d).sum(axis=0)
-    return _flip(weighted[np.isfinite(weighted)], generator)
+    d = np.asarray(differences, dtype=np.float64).ravel()
+    return _flip(d[np.isfinite(d)], generator)
 
 
-def wilcoxon_p(differences: ArrayLike, generator: np.random.Generator) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test over all pairs of `differences` [runs, tasks].
-
-    Zeros are dropped, ties share their mean rank; exact (over the sign patterns) as `sign_flip_p` is.
-    """
-    d = matrix(differences)
-    d = d[np.isfinite(d) & (d != 0)]
-    return _flip(np.sign(d) * mean_ranks(np.abs(d)), generator)
-
-
-def holm(p: ArrayLike) -> NDArray[np.float64]:
-    """Holm's step-down adjustment of the p values [m], in their order: compare with the level itself (Holm 1979)."""
-    values = np.asarray(p, dtype=np.float64)
-    order = np.argsort(values)
-    factors = np.arange(values.size, 0, -1)
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factors))
-    return adjusted
-
-
-def attainable(p: ArrayLike, smallest: ArrayLike) -> NDArray[np.float64]:
-    """The smallest Holm-adjusted p that each comparison could have attained [m], the others' p being what they are."""
-    values, least = np.asarray(p, dtype=np.float64), np.asarray(smallest, dtype=np.float64)
-    return np.array([holm(np.where(np.arange(values.size) == i, least, values))[i] for i in range(values.size)])
+def _settled(spread: float, values: NDArray[np.float64]) -> float:
+    """0 where the spread is only the rounding of the values."""
+    return spread if spread > 1e-12 * float(np.abs(values).max(initial=0.0)) else 0.0
 
 
 def _flip(d: NDArray[np.float64], generator: np.random.Generator) -> float:
