@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.stats.paired import Estimate, interval, p_value, paired
+
 HOPELESS = 0.1  # the conditional power below which more seeds are not worth their time
 BETTER, WORSE, EQUIVALENT, GO_ON, STOP, UNDECIDED = "better", "worse", "equivalent", "go on", "hopeless", "undecided"
 FAR = 12.0  # a boundary beyond this many standard deviations is never crossed
@@ -23,7 +25,7 @@ NODES = 301  # of the integration over the scores that cross no boundary
 
 class Judgement(NamedTuple):
     """What a look says. word: "better" or "worse" (a difference above or below 0 is proven), "equivalent" (it is proven
-    to lie within the margin), "hopeless", "go on", or at the last look "undecided"; p: of the paired t test, to be at
+    to lie within the margin, by the interval at `level`), "hopeless", "go on", or at the last look "undecided"; p: of the paired t test, to be at
     most `level`; chance: the conditional power that "hopeless" goes by, None at the last look."""
 
     word: str
@@ -45,16 +47,15 @@ def judge(differences: ArrayLike, looks: Sequence[int], alpha: float, margin: fl
     if n not in looks:
         raise ValueError(f"differences must have as many values as one of the looks {list(looks)} (got {n})")
     level = levels(tuple(looks), alpha)[list(looks).index(n)]
-    mean, error = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n)
-    p = _two_sided(mean, error, n - 1)
-    within = _two_sided(margin - abs(mean), error, n - 1) / 2 if abs(mean) < margin else 1.0
-    if within <= level:
+    estimate = paired(d)
+    mean, p, bounds = estimate.mean, p_value(estimate), interval(estimate, level)
+    if bounds is not None and -margin < bounds[0] <= bounds[1] < margin:
         return Judgement(EQUIVALENT, mean, p, level, None)
     if p <= level:
         return Judgement(BETTER if mean > 0 else WORSE, mean, p, level, None)
     if n == last:
         return Judgement(UNDECIDED, mean, p, level, None)
-    chance = _chance(mean, error, p, n / last, levels(tuple(looks), alpha)[-1], margin)
+    chance = _chance(estimate, p, n / last, levels(tuple(looks), alpha)[-1], margin)
     return Judgement(STOP if chance < HOPELESS else GO_ON, mean, p, level, chance)
 
 
@@ -98,30 +99,22 @@ def boundaries(times: Sequence[float], spent: Sequence[float]) -> list[float]:
     return found
 
 
-def _two_sided(mean: float, error: float, freedom: int) -> float:
-    """p of a t test that a mean with this standard error is 0; without spread, whether it is."""
-    from scipy.special import stdtr  # type: ignore[import-untyped]
-
-    if error == 0.0:
-        return 1.0 if mean == 0.0 else 0.0
-    return 2 * float(stdtr(freedom, -abs(mean) / error))
-
-
-def _chance(mean: float, error: float, p: float, time: float, level: float, margin: float) -> float:
+def _chance(estimate: Estimate, p: float, time: float, level: float, margin: float) -> float:
     """The larger of both conditional powers at the last look (`judge`), for z scores that are normal.
 
     time: the share of the seeds that has been run; level: that of the last look.
     """
     from scipy.special import ndtr, ndtri
 
-    if error == 0.0:
+    mean, error = estimate.mean, estimate.error
+    if error == 0.0:  # no difference at all, at a level that no interval reaches
         return 1.0
     root, rest = math.sqrt(time), math.sqrt(1 - time)
     critical, now = -float(ndtri(level / 2)), -float(ndtri(p / 2))
     final = error * root  # the standard error at the last look
     drift = max(margin, abs(mean)) / final
     difference = float(ndtr((root * now + drift * (1 - time) - critical) / rest))
-    room = margin / final + float(ndtri(level))  # how far from 0 the last z may lie for equivalence
+    room = margin / final + float(ndtri(level / 2))  # how far from 0 the last z may lie for equivalence
     center = time * mean / final
     equivalence = float(ndtr((room - center) / rest) - ndtr((-room - center) / rest)) if room > 0 else 0.0
     return max(difference, equivalence)
