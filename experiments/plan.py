@@ -84,7 +84,7 @@ def _rows(study: Study, task: str, known: Mapping[str, Mapping[str, list[Outcome
             "source": spread.source,
             "paired": spread.paired,
             "difference": _difference(pair, known, tuned),
-            "needed": None if sd is None else (stats.pairs_needed(pair.margin, sd, level, POWER) if sd else 2),
+            "needed": None if sd is None else stats.pairs_needed(pair.margin, sd, level, POWER),
             "power": None if sd is None else (stats.power(pair.margin / sd, planned, level) if sd else 1.0),
         }
 

@@ -259,6 +259,7 @@ def main() -> int:
         if options.plan:
             found = plan.plan(load(options.study), options.source or options.results)
             print(plan.text(found))
+            options.results.mkdir(parents=True, exist_ok=True)
             write_json(options.results / plan.FILE, found)
             return 0
         if not options.read:
