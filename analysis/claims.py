@@ -230,7 +230,9 @@ def _plain(claims: Claims) -> dict[str, Any]:
 
 def _contrast(content: Any, where: str, tasks: Sequence[str] | None, arms: Sequence[str] | None) -> Contrast:
     parts = {each.name for each in fields(Contrast)}
-    content = _mapping(content, where, parts, {"name", "of", "against"} | ({"tasks", "ranks"} if arms is None else set()))
+    content = _mapping(
+        content, where, parts, {"name", "of", "against"} | ({"tasks", "ranks"} if arms is None else set())
+    )
     _differ(content, where)
     of, against = (_text(content[side], f"{where}.{side}") for side in ("of", "against"))
     named = content.get("tasks", tasks)

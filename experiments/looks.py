@@ -3,11 +3,9 @@
 analysis/stats/looks.py has the statistics, experiments/protocol.py --looks runs the seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from adarank.errors import SettingError
 from adarank.runs.files import read_object, write_json
@@ -63,7 +61,9 @@ def judge(
         )
         used = study.seeds[:seeds]
         if lost := [seed for seed in used if seed not in ours.keys() & theirs.keys()]:
-            raise SettingError(f"--results must hold {pair.of} and {pair.against} of every seed (got none of {lost[0]})")
+            raise SettingError(
+                f"--results must hold {pair.of} and {pair.against} of every seed (got none of {lost[0]})"
+            )
         sign = 1 if ours[used[0]].higher_is_better else -1
         differences = [sign * (ours[seed].value - theirs[seed].value) for seed in used]
         found = stats.looks.judge(differences, study.claims.stages, pair.level, pair.margin)
@@ -97,12 +97,14 @@ def recorded(study: Study, results: Path, task: str, seeds: int) -> list[dict[st
 
 
 def record(
-    study: Study, results: Path, task: str, seeds: int, arms: Sequence[str] | set[str], rows: Sequence[Mapping[str, Any]]
+    study: Study, results: Path, task: str, seeds: int, arms: Collection[str], rows: Sequence[Mapping[str, Any]]
 ) -> None:
     """Add a look to looks.json, which starts afresh where the claims have changed."""
     content = _content(study, results)
     look = {"seeds": seeds, "arms": sorted(arms), "claims": rows}
-    write_json(results / FILE, {**content, "tasks": {**content["tasks"], task: [*content["tasks"].get(task, []), look]}})
+    write_json(
+        results / FILE, {**content, "tasks": {**content["tasks"], task: [*content["tasks"].get(task, []), look]}}
+    )
 
 
 def _content(study: Study, results: Path) -> dict[str, Any]:

@@ -51,7 +51,9 @@ def _outcome(study: Study, method: str, file: Path) -> Outcome:
 
 def _arm_by_rank(study: Study, method: str, rank: int) -> str:
     """The arm of a run that was made before runs recorded theirs; that of no budget where none of the study's fits."""
-    found = [cell for cell in (Cell(method, budget) for budget in budgets_of(study, method)) if rank_of(study, cell) == rank]
+    found = [
+        cell for cell in (Cell(method, budget) for budget in budgets_of(study, method)) if rank_of(study, cell) == rank
+    ]
     return found[0].arm if found else method
 
 

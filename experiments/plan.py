@@ -40,7 +40,9 @@ def plan(study: Study, source: Path) -> dict[str, Any]:
     rows = [row for task in study.tasks for row in _rows(study, task, known[task])]
     minutes = {task: _minutes(study, known[task]) for task in study.tasks}
     timed = [value for arms in minutes.values() for value in arms.values() if value is not None]
-    filled = {task: {arm: fmean(timed) if m is None else m for arm, m in arms.items()} for task, arms in minutes.items()}
+    filled = {
+        task: {arm: fmean(timed) if m is None else m for arm, m in arms.items()} for task, arms in minutes.items()
+    }
     seeds = {task: sum(arms.values()) * len(study.seeds) for task, arms in filled.items()}
     tuning = {task: sum(_tried(study, task, name, arms) for name in study.methods) for task, arms in filled.items()}
     total = sum(seeds.values()) + sum(tuning.values())
@@ -96,7 +98,9 @@ def _at_best(runs: Sequence[Outcome]) -> list[Outcome]:
         by_rate.setdefault(run.rate, []).append(run)
     most = max(map(len, by_rate.values()))
     sign = 1 if runs[0].higher_is_better else -1
-    return max((tried for tried in by_rate.values() if len(tried) == most), key=lambda t: sign * fmean(r.dev for r in t))
+    return max(
+        (tried for tried in by_rate.values() if len(tried) == most), key=lambda t: sign * fmean(r.dev for r in t)
+    )
 
 
 def _spread(pair: Pair, known: Mapping[str, Mapping[str, list[Outcome]]], tuned: Mapping[str, str]) -> Spread:

@@ -98,7 +98,9 @@ def _check_rates(study: Study) -> None:
         if len(set(counts.values())) > 1:
             raise SettingError(f"every method must have the same number of rates for {task} (got {counts})")
         if study.extend and (short := [name for name, count in counts.items() if count < 2]):
-            raise SettingError(f"methods.{short[0]}.rates must have at least two rates, so that its grid can be extended")
+            raise SettingError(
+                f"methods.{short[0]}.rates must have at least two rates, so that its grid can be extended"
+            )
     for name, method in study.methods.items():
         sources = [method[key] for key in ("tuned_as", "map_of") if key in method]
         if absent := [source for source in sources if source not in tuned]:

@@ -4,7 +4,9 @@ Lan and DeMets 1983 (Biometrika 70:659) with their spending function like O'Brie
 of Jennison and Turnbull 2000 (Group Sequential Methods, §7.2): 2 − 2 Φ(z / √t) of alpha is spent when the share t of
 the planned seeds has been run, z the normal quantile of 1 − alpha / 2. The boundaries come from numerical integration
 (Armitage, McPherson and Rowe 1969) and become levels for the p of a paired t test (the significance-level approach of
-Jennison and Turnbull, §4.4). experiments/bench/looks.py simulates the errors.
+Jennison and Turnbull, §4.4). With few seeds the p of successive t tests vary more than those of normal scores, by which
+0.05 would become 0.053; so the level of the last look is what a fixed simulation of t tests leaves of alpha.
+experiments/bench/looks.py simulates the errors.
 """
 
 import math
@@ -21,6 +23,7 @@ HOPELESS = 0.1  # the conditional power below which more seeds are not worth the
 BETTER, WORSE, EQUIVALENT, GO_ON, STOP, UNDECIDED = "better", "worse", "equivalent", "go on", "hopeless", "undecided"
 FAR = 12.0  # a boundary beyond this many standard deviations is never crossed
 NODES = 301  # of the integration over the scores that cross no boundary
+SIMULATIONS = 200_000
 
 
 class Judgement(NamedTuple):
@@ -66,7 +69,8 @@ def levels(looks: tuple[int, ...], alpha: float) -> tuple[float, ...]:
 
     times = [look / looks[-1] for look in looks]
     spent = [2 * float(ndtr(ndtri(alpha / 2) / math.sqrt(time))) for time in times]
-    return tuple(2 * float(ndtr(-z)) for z in boundaries(times, spent))
+    *earlier, last = (2 * float(ndtr(-z)) for z in boundaries(times, spent))
+    return (*earlier, min(last, _last_level(looks, alpha, earlier)) if earlier else last)
 
 
 def boundaries(times: Sequence[float], spent: Sequence[float]) -> list[float]:
@@ -97,6 +101,28 @@ def boundaries(times: Sequence[float], spent: Sequence[float]) -> list[float]:
         at, mass = new, edge * weights * (density @ mass)
         before, used = time, total
     return found
+
+
+def _last_level(looks: Sequence[int], alpha: float, earlier: Sequence[float]) -> float:
+    """The level of the last look with which the share of simulated t tests that cross at any look is alpha.
+
+    The values between two looks enter by their sum and sum of squares, which are independent of each other.
+    """
+    from scipy.special import stdtr
+
+    draws = np.random.default_rng(0)
+    total, squares, p = (np.zeros(SIMULATIONS) for _ in range(3))
+    kept = np.ones(SIMULATIONS, dtype=np.bool_)
+    for before, look, level in zip((0, *looks), looks, (*earlier, 0.0), strict=False):
+        more = look - before
+        step = draws.normal(0.0, math.sqrt(more), SIMULATIONS)
+        total += step
+        squares += step**2 / more + (draws.chisquare(more - 1, SIMULATIONS) if more > 1 else 0.0)
+        variance = (squares - total**2 / look) / (look - 1)
+        p = 2 * stdtr(look - 1, -abs(total) / np.sqrt(look * variance))
+        kept &= p > level
+    left = round(alpha * SIMULATIONS) - int((~kept).sum())
+    return float(np.sort(p[kept])[left])
 
 
 def _chance(estimate: Estimate, p: float, time: float, level: float, margin: float) -> float:

@@ -55,7 +55,16 @@ PAIRS = [(name, unit) for name in OPTIONS for unit in units(name)]
 
 
 def test_the_walk_finds_them():
-    assert {"global_bottom", "global_top", "by_cost", "by_family", "grow", "prune_expand", "random", "uniform"} <= OPTIONS.keys()
+    assert {
+        "global_bottom",
+        "global_top",
+        "by_cost",
+        "by_family",
+        "grow",
+        "prune_expand",
+        "random",
+        "uniform",
+    } <= OPTIONS.keys()
 
 
 @pytest.mark.parametrize(("name", "unit"), PAIRS)

@@ -54,9 +54,13 @@ def test_each_claim_has_its_arms_margin_and_level():
 
 
 def test_a_contrast_compares_everywhere_unless_it_names_tasks_and_budgets():
-    short = changed(contrasts=[{k: v for k, v in c.items() if k not in ("tasks", "ranks")} for c in CONTENT["contrasts"]])
+    short = changed(
+        contrasts=[{k: v for k, v in c.items() if k not in ("tasks", "ranks")} for c in CONTENT["contrasts"]]
+    )
     found = claims.read(short, TASKS, ARMS)
-    assert [(c.tasks, c.ranks) for c in found.contrasts] == [(("cola", "sst2"), ranks) for ranks in [(2, 8)] * 2 + [None]]
+    assert [(c.tasks, c.ranks) for c in found.contrasts] == [
+        (("cola", "sst2"), ranks) for ranks in [(2, 8)] * 2 + [None]
+    ]
     with pytest.raises(ClaimsError, match=r"claims.contrasts\[0\] must have the part ranks"):
         claims.read(short)
 
@@ -142,7 +146,9 @@ def test_the_same_claims_leave_the_file_and_new_ones_keep_the_old(tmp_path):
 
 
 def test_claims_after_the_first_run_are_refused(tmp_path):
-    with pytest.raises(ClaimsError, match=r"claims must be declared before the first run .* with 3 runs and no claims.json"):
+    with pytest.raises(
+        ClaimsError, match=r"claims must be declared before the first run .* with 3 runs and no claims.json"
+    ):
         claims.write(tmp_path, claims.read(CONTENT), "a study", 3)
     assert list(tmp_path.iterdir()) == []
 
@@ -158,5 +164,7 @@ def test_claims_edited_by_hand_are_noticed(tmp_path):
     claims.write(tmp_path, claims.read(CONTENT), "a study", 0)
     path = tmp_path / "claims.json"
     path.write_text(path.read_text().replace("0.005", "0.05"))
-    with pytest.raises(ClaimsError, match=r"cannot be used: its claims do not have the hash [0-9a-f]{12}, so they were"):
+    with pytest.raises(
+        ClaimsError, match=r"cannot be used: its claims do not have the hash [0-9a-f]{12}, so they were"
+    ):
         claims.load(tmp_path)

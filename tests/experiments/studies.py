@@ -25,7 +25,10 @@ STUDY = {
 }
 CLAIMS = {
     "margins": {"t": 0.02},
-    "contrasts": [{"name": "rank", "of": "adalora", "against": "lora"}, {"name": "map", "of": "map", "against": "high"}],
+    "contrasts": [
+        {"name": "rank", "of": "adalora", "against": "lora"},
+        {"name": "map", "of": "map", "against": "high"},
+    ],
     "assay": {"of": "lora@8", "against": "lora@2"},
 }
 
@@ -63,7 +66,8 @@ class Runner:
         return SimpleNamespace(returncode=0)
 
     def leave(self, out, arm, rate, seed, settings):
-        decisive = {key: value.rpartition("/")[2] for key, value in settings.items()}  # a source by its name
+        decides = {key: value for key, value in settings.items() if not key.startswith("hydra/")}
+        decisive = {key: value.rpartition("/")[2] for key, value in decides.items()}  # a source by its name
         identity = hashlib.sha256(repr((sorted(decisive.items()), rate)).encode()).hexdigest()[:10]
         folder = out / f"{settings['method']}-{identity}-s{seed}"
         if folder.exists():

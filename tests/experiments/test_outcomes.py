@@ -47,7 +47,9 @@ def record(folder, name, rank, metric, **summary):
     time = {"train_s": 90.0, "eval_s": 30.0}
     metric = {"name": "accuracy", "higher_is_better": True, "best": 0.6, "last": 0.5, **metric}
     config = {"rank": rank, "seed": 3, "train": {"lr": 0.01}}
-    write_record(folder / f"{name}-s3.json.gz", {"config": config, "summary": {"metric": metric, "time": time, **summary}})
+    write_record(
+        folder / f"{name}-s3.json.gz", {"config": config, "summary": {"metric": metric, "time": time, **summary}}
+    )
 
 
 def test_the_study_s_checkpoint_is_the_one_that_counts(tmp_path):

@@ -21,7 +21,9 @@ def record(results, stage, method, arm, seed, value, rate=1e-2, minutes=2.0):
     metric |= {"test": value, "test_last": value} if stage == "seeds" else {}
     summary = {"arm": arm, "metric": metric, "time": {"train_s": 60 * minutes, "eval_s": 0.0}}
     config = {"rank": 2, "seed": seed, "train": {"lr": rate}}
-    write_record(results / stage / "t" / method / f"{arm}-{rate}-s{seed}.json.gz", {"config": config, "summary": summary})
+    write_record(
+        results / stage / "t" / method / f"{arm}-{rate}-s{seed}.json.gz", {"config": config, "summary": summary}
+    )
 
 
 @pytest.fixture
@@ -116,7 +118,10 @@ def test_what_the_trials_do_not_say_is_not_made_up(asked, tmp_path):
     found = plan.plan(asked, tmp_path)
     assert [(row["spread"], row["needed"], row["power"]) for row in found["claims"]] == [(None, None, None)] * 2
     assert "t, rank: adalora@2 − lora@2: unknown, no trials of two seeds" in plan.text(found)
-    assert "t: the assay, lora@8 − lora@2, has no runs of both arms, so that its difference is unknown" in found["warnings"]
+    assert (
+        "t: the assay, lora@8 − lora@2, has no runs of both arms, so that its difference is unknown"
+        in found["warnings"]
+    )
 
 
 def test_looks_cost_a_little_power(tmp_path):

@@ -15,7 +15,7 @@ from analysis import claims
 from experiments import protocol
 from experiments.pack import record_files
 from experiments.study import read
-from tests.experiments.studies import STUDY, Runner, methods, study
+from tests.experiments.studies import STUDY, Runner, study
 from tests.experiments.test_run import main as run_main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,8 +51,11 @@ def test_it_tunes_then_compares_at_the_chosen_rates_and_maps_follow_their_source
     assert [(rank, source.name[-3:]) for rank, source in zip(ranks, sources, strict=True)] == [
         (rank, f"-s{seed}") for rank in (2, 8) for seed in (0, 1)
     ]
-    assert {name: choice["rate"] for name, choice in rates(place).items()} == dict.fromkeys(["full", "lora", "adalora"], 1e-2)
+    assert {name: choice["rate"] for name, choice in rates(place).items()} == dict.fromkeys(
+        ["full", "lora", "adalora"], 1e-2
+    )
     assert not (place.results / "claims.json").exists()
+    assert {settings["hydra/launcher"] for *_, settings in runner.calls} == {"basic"}
 
 
 def test_a_second_call_trains_nothing_also_where_only_the_results_are(runner, place, tmp_path):
@@ -103,7 +106,9 @@ def test_a_best_rate_at_the_edge_extends_every_grid_alike(runner, place, capsys)
 
 def test_a_rate_that_stays_at_the_edge_is_refused_or_accepted(runner, place, capsys):
     runner.value = lambda settings, rate, seed: rate
-    with pytest.raises(SettingError, match=r"methods.full.rates must hold the best rate inside .* \(got 0.1 for full on t"):
+    with pytest.raises(
+        SettingError, match=r"methods.full.rates must hold the best rate inside .* \(got 0.1 for full on t"
+    ):
         protocol.follow(read(study({}, extend=1)), place)
     assert rates(place)["full"]["added"] == [0.1]
     assert all(stage == "tuning" for stage, *_ in runner.calls), "nothing is compared"
@@ -114,7 +119,9 @@ def test_a_rate_that_stays_at_the_edge_is_refused_or_accepted(runner, place, cap
 
 def test_claims_are_declared_before_the_first_seed_of_the_comparison(runner, place):
     seen = []
-    runner.before = lambda: seen.append((len(runner.calls), claims.load(place.results), claims.load(place.out / "seeds")))
+    runner.before = lambda: seen.append(
+        (len(runner.calls), claims.load(place.results), claims.load(place.out / "seeds"))
+    )
     asked = read(study({}), "mine")
     protocol.follow(asked, place)
     first = next(i for i, (stage, *_) in enumerate(runner.calls) if stage == "seeds")
@@ -149,7 +156,9 @@ def test_claims_come_before_the_runs_and_do_not_go_after_them(runner, place, tmp
 
 
 def test_a_metric_that_is_not_the_claimed_one_is_refused(runner, place):
-    with pytest.raises(SettingError, match=r"claims.metrics.t must be the metric of its runs, accuracy \(got matthews\)"):
+    with pytest.raises(
+        SettingError, match=r"claims.metrics.t must be the metric of its runs, accuracy \(got matthews\)"
+    ):
         protocol.follow(read(study({"metrics": {"t": "matthews"}})), place)
 
 
@@ -262,7 +271,12 @@ def test_a_declared_study_runs_at_tiny_size_from_the_plan_to_the_report(tmp_path
     assert done.status == 0, done.err
     assert claims.load(results) == claims.load(out / "seeds")
     looks = json.loads((results / "looks.json").read_text())["tasks"]["rotten_tomatoes"]
-    assert [row["name"] for row in looks[0]["claims"]] == ["where the rank goes", "a wide start", "adaptive rank", "assay"]
+    assert [row["name"] for row in looks[0]["claims"]] == [
+        "where the rank goes",
+        "a wide start",
+        "adaptive rank",
+        "assay",
+    ]
     page = (out / "seeds" / "report" / "index.html").read_text(encoding="utf-8")
     assert "where the rank goes" in page
     trials = [json.loads(path.read_text())["metric"] for path in (out / "tuning").rglob("summary.json")]

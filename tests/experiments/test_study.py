@@ -48,7 +48,9 @@ def test_every_cell_gets_as_many_trials_where_each_has_its_own_rate():
 
 def test_settings_reach_the_methods_that_have_them():
     found = studies.read(STUDY)
-    settings = {arm: studies.settings_of(found, "t", Cell(*arm)) for arm in [("adalora", 2), ("lora", 2), ("full", None)]}
+    settings = {
+        arm: studies.settings_of(found, "t", Cell(*arm)) for arm in [("adalora", 2), ("lora", 2), ("full", None)]
+    }
     assert settings["adalora", 2]["schedule.t_i"] == 0.1
     assert "schedule.t_i" not in settings["lora", 2]
     assert "rank" not in settings["full", None]
@@ -82,7 +84,10 @@ def test_an_unfair_study_is_refused(change, message):
         ({"edge": "widen"}, r"edge must be refuse or accept \(got widen\)"),
         ({"extend": -1}, r"extend must be a whole number of at least 0 \(got -1\)"),
         ({"methods": {"a@b": STUDY["methods"]["lora"]}}, r"methods must have names without @, .* \(got a@b\)"),
-        ({"extend": 1, "methods": {"lora": {**STUDY["methods"]["lora"], "rates": [1]}}}, "must have at least two rates"),
+        (
+            {"extend": 1, "methods": {"lora": {**STUDY["methods"]["lora"], "rates": [1]}}},
+            "must have at least two rates",
+        ),
     ],
 )
 def test_a_study_that_cannot_be_followed_is_refused(parts, message):
@@ -121,7 +126,10 @@ def test_claims_make_a_study_stricter_and_fill_in_its_arms():
         (study({"assay": None}), r"claims.assay must have the parts against, of \(got None\)"),
         ({**STUDY, "claims": {k: v for k, v in CLAIMS.items() if k != "assay"}}, "claims must have the part assay"),
         ({**STUDY, "claims": ["a"]}, r"claims must have the parts .* \(got \['a'\]\)"),
-        (study({"assay": {"of": "lora", "against": "full"}}), r"claims.assay.of must be an arm of the study: full, lora@2"),
+        (
+            study({"assay": {"of": "lora", "against": "full"}}),
+            r"claims.assay.of must be an arm of the study: full, lora@2",
+        ),
         (study({"margins": {"u": 1}}), r"claims.margins must have only the parts t \(got u\)"),
     ],
 )
@@ -149,7 +157,9 @@ def test_a_study_that_is_none_is_a_sentence(tmp_path):
     with pytest.raises(SettingError, match=r"study must be a YAML file .* \(got \S+study.yaml: "):
         studies.load(path)
     path.write_text("")
-    with pytest.raises(SettingError, match=r"the study must have the parts budgets, methods, .* and may have .* no parts"):
+    with pytest.raises(
+        SettingError, match=r"the study must have the parts budgets, methods, .* and may have .* no parts"
+    ):
         studies.load(path)
     path.write_text(yaml.safe_dump({**{k: v for k, v in STUDY.items() if k != "seeds"}, "sedes": [0]}))
     with pytest.raises(SettingError, match=r"the study must have .* \(got sedes, seeds missing or unknown\)"):

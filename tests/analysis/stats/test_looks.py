@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import norm, ttest_1samp
+from scipy.stats import norm, t, ttest_1samp
 
 from analysis.stats import looks
 
@@ -20,15 +20,28 @@ def test_the_boundaries_are_those_of_the_published_table():
     assert looks.boundaries(times, spent) == pytest.approx([4.8769, 3.3569, 2.6803, 2.2898, 2.0310], abs=6e-4)
 
 
+def spent(alpha):
+    return [2 * norm.cdf(norm.ppf(alpha / 2) / (n / 20) ** 0.5) for n in LOOKS]
+
+
 @pytest.mark.parametrize("alpha", [0.05, 0.05 / 6])
-def test_together_the_looks_err_with_alpha(alpha):
+def test_the_boundaries_spend_what_they_should(alpha):
     """Sums of normal scores: the share that has crossed by each look is what was to be spent by then."""
-    steps = np.random.default_rng(0).standard_normal((200_000, 20))
+    steps = np.random.default_rng(1).standard_normal((200_000, 20))
     z = np.stack([steps[:, :n].sum(1) / n**0.5 for n in LOOKS], axis=1)
-    levels = np.array(looks.levels(LOOKS, alpha))
-    crossed = np.maximum.accumulate(2 * norm.sf(abs(z)) <= levels, axis=1).mean(0)
-    spent = np.array([2 * norm.cdf(norm.ppf(alpha / 2) / (n / 20) ** 0.5) for n in LOOKS])
-    assert crossed == pytest.approx(spent, abs=4 * (alpha / 200_000) ** 0.5)
+    reached = abs(z) >= looks.boundaries([n / 20 for n in LOOKS], spent(alpha))
+    crossed = np.maximum.accumulate(reached, axis=1).mean(0)
+    assert crossed == pytest.approx(spent(alpha), abs=4 * (alpha / 200_000) ** 0.5)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 6])
+def test_t_tests_at_all_looks_together_err_with_alpha(alpha):
+    values = np.random.default_rng(2).standard_normal((100_000, 20))
+    levels = looks.levels(LOOKS, alpha)
+    parts = (values[:, :n] for n in LOOKS)
+    p = [2 * t.sf(abs(x.mean(1)) / x.std(1, ddof=1) * x.shape[1] ** 0.5, x.shape[1] - 1) for x in parts]
+    crossed = np.mean(np.any(np.array(p).T <= levels, axis=1))
+    assert crossed == pytest.approx(alpha, abs=4 * (1.5 * alpha / 100_000) ** 0.5)
     assert list(levels) == sorted(levels)
     assert levels[-1] < alpha
 
