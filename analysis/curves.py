@@ -1,12 +1,15 @@
-"""Scores over a range: over ranks (AURAC) and over learning rates."""
+"""Scores over a range: over ranks (AURAC), over costs and over learning rates."""
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
+from statistics import geometric_mean
 
 import numpy as np
 
 from analysis import formats, stats
-from analysis.load import Run
+from analysis.load import FolderError, Run
 from analysis.rows import Row
 from analysis.tables import Lines, Search, Table
 from analysis.verdicts import Comparison, compare_by_key
@@ -15,6 +18,7 @@ FEWEST = 4  # budgets that make a curve
 TITLE = "AURAC: the mean score over log2 rank, from the smallest rank to the largest"
 HEADER = ("method", "ranks", "AURAC", "seeds")
 AGAINST = "AURAC against LoRA's over the same ranks"
+COST = "At equal cost, parameters kept × relative time of a step from {times}: the mean score over the costs both cover"
 POINT = 0.01  # rates within a point of the best do as well, on a metric within -1..1
 
 
@@ -64,6 +68,43 @@ def against_lora(table: Table) -> list[Comparison]:
     return comparisons
 
 
+def at_equal_cost(table: Table, times: Mapping[str, float]) -> list[Comparison]:
+    """Every kind's mean score against LoRA's over the range of costs that both cover, paired by seed.
+
+    The cost of a configuration is its parameters kept times the time of its method's step (`times`, relative, from a
+    benchmark: times of a sweep say more about the machine's load). Scores between two budgets are interpolated over the
+    logarithm of the cost.
+    """
+    found = {
+        kind: {row.kept * times[row.method]: row for row in by_rank.values() if row.kept and row.method in times}
+        for kind, by_rank in curves(table).items()
+    }
+    found = {kind: by_cost for kind, by_cost in found.items() if len(by_cost) >= FEWEST}
+    lora = next((kind for kind, by_cost in found.items() if next(iter(by_cost.values())).method == "lora"), None)
+    comparisons = []
+    for kind, by_cost in found.items():
+        if lora is None or kind == lora:
+            continue
+        low, high = max(min(by_cost), min(found[lora])), min(max(by_cost), max(found[lora]))
+        if low < high:
+            ours, theirs = (_between(rows, low, high) for rows in (by_cost, found[lora]))
+            runs = _runs(by_cost) + _runs(found[lora])
+            comparisons.append(compare_by_key(kind, lora, (kind, lora), ours, theirs, runs))
+    return comparisons
+
+
+def read_times(path: Path) -> dict[str, float]:
+    """{method: time of a step relative to LoRA's} from the JSON of experiments/bench/step.py, the geometric mean over its
+    models. Raises FolderError where the file is none."""
+    try:
+        models = json.loads(path.read_text(encoding="utf-8"))["models"].values()
+        medians = [{name: float(ms) for name, ms in model["median_ms"].items()} for model in models]
+        known = set.intersection(*(set(of_model) for of_model in medians))
+        return {name: geometric_mean(of_model[name] / of_model["lora"] for of_model in medians) for name in known}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise FolderError(f"--times must be a JSON file of experiments/bench/step.py (got {path}).") from None
+
+
 def rate_width(search: Search, higher_is_better: bool) -> tuple[float, float] | None:
     """The lowest and highest of the neighbouring rates around the best whose dev value is within a POINT of it."""
     rates, values = _known(search)
@@ -82,6 +123,18 @@ def rate_area(search: Search) -> float | None:
     """The mean dev value over the logarithm of the rate, by trapezoids: what a rate drawn at random would reach."""
     rates, values = _known(search)
     return stats.area_under_curve(rates, values) if len(rates) > 1 and all(map(math.isfinite, np.log(rates))) else None
+
+
+def _between(rows: Mapping[float, Row], low: float, high: float) -> dict[int, float]:
+    """{seed: mean score over the logarithm of the costs from low to high} of the seeds that every row has."""
+    costs = np.array(sorted(rows))
+    grid = np.exp(np.unique(np.concatenate([np.log(costs[(costs > low) & (costs < high)]), np.log([low, high])])))
+    seeds = set.intersection(*(set(row.scores) for row in rows.values()))
+    curves = {seed: np.array([rows[cost].scores[seed] for cost in costs]) for seed in sorted(seeds)}
+    return {
+        seed: stats.area_under_curve(grid, np.interp(np.log(grid), np.log(costs), curve))
+        for seed, curve in curves.items()
+    }
 
 
 def _known(search: Search) -> tuple[list[float], list[float]]:

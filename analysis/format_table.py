@@ -4,7 +4,18 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
-from analysis import curves, fairness, forgetting, formats, rank_maps, score_fidelity, stats, verdicts, weight_change
+from analysis import (
+    curves,
+    fairness,
+    forgetting,
+    formats,
+    items,
+    rank_maps,
+    score_fidelity,
+    stats,
+    verdicts,
+    weight_change,
+)
 from analysis.load import Run, number
 from analysis.rows import Row
 from analysis.tables import Lines, Search, Table, relative_time, searches
@@ -81,6 +92,8 @@ def further_tables(table: Table, judged: Sequence[Verdict], declared: bool = Fal
         result.append(TextTable("Learning-rate trials", TRIALS_HEADER, lines, of_search, TRIALS_HEADER[:7]))
     result += _table(curves.TITLE, curves.HEADER, curves.rows(table))
     result += explore(curves.AGAINST, curves.against_lora(table))
+    result += _table(items.TITLE, items.HEADER, items.rows(judged))
+    result += _table(items.PAIRS_TITLE, items.PAIRS_HEADER, items.mcnemar(judged))
     if rows := [row for row in table.tuned if row.ranks]:
         lines, names = [_budget_cells(table, row) for row in rows], ["method", *fairness.BUDGETS]
         result.append(TextTable("The budget, counted four ways", names, lines, [row.runs for row in rows]))
@@ -96,24 +109,7 @@ def further_tables(table: Table, judged: Sequence[Verdict], declared: bool = Fal
 
 def across_tables(tables: Sequence[Table]) -> list[TextTable]:
     """Standardised differences over all tasks that share a model and targets."""
-    return [
-        TextTable(
-            f"{over.title} (Hedges' g; random-effects mean, Hartung and Knapp's interval; {EXPLORATORY.split(':')[0]})",
-            ["comparison", "mean g", "95% interval", "τ between tasks", "I²", *over.tasks],
-            [
-                [
-                    name,
-                    formats.metric(effect.mean, "+"),
-                    formats.span(effect.interval),
-                    formats.metric(effect.tau),
-                    formats.percent(effect.i2),
-                    *(formats.metric(value, "+") for value in each),
-                ]
-                for name, effect, each in over.rows
-            ],
-        )
-        for over in verdicts.across_tasks(tables)
-    ]
+    return list(map(_across_table, verdicts.across_tasks(tables)))
 
 
 def header(table: Table) -> list[str]:
@@ -145,6 +141,19 @@ def row_cells(table: Table, row: Row) -> list[str]:
         formats.ratio(relative_time(row, table.baselines.get(row))),
         formats.significant(row.peak_mib),
     ]
+
+
+def _across_table(over: verdicts.AcrossTasks) -> TextTable:
+    many = len(over.tasks) >= verdicts.MANY_TASKS
+    title = f"{over.title} (Hedges' g; random-effects mean, Hartung and Knapp's interval; exploratory)"
+    middle = ["interquartile mean, in SDs", "95% BCa"] if many else []
+    names = ["comparison", "mean g", "95% interval", "τ between tasks", "I²", *middle, *over.tasks]
+    lines = []
+    for name, effect, g, _, found in over.rows:
+        spread = [formats.metric(effect.mean, "+"), formats.span(effect.interval), formats.metric(effect.tau)]
+        of_pairs = [formats.metric(found[0], "+"), formats.span(found[1])] if found else []
+        lines.append([name, *spread, formats.percent(effect.i2), *of_pairs, *(formats.metric(x, "+") for x in g)])
+    return TextTable(title, names, lines)
 
 
 def _has_other(table: Table) -> bool:

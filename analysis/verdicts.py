@@ -25,6 +25,7 @@ K = TypeVar("K")
 LEVEL = 0.05
 MARGIN = 0.005  # half a point: a smaller difference has no practical meaning on a 0..1 scale
 FEWEST = 3  # pairs without which the spread of the differences is a guess
+MANY_TASKS = 5  # from which on an interquartile mean and a profile over tasks say something
 POOLED = 5  # up to this many pairs the spread is pooled over the methods of a table
 UNIFORM = "uniform"
 UNIFORM_TITLE = "Against the uniform control: the same method and budget, the same rank everywhere"
@@ -127,11 +128,22 @@ class Family(NamedTuple):
 
 
 class AcrossTasks(NamedTuple):
-    """title: model, targets and tasks; rows: (comparison, its effect over tasks, each task's Hedges g)."""
+    """title: model, targets and tasks; rows: what is compared with LoRA, on every task."""
 
     title: str
     tasks: tuple[str, ...]
-    rows: list[tuple[str, stats.OverTasks, list[float | None]]]
+    rows: list["Standardised"]
+
+
+class Standardised(NamedTuple):
+    """A configuration against LoRA over tasks. g: Hedges' g of each task; pairs: all differences in standard deviations of
+    their task, higher is better; middle: the interquartile mean of the pairs and its interval, from MANY_TASKS on."""
+
+    name: str
+    effect: stats.OverTasks
+    g: list[float | None]
+    pairs: NDArray[np.float64]
+    middle: tuple[float, tuple[float, float] | None] | None
 
 
 def compare(table: Table, row: Row, other: Row, name: str = "", scores: Scores = attrgetter("scores")) -> Comparison:
@@ -250,13 +262,17 @@ def across_tasks(tables: Sequence[Table]) -> list[AcrossTasks]:
             if any(row is baseline for row, baseline in pairs):
                 continue
             signs = [1.0 if table.higher_is_better else -1.0 for table in group]
-            estimates = [
-                stats.paired(sign * compare(table, *pair).differences)
-                for sign, table, pair in zip(signs, group, pairs, strict=True)
+            differences = [
+                sign * compare(table, *pair).differences for sign, table, pair in zip(signs, group, pairs, strict=True)
             ]
+            estimates = list(map(stats.paired, differences))
             if (effect := stats.over_tasks(estimates)) is not None:
                 names = dict.fromkeys(kind_and_ranks(table, pair[0]) for table, pair in zip(group, pairs, strict=True))
-                rows.append((f"{' / '.join(names)} − LoRA", effect, list(map(stats.hedges_g, estimates))))
+                units = np.concatenate(
+                    [d / e.spread for d, e in zip(differences, estimates, strict=True) if e.spread] or [np.zeros(0)]
+                )
+                name, g = f"{' / '.join(names)} − LoRA", list(map(stats.hedges_g, estimates))
+                rows.append(Standardised(name, effect, g, units, _middle(units) if len(group) >= MANY_TASKS else None))
         if rows:
             where = [model, *([f"targets {targets}"] if targets else []), split]
             tasks = tuple(table.task for table in group)
@@ -426,6 +442,12 @@ def _assay(table: Table, row: Row, other: Row, margin: float | None, sign: float
     interval = stats.interval(estimate, LEVEL) if estimate.pairs >= FEWEST else None
     shows = interval is not None and interval[0] > 0 and estimate.mean >= 3 * (margin or 0.0)
     return Assay(f"{comparison.label} − {comparison.against}", estimate, interval, shows)
+
+
+def _middle(units: NDArray[np.float64]) -> tuple[float, tuple[float, float] | None]:
+    """The interquartile mean over all pairs of all tasks, with its BCa interval."""
+    interval = stats.bootstrap_interval(units, np.random.default_rng(0), stats.interquartile_mean)
+    return float(stats.interquartile_mean(units)), interval
 
 
 def _best_by_kind(table: Table) -> dict[tuple[str, ...], Row]:

@@ -100,9 +100,12 @@ def main() -> int:
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    _, tables = report.load(out)
-    judged = [verdict for table in tables for verdict in rank_maps.map_or_dynamics(table)]
-    grid = format_table.TextTable(rank_maps.TITLE, verdicts.HEADER, list(map(verdicts.verdict_cells, judged)))
+    compared = [
+        cells
+        for table in report.load(out).tables
+        for cells in verdicts.exploratory(rank_maps.map_or_dynamics(table), table.higher_is_better)
+    ]
+    grid = format_table.TextTable(rank_maps.TITLE, verdicts.EXPLORATORY_HEADER, compared)
     record = {"words": words, "adaptive": options.adaptive, "header": grid.header, "differences": grid.rows}
     write_json(options.json, {**record, "runs": runs_in(out, options.method)})
     print(f"{export.plain(grid)}\n\n{options.json}")

@@ -1,0 +1,70 @@
+"""Per-row predictions: how much of a difference's uncertainty comes from the seeds and how much from the test rows, and
+McNemar's test for a pair of runs."""
+
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adarank.runs.files import PREDICTIONS
+from analysis import formats, stats
+from analysis.load import Run
+from analysis.tables import Lines
+from analysis.verdicts import Verdict
+
+TITLE = "Seeds and test rows: standard errors of the mean difference in accuracy"
+HEADER = ("comparison", "seeds", "test rows", "difference", "error over seeds", "error over rows")
+PAIRS_TITLE = "Pairs of runs, by McNemar's exact test on the test rows"
+PAIRS_HEADER = ("comparison", "seed", "only the first right", "only the second right", "p")
+
+
+def right(run: Run) -> NDArray[np.bool_] | None:
+    """[rows], whether the run's last checkpoint predicts each test row's class; None where predictions.npz has no
+    classes or cannot be read."""
+    try:
+        with np.load(run.folder / PREDICTIONS, allow_pickle=False) as content:
+            label, prediction = content["label"], content["prediction"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+        return None
+    if label.shape != prediction.shape or not all(np.issubdtype(x.dtype, np.integer) for x in (label, prediction)):
+        return None
+    return np.asarray(label == prediction)
+
+
+def pairs(verdict: Verdict) -> list[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]:
+    """(seed, which rows the first method has right, which the other) of the comparison's seeds with predictions of both
+    on the same number of rows."""
+    if verdict.comparison.rows is None:
+        return []
+    ours, theirs = ({run.seed: run for run in row.runs} for row in verdict.comparison.rows)
+    found = [(seed, right(ours[seed]), right(theirs[seed])) for seed in sorted(ours.keys() & theirs.keys())]
+    return [(seed, a, b) for seed, a, b in found if a is not None and b is not None and a.shape == b.shape]
+
+
+def rows(verdicts: Sequence[Verdict]) -> Lines:
+    """A line for HEADER of every comparison with predictions of two seeds or more on the same test rows."""
+    lines, runs = [], []
+    for verdict in verdicts:
+        found = [(a, b) for _, a, b in pairs(verdict)]
+        if len(found) < 2 or len({a.size for a, _ in found}) > 1:
+            continue
+        gain = np.array([a.astype(float) - b for a, b in found])  # [seeds, rows]
+        over_seeds, over_rows = (gain.mean(axis).std(ddof=1) / np.sqrt(gain.shape[1 - axis]) for axis in (1, 0))
+        cells = [str(gain.shape[0]), formats.count(gain.shape[1]), formats.metric(float(gain.mean()), "+")]
+        name = f"{verdict.comparison.label} − {verdict.comparison.against}"
+        lines.append([name, *cells, formats.metric(float(over_seeds)), formats.metric(float(over_rows))])
+        runs.append(list(verdict.comparison.runs))
+    return lines, runs
+
+
+def mcnemar(verdicts: Sequence[Verdict]) -> Lines:
+    """A line for PAIRS_HEADER of every pair of runs with predictions."""
+    lines, runs = [], []
+    for verdict in verdicts:
+        for seed, a, b in pairs(verdict):
+            name = f"{verdict.comparison.label} − {verdict.comparison.against}"
+            won, lost = int((a & ~b).sum()), int((b & ~a).sum())
+            lines.append([name, str(seed), str(won), str(lost), formats.probability(stats.mcnemar_p(a, b))])
+            runs.append([run for run in verdict.comparison.runs if run.seed == seed])
+    return lines, runs
