@@ -40,7 +40,7 @@ def test_t_tests_at_all_looks_together_err_with_alpha(alpha):
     levels = looks.levels(LOOKS, alpha)
     parts = (values[:, :n] for n in LOOKS)
     p = [2 * t.sf(abs(x.mean(1)) / x.std(1, ddof=1) * x.shape[1] ** 0.5, x.shape[1] - 1) for x in parts]
-    crossed = np.mean(np.any(np.array(p).T <= levels, axis=1))
+    crossed = np.mean(np.any(np.stack(p, axis=1) <= np.array(levels), axis=1))
     assert crossed == pytest.approx(alpha, abs=4 * (1.5 * alpha / 100_000) ** 0.5)
     assert list(levels) == sorted(levels)
     assert levels[-1] < alpha
