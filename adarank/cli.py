@@ -20,6 +20,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "help": "a folder that adarank.save_adapter wrote, a finished run's folder, or a LoRA or AdaLoRA folder of PEFT",
     },
     "out": {"type": Path, "metavar": "OUT", "help": "the folder to write; it must not exist yet"},
+    "kind": {
+        "nargs": "?",
+        "default": "runs",
+        "metavar": "KIND",
+        "help": "runs (the default: one row per run), metrics, allocations, ranks or predictions",
+    },
+    "--csv": {"type": Path, "metavar": "FILE", "help": "the CSV file to write"},
+    "--parquet": {"type": Path, "metavar": "FILE", "help": "the Parquet file to write (needs pyarrow)"},
     "--project": {"help": "W&B's project; default: that of the run's tracker, or else adarank"},
     "--entity": {"help": "W&B's user or team; default: that of the run's tracker, or else your own"},
     "--base": {
@@ -83,6 +91,15 @@ def parser() -> argparse.ArgumentParser:
         "show the state of every run of a sweep",
         "Prints one line for each run (state, step, time left, result or last error) and the totals. On a terminal it "
         "refreshes while any run is running.",
+    )
+    add(
+        "frame",
+        "adarank.commands.frame:write_table",
+        ("runs", "kind", "--csv", "--parquet"),
+        "write the runs of a folder, or their metrics or ranks, as one table",
+        "Writes what adarank.frame returns: one row per run with its settings, results and costs, or one row per record "
+        "of metrics, per allocation, per module of an allocation, or per predicted row of test. Reads run folders and "
+        "packed results, finished or not.",
     )
     commands.add_parser("probe", help="measure a finished run's weights: ablations, weight change, forgetting")
     add(

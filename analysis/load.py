@@ -10,7 +10,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
+from adarank.runs import settings as run_settings
 from adarank.runs.files import ALLOCATIONS, CONFIG, METRICS, STATUS, SUMMARY, read_object
+from adarank.runs.settings import text as text
 
 T = TypeVar("T")
 
@@ -137,14 +139,8 @@ def read_config(folder: Path) -> dict[str, str] | None:
 
     `{score: {_target_: package.scores.adalora}}` becomes {"score": "adalora"}.
     """
-    import yaml  # type: ignore[import-untyped]
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is installed
-    try:
-        config = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), Loader=loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    return dict(_flatten(config)) if isinstance(config, dict) else None
+    settings = run_settings.read(folder)
+    return None if settings is None else {key: text(value) for key, value in settings.items()}
 
 
 def read_counts(path: Path) -> list[dict[str, Any]]:
@@ -186,19 +182,6 @@ def mean(values: Iterable[float | None]) -> float | None:
     """The mean of the known values, None when there are none."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
-
-
-def text(value: Any) -> str:
-    """A setting's value as the tables show it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list):
-        return ", ".join(text(item) for item in value)
-    return str(value)
 
 
 def _is_run(folder: Path) -> bool:
@@ -274,13 +257,3 @@ def _parse(line: str | bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        elif key == "_target_":
-            yield prefix.removesuffix(".") or key, text(value).rpartition(".")[2]
-        else:
-            yield f"{prefix}{key}", text(value)

@@ -13,7 +13,7 @@ from analysis import formats, stats
 from analysis.load import Run, mean, number, read_config, read_counts, text
 
 # Settings, or groups of settings, that no column of their own shows. First those that other columns show.
-HIDDEN = {"seed", "method", "targets", "rank", "init_rank"}
+HIDDEN = {"seed", "method", "arm", "targets", "rank", "init_rank", "test"}
 HIDDEN |= {"out", "force", "retry", "checkpoint_seconds", "tracker", "experiment", "hydra", "device", "workers",
            "launcher"}  # no effect on the result  # fmt: skip
 HIDDEN |= {"ranks_from", "ranks_shuffle", "ranks_shuffle_seed"}  # `Row.visible` says in words what they mean

@@ -14,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from adarank.runs.files import SUMMARY, read_json, read_object, write_json
-from experiments.pack import FINISHED, read_record, record_files, run_name
+from adarank.runs.packed import FINISHED, read_record, record_files, run_name
 
 LARGE = 64_000  # bytes above which a file is written without white space
 

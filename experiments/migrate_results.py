@@ -28,7 +28,8 @@ from adarank.harness.run import identity
 from adarank.harness.run.ranks_from import RankMap
 from adarank.harness.run.resolve import chosen_targets, frozen_dtype, load_base, load_task
 from adarank.runs.files import read_json, write_json
-from experiments.pack import SUFFIX, read_record, record_files, run_name, write_record
+from adarank.runs.packed import SUFFIX, read_record, record_files, run_name
+from experiments.pack import write_record
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Record = dict[str, Any]  # {config, summary, metrics, modules, allocations, measures}: `measures` may be missing

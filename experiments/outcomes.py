@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adarank.errors import SettingError
-from experiments.pack import read_record, record_files, run_name
+from adarank.runs.packed import read_record, record_files, run_name
 from experiments.study import Cell, Study, budgets_of, rank_of
 
 STAGES = ("tuning", "seeds")

@@ -4,15 +4,15 @@
     python experiments/pack.py unpack experiments/results/table1 runs/table1
 
 A packed run, `<run>.json.gz`, holds settings (of absolute paths, the last name), summary, metrics, allocations and the
-measurements of `adarank probe` except similarities, but no weights, predictions or quantiles of scores. The same run
-always gives the same bytes. experiments/run.py skips an unpacked run as finished; analysis/ reads it like any run.
+measurements of `adarank probe` except similarities, and the labels and predicted classes of test, but no weights,
+probabilities or quantiles of scores. The same run always gives the same bytes. experiments/run.py skips an unpacked run
+as finished; analysis/ and `adarank.frame` read it like any run.
 """
 
 import argparse
 import gzip
 import json
 import sys
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import yaml
 
 from adarank.errors import SettingError
-from adarank.runs import allocations, files
+from adarank.runs import allocations, files, predictions
 from adarank.runs.files import SUMMARY, read_json, read_object, write_text
+from adarank.runs.packed import FINISHED, SUFFIX, allocations_of, read_record, record_files, run_name
 
-FINISHED = "finished"
 MEASURES = (files.PROBE, files.DELTA, files.FORGETTING)
-SUFFIX = ".json.gz"
-
-
-def record_files(results: Path) -> list[Path]:
-    """The packed runs below `results`, at any depth, sorted by path."""
-    return sorted(results.rglob(f"*-s*{SUFFIX}"))
-
-
-def run_name(file: Path) -> str:
-    """The name of a packed run's folder."""
-    return file.name.removesuffix(SUFFIX)
-
-
-def read_record(file: Path) -> dict[str, Any]:
-    """The content of a packed run. Raises SettingError where the file is damaged."""
-    try:
-        record: dict[str, Any] = json.loads(gzip.decompress(file.read_bytes()))
-    except (gzip.BadGzipFile, zlib.error, EOFError, ValueError):
-        raise SettingError(f"{file} is damaged; restore it, or pack its run again") from None
-    return record
 
 
 def write_record(file: Path, record: dict[str, Any]) -> None:
@@ -89,8 +69,9 @@ def unpack(results: Path, out: Path) -> list[Path]:
 
 def packed(folder: Path) -> dict[str, Any]:
     """The record of a run's folder: metrics unchanged, config and summary without this machine's folders, `ranks` of
-    allocations as arrays in the order of `modules`."""
+    allocations as arrays in the order of `modules`, predicted classes as `predictions.packed` has them."""
     records, _ = allocations.read(folder / files.ALLOCATIONS)
+    predicted = predictions.packed(predictions.read(folder))
     return {
         "config": _without_folders(yaml.safe_load((folder / files.CONFIG).read_text(encoding="utf-8"))),
         "summary": _without_folders(read_json(folder / SUMMARY)),
@@ -100,6 +81,7 @@ def packed(folder: Path) -> dict[str, Any]:
             {**{k: v for k, v in record.items() if k != allocations.QUANTILES}, "ranks": list(record["ranks"].values())}
             for record in records
         ],
+        **({"predictions": predicted} if predicted else {}),
     }
 
 
@@ -116,13 +98,12 @@ def measured(folder: Path) -> dict[str, Any]:
 
 def write_run(record: dict[str, Any], folder: Path) -> None:
     """Write the files of a run's folder; status.json last, so that a half-written folder does not pass for a finished
-    run."""
-    records = [
-        {**kept, "ranks": dict(zip(record["modules"], kept["ranks"], strict=True))} for kept in record["allocations"]
-    ]
+    run. predictions.npz has no scores."""
     write_text(folder / files.CONFIG, yaml.safe_dump(record["config"], sort_keys=False))
     write_text(folder / files.METRICS, "".join(map(files.json_line, record["metrics"])))
-    write_text(folder / files.ALLOCATIONS, allocations.document(records))
+    write_text(folder / files.ALLOCATIONS, allocations.document(allocations_of(record)))
+    if columns := predictions.unpacked(record.get("predictions", {})):
+        predictions.write(folder, columns)
     for name, content in record.get("measures", {}).items():
         files.write_json(folder / name, content)
     files.write_json(folder / SUMMARY, record["summary"])

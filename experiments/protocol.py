@@ -27,13 +27,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from adarank.errors import SettingError
 from adarank.runs.files import STATUS, read_json, write_json
+from adarank.runs.packed import record_files
 from analysis import claims
 from analysis.load import FolderError
 from analysis.report import load as load_runs
 from analysis.report import write_report
 from experiments import looks, plan
 from experiments.outcomes import STAGES, choose, ends, extended, outcomes
-from experiments.pack import pack, record_files, unpack
+from experiments.pack import pack, unpack
 from experiments.study import Cell, Study, cells, load, rates_of, settings_of, trials, tuned_as, with_map, words
 
 RUN = str(Path(__file__).resolve().parent / "run.py")

@@ -121,6 +121,8 @@ def heavy_after(imported):
     return out.stdout.strip()
 
 
-@pytest.mark.parametrize("modules", ["adarank, adarank.harness.app", "analysis.report, analysis.compare"])
+@pytest.mark.parametrize(
+    "modules", ["adarank, adarank.harness.app, adarank.runs.frame", "analysis.report, analysis.compare"]
+)
 def test_importing_adarank_and_analysis_is_light(modules):
     assert heavy_after(modules) == "[]"

@@ -15,9 +15,9 @@ import pytest
 import torch
 import yaml
 
+from adarank.runs.packed import read_record, record_files
 from analysis.score_fidelity import agreement
 from analysis.stats import mean_interval
-from experiments.pack import read_record, record_files
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,7 +1,9 @@
 """The state of every run below a folder, as a table. Files are only read."""
 
+import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +14,7 @@ from adarank.runs import lock
 from adarank.runs.files import CONFIG, STATUS, SUMMARY, read_object
 
 STATES = ("finished", "running", "failed", "stale", "incomplete")
+MARKS = {STATUS, SUMMARY, CONFIG}  # a folder that holds one of these is a run's
 PAUSE = 2.0  # seconds between two refreshes on a terminal
 
 
@@ -31,30 +34,46 @@ def read(out: Path) -> list[Row]:
     """The runs below `out`, sorted by name. Raises SettingError where there is no such folder."""
     if not out.is_dir():
         raise SettingError(f"OUT must be a folder that holds runs (got {out})")
-    folders = sorted({p.parent for name in (STATUS, CONFIG) for p in out.rglob(name)})
+    return [_row(folder, folder.relative_to(out).as_posix()) for folder in run_folders(out)]
 
-    def inside(folder: Path) -> bool:
-        """Whether the folder is part of a run's folder, as W&B's files are."""
-        return any((parent / STATUS).is_file() for parent in folder.parents if parent.is_relative_to(out))
 
-    return [_row(folder, folder.relative_to(out).as_posix()) for folder in folders if not inside(folder)]
+def run_folders(out: Path) -> list[Path]:
+    """The run folders below `out`, or `out` itself, sorted by path. Links are followed, and each folder is found once."""
+    found, seen = [], set()
+    for parent, names, files in os.walk(out, followlinks=True):
+        real = os.path.realpath(parent)
+        if real not in seen and MARKS.intersection(files):
+            found.append(Path(parent))
+        if real in seen or {STATUS, SUMMARY}.intersection(files):
+            names.clear()  # a run's folder holds no other run, though W&B's files in it are called config.yaml, too
+        seen.add(real)
+    return sorted(found)
+
+
+def state_of(folder: Path, status: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """A run's state: one of STATES, or "diverged". status, summary: the content of its two files, {} where missing."""
+    state = str(status.get("state", summary.get("status")))
+    if state == "running":
+        return "running" if lock.holder(folder) is not None else "stale"
+    return state if state in ("failed", "diverged") or (state == "finished" and summary) else "incomplete"
 
 
 def _row(folder: Path, name: str) -> Row:
     status, summary = (read_object(folder / file)[0] for file in (STATUS, SUMMARY))
     step, steps = int(status.get("step") or 0), int(status.get("steps") or 0)
-    state, note = str(status.get("state")), ""
+    state = state_of(folder, status, summary)
     if state == "running":
-        state = "running" if lock.holder(folder) is not None else "stale"
-        note = _left(status) if state == "running" else "its process ended; the same command resumes it"
+        note = _left(status)
+    elif state == "stale":
+        note = "its process ended; the same command resumes it"
     elif state in ("failed", "diverged"):
         state, note = "failed", str(status.get("error") or "")
-    elif state == "finished" and summary:
+    elif state == "finished":
         metric = summary.get("metric") or {}
         value = metric.get("test") if metric.get("test") is not None else metric.get("last")
         note = f"{metric.get('name')} {value:.4f}" if isinstance(value, float) else ""
     else:
-        state, note = "incomplete", f"no {SUMMARY}" if status else f"no {STATUS}"
+        note = f"no {SUMMARY}" if status else f"no {STATUS}"
     return Row(name, state, step, steps, note)
 
 

@@ -99,9 +99,7 @@ def false_equivalence(seeds: int, sweeps: int, generator: np.random.Generator) -
     return wrong / sweeps
 
 
-def scores(
-    scenario: str, seeds: int, generator: np.random.Generator, spread: float = SPREAD
-) -> NDArray[np.float64]:
+def scores(scenario: str, seeds: int, generator: np.random.Generator, spread: float = SPREAD) -> NDArray[np.float64]:
     """Scores of one task [seeds, methods], LoRA first."""
     shape = (seeds, len(METHODS))
     noise = generator.exponential(1.0, shape) - 1 if scenario == "skewed" else generator.normal(size=shape)

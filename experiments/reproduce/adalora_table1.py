@@ -21,8 +21,8 @@ import yaml
 
 from adarank.errors import SettingError
 from adarank.runs.files import write_json
+from adarank.runs.packed import read_record, record_files
 from analysis.stats.intervals import mean_interval
-from experiments.pack import read_record, record_files
 from experiments.protocol import Place, arguments, follow, reports
 from experiments.study import Study, read
 

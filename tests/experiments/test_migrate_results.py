@@ -5,8 +5,8 @@ import json
 import pytest
 
 from adarank.harness.config.spec import spec_of
+from adarank.runs.packed import read_record
 from experiments.migrate_results import migrate, name_of, present_config
-from experiments.pack import read_record
 from tests.harness.config.test_validate import settled
 
 OLD = {

@@ -6,14 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from adarank.errors import SettingError
-from adarank.runs import allocations
+from adarank.runs import allocations, predictions
+from adarank.runs.packed import read_record, record_files
 from analysis.load import read_runs
 from experiments.collect import collect
-from experiments.pack import pack, read_record, record_files, unpack
+from experiments.pack import pack, unpack
 from tests.experiments.test_run import inside
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,10 +50,14 @@ def test_a_run_that_went_through_a_file_is_the_same_but_for_weights_and_quantile
     assert records[-1].pop("score_quantiles")
     assert unpacked == [{k: v for k, v in record.items() if k != "score_quantiles"} for record in records]
     assert (back / "allocations.jsonl").read_text().startswith('{"modules": [')
+    whole, without_scores = predictions.read(run), predictions.read(back)
+    assert without_scores.keys() == {name for name in whole if not name.startswith("score")}
+    assert all(np.array_equal(values, whole[name]) for name, values in without_scores.items())
     assert sorted(p.name for p in back.iterdir()) == [
         "allocations.jsonl",
         "config.yaml",
         "metrics.jsonl",
+        "predictions.npz",
         "status.json",
         "summary.json",
     ]
@@ -130,6 +136,35 @@ def test_a_damaged_file_is_named(tmp_path, content):
     file.write_bytes(content)
     with pytest.raises(SettingError, match=r"lora-0123456789-s0\.json\.gz is damaged"):
         unpack(tmp_path, tmp_path / "out")
+
+
+def test_predicted_classes_are_kept_and_other_predictions_are_not(tmp_path):
+    draw = np.random.default_rng(0)
+    label, score = draw.integers(0, 2, 1000), draw.random(1000).astype(np.float32)
+    last, best = (np.where(draw.random(1000) < share, 1 - label, label) for share in (0.12, 0.2))
+    classes = {"label": label, "prediction": last, "score": score}
+    columns = {
+        "plain": None,
+        "classes": classes,
+        "two": classes | {"label_best": label, "prediction_best": best, "score_best": score},
+        "targets": {"label": score, "prediction": score, "score": score},
+        "texts": {"score": score},
+    }
+    sizes = {}
+    for seed, (name, given) in enumerate(columns.items()):
+        folder = tmp_path / "runs" / f"lora-0123456789-s{seed}"
+        make_run(folder)
+        if given is not None:
+            predictions.write(folder, given)
+        (file,) = pack(tmp_path / "runs", tmp_path / "results")
+        sizes[name] = file.stat().st_size
+        (back,) = unpack(tmp_path / "results", tmp_path / "back")
+        expected = {k: v for k, v in (given or {}).items() if k.startswith(("label", "prediction"))}
+        found = predictions.read(back)
+        assert found.keys() == (expected.keys() if name in ("classes", "two") else set())
+        assert all(np.array_equal(values, expected[k]) for k, values in found.items())
+    assert sizes["targets"] == sizes["texts"] == pytest.approx(sizes["plain"], abs=5)
+    assert sizes["classes"] - sizes["plain"] < 400, "bytes for 1,000 rows"
 
 
 def make_run(folder, status="finished", value=0.5, **files):

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from adarank.errors import SettingError
+from adarank.runs.packed import record_files
 from analysis import claims
 from experiments import protocol
-from experiments.pack import record_files
 from experiments.study import read
 from tests.experiments.studies import STUDY, Runner, study
 from tests.experiments.test_run import main as run_main

@@ -250,6 +250,10 @@ class Spec:
     holdout: int | float | None = setting(
         None, "Training rows, or a fraction of them, that become dev; the task's test or dev set is then reported."
     )
+    test: bool = setting(True, "Measure the test set after training; false, for tuning: dev alone.")
+    arm: str | None = setting(
+        None, "The name that a study gives to this configuration; a label on the run.", identity=NEVER
+    )
     out: str = setting("runs", "The folder that receives the run folders.", identity=NEVER)
     tiny: bool = setting(
         False, "Make everything small, so that a run takes seconds; typed settings win.", identity=NEVER

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from adarank.harness.config.spec import Spec
 from adarank.harness.data.batches import Encoded, init_batches
 from adarank.harness.data.losses import computes_in_chunks
 from adarank.harness.data.metrics import higher_is_better
+from adarank.harness.data.metrics.labels import majority
 from adarank.harness.data.metrics.texts import not_computed, rules
 from adarank.harness.data.task_types import classify
 from adarank.harness.device import base_mib, device_name
@@ -34,7 +34,7 @@ from adarank.harness.run.prepare import Prepared, describe_schedule, enable_grad
 from adarank.harness.run.resolve import Resolved, build, resolve
 from adarank.harness.run.train import Diverged, Outcome, train
 from adarank.harness.tracking import no_copy, open_log
-from adarank.runs import lock, state
+from adarank.runs import lock, predictions, state
 from adarank.runs.files import (
     ADAPTER,
     CHECKPOINT,
@@ -76,7 +76,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     encoded = {
         name: run.task_type.encode(run.task, name, built.processor)
         for name in ("train", "dev", "test", "unlabelled_test")
-        if getattr(run.task, name) is not None
+        if getattr(run.task, name) is not None and (spec.test or name in ("train", "dev"))
     }
     torch.manual_seed(spec.seed)  # the factors
     collate, size = run.task_type.collate, spec.train.batch_size
@@ -179,6 +179,8 @@ def train_in_folder(
             # The others as they were trained.
             counts = {**about["parameters"], "kept": parameters(prepared.model)["kept"]}
             found = results(outcome, prepared, run)
+            if outcome.predictions:
+                on_main(partial(predictions.write, folder, outcome.predictions))
             if "unlabelled_test" in encoded:
                 found["predictions"] = predict(run, prepared.model, encoded["unlabelled_test"])
             log.finish({"status": "finished", "error": None, **about, **found, "parameters": counts})
@@ -206,10 +208,10 @@ def train_in_folder(
 
 def predict(run: Resolved, model: nn.Module, rows: Encoded) -> dict[str, Any]:
     """Write predictions.jsonl, the best checkpoint's predictions of a test without labels; returns where and how many."""
-    predictions = classify.predict(model, rows, run.task.labels, run.spec.train, run.device)
-    on_main(lambda: write_text(run.folder / UNLABELLED, "".join(map(json_line, predictions))))
-    print(f"  test has no labels: predictions of its {len(predictions)} rows in {UNLABELLED}", flush=True)
-    return {"file": UNLABELLED, "rows": len(predictions)}
+    lines = classify.predict(model, rows, run.task.labels, run.spec.train, run.device)
+    on_main(lambda: write_text(run.folder / UNLABELLED, "".join(map(json_line, lines))))
+    print(f"  test has no labels: predictions of its {len(lines)} rows in {UNLABELLED}", flush=True)
+    return {"file": UNLABELLED, "rows": len(lines)}
 
 
 def others(tested: Mapping[str, float], names: Sequence[str], absent: Mapping[str, str]) -> str:
@@ -230,6 +232,7 @@ def describe(run: Resolved, prepared: Prepared, provenance: Mapping[str, Any]) -
     scales = {adapter.scale for adapter in prepared.adapters.values()}
     return {
         "method": spec.method,
+        "arm": spec.arm,
         "model": run.base.name,
         "task": run.task.name,
         "labels": list(run.task.labels) or None,
@@ -274,12 +277,15 @@ def parameters(model: nn.Module) -> dict[str, int]:
 
 def results(outcome: Outcome, prepared: Prepared, run: Resolved) -> dict[str, Any]:
     """The part of summary.json that training found. test: all metrics there, null what could not be computed."""
-    values, name = asdict(outcome), run.task.metrics[0]
+    values, name = vars(outcome), run.task.metrics[0]
     metric = {
         "name": name,
         "higher_is_better": higher_is_better(name),
         **{k: values[k] for k in ("best", "best_step", "last", "test", "test_last")},
     }
+    if run.task.labels:
+        judged = run.task.dev if outcome.test is None else run.task.test
+        metric["majority"] = majority(name, judged.label, len(run.task.labels))
     return {
         "metric": metric,
         "test": outcome.tested,

@@ -5,7 +5,8 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +34,7 @@ from adarank.harness.run.prepare import Prepared, lr_factor, make_optimizer
 from adarank.harness.tracking import Log
 from adarank.penalties import orthogonality_value
 from adarank.runs.files import CHECKPOINT
+from adarank.runs.predictions import BEST, Columns
 
 
 class Diverged(RunFailed):
@@ -42,7 +44,8 @@ class Diverged(RunFailed):
 @dataclass
 class Outcome:
     """What a run found: the metric on dev, best and last, and on test at the best checkpoint, where `tested` holds all
-    metrics, and at the last step; times; rows and tokens, without padding, trained per second; peak memory."""
+    metrics, and at the last step; times; rows and tokens, without padding, trained per second; peak memory; predictions:
+    of test's rows, as predictions.npz holds them."""
 
     best: float
     best_step: int
@@ -56,6 +59,7 @@ class Outcome:
     tokens_per_s: float
     peak_mib: float | None
     tested: dict[str, float] | None = None
+    predictions: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def train(
@@ -220,10 +224,12 @@ def train(
     saver.load_best(model, at.best_step)
     keep(model)
     tested: dict[int, dict[str, float]] = {}  # by step
+    columns: dict[int, Columns] = {}
 
     def test(step: int) -> None:
         before = clock(device)
-        tested[step] = task_type.evaluate(model, splits["test"], metrics, config, device)
+        per_row = partial(columns.__setitem__, step)
+        tested[step] = task_type.evaluate(model, splits["test"], metrics, config, device, per_row=per_row)
         at.eval_s += clock(device) - before
         log.metrics(step, "test", tested[step])
 
@@ -246,6 +252,10 @@ def train(
         tokens_per_s=at.tokens / at.train_s,
         peak_mib=memory,
         tested=tested.get(at.best_step),
+        predictions={
+            **columns.get(config.steps, {}),
+            **({f"{column}{BEST}": values for column, values in columns[at.best_step].items()} if differ else {}),
+        },
     )
 
 

@@ -14,9 +14,10 @@ import yaml
 from scipy.stats import t as student
 
 from adarank.harness.config.compose import spec_from
+from adarank.runs.packed import record_files
 from experiments import protocol
 from experiments import study as studies
-from experiments.pack import record_files, write_record
+from experiments.pack import write_record
 from experiments.reproduce import adalora_table1 as table1
 from tests.experiments.test_run import main as run_main
 from tests.representatives import representatives

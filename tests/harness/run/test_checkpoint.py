@@ -230,6 +230,7 @@ def result(out):
         "allocations": (folder / "allocations.jsonl").read_text(),
         "rank": summary["rank"],
         "metric": summary["metric"],
+        "predictions": (folder / "predictions.npz").read_bytes(),
         "weights": {p.name: p.read_bytes() for p in weights},
     }
 

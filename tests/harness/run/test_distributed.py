@@ -22,7 +22,7 @@ from adarank.harness.config import validate
 from adarank.harness.config.spec import Piece, Spec, TrainConfig
 from adarank.harness.models import byte_tokenizer
 from adarank.harness.run import distributed, parallel
-from adarank.runs import allocations
+from adarank.runs import allocations, predictions
 from tests.experiments.test_run import ROOT, inside, main
 from tests.harness.data.tasks import squad_folder
 from tests.representatives import representatives
@@ -104,6 +104,10 @@ def assert_alike(first: Path, second: Path):
         found = [json.loads((folder / run / "summary.json").read_text()) for folder in (first, second)]
         assert found[0]["rank"] == found[1]["rank"]
         assert found[0]["metric"] == pytest.approx(found[1]["metric"], abs=1e-5)
+        columns = [predictions.read(folder / run) for folder in (first, second)]
+        assert columns[0].keys() == columns[1].keys() >= {"score"}
+        for name, values in columns[0].items():
+            assert columns[1][name] == pytest.approx(values, abs=1e-5), name
 
 
 @pytest.mark.parametrize("torchrun", representatives([False, True], 1))

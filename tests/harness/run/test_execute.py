@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertModel
@@ -14,6 +15,7 @@ from adarank.harness.data.tasks.base import Split, Task
 from adarank.harness.data.tasks.files import files
 from adarank.harness.models import byte_tokenizer
 from adarank.probe.reload import load_trained_weights, open_run
+from adarank.runs import predictions
 from tests.experiments.test_run import inside
 from tests.harness.run.test_checkpoint import result
 
@@ -203,6 +205,34 @@ def test_a_run_with_relative_paths_is_opened_from_another_folder(short_model, tm
     (tmp_path / "d").rename(tmp_path / "elsewhere" / "d" / "moved")
     with pytest.raises(SettingError, match=r"task\.path=d has no train file"):
         open_run(folder)
+
+
+def test_arm_test_and_majority(tmp_path):
+    """An arm is a label alone; test=false leaves test alone; the majority is that of the split that is judged."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, labels in (("train", "0011"), ("dev", "0001"), ("test", "01111")):
+        rows = "".join(f"{'long ' * i}{label},{label}\n" for i, label in enumerate(labels))
+        (folder / f"{name}.csv").write_text("text,label\n" + rows)
+    words = ["method=head", "tiny=true", "task=files", f"task.path={folder}"]
+    inside(*words, "arm=head@1", f"out={tmp_path / 'tested'}")
+    inside(*words, "test=false", f"out={tmp_path / 'tuned'}")
+    tested, tuned = the_run(tmp_path / "tested"), the_run(tmp_path / "tuned")
+    assert "finished already" in inside(*words, "arm=other", f"out={tmp_path / 'tested'}").stdout
+    assert tested.name != tuned.name
+    found = [json.loads((run / "summary.json").read_text()) for run in (tested, tuned)]
+    assert [summary["arm"] for summary in found] == ["head@1", None]
+    metric, of_dev = (summary["metric"] for summary in found)
+    assert (metric["majority"], of_dev["majority"]) == (4 / 5, 3 / 4)
+    assert (of_dev["test"], of_dev["test_last"], found[1]["test"]) == (None, None, None)
+    assert '"test"' not in (tuned / "metrics.jsonl").read_text()
+    assert not (tuned / "predictions.npz").exists()
+    columns = predictions.read(tested)
+    assert columns["label"].tolist() == [0, 1, 1, 1, 1]
+    assert {name: values.dtype.name for name, values in columns.items() if not name.endswith("_best")} == {
+        "label": "int64", "prediction": "int64", "score": "float32",
+    }  # fmt: skip
+    assert np.mean(columns["prediction"] == columns["label"]) == metric["test_last"]
 
 
 @pytest.mark.parametrize(("labels", "key"), [("0,1", "label"), ("0.5,1", "target")])

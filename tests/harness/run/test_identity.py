@@ -74,7 +74,7 @@ def test_the_names_of_today_stay():
     representatives([
         ["out=elsewhere"], ["tracker=wandb"], ["force=true"], ["retry=failed"], ["checkpoint_seconds=1"],
         ["train.gradient_checkpointing=true"], ["train.eval_every=100"], ["train.warmup=60"], ["init_rank=12"],
-        ["score.beta1=0.85"], ["budget.unit=triplets"], ["seed=7"], ["targets=qv"],
+        ["score.beta1=0.85"], ["budget.unit=triplets"], ["seed=7"], ["targets=qv"], ["arm=adalora@8", "test=true"],
     ], 4),
 )  # fmt: skip
 def test_what_decides_no_result_or_says_the_same_enters_no_name(words):
@@ -88,7 +88,7 @@ def test_what_decides_no_result_or_says_the_same_enters_no_name(words):
         ["svd_before_allocation=true"], ["train.steps=500"], ["train.eval_every=0.2"], ["train.batch_size=16"],
         ["train.lr_scheduler=cosine"], ["score.beta1=0.9"], ["score=magnitude"], ["schedule.t_i=0.2"],
         ["penalty.gamma=0.2"], ["penalty=none"], ["adapter.alpha=16"], ["budget.unit=parameters"],
-        ["compaction=progressive"], ["train.group_by_length=true"], ["train.microbatches=2"],
+        ["compaction=progressive"], ["train.group_by_length=true"], ["train.microbatches=2"], ["test=false"],
     ], 6),
 )  # fmt: skip
 def test_what_decides_a_result_enters_its_name(words):
@@ -130,7 +130,7 @@ def test_every_setting_of_a_run_enters_the_name_but_those_that_decide_no_result_
     spec = replace(
         settled("method=increlora", "compaction=progressive", "init_rank=6", *OLD_DEFAULTS),
         **{"ranks_from": "/a", "ranks_shuffle": "all", "quantization": piece, "tracker": piece},
-        **{"target_modules": ["query"], "holdout": 5},
+        **{"target_modules": ["query"], "holdout": 5, "arm": "adalora@8"},
     )
     rank_map = RankMap(8, 6, {"a": 3})
     before = identity.digest(deciding(spec, rank_map))
@@ -139,7 +139,7 @@ def test_every_setting_of_a_run_enters_the_name_but_those_that_decide_no_result_
         changed = replace(spec, **{f.name: another(f, getattr(spec, f.name))})
         return identity.digest(deciding(changed, rank_map)) != before
 
-    nothing = {"method", "out", "tiny", "force", "retry", "fail_fast", "checkpoint_seconds", "tracker"}
+    nothing = {"method", "arm", "out", "tiny", "force", "retry", "fail_fast", "checkpoint_seconds", "tracker"}
     content = {"task", "model", "targets", "target_modules", "ranks_from", "holdout", "seed"}
     assert {f.name for f in fields(Spec) if not named(f)} == nothing | content
 

@@ -156,6 +156,11 @@ def test_best_and_last_checkpoint_have_test_values_of_their_own():
     assert (outcome.test, outcome.test_last) == (of_test[outcome.best_step], of_test[30])
     assert outcome.test < 0.6 < 0.9 < outcome.test_last
     assert outcome.tested["accuracy"] == outcome.test
+    found = outcome.predictions
+    assert found.keys() == {f"{name}{suffix}" for name in ("label", "prediction", "score") for suffix in ("", "_best")}
+    for suffix, value in (("", outcome.test_last), ("_best", outcome.test)):
+        assert np.array_equal(found[f"label{suffix}"], splits["test"].label)
+        assert np.mean(found[f"prediction{suffix}"] == found[f"label{suffix}"]) == value
     now = evaluate(prepared.model, splits["test"], ("accuracy",), spec.train, torch.device("cpu"))
     assert now == outcome.tested
 
@@ -204,6 +209,17 @@ def test_of_equally_good_checkpoints_the_first_is_kept():
     outcome = train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None)
     assert outcome.best == outcome.last
     assert outcome.best_step == 2
+
+
+def test_predictions_of_a_best_checkpoint_that_is_the_last_are_kept_once():
+    prepared, splits, spec = setup("lora", steps=4, eval_every=4)
+    outcome = train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None)
+    assert outcome.predictions.keys() == {"label", "prediction", "score"}
+    assert np.mean(outcome.predictions["prediction"] == splits["test"].label.numpy()) == outcome.test
+    prepared, splits, spec = setup("lora", steps=4, eval_every=4)
+    del splits["test"]
+    outcome = train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None)
+    assert (outcome.test, outcome.test_last, outcome.predictions) == (None, None, {})
 
 
 def test_where_no_checkpoint_can_be_ranked_the_first_is_kept():

@@ -5,7 +5,7 @@ write a module with everything that `TaskType` lists, add it to TASK_TYPES, and 
 lower is better is added to `metrics.LOWER_IS_BETTER`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adarank.harness.config.spec import TrainConfig
 from adarank.harness.data.task_types import classify, extract, generate, images, seq2seq
 from adarank.harness.data.tasks.base import Task
+from adarank.runs.predictions import Columns
 
 
 class TaskType(Protocol):
@@ -64,11 +65,19 @@ class TaskType(Protocol):
         """The mean loss of the batch over its units, a scalar in fp32."""
 
     def evaluate(
-        self, model: nn.Module, rows: Any, names: Sequence[str], config: TrainConfig, device: torch.device
+        self,
+        model: nn.Module,
+        rows: Any,
+        names: Sequence[str],
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        per_row: Callable[[Columns], None] | None = None,
     ) -> dict[str, float]:
         """{metric: value} of the named metrics and of "loss", over all rows; NaN for what cannot be computed here.
 
-        Under torchrun every process gets the same values, which are those of a single process.
+        per_row: called once with what is known of every row, in the rows' order; see `adarank.runs.predictions`. Under
+        torchrun every process gets the same values, which are those of a single process.
         """
 
 

@@ -16,6 +16,7 @@ from adarank.harness.data.metrics import labels as metrics
 from adarank.harness.data.tasks.base import Task
 from adarank.harness.device import at_least_fp32, autocast
 from adarank.harness.run import parallel
+from adarank.runs.predictions import Columns
 
 AUTO = "AutoModelForSequenceClassification"
 PROCESSOR = "AutoTokenizer"
@@ -79,15 +80,33 @@ def evaluate(
     config: TrainConfig,
     device: torch.device,
     collate: Collate = collate,
+    *,
+    per_row: Callable[[Columns], None] | None = None,
 ) -> dict[str, float]:
     """The task's metrics and the loss over a whole split, without pruned triplets (λ ⊙ mask).
 
-    rows: with `label`, a tensor [rows], and `lengths`; collate: makes their batches.
+    rows: with `label`, a tensor [rows], and `lengths`; collate: makes their batches; per_row: receives `columns`.
     """
     logits, order = _all_logits(model, rows, config, device, collate)
+    if per_row is not None:
+        per_row(columns(logits[np.argsort(order)], rows.label))
     labels = rows.label[torch.from_numpy(order)]
     values = metrics.compute(names, logits.numpy(), labels.numpy())
     return {**values, "loss": task_loss(logits, labels).item()}
+
+
+def columns(logits: Tensor, labels: Tensor) -> Columns:
+    """What is kept of every row, in the order of `labels` [rows].
+
+    Classes: label and prediction, int64; score, float32, the probability of the predicted class. Regression: all
+    float32, and the score is the prediction.
+    """
+    if labels.is_floating_point():
+        targets = logits.squeeze(-1).numpy()
+        return {"label": labels.float().numpy(), "prediction": targets, "score": targets}
+    prediction = logits.numpy().argmax(1)
+    score = logits.softmax(-1).numpy()[np.arange(len(labels)), prediction]
+    return {"label": labels.numpy(), "prediction": prediction, "score": score}
 
 
 def predict(

@@ -3,7 +3,7 @@
 A context longer than the model reads is divided into overlapping windows, each with the question before it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from adarank.harness.data.tasks.base import Task
 from adarank.harness.data.tasks.questions import Questions
 from adarank.harness.device import at_least_fp32, autocast
 from adarank.harness.run import parallel
+from adarank.runs.predictions import Columns
 
 AUTO = "AutoModelForQuestionAnswering"
 PROCESSOR = "AutoTokenizer"
@@ -151,9 +152,18 @@ def span_loss(start: Tensor, end: Tensor, first: Tensor, last: Tensor) -> Tensor
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, rows: Windows, names: Sequence[str], config: TrainConfig, device: torch.device
+    model: nn.Module,
+    rows: Windows,
+    names: Sequence[str],
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    per_row: Callable[[Columns], None] | None = None,
 ) -> dict[str, float]:
-    """SQuAD's metrics over all questions and the loss over all windows, without pruned triplets (λ ⊙ mask)."""
+    """SQuAD's metrics over all questions and the loss over all windows, without pruned triplets (λ ⊙ mask).
+
+    per_row: receives the F1 of every question's answer as `score`, float32.
+    """
     model.eval()
     lengths = rows.lengths
     order = batches.evaluation_order(lengths, 2 * config.batch_size)
@@ -172,20 +182,30 @@ def evaluate(
     model.train()
     start, end = scores[np.argsort(np.concatenate(order))].unbind(1)
     spans = rows.label
-    values = span_metrics(rows, start.numpy(), end.numpy(), names)
+    values = span_metrics(rows, start.numpy(), end.numpy(), names, per_row)
     return {**values, "loss": span_loss(start, end, spans[:, 0], spans[:, 1]).item()}
 
 
-def span_metrics(rows: Windows, start: np.ndarray, end: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+def span_metrics(
+    rows: Windows,
+    start: np.ndarray,
+    end: np.ndarray,
+    names: Sequence[str],
+    per_row: Callable[[Columns], None] | None = None,
+) -> dict[str, float]:
     """{name: value} of "f1" and "exact_match", and of "best_…" at the threshold that is best on these rows.
 
     start, end: scores of all windows' tokens, [windows, tokens]; every value is NaN if one of them is.
     """
+    references = rows.questions.answers
     if not (np.isfinite(start).all() and np.isfinite(end).all()):
+        if per_row is not None:
+            per_row({"score": np.full(len(references), np.nan, dtype=np.float32)})
         return dict.fromkeys(names, float("nan"))
     spans, margin = answers(rows, start, end)
     given = ["" if rows.none_allowed and m > 0 else text for text, m in zip(spans, margin, strict=True)]
-    references = rows.questions.answers
+    if per_row is not None:
+        per_row({"score": np.array(best_over_references(f1, given, references), dtype=np.float32)})
     values = {}
     for name in names:
         metric = {"f1": f1, "exact_match": exact_match}[name.removeprefix("best_")]

@@ -29,6 +29,7 @@ from adarank.harness.data.tasks.base import Prompts, Task
 from adarank.harness.device import at_least_fp32, autocast
 from adarank.harness.run import parallel
 from adarank.harness.run.distributed import world
+from adarank.runs.predictions import Columns
 
 AUTO = "AutoModelForCausalLM"
 PROCESSOR = "AutoTokenizer"
@@ -247,13 +248,19 @@ def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def evaluate(
-    model: nn.Module, rows: Encoded, names: Sequence[str], config: TrainConfig, device: torch.device
+    model: nn.Module,
+    rows: Encoded,
+    names: Sequence[str],
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    per_row: Callable[[Columns], None] | None = None,
 ) -> dict[str, float]:
     def texts() -> list[str]:
         tokens = answers(model, rows.prompts, rows.end, rows.pad, rows.max_new_tokens, config, device)
         return [rows.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
 
-    return evaluate_texts(model, rows, names, config, device, token_losses, texts)
+    return evaluate_texts(model, rows, names, config, device, token_losses, texts, per_row)
 
 
 @torch.no_grad()
@@ -265,9 +272,11 @@ def evaluate_texts(
     device: torch.device,
     losses: Callable[[nn.Module, Mapping[str, Tensor]], Tensor],
     texts: Callable[[], list[str]],
+    per_row: Callable[[Columns], None] | None = None,
 ) -> dict[str, float]:
     """loss: the mean over all tokens that count (its exp is the perplexity); the other metrics where texts are
-    answered. losses: see `token_losses`; texts: writes the answers. Pruned triplets do not count (λ ⊙ mask)."""
+    answered. losses: see `token_losses`; texts: writes the answers; per_row: receives the loss of every pair of a text
+    and a reference, its mean over the tokens that count, as `score`, float32. Pruned triplets do not count (λ ⊙ mask)."""
     model.eval()
     sizes = rows.lengths
 
@@ -276,7 +285,11 @@ def evaluate_texts(
             return losses(model, without_full_mask(collate(rows, numbers, device), sizes[numbers])).sum(1)
 
     order = evaluation_order(sizes, 2 * config.batch_size)
-    values = {"loss": parallel.gather_batches(order, row_losses).double().sum().item() / int(rows.counted.sum())}
+    sums = parallel.gather_batches(order, row_losses).double()
+    values = {"loss": sums.sum().item() / int(rows.counted.sum())}
+    if per_row is not None:
+        means = sums.cpu().numpy()[np.argsort(np.concatenate(order))] / rows.counted
+        per_row({"score": means.astype(np.float32)})
     if rows.prompts:
         values |= text_metrics.compute([m for m in names if m != "loss"], texts(), rows.references, rows.parts)
     model.train()

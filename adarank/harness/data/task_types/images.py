@@ -25,6 +25,7 @@ from adarank.harness.data.task_types.classify import loss as loss
 from adarank.harness.data.task_types.classify import outputs as outputs
 from adarank.harness.data.task_types.classify import units as units
 from adarank.harness.data.tasks.base import Images, Task
+from adarank.runs.predictions import Columns
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -146,6 +147,12 @@ def collate(rows: Encoded, numbers: np.ndarray, device: torch.device) -> dict[st
 
 
 def evaluate(
-    model: nn.Module, rows: Encoded, names: Sequence[str], config: TrainConfig, device: torch.device
+    model: nn.Module,
+    rows: Encoded,
+    names: Sequence[str],
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    per_row: Callable[[Columns], None] | None = None,
 ) -> dict[str, float]:
-    return classify.evaluate(model, rows, names, config, device, collate)
+    return classify.evaluate(model, rows, names, config, device, collate, per_row=per_row)

@@ -4,7 +4,7 @@ Labels are the reference's tokens with the model's own end token, −100 where p
 the model's own generation settings, as the published summarisation scripts do, and compares with the reference.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from adarank.harness.data.task_types.generate import outputs as outputs
 from adarank.harness.data.task_types.generate import units as units
 from adarank.harness.data.tasks.base import Prompts, Task
 from adarank.harness.device import at_least_fp32
+from adarank.runs.predictions import Columns
 
 AUTO = "AutoModelForSeq2SeqLM"
 PROCESSOR = "AutoTokenizer"
@@ -79,10 +80,16 @@ def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def evaluate(
-    model: nn.Module, rows: Encoded, names: Sequence[str], config: TrainConfig, device: torch.device
+    model: nn.Module,
+    rows: Encoded,
+    names: Sequence[str],
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    per_row: Callable[[Columns], None] | None = None,
 ) -> dict[str, float]:
     texts = partial(answers, model, rows, config, device)
-    return evaluate_texts(model, rows, names, config, device, token_losses, texts)
+    return evaluate_texts(model, rows, names, config, device, token_losses, texts, per_row)
 
 
 def answers(model: Any, rows: Encoded, config: TrainConfig, device: torch.device) -> list[str]:

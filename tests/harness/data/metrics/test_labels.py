@@ -137,3 +137,20 @@ def test_names():
     for call in (metrics.require_known, lambda name: metrics.compute((name,), np.ones((1, 2)), np.ones(1))):
         with pytest.raises(SettingError, match=r"task\.metric must be one of accuracy, .* \(got acuracy\)"):
             call("acuracy")
+
+
+@given(classified(), st.sampled_from(["accuracy", "f1", "matthews"]))
+def test_the_majority_is_what_a_constant_prediction_of_the_most_frequent_class_scores(case, name):
+    logits, _, labels = case
+    width = logits.shape[1]
+    most = max(range(width), key=lambda c: (sum(labels == c), -c))
+    constant = np.full(len(labels), most)
+    if name == "accuracy":
+        expected = np.mean(labels == most)
+    elif name == "matthews":
+        expected = 0.0
+    elif width == 2:
+        expected = slow_f1(constant, labels, 1)
+    else:
+        expected = np.mean([slow_f1(constant, labels, c) for c in sorted({*labels, most})])
+    assert metrics.majority(name, labels, width) == pytest.approx(expected)

@@ -1,0 +1,65 @@
+"""predictions.npz: what a run predicts for every row of test, in the order of the test set.
+
+`label`, `prediction` and `score` are those of the last checkpoint; where the best one is another, its own follow as
+`label_best`, `prediction_best` and `score_best`. docs/runs.md says what the three are for each type of task.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from adarank.errors import SettingError
+from adarank.runs.files import PREDICTIONS, replacing
+
+Columns = Mapping[str, np.ndarray]  # {column: values [rows]}
+Packed = dict[str, str]
+BEST = "_best"
+ZERO = ord("0")
+
+
+def write(folder: Path, columns: Columns) -> None:
+    """Replace the file in a run's folder, atomically; the same columns always give the same bytes."""
+    with replacing(folder / PREDICTIONS) as file:
+        np.savez_compressed(file, **columns)  # type: ignore[arg-type]
+
+
+def read(folder: Path) -> dict[str, np.ndarray]:
+    """The columns of the file in a run's folder, {} where there is none. Raises SettingError for a damaged file."""
+    path = folder / PREDICTIONS
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        raise SettingError(f"{path} is damaged; delete it, or run its run again with force=true") from None
+
+
+def packed(columns: Columns) -> Packed:
+    """Labels and predictions of classes as texts of one character per row, which compress well; {} for other
+    predictions. Scores are left out.
+
+    error: label XOR prediction, 0 where it is right; change: the last checkpoint's prediction XOR the best one's.
+    """
+    if "prediction" not in columns or columns["prediction"].dtype.kind != "i":
+        return {}
+    label, prediction = columns["label"], columns["prediction"]
+    numbers = {"label": label, "error": label ^ prediction}
+    if f"prediction{BEST}" in columns:
+        numbers["change"] = prediction ^ columns[f"prediction{BEST}"]
+    return {name: "".join(chr(ZERO + number) for number in values.tolist()) for name, values in numbers.items()}
+
+
+def unpacked(texts: Packed) -> dict[str, np.ndarray]:
+    """The columns that `packed` made the texts of, without scores."""
+    numbers = {name: np.array([ord(c) - ZERO for c in text], dtype=np.int64) for name, text in texts.items()}
+    if not numbers:
+        return {}
+    label = numbers["label"]
+    prediction = label ^ numbers["error"]
+    columns = {"label": label, "prediction": prediction}
+    if "change" in numbers:
+        columns |= {f"label{BEST}": label, f"prediction{BEST}": prediction ^ numbers["change"]}
+    return columns
