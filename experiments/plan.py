@@ -194,7 +194,7 @@ def text(found: Mapping[str, Any]) -> str:
             lines.append(f"{name}: unknown, {row['source']}")
             continue
         needed = "more than 10,000 seeds" if row["needed"] is None else f"{row['needed']} seeds"
-        bound = "" if row["paired"] else ", an upper bound where paired runs correlate"
+        bound = "" if row["paired"] else ": an upper bound"
         per_run = found["minutes_per_run"][row["task"]]
         lines += [
             f"{name}: {needed} for {row['margin']:g} at level {row['level']:.2g}; power {row['power']:.2f} as planned",

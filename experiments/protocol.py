@@ -58,11 +58,12 @@ def run(study: Study, place: Place, stage: str, task: str, cell: Cell, rates: An
     settings = {**({"test": False} if stage == "tuning" else {}), **settings_of(study, task, cell)}
     sweep = {"train.lr": rates, "seed": seeds}
     jobs = [f"{key}={','.join(map(str, values))}" for key, values in sweep.items()]
-    jobs.append(f"out={place.out / stage / task / cell.method}")
+    where = Path(stage, task, cell.method)
+    jobs.append(f"out={place.out / where}")
     command = [RUN, "-m", *words(settings), *jobs, *place.words]
     print(f"$ {shlex.join(command)}", flush=True)
     status = subprocess.run([sys.executable, *command]).returncode
-    pack(place.out, place.results)
+    pack(place.out / where, place.results / where)
     if status:
         sys.exit(status)
 

@@ -76,9 +76,9 @@ def read(content: Any, name: str = "") -> Study:
     stricter = {"rates_per": "cell", "extend": 2, "edge": "refuse"} if declares else {}
     study = Study(**{**stricter, **content, "claims": None}, name=name)
     choices = {"rates_per": ("cell", "method"), "edge": ("refuse", "accept"), "checkpoint": CHECKPOINTS}
-    for part, valid in choices.items():
-        if getattr(study, part) not in valid:
-            raise SettingError(f"{part} must be {' or '.join(valid)} (got {getattr(study, part)})")
+    for part, allowed in choices.items():
+        if getattr(study, part) not in allowed:
+            raise SettingError(f"{part} must be {' or '.join(allowed)} (got {getattr(study, part)})")
     whole_number("extend", study.extend, least=0)
     _check_rates(study)
     _check_seeds(study)

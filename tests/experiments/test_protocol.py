@@ -12,9 +12,10 @@ import yaml
 
 from adarank.errors import SettingError
 from adarank.runs.packed import record_files
-from analysis import claims
+from analysis import claims, report
 from experiments import protocol
-from experiments.study import read
+from experiments.reproduce import adalora_table1 as table1
+from experiments.study import load, rates_of, read
 from tests.experiments.studies import STUDY, Runner, study
 from tests.experiments.test_run import main as run_main
 
@@ -66,6 +67,21 @@ def test_a_second_call_trains_nothing_also_where_only_the_results_are(runner, pl
         protocol.follow(read(study({})), protocol.Place(out, place.results, []))
     assert runner.trained == trained > 0
     assert {path: path.read_bytes() for path in place.results.rglob("*") if path.is_file()} == before
+
+
+def test_the_committed_studies_keep_their_rates():
+    """Those that were chosen before studies had checkpoints, claims and rates of cells."""
+    content = yaml.safe_load((ROOT / "experiments" / "reproduce" / "adalora_table1.yaml").read_text())
+    committed = {
+        "controls": load(ROOT / "experiments" / "studies" / "controls.yaml"),
+        "adalora_table1": table1.study(content, "small", None),
+    }
+    for name, asked in committed.items():
+        results = ROOT / "experiments" / "results" / name
+        for task in (folder.name for folder in (results / "tuning").iterdir()):
+            grids = {m: rates_of(asked, task, m) for m, method in asked.methods.items() if "rates" in method}
+            chosen = protocol.choices(asked, results, task, grids)
+            assert chosen == json.loads((results / "tuning" / task / "rates.json").read_text()), (name, task)
 
 
 def test_trials_do_not_measure_test_unless_the_study_says_so(runner, place):
@@ -271,14 +287,13 @@ def test_a_declared_study_runs_at_tiny_size_from_the_plan_to_the_report(tmp_path
     assert done.status == 0, done.err
     assert claims.load(results) == claims.load(out / "seeds")
     looks = json.loads((results / "looks.json").read_text())["tasks"]["rotten_tomatoes"]
-    assert [row["name"] for row in looks[0]["claims"]] == [
-        "where the rank goes",
-        "a wide start",
-        "adaptive rank",
-        "assay",
-    ]
-    page = (out / "seeds" / "report" / "index.html").read_text(encoding="utf-8")
-    assert "where the rank goes" in page
+    named = [contrast["name"] for contrast in content["claims"]["contrasts"]]
+    assert [row["name"] for row in looks[0]["claims"]] == [*named, "assay"]
+    assert f"report: {out / 'seeds' / 'report' / 'index.html'}" in done.out
+    found = report.load(out / "seeds")
+    assert (found.declared.study, found.family.declared, found.family.missing) == ("declared", True, [])
+    assert [verdict.comparison.name for verdict in found.family.verdicts[0]] == named, "every arm has its runs"
+    assert len(found.family.assays[0]) == 1
     trials = [json.loads(path.read_text())["metric"] for path in (out / "tuning").rglob("summary.json")]
     assert all(metric.get("test") is None for metric in trials)
     records = {path: path.read_bytes() for path in record_files(results)}
