@@ -4,11 +4,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from adarank.errors import SettingError
+from adarank.runs.files import CONFIG, STATUS, SUMMARY, read_object
 from adarank.runs.packed import read_record, record_files, run_name
 from experiments.study import Cell, Study, budgets_of, rank_of
 
 STAGES = ("tuning", "seeds")
+DIVERGED, FAILED = "diverged", "failed"
 
 
 class Outcome(NamedTuple):
@@ -57,18 +61,36 @@ def _arm_by_rank(study: Study, method: str, rank: int) -> str:
     return found[0].arm if found else method
 
 
-def choose(trials: Sequence[Outcome], rates: Iterable[float]) -> dict[str, Any]:
+def states(folder: Path) -> dict[Path, str]:
+    """The state of every run folder in `folder`."""
+    return {file.parent: str(read_object(file)[0].get("state")) for file in sorted(folder.glob(f"*/{STATUS}"))}
+
+
+def diverged(folder: Path) -> list[tuple[str, float]]:
+    """(arm, rate) of every run in `folder` whose loss became infinite or no number."""
+    found = []
+    for run in (run for run, state in states(folder).items() if state == DIVERGED):
+        config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+        found.append((str(read_object(run / SUMMARY)[0].get("arm")), float(config["train"]["lr"])))
+    return found
+
+
+def choose(trials: Sequence[Outcome], rates: Iterable[float], lost: Sequence[float] = ()) -> dict[str, Any]:
     """The rate of the best mean on dev, the mean of every rate, and whether the best lies at the edge of its grid.
 
-    Trials of rates outside the grid do not count. Raises SettingError where rates differ in their number of trials."""
+    lost: the rate of each trial that diverged; such a rate has no mean and is never chosen. Trials of rates outside the
+    grid do not count. Raises SettingError where rates differ in their number of trials, or all of them diverged."""
     by_rate = {rate: [trial.dev for trial in trials if trial.rate == rate] for rate in sorted(rates)}
-    if len({len(values) for values in by_rate.values()}) != 1 or not all(by_rate.values()):
-        counts = {rate: len(values) for rate, values in by_rate.items()}
+    counts = {rate: len(values) + lost.count(rate) for rate, values in by_rate.items()}
+    if len(set(counts.values())) != 1 or not all(counts.values()):
         raise SettingError(f"the trials must try each rate equally often (got {counts})")
-    means = {rate: sum(values) / len(values) for rate, values in by_rate.items()}
-    best = (max if trials[0].higher_is_better else min)(means, key=lambda rate: means[rate])
+    means = {rate: None if rate in lost else sum(values) / len(values) for rate, values in by_rate.items()}
+    known = {rate: mean for rate, mean in means.items() if mean is not None}
+    if not known:
+        raise SettingError(f"the rates must have one at which no trial diverges (got {list(means)})")
+    best = (max if trials[0].higher_is_better else min)(known, key=lambda rate: known[rate])
     edge = best in (min(means), max(means))
-    count = sum(map(len, by_rate.values()))
+    count = sum(counts.values())
     return {"rate": best, "means": [[r, m] for r, m in means.items()], "at_the_edge": edge, "trials": count}
 
 

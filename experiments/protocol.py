@@ -33,7 +33,7 @@ from analysis.load import FolderError
 from analysis.report import load as load_runs
 from analysis.report import write_report
 from experiments import looks, plan
-from experiments.outcomes import STAGES, choose, ends, extended, outcomes
+from experiments.outcomes import DIVERGED, FAILED, STAGES, choose, diverged, ends, extended, outcomes, states
 from experiments.pack import pack, unpack
 from experiments.study import Cell, Study, cells, load, rates_of, settings_of, trials, tuned_as, with_map, words
 
@@ -51,7 +51,8 @@ class Place:
 
 
 def run(study: Study, place: Place, stage: str, task: str, cell: Cell, rates: Any, seeds: Any) -> None:
-    """Run every pair of a rate and a seed, except finished ones, and pack them; exits where run.py failed.
+    """Run every pair of a rate and a seed, except finished ones, and pack them; exits where run.py failed, unless trials
+    merely diverged, which says enough about their rate.
 
     stage: "tuning" or "seeds", which keeps the trials out of the comparison. Trials do not measure test, unless the
     study sets `test` itself."""
@@ -64,7 +65,8 @@ def run(study: Study, place: Place, stage: str, task: str, cell: Cell, rates: An
     print(f"$ {shlex.join(command)}", flush=True)
     status = subprocess.run([sys.executable, *command]).returncode
     pack(place.out / where, place.results / where)
-    if status:
+    found = set(states(place.out / where).values())
+    if status and not (stage == "tuning" and status == 1 and DIVERGED in found and FAILED not in found):
         sys.exit(status)
 
 
@@ -79,7 +81,7 @@ def tune(study: Study, place: Place, task: str) -> dict[str, Any]:
         for name, rates in new.items():
             for budget, seeds in trials(study, name):
                 run(study, place, "tuning", task, Cell(name, budget), rates, seeds)
-        chosen = choices(study, place.results, task, grids)
+        chosen = choices(study, place, task, grids)
         grow = ends(chosen)
         if not grow or step == study.extend:
             break
@@ -103,18 +105,19 @@ def tune(study: Study, place: Place, task: str) -> dict[str, Any]:
     return chosen
 
 
-def choices(study: Study, results: Path, task: str, grids: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def choices(study: Study, place: Place, task: str, grids: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """`choose` for every arm whose method has a grid, or for every such method."""
     found: dict[str, Any] = {}
     for name, grid in grids.items():
-        tried = outcomes(study, results, "tuning", task, name)
+        tried, lost = outcomes(study, place.results, "tuning", task, name), diverged(place.out / "tuning" / task / name)
         asked = study.claims.metrics.get(task) if study.claims else None
         if asked and (other := [outcome.metric for outcome in tried if outcome.metric != asked]):
             raise SettingError(f"claims.metrics.{task} must be the metric of its runs, {other[0]} (got {asked})")
-        for cell in cells(study):
-            if cell.method == name:
-                mine = [t for t in tried if t.arm == cell.arm] if study.rates_per == "cell" else tried
-                found.setdefault(tuned_as(study, cell), choose(mine, grid))
+        for cell in (cell for cell in cells(study) if cell.method == name):
+            whole = study.rates_per == "method"
+            mine = [trial for trial in tried if whole or trial.arm == cell.arm]
+            gone = [rate for arm, rate in lost if whole or arm == cell.arm]
+            found.setdefault(tuned_as(study, cell), choose(mine, grid, gone))
     return found
 
 

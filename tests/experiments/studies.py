@@ -48,10 +48,11 @@ class Runner:
     """Stands in for subprocess: `run` leaves the folders of finished runs, as experiments/run.py does.
 
     value(settings, rate, seed) is the metric on dev and test; `calls` are (stage, arm, rates, seeds, settings), `trained`
-    the number of runs that were new. before: called before each command."""
+    the number of runs that were new. before: called before each command; state(settings, rate, seed): how a run ends."""
 
     def __init__(self, value=lambda settings, rate, seed: -abs(rate - 1e-2)):
         self.value, self.calls, self.trained, self.before = value, [], 0, lambda: None
+        self.state = lambda settings, rate, seed: "finished"
 
     def run(self, command):
         self.before()
@@ -60,18 +61,17 @@ class Runner:
         rates = [float(rate) for rate in settings.pop("train.lr").split(",")]
         seeds = [int(seed) for seed in settings.pop("seed").split(",")]
         self.calls.append((out.parent.parent.name, arm, rates, seeds, settings))
-        for rate in rates:
-            for seed in seeds:
-                self.leave(out, arm, rate, seed, settings)
-        return SimpleNamespace(returncode=0)
+        ends = {self.leave(out, arm, rate, seed, settings) for rate in rates for seed in seeds}
+        return SimpleNamespace(returncode=0 if ends == {"finished"} else 1)
 
     def leave(self, out, arm, rate, seed, settings):
         decides = {key: value for key, value in settings.items() if not key.startswith("hydra/")}
         decisive = {key: value.rpartition("/")[2] for key, value in decides.items()}  # a source by its name
         identity = hashlib.sha256(repr((sorted(decisive.items()), rate)).encode()).hexdigest()[:10]
         folder = out / f"{settings['method']}-{identity}-s{seed}"
+        state = self.state({**settings, "arm": arm}, rate, seed)
         if folder.exists():
-            return
+            return state
         folder.mkdir(parents=True)
         self.trained += 1
         rank = int(settings.get("rank", 8))
@@ -84,6 +84,7 @@ class Runner:
         metric = {"name": "accuracy", "higher_is_better": True, "best": value, "last": value, **tested}
         time = {"train_s": 60.0, "eval_s": 30.0}
         about = {"method": settings["method"], "model": "m", "task": settings["task"], "targets": "all", "seed": seed}
-        summary = {**about, "status": "finished", "steps": 1, "arm": arm, "metric": metric, "time": time}
+        summary = {**about, "status": state, "steps": 1, "arm": arm, "metric": metric, "time": time}
         write_json(folder / "summary.json", summary)
-        write_json(folder / "status.json", {"state": "finished"})
+        write_json(folder / "status.json", {"state": state})
+        return state

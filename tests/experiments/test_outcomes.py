@@ -36,6 +36,16 @@ def test_rates_tried_unequally_often_choose_nothing():
         outcomes.choose([trial(1, 0.9)], [1, 2])
 
 
+def test_a_rate_at_which_a_trial_diverged_is_never_chosen():
+    found = [trial(1, 0.5), trial(1, 0.5), trial(2, 0.9), trial(3, 0.4), trial(3, 0.4)]
+    chosen = outcomes.choose(found, [1, 2, 3], lost=[2])
+    assert (chosen["rate"], chosen["means"], chosen["trials"]) == (1, [[1, 0.5], [2, None], [3, 0.4]], 6)
+    with pytest.raises(SettingError, match=r"the rates must have one at which no trial diverges \(got \[1, 2\]\)"):
+        outcomes.choose([], [1, 2], lost=[1, 2])
+    with pytest.raises(SettingError, match="must try each rate equally often"):
+        outcomes.choose(found, [1, 2, 3])
+
+
 def test_a_grid_grows_by_its_own_ratio():
     grid = [3e-4, 8e-4, 2e-3, 5e-3]
     assert outcomes.extended(grid, ["high"]) == [*grid, 1.25e-2]

@@ -80,7 +80,7 @@ def test_the_committed_studies_keep_their_rates():
         results = ROOT / "experiments" / "results" / name
         for task in (folder.name for folder in (results / "tuning").iterdir()):
             grids = {m: rates_of(asked, task, m) for m, method in asked.methods.items() if "rates" in method}
-            chosen = protocol.choices(asked, results, task, grids)
+            chosen = protocol.choices(asked, protocol.Place(results / "no runs", results, []), task, grids)
             assert chosen == json.loads((results / "tuning" / task / "rates.json").read_text()), (name, task)
 
 
@@ -131,6 +131,25 @@ def test_a_rate_that_stays_at_the_edge_is_refused_or_accepted(runner, place, cap
     protocol.follow(read(study({}, extend=1, edge="accept")), place)
     assert "t, full: train.lr=0.1 after 8 trials, at the edge of its grid: widen it" in capsys.readouterr().out
     assert any(stage == "seeds" for stage, *_ in runner.calls)
+
+
+def test_a_trial_that_diverges_rules_its_rate_out(runner, place):
+    """In that cell alone; a failed run still ends the protocol, and so does a diverged one of the comparison."""
+    runner.value = lambda settings, rate, seed: -abs(rate - 9e-2)
+    runner.state = lambda settings, rate, seed: (
+        "diverged" if (settings["arm"], rate) == ("lora@8", 1e-1) else "finished"
+    )
+    protocol.follow(read(study(rates_per="cell")), place)
+    found = rates(place)
+    assert (found["lora@2"]["rate"], found["lora@8"]["rate"]) == (1e-1, 1e-2)
+    assert found["lora@8"]["means"][-1] == [1e-1, None]
+    assert (found["lora@8"]["trials"], found["lora@8"]["at_the_edge"]) == (6, False)
+    runner.state = lambda settings, rate, seed: "failed" if seed == 101 else "finished"
+    with pytest.raises(SystemExit):
+        protocol.follow(read(study()), protocol.Place(place.out / "b", place.results / "b", []))
+    runner.state = lambda settings, rate, seed: "diverged" if seed == 1 else "finished"
+    with pytest.raises(SystemExit):
+        protocol.follow(read(study()), protocol.Place(place.out / "c", place.results / "c", []))
 
 
 def test_claims_are_declared_before_the_first_seed_of_the_comparison(runner, place):
