@@ -23,7 +23,8 @@ from adarank.errors import SettingError
 from adarank.runs.files import write_json
 from adarank.runs.packed import read_record, record_files
 from analysis.stats.intervals import mean_interval
-from experiments.protocol import Place, Study, arguments, follow, read, reports
+from experiments.protocol import Place, arguments, follow, reports
+from experiments.study import Study, read
 
 RECIPES = Path(__file__).resolve().parents[2] / "conf" / "recipe_by_task"
 
@@ -41,6 +42,7 @@ def study(content: Mapping[str, Any], scale: str, data: Path | None) -> Study:
             "methods": {name: {**content["methods"][name], **more} for name, more in methods.items()},
             "tuning": of_scale["tuning"],
             "seeds": of_scale["seeds"],
+            "checkpoint": content["checkpoint"],
         }
     )
 
