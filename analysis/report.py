@@ -27,6 +27,7 @@ from analysis.load import FolderError, Run, read_runs, state_counts
 from analysis.tables import Table, tables
 from analysis.verdicts import Family, family
 
+SHOWN = 30  # rows of a smaller table that the terminal prints
 WIDTH = 100  # characters of a line where there is no terminal
 ROWS, MATRIX_ROWS = 20, 12  # of a table and of the matrix, before the others are asked for
 WORDS = ("comparison", "verdict", "state", "reason")  # columns of words, which may need several lines
@@ -121,11 +122,13 @@ def as_text(report: Report, width: int = WIDTH) -> str:
 
 
 def table_text(report: Report, place: int, width: int = WIDTH) -> str:
-    """The table number `place`, the smaller tables below it and the notes on them."""
+    """The table number `place`, the smaller tables below it and the notes on them; of longer ones than SHOWN the titles."""
     table, judged = report.tables[place], report.family.verdicts[place]
-    every = (format_table(table), *further_tables(table, judged, report.declared is not None))
+    further = further_tables(table, judged, report.declared is not None)
+    every = (format_table(table), *(each for each in further if len(each.rows) <= SHOWN))
     parts = [export.plain(text_table, width) for text_table in every]
-    return "\n\n".join([*parts, "\n".join(export.wrap(line, width) for line in notes(table))])
+    lines = [f"{each.title}: {len(each.rows)} rows, on the page." for each in further if len(each.rows) > SHOWN]
+    return "\n\n".join([*parts, "\n".join(export.wrap(line, width) for line in [*lines, *notes(table)])])
 
 
 def assay_lines(report: Report) -> list[str]:

@@ -425,8 +425,8 @@ def test_declared_claims_are_judged_and_nothing_else(tmp_path, write_run):
     assert [claim.contrast.name for claim in found.family.missing] == ["not run"]
     assert [(assay.label, assay.shows) for assay in found.family.assays[0]] == [("lora 8 − lora 2", False)]
     text = report.as_text(found)
-    assert text.startswith("Verdicts on the claims of study, declared 20")
-    assert "Declared and not run yet: not run on cola at budget 2." in text
+    assert "by the study study (hash" in text
+    assert "Declared, but not run yet: not run on cola at budget 2." in text
     assert "this task does not respond to rank" in text
     assert f"Against LoRA ({format_table.EXPLORATORY})" in " ".join(text.split())
 
