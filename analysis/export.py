@@ -1,5 +1,8 @@
-"""Tables as plain text, Markdown and LaTeX (booktabs), the same strings as on the page."""
+"""Tables as plain text, CSV, Markdown and LaTeX (booktabs), the same strings as on the page."""
 
+import csv
+import io
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -8,6 +11,7 @@ from analysis.format_table import TextTable
 
 PACKAGES = r"\usepackage{booktabs,graphicx}"
 PAGE = 40  # rows per page
+LONGEST = 80  # characters of a file's name
 NARROW = 16  # characters below which a first column is not wrapped any more
 GREEK = {
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "λ": "lambda", "μ": "mu", "ξ": "xi",
@@ -53,6 +57,25 @@ def plain(table: TextTable, width: int | None = None) -> str:
 def wrap(text: str, width: int, indent: str = "") -> str:
     """`text` in lines of at most `width`, further ones indented by two."""
     return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent + "  ")
+
+
+def csv_files(tables: Iterable[TextTable], within: str) -> dict[str, str]:
+    """{file name: content} of every table, named after `within` (a model and task) and its own title."""
+    files: dict[str, str] = {}
+    for table in tables:
+        own = re.split(r"[(:?]", table.title)[0]
+        name = slug(within if table.title.startswith(within) else f"{within} {own}")
+        while f"{name}.csv" in files:
+            name += "-2"
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([table.header, *table.rows])
+        files[f"{name}.csv"] = text.getvalue()
+    return files
+
+
+def slug(title: str) -> str:
+    """A title as the name of a file: letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower())[:LONGEST].strip("-")
 
 
 def markdown(tables: Iterable[TextTable]) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 from adarank.runs.files import DELTA, FORGETTING, PROBE, SIMILARITY
 from analysis import forgetting, formats, score_fidelity, weight_change
 from analysis.load import Run
-from analysis.rows import Row
 from analysis.plots import similarity
+from analysis.rows import Row
 from analysis.tables import Table, relative_time, searches
 
 BUDGETS = ("initial triplets", "mean over training", "final triplets", "exact parameters")
@@ -24,7 +24,13 @@ MEASUREMENTS: dict[str, Callable[[Run], Any]] = {  # files of `adarank probe`; f
 
 def fairness_warnings(table: Table) -> list[str]:
     """One sentence for each reason to doubt the table's comparisons, none where they are fair."""
-    return [*_learning_rates(table), *_arms_at_different_rates(table), *_scales(table), *_dtypes(table), *_budgets(table)]
+    return [
+        *_learning_rates(table),
+        *_arms_at_different_rates(table),
+        *_scales(table),
+        *_dtypes(table),
+        *_budgets(table),
+    ]
 
 
 def notes(table: Table) -> list[str]:

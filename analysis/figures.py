@@ -19,6 +19,7 @@ from analysis.plots import (
     learning_rates,
     orthogonality,
     pareto,
+    profile,
     rank_map,
     scores,
     similarity,
@@ -28,29 +29,49 @@ from analysis.plots import (
 )
 from analysis.rows import Row
 from analysis.tables import Table
-from analysis.verdicts import Verdict
+from analysis.verdicts import Verdict, across_tasks
 
 DPI = 168  # 1.75 pixels for each of the page's: sharp on a high-resolution screen and when enlarged
+FIRST = ("learning_curves", "parameters")  # the figures that the page shows before the others are asked for
 LISTED = 60  # configurations that a figure with one line for each can hold
 Reader = Callable[[Path], tuple[list[dict[str, Any]], list[int]]]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as a PNG: its file name, its caption, its width on the page in px, and its bytes."""
+    """A figure as files: their name without an ending, the caption, width and height on the page in px, the bytes."""
 
     name: str
     caption: str
     width: int
+    height: int
     png: bytes
+    svg: bytes
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return {f"{self.name}.png": self.png, f"{self.name}.svg": self.svg}
+
+    @property
+    def first(self) -> bool:
+        """Whether the page shows it before it is asked for."""
+        return self.name.startswith(FIRST)
+
+    @property
+    def title(self) -> str:
+        """A few words for a list: `learning curves`, `rank map`."""
+        words = self.name.rstrip("0123456789").rstrip("_").replace("_", " ")
+        return "rank map" if words.startswith("rank map") else words
 
     @property
     def uri(self) -> str:
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+        """The smaller of the two files as an address that needs no file."""
+        kind, content = min(("svg+xml", self.svg), ("png", self.png), key=lambda file: len(file[1]))
+        return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
 def render_figures(table: Table, judged: Sequence[Verdict], suffix: str) -> tuple[tuple[Picture, ...], list[str]]:
-    """The figures of one table as PNGs, and a note for each damaged file of records.
+    """The figures of one table, and a note for each damaged file of records.
 
     judged: the verdicts on it; suffix: distinguishes the files of several tables.
     """
@@ -58,11 +79,25 @@ def render_figures(table: Table, judged: Sequence[Verdict], suffix: str) -> tupl
     adaptive = [row for row in table.shown if row.adaptive]
     allocations, more = _read_records(map(_first_with_records, adaptive), ALLOCATIONS, allocation_files.read)
     pictures = tuple(
-        Picture(f"{name}{suffix}.png", caption, round(96 * figure.get_figwidth()), _png(figure))
+        _picture(f"{name}{suffix}", caption, figure)
         for name, caption, figure in figures(table, judged, metrics, allocations)
         if figure is not None
     )
     return pictures, damaged + more
+
+
+def render_across(tables: Sequence[Table]) -> tuple[Picture, ...]:
+    """The performance profile of each group of tasks that is large enough for one."""
+    groups = across_tasks(tables)
+    drawn = [(over, figure) for over in groups if (figure := profile.draw(over)) is not None]
+    return tuple(
+        _picture(
+            f"profile_{i}" if len(drawn) > 1 else "profile",
+            f"Performance profile: the share of pairs in which a configuration beats LoRA by more than τ. {over.title}.",
+            figure,
+        )
+        for i, (over, figure) in enumerate(drawn, 1)
+    )
 
 
 def figures(
@@ -70,7 +105,8 @@ def figures(
 ) -> Iterator[tuple[str, str, "style.Figure | None"]]:
     """Name, caption and figure, None where there is nothing to draw.
 
-    judged: the verdicts on the table; metrics: the records of the runs of `table.shown`; allocations: those of its adaptive rows, ranks as {module: rank}.
+    judged: the verdicts on the table; metrics: the records of the runs of `table.shown`; allocations: those of its
+    adaptive rows, ranks as {module: rank}.
     """
     rows = table.shown
     adaptive = [row for row in rows if row.adaptive]
@@ -86,9 +122,8 @@ def figures(
     )
     yield "forest", caption, forest.draw([v for v in judged if v.comparison.label in labels], table.metric, margin)
     caption = (
-        f"Learning curves: {table.metric} on dev and training loss over training steps, mean over seeds"
-        + ("; thin lines: single seeds." if len(rows) <= learning_curves.FEW_SEEDS else ".")
-        + chosen
+        f"Learning curves: {table.metric} on dev and training loss over training steps, mean over seeds; band: its 95% t "
+        f"interval, or the range of fewer than {learning_curves.FEWEST} seeds.{chosen}"
     )
     yield "learning_curves", caption, learning_curves.draw(table, rows, metrics)
     for name, cost in pareto.COSTS.items():
@@ -97,7 +132,7 @@ def figures(
             f"it fits the frame. Pareto front: no other configuration is both cheaper and better.{tuned}"
         )
         yield name, caption, pareto.draw(table, cost)
-    caption = f"Learning rates: best {table.metric} on dev over each method's grid, the chosen rate circled."
+    caption = f"Learning rates: {table.metric} on dev over each method's grid, the chosen rate circled."
     yield "learning_rates", caption, learning_rates.draw(table)
     caption = (
         f"The budget during training: mean rank per module after each allocation, first seed with records.{chosen}"
@@ -107,9 +142,10 @@ def figures(
         "Whether seeds agree on where the rank goes: correlation of their final rank maps, and its chance level."
         + selection
     )
-    yield "agreement", caption, agreement.draw(table, [row for row in listed if row.adaptive])
+    yield "agreement", caption, agreement.draw(table, list(filter(rank_map.has_map, listed)))
     caption = f"Rank trajectories: every module's rank from creation to the end, first seed with records.{chosen}"
-    yield "trajectories", caption, trajectories.draw(table, adaptive, allocations)
+    mapped = list(filter(rank_map.has_map, rows))
+    yield "trajectories", caption, trajectories.draw(table, mapped, allocations)
     caption = (
         "Scores at the last recorded allocation, first seed with records. Thin: smallest to largest score of a module; "
         f"thick: the middle half; marker: median.{chosen}"
@@ -120,9 +156,14 @@ def figures(
         + chosen
     )
     yield "orthogonality", caption, orthogonality.draw(table, rows, metrics)
-    for row in adaptive:
+    shades = rank_map.shared(mapped)
+    for row in mapped:
         caption = f"Where the rank went: final rank of every target module of {table.labels[row]}, mean over seeds."
-        yield f"rank_map_{row.configuration}", caption, rank_map.draw(row, table.labels[row])
+        yield f"rank_map_{row.configuration}", caption, rank_map.draw(row, table.labels[row], shades)
+    if (pair := rank_map.to_compare(mapped)) is not None:
+        label = f"{table.labels[pair[0]]} − {table.labels[pair[1]]}"
+        caption = f"Where two methods differ in rank: {label}, mean over seeds."
+        yield "rank_difference", caption, rank_map.draw_difference(*pair, label)
     caption = "Singular values of ΔW: median over modules and seeds, the middle half shaded."
     yield "spectrum", caption, spectrum.draw(table)
     caption = (
@@ -145,10 +186,16 @@ def _selection(table: Table) -> str:
     return words
 
 
-def _png(figure: "style.Figure") -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI, facecolor="white")
-    return file.getvalue()
+def _picture(name: str, caption: str, figure: "style.Figure") -> Picture:
+    import matplotlib
+
+    png, svg = io.BytesIO(), io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # the same figure always gives the same bytes
+        figure.savefig(png, format="png", dpi=DPI, facecolor="white")
+        figure.set_layout_engine("none")  # everything has its place now; finding it takes a third of the time
+        figure.savefig(svg, format="svg", dpi=DPI, facecolor="white", metadata={"Date": None})
+    width, height = figure.get_size_inches()
+    return Picture(name, caption, round(96 * width), round(96 * height), png.getvalue(), svg.getvalue())
 
 
 def _first_with_records(row: Row) -> list[Run]:

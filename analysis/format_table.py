@@ -18,13 +18,15 @@ from analysis import (
 )
 from analysis.load import Run, number
 from analysis.rows import Row
+from analysis.settings import PIECES
 from analysis.tables import Lines, Search, Table, relative_time, searches
 from analysis.verdicts import Comparison, Family, Verdict
 
 TRIALS_HEADER = ("method", "trials", "seeds per trial", "rates tried", "used", "dev", "at the edge",
                  "within a point of the best", "mean over log rate", "α/r")  # fmt: skip
-DECISIVE = {"method", "mean rank", "n", "÷ LoRA", "train.lr"}  # columns of the main table shown before the others
+DECISIVE = {"method", *PIECES, "ranks_from", "mean rank", "n", "÷ LoRA", "train.lr"}  # columns of the main table shown first
 VERDICT = ("comparison", "verdict", "difference", "interval", "p", "pairs")
+COSTS = (("time", "step_ms"), ("memory", "peak_mib"))  # of a run, in its summary
 EXPLORATORY = "exploratory: 95% intervals each for itself, no verdict"
 
 
@@ -43,7 +45,8 @@ def format_table(table: Table) -> TextTable:
     """The main table: one row per configuration."""
     names = header(table)
     rows = [row_cells(table, row) for row in table.rows]
-    first = [name for name in names if name in DECISIVE or name == _metric_columns(table)[0]]
+    decisive = DECISIVE | {_metric_columns(table)[0]}
+    first = [name for name in names if name in decisive]
     return TextTable(table.title, names, rows, [row.runs for row in table.rows], first)
 
 
@@ -60,7 +63,7 @@ def verdict_table(table: Table, family: Family, judged: Sequence[Verdict]) -> li
     return [TextTable(title, verdicts.HEADER, rows, [verdict.comparison.runs for verdict in judged], VERDICT)]
 
 
-def further_tables(table: Table, judged: Sequence[Verdict], declared: bool = False) -> list[TextTable]:
+def further_tables(table: Table, judged: Sequence[Verdict] = (), declared: bool = False) -> list[TextTable]:
     """The tables below the main one: collapsed runs, exploratory comparisons, further test metrics, learning-rate
     trials, accuracy over budgets, the budget counted four ways, measurements by experiments/probe.py.
 
@@ -107,6 +110,22 @@ def further_tables(table: Table, judged: Sequence[Verdict], declared: bool = Fal
     return result + explore(forgetting.AGAINST, forgetting.against_lora(table), False)
 
 
+def runs_table(table: Table) -> TextTable:
+    """Every run of the table by itself."""
+    names = ["configuration", "seed", f"{table.metric}, {table.split}", "other checkpoint", "dev", "learned", "step, ms",
+             "peak, MiB"]  # fmt: skip
+    lines, runs = [], []
+    for row in table.rows:
+        for run in row.runs:
+            time, memory = (number((run.summary.get(key) or {}).get(name)) for key, name in COSTS)
+            learned = formats.BLANK if row.majority is None else "no" if run.seed in row.collapsed else "yes"
+            values = [formats.metric(value) for value in (run.score[1], run.other_score, run.dev)]
+            costs = [formats.significant(time), formats.significant(memory)]
+            lines.append([table.labels[row], str(run.seed), *values, learned, *costs])
+            runs.append([run])
+    return TextTable("All runs", names, lines, runs)
+
+
 def across_tables(tables: Sequence[Table]) -> list[TextTable]:
     """Standardised differences over all tasks that share a model and targets."""
     return list(map(_across_table, verdicts.across_tasks(tables)))
@@ -114,8 +133,8 @@ def across_tables(tables: Sequence[Table]) -> list[TextTable]:
 
 def header(table: Table) -> list[str]:
     """The column names of the main table; the metric's names its split, and the checkpoint where there are two."""
-    columns = ["mean rank", "triplets", "trainable", "kept", *_metric_columns(table), "n", "last dev"]
-    columns += ["best dev"] if table.split == "test" else []
+    columns = ["mean rank", "triplets", "trainable", "kept", *_metric_columns(table), "n"]
+    columns += ["last dev", "best dev"] if table.split == "test" else ["best dev"]
     return ["method", *table.settings, *columns, "step, ms", "÷ LoRA", "peak, MiB"]
 
 
@@ -135,8 +154,8 @@ def row_cells(table: Table, row: Row) -> list[str]:
         formats.interval(row.mean, row.half_width),
         *([other] if _has_other(table) else []),
         str(len(row.scores)),
-        formats.metric(row.last),
-        *([formats.metric(row.best)] if table.split == "test" else []),
+        *([formats.metric(row.last)] if table.split == "test" else []),
+        formats.metric(row.best),
         formats.significant(row.step_ms),
         formats.ratio(relative_time(row, table.baselines.get(row))),
         formats.significant(row.peak_mib),
@@ -197,7 +216,9 @@ def _trial_cells(table: Table, search: Search) -> list[str]:
         search.chosen.settings["train.lr"],
         formats.metric(search.chosen.dev),
         "yes" if search.at_edge else formats.BLANK if len(search.tried) == 1 else "no",
-        formats.BLANK if width is None else f"{width[0]:g} to {width[1]:g} ({formats.significant(width[1] / width[0])}×)",
+        formats.BLANK
+        if width is None
+        else f"{width[0]:g} to {width[1]:g} ({formats.significant(width[1] / width[0])}×)",
         formats.metric(curves.rate_area(search)),
         formats.significant(search.chosen.scale),
     ]
@@ -219,7 +240,9 @@ def _table(title: str, names: Sequence[str], lines: Lines) -> list[TextTable]:
 def _explorer(table: Table) -> Callable[..., list[TextTable]]:
     """Makes a table of comparisons that nobody declared; none without comparisons."""
 
-    def explore(title: str, comparisons: Iterable[Comparison], higher: bool = table.higher_is_better) -> list[TextTable]:
+    def explore(
+        title: str, comparisons: Iterable[Comparison], higher: bool = table.higher_is_better
+    ) -> list[TextTable]:
         comparisons = list(comparisons)
         rows = verdicts.exploratory(comparisons, higher)
         lines = (rows, [list(comparison.runs) for comparison in comparisons])

@@ -1,8 +1,11 @@
-"""The report: OUT/report/index.html, one self-contained page, with its figures (PNG) and tables (.md, .tex) as files.
+"""The report: OUT/report/index.html, one self-contained page, with its figures (PNG, SVG) and tables (CSV, Markdown,
+LaTeX) as files.
 
 python analysis/report.py OUT
 """
 
+import itertools
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -15,16 +18,18 @@ if __package__ in (None, ""):  # run as a script, sys.path[0] is analysis/: the 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from adarank.runs.files import write_bytes
-from analysis import claims, export, formats
+from analysis import claims, export, formats, page
 from analysis.claims import Declared
 from analysis.fairness import notes
-from analysis.figures import Picture, render_figures
-from analysis.format_table import TextTable, across_tables, format_table, further_tables, verdict_table
+from analysis.figures import Picture, render_across, render_figures
+from analysis.format_table import TextTable, across_tables, format_table, further_tables, runs_table, verdict_table
 from analysis.load import FolderError, Run, read_runs, state_counts
 from analysis.tables import Table, tables
 from analysis.verdicts import Family, family
 
 WIDTH = 100  # characters of a line where there is no terminal
+ROWS, MATRIX_ROWS = 20, 12  # of a table and of the matrix, before the others are asked for
+WORDS = ("comparison", "verdict", "state", "reason")  # columns of words, which may need several lines
 LEGEND = (
     "± is the half-width of a 95% t interval of the mean over the n seeds; one seed gives no interval.",
     "The metric is measured on test with the last checkpoint (metric.test_last), or on dev where there is no test split. "
@@ -64,12 +69,21 @@ class Report:
 
 
 class Section(NamedTuple):
-    """What the page shows of one table: the table and the smaller ones below it, the notes on them, the figures."""
+    """What the page shows of one table: its short name, the results, the verdicts on them, the tables that are folded,
+    the notes, the figures."""
 
+    name: str
     table: Table
-    tables: tuple[TextTable, ...]
+    results: TextTable
+    verdicts: list[TextTable]
+    further: list[TextTable]
     notes: tuple[str, ...]
     pictures: tuple[Picture, ...]
+
+    @property
+    def tables(self) -> list[TextTable]:
+        """The tables for a paper, the verdicts first; the runs one by one are a file of their own."""
+        return [*self.verdicts, self.results, *self.further[:-1]]
 
 
 def load(out: Path) -> Report:
@@ -88,7 +102,10 @@ def load(out: Path) -> Report:
 def as_text(report: Report, width: int = WIDTH) -> str:
     """For the terminal: the verdicts first, then the tables, the runs that do not count, how to read the tables. No line
     is longer than `width`."""
-    parts = [_declaration(report), *(export.wrap(line, width) for line in assay_lines(report))]
+    front = page.front(report.runs, report.tables, report.family, report.declared)
+    answers = [f"{question} {answer}" for question, answer in front.answers]
+    lines = [*answers, front.standing, *front.warnings, *assay_lines(report)]
+    parts = ["\n".join(export.wrap(line, width) for line in lines)]
     verdicts = [
         table
         for table, judged in zip(report.tables, report.family.verdicts, strict=True)
@@ -119,8 +136,15 @@ def assay_lines(report: Report) -> list[str]:
             found = f"{assay.label} {formats.metric(assay.estimate.mean, '+')} {formats.span(assay.interval)}"
             if assay.shows:
                 lines.append(f"{table.title}: the assay shows ({found}).")
+            elif assay.interval and assay.interval[0] > 0:
+                lines.append(
+                    f"{table.title}: this task responds to rank by less than three margins ({found}); nothing is called "
+                    "equivalent."
+                )
             else:
-                lines.append(f"{table.title}: this task does not respond to rank ({found}); nothing is called equivalent.")
+                lines.append(
+                    f"{table.title}: this task does not respond to rank ({found}); nothing is called equivalent."
+                )
         if not assays:
             lines.append(
                 f"{table.title}: no assay (LoRA at two ranks, or allocator=global_bottom) shows that the task responds "
@@ -130,29 +154,27 @@ def assay_lines(report: Report) -> list[str]:
 
 
 def write_report(out: Path, report: Report) -> Path:
-    """Write OUT/report/ (page, pictures, tables), replacing an earlier report; returns the page's path."""
+    """Write OUT/report/ (page, figures, tables), replacing an earlier report; returns the page's path."""
     folder = out / "report"
-    folder.mkdir(exist_ok=True)
-    sections = []
-    for i, (table, judged) in enumerate(zip(report.tables, report.family.verdicts, strict=True), 1):
-        pictures, damaged = render_figures(table, judged, f"_{i}" if len(report.tables) > 1 else "")
-        text_tables = (
-            *verdict_table(table, report.family, judged),
-            format_table(table),
-            *further_tables(table, judged, report.declared is not None),
-        )
-        sections.append(Section(table, text_tables, (*notes(table), *damaged), pictures))
-    across = across_tables(report.tables)
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
+    names = page.short_names(report.tables)
+    sections = [_section(report, i, name) for i, name in enumerate(names)]
+    across, profiles = across_tables(report.tables), render_across(report.tables)
     every_table = [table for section in sections for table in section.tables] + across
-    files = {picture.name: picture.png for section in sections for picture in section.pictures}
-    for name, png in files.items():
-        write_bytes(folder / name, png)
-    write_bytes(folder / "tables.md", export.markdown(every_table).encode())
-    write_bytes(folder / "tables.tex", export.latex(every_table).encode())
-    write_bytes(folder / "index.html", _render(out.resolve().name, report, sections, across).encode())
-    for file in folder.glob("*.png"):  # pictures of an earlier report that this one does not show
-        if file.name not in files:
-            file.unlink()
+    pictures = [*(picture for section in sections for picture in section.pictures), *profiles]
+    files = {name: content for picture in pictures for name, content in picture.files.items()}
+    for section in sections:
+        of_section = export.csv_files([*section.tables, section.further[-1]], section.table.title)
+        files |= {f"tables/{name}": text.encode() for name, text in of_section.items()}
+    files |= {f"tables/{name}": text.encode() for name, text in export.csv_files(across, "over tasks").items()}
+    files["tables.md"], files["tables.tex"] = export.markdown(every_table).encode(), export.latex(every_table).encode()
+    files["index.html"] = _render(out.resolve().name, report, sections, across, profiles).encode()
+    for name, content in files.items():
+        write_bytes(folder / name, content)
+    for kind in ("*.png", "*.svg", "tables/*.csv"):  # files of an earlier report that this one does not have
+        for file in folder.glob(kind):
+            if file.relative_to(folder).as_posix() not in files:
+                file.unlink()
     return folder / "index.html"
 
 
@@ -176,42 +198,63 @@ def main(arguments: Sequence[str], show: bool = False) -> int:
     return 0
 
 
-def _declaration(report: Report) -> str:
-    """Whether the comparisons were declared before the runs."""
-    if report.declared is None:
-        return "Verdicts. Not declared beforehand: each method against LoRA, corrected together."
-    declared = report.declared
-    lines = [f"Verdicts on the claims of {declared.study}, declared {declared.declared} (hash {declared.hash[:12]})."]
-    lines += [
-        f"The claims were changed {declared.declared} after {change.runs} runs; earlier hash {change.hash[:12]}."
-        for change in declared.changes
-    ]
-    lines += [
-        f"Declared and not run yet: {claim.contrast.name} on {claim.task}"
-        + (f" at budget {claim.rank}." if claim.rank is not None else ".")
-        for claim in report.family.missing
-    ]
-    return "\n".join(lines)
+def _section(report: Report, place: int, name: str) -> Section:
+    table, judged = report.tables[place], report.family.verdicts[place]
+    pictures, damaged = render_figures(table, judged, f"_{place + 1}" if len(report.tables) > 1 else "")
+    return Section(
+        name,
+        table,
+        format_table(table),
+        verdict_table(table, report.family, judged),
+        [*further_tables(table, judged, report.declared is not None), runs_table(table)],
+        (*notes(table), *damaged),
+        pictures,
+    )
 
 
 def _uncounted(report: Report) -> list[Run]:
     return [run for run in report.runs if run.state != "finished"]
 
 
-def _render(name: str, report: Report, sections: Sequence[Section], across: Sequence[TextTable]) -> str:
+def _render(
+    name: str, report: Report, sections: Sequence[Section], across: Sequence[TextTable], profiles: Sequence[Picture]
+) -> str:
     import jinja2
 
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    named = [(page.bracketed(table.kinds[row]), row.runs) for table in report.tables for row in table.rows]
+    kinds = list(dict.fromkeys(kind for kind, _ in named))
+    kind_of = {run.name: kinds.index(kind) for kind, runs in named for run in runs}
+    ids = itertools.count(1)
     return environment.get_template("report.html.j2").render(
         name=name,
+        front=page.front(report.runs, report.tables, report.family, report.declared),
         sections=sections,
         across=across,
-        counts=state_counts(report.runs),
-        uncounted=_uncounted(report),
+        profiles=profiles,
+        uncounted=_uncounted_table(report),
         legend=LEGEND,
+        kinds=kinds,
+        settings=json.dumps(page.settings(report.tables, report.family)).replace("<", "\\u003c"),
+        rank=formats.rank,
+        rows_shown=ROWS,
+        matrix_shown=MATRIX_ROWS,
+        words=WORDS,
         link=lambda run: f"../{quote(run.name)}/",
+        next_id=lambda: next(ids),
+        kinds_of=lambda runs: " ".join(map(str, sorted({kind_of[run.name] for run in runs if run.name in kind_of}))),
     )
+
+
+def _uncounted_table(report: Report) -> TextTable | None:
+    runs = _uncounted(report)
+    if not runs:
+        return None
+    lines = [[run.name, run.state, run.reason] for run in runs]
+    return TextTable(f"Not counted ({state_counts(runs)})", ["run", "state", "reason"], lines, [[run] for run in runs])
 
 
 if __name__ == "__main__":

@@ -150,7 +150,9 @@ def make_row(runs: Sequence[Run], diverged: Iterable[int] = ()) -> Row:
         scores=scores,
         other_scores=other_scores,
         majority=majority,
-        collapsed=frozenset(seed for seed, score in scores.items() if majority is not None and score <= majority + 1e-9),
+        collapsed=frozenset(
+            seed for seed, score in scores.items() if majority is not None and score <= majority + 1e-9
+        ),
         diverged=frozenset(diverged) - scores.keys(),
         mean=center,
         half_width=half_width,

@@ -52,16 +52,18 @@ def kinds(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, str]:
 def baselines(best_first: Iterable[Row], rows: Sequence[Row]) -> dict[Row, Row]:
     """For each of `rows` the LoRA row that shares its rank and most other settings; among equals the best on dev.
 
-    best_first: the rows, best dev value first. The learning rate does not count: every method is compared at its own.
-    A LoRA row is its own baseline; without any LoRA row the result is empty.
+    best_first: the rows, best dev value first. The learning rate does not count: every method is compared at its own. A
+    method without ranks has the LoRA row of the highest rank, whatever its scores: a reference that is chosen by them
+    would be a lucky one. A LoRA row is its own baseline; without any LoRA row the result is empty.
     """
     candidates = [row for row in best_first if row.method == REFERENCE]
     keys = {key for row in candidates for key in row.visible if key != "train.lr"}
     keys = {key for key in keys if len({row.settings.get(key) for row in candidates}) > 1}
 
-    def similarity(row: Row, candidate: Row) -> tuple[bool, int]:
+    def similarity(row: Row, candidate: Row) -> tuple[float, int]:
         shared = sum(candidate.settings.get(key) == row.settings.get(key) for key in keys)
-        return candidate.requested_ranks[:1] == row.requested_ranks[:1], shared
+        same_rank = float(candidate.requested_ranks[:1] == row.requested_ranks[:1])
+        return same_rank if row.ranks else candidate.final_rank or 0.0, shared
 
     if not candidates:
         return {}

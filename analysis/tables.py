@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import NamedTuple
 
 from analysis import formats
@@ -142,10 +143,15 @@ def searches(table: Table) -> list[Search]:
 
 def relative_time(row: Row, baseline: Row | None) -> float | None:
     """Time per step in units of the baseline's, None unless both were measured on the same single device."""
-    if baseline is None or row.step_ms is None or not baseline.step_ms:
+    return relative_cost(row, baseline, attrgetter("step_ms"))
+
+
+def relative_cost(row: Row, baseline: Row | None, cost: Callable[[Row], float | None]) -> float | None:
+    """A row's cost in units of the baseline's, None unless both were measured on the same single device."""
+    if baseline is None or (ours := cost(row)) is None or not (theirs := cost(baseline)):
         return None
     devices = row.devices | baseline.devices
-    return row.step_ms / baseline.step_ms if len(devices) == 1 and "unknown" not in devices else None
+    return ours / theirs if len(devices) == 1 and "unknown" not in devices else None
 
 
 def kind_and_ranks(table: Table, row: Row) -> str:

@@ -1,7 +1,7 @@
 """Verdicts on paired scores: paired t tests whose intervals hold together over a whole family of comparisons.
 
 One interval decides: it lies within the margin (equivalent, where the task responds to rank at all), excludes 0 (one is
-better), or neither (undecided). A study declares its family beforehand (claims.json); a folder without claims gets a
+better), or neither (undecided). Where too few pairs learned anything, only how often the methods collapse can decide. A study declares its family beforehand (claims.json); a folder without claims gets a
 default family, each method against LoRA. Whatever else is compared is exploratory and has no verdict.
 """
 
@@ -26,7 +26,7 @@ LEVEL = 0.05
 MARGIN = 0.005  # half a point: a smaller difference has no practical meaning on a 0..1 scale
 FEWEST = 3  # pairs without which the spread of the differences is a guess
 MANY_TASKS = 5  # from which on an interquartile mean and a profile over tasks say something
-POOLED = 5  # up to this many pairs the spread is pooled over the methods of a table
+POOLED = 5  # up to this many pairs the spread is at least that pooled over the methods of a table, with its freedom
 UNIFORM = "uniform"
 UNIFORM_TITLE = "Against the uniform control: the same method and budget, the same rank everywhere"
 HEADER = ("comparison", "verdict", "difference", "interval", "p", "sign flip", "P(better)", "pairs",
@@ -152,10 +152,11 @@ def compare(table: Table, row: Row, other: Row, name: str = "", scores: Scores =
     seeds = sorted(ours.keys() & theirs.keys())
     runs = [run for each in (row, other) for run in each.runs if run.seed in seeds]
     failed = row.collapsed | other.collapsed
+    called = table.kinds if table.kinds[row] != table.kinds[other] else table.labels
     return Comparison(
         label=table.labels[row],
         against=table.labels[other],
-        methods=(table.kinds[row], table.kinds[other]),
+        methods=(called[row], called[other]),
         scores=np.array([ours[seed] for seed in seeds], dtype=np.float64),
         others=np.array([theirs[seed] for seed in seeds], dtype=np.float64),
         runs=tuple(runs),
@@ -196,7 +197,9 @@ def family(tables: Sequence[Table], claims: Claims | None = None) -> Family:
         missing = [claim for claim in claims.each if claim not in run]
     assays = [_assays(table, claims) for table in tables]
     verdicts = [
-        judge(of_table, margin_of(table, claims), table.higher_is_better, level, any(assay.shows for assay in of_assays))
+        judge(
+            of_table, margin_of(table, claims), table.higher_is_better, level, any(assay.shows for assay in of_assays)
+        )
         for table, of_table, level, of_assays in zip(tables, comparisons, levels, assays, strict=True)
     ]
     return Family(claims is not None, claims.alpha if claims else LEVEL, verdicts, assays, missing)
@@ -258,7 +261,9 @@ def across_tasks(tables: Sequence[Table]) -> list[AcrossTasks]:
         best = [_best_by_kind(table) for table in group]
         rows = []
         for key in (key for key in best[0] if all(key in of_table for of_table in best)):
-            pairs = [(of_table[key], table.baselines[of_table[key]]) for of_table, table in zip(best, group, strict=True)]
+            pairs = [
+                (of_table[key], table.baselines[of_table[key]]) for of_table, table in zip(best, group, strict=True)
+            ]
             if any(row is baseline for row, baseline in pairs):
                 continue
             signs = [1.0 if table.higher_is_better else -1.0 for table in group]
@@ -334,13 +339,17 @@ def _judge(
 ) -> Verdict:
     estimate = stats.paired(c.differences)
     pools = pooled is not None and FEWEST <= estimate.pairs <= POOLED
-    if pools and pooled is not None:
-        estimate = estimate._replace(spread=pooled[0], freedom=pooled[1])
-    interval = stats.interval(estimate, level) if estimate.pairs >= FEWEST else None
+    if pools and pooled is not None:  # never below the pair's own: a method may be noisier than the others
+        estimate = estimate._replace(spread=max(estimate.spread, pooled[0]), freedom=pooled[1])
+    learned = None if c.learned is None or c.learned.all() else stats.paired(c.differences[c.learned])
+    enough = min(estimate.pairs, estimate.pairs if learned is None else learned.pairs) >= FEWEST
+    interval = stats.interval(estimate, level) if enough else None
     p = min(1.0, stats.p_value(estimate) * LEVEL / level) if interval else 1.0
     more = _more(estimate, margin, level) if interval else None
-    kind, text = _text(c, estimate, interval, sign, margin, responds, more)
-    learned = None if c.learned is None or c.learned.all() else stats.paired(c.differences[c.learned])
+    if interval is None and (winner := _learns_more_often(c, level)):
+        kind, text = "better", f"{winner} better"
+    else:
+        kind, text = _text(c, estimate, interval, sign, margin, responds, more)
     return Verdict(
         comparison=c,
         kind=kind,
@@ -358,6 +367,16 @@ def _judge(
         learned=learned,
         margin=margin,
     )
+
+
+def _learns_more_often(c: Comparison, level: float) -> str | None:
+    """The method whose runs collapse less often, by Fisher's exact test at `level`; None where that is not decided."""
+    if c.rows is None:
+        return None
+    (k, n), (j, m) = (row.failures for row in c.rows)
+    if k + j == 0 or stats.fisher_p((k, n), (j, m)) > level:
+        return None
+    return c.methods[0] if k / n < j / m else c.methods[1]
 
 
 def _text(

@@ -1,33 +1,34 @@
-"""Bring the committed results into the present form: names of settings and runs, and files. A second call changes nothing.
+"""Bring the committed results into the present form: names of settings and runs, files, and what summaries state. A second
+call changes nothing.
 
     python experiments/migrate_results.py --data GLUE [experiments/results]
 
 Every packed run (experiments/pack.py), compressed or in the former plain JSON, gets the present names of its settings. It
 is written as `<method>-<digest>-s<seed>.json.gz`, the name that experiments/run.py gives the run now. The digest covers
-the data, so --data names the folder with GLUE's tasks. Files that gather runs of experiment=quickstart use these names
-as well.
+the data, so --data names the folder with GLUE's tasks. Summaries of runs on classes gain `metric.majority`, the metric's
+value where the most frequent class is always predicted.
 """
 
 import argparse
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
 
-from adarank.harness.config.compose import spec_from
 from adarank.harness.config.spec import Spec, spec_of
+from adarank.harness.data.metrics.labels import majority
 from adarank.harness.data.tasks.base import Task
 from adarank.harness.models import Base
 from adarank.harness.run import identity
 from adarank.harness.run.ranks_from import RankMap
 from adarank.harness.run.resolve import chosen_targets, frozen_dtype, load_base, load_task
-from adarank.runs.files import read_json, write_json
+from adarank.runs.files import read_json
 from adarank.runs.packed import SUFFIX, read_record, record_files, run_name
 from experiments.pack import write_record
 
@@ -42,13 +43,6 @@ TRAIN = {
     "lr_ratio": "loraplus_lr_ratio",
 }
 PIECES = {"worth": "importance_of", "exchange": "swaps", "lowest": "candidates_per_module", "xi": "sparsity"}
-GATHERED = (
-    "quickstart.json",
-    "methods.json",
-    "probe.json",
-    "delta.json",
-    "forgetting.json",
-)  # of experiment=quickstart
 
 
 def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -99,6 +93,17 @@ def name_of(spec: Spec, data: Path | None, rank_map: RankMap | None = None) -> s
     return identity.run_folder("", spec.method, deciding, spec.seed).name
 
 
+def with_majority(summary: Mapping[str, Any], spec: Spec, data: Path | None) -> dict[str, Any]:
+    """The summary with metric.majority, of the split that the run was judged on; unchanged where its task has no classes."""
+    assert spec.task is not None
+    metric, task = summary["metric"], task_of(spec.task.target, tuple(spec.task.settings.items()), spec.holdout, data)
+    judged = task.dev if metric.get("test") is None else task.test
+    if not task.labels or judged is None:
+        return dict(summary)
+    value = majority(metric["name"], np.asarray(judged.label), len(task.labels))
+    return {**summary, "metric": {**metric, "majority": value}}
+
+
 def migrate(results: Path, data: Path | None) -> list[Path]:
     """Migrate every packed run below `results`, runs of a rank map after their sources. Returns the files written."""
     files = [*record_files(results), *sorted(results.rglob("*-s*.json"))]
@@ -116,7 +121,9 @@ def migrate(results: Path, data: Path | None) -> list[Path]:
             rank_map = RankMap(rank["budget"], rank["initial"], rank["final"])
             config["ranks_from"] = names[source]
         names[file] = name_of(spec_of(config), data, rank_map)
-        target, record = file.with_name(names[file] + SUFFIX), {**records[file], "config": config}
+        summary = with_majority(records[file]["summary"], spec_of(config), data)
+        target = file.with_name(names[file] + SUFFIX)
+        record = {**records[file], "config": config, "summary": summary}
         if target != file or record != records[file]:
             write_record(target, record)
             written.append(target)
@@ -125,37 +132,12 @@ def migrate(results: Path, data: Path | None) -> list[Path]:
     return written
 
 
-def quickstart_name(old: str, *words: str) -> str:
-    """The present name of a run of experiment=quickstart, known by its method and seed."""
-    method, seed = old.rpartition("-s")[0].rpartition("-")[0], old.rpartition("-s")[2]
-    overrides = ["experiment=quickstart", f"method={method}", f"seed={seed}", *words]
-    spec = spec_from(overrides)
-    return name_of(replace(spec, train=replace(spec.train, precision="fp32")), None)
-
-
-def migrate_gathered(results: Path) -> list[Path]:
-    """Rename the runs in the files that gather runs of experiment=quickstart, and settings in planted.json's overrides."""
-    contents: dict[Path, Any] = {results / name: read_json(results / name) for name in GATHERED}
-    changed = {path: {quickstart_name(run): value for run, value in runs.items()} for path, runs in contents.items()}
-    trials, planted = results / "quickstart_lr.json", results / "planted.json"
-    contents |= {path: read_json(path) for path in (trials, planted)}
-    changed |= {path: read_json(path) for path in (trials, planted)}
-    for trial in (trial for method in changed[trials]["trials"].values() for trial in method):
-        trial["run"] = quickstart_name(trial["run"], f"train.lr={trial['lr']}", f"rank={trial['rank']}")
-    for row in changed[planted]["rows"]:
-        row["overrides"] = [word.replace("capacity=", "max_rank_factor=") for word in row["overrides"]]
-    written = [path for path, value in changed.items() if value != contents[path]]
-    for path in written:
-        write_json(path, changed[path], indent=None if path.stat().st_size > 64_000 else 2)
-    return written
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="?", default=RESULTS)
     parser.add_argument("--data", type=Path, help="the folder with GLUE's tasks")
     options = parser.parse_args()
-    written = migrate(options.results, options.data) + migrate_gathered(options.results)
+    written = migrate(options.results, options.data)
     print(f"{len(written)} files written below {options.results}")
     return 0
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -200,17 +201,18 @@ def _allocation_rows(run: Run) -> Iterator[dict[str, Any]]:
 
 def _rank_parts(runs: Iterator[Run]) -> Iterator[Part]:
     """Of every allocation; the ranks of a run that never allocates stand at step 0."""
+    place = cache(place_of)
     for run in runs:
         maps = [(record["step"], record["ranks"]) for record in run.allocations()]
         for step, ranks in maps or [(0, (run.summary.get("rank") or {}).get("final") or {})]:
-            places = [place_of(module) for module in ranks]
+            places = [place(module) for module in ranks]
             yield (
                 run.keys,
                 {
                     "step": [step] * len(ranks),
                     "module": list(ranks),
-                    "block": [place.block for place in places],
-                    "kind": [place.kind for place in places],
+                    "block": [each.block for each in places],
+                    "kind": [each.kind for each in places],
                     "rank": list(ranks.values()),
                 },
             )

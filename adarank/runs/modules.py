@@ -1,6 +1,6 @@
 """Where a module stands in a model, read from its name: which stack of blocks, which block, which kind of module."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -45,14 +45,16 @@ def describe_modules(names: Iterable[str], others: Iterable[str] = ()) -> str:
     kinds = list(dict.fromkeys(place.kind for place in places))
     known = {*kinds, *(place_of(name).kind for name in others)}
 
-    def short(kind: str) -> str:
-        parts = kind.split(".")
-        ends = [".".join(parts[i:]) for i in range(len(parts) - 1, -1, -1)]
-        return next((e for e in ends if not any(k != kind and f".{k}".endswith(f".{e}") for k in known)), kind)
-
-    said = ", ".join(map(short, kinds[:8])) + f" and {len(kinds) - 8} more kinds" * (len(kinds) > 8)
+    said = ", ".join(short_kind(k, known) for k in kinds[:8]) + f" and {len(kinds) - 8} more kinds" * (len(kinds) > 8)
     blocks = len({(place.stack, place.block) for place in places if place.block is not None})
     return said + f" in {blocks} block{'s' * (blocks != 1)}" * (blocks > 0)
+
+
+def short_kind(kind: str, known: Collection[str]) -> str:
+    """As many of the last parts of `kind` as tell it from the other `known` kinds."""
+    parts = kind.split(".")
+    ends = [".".join(parts[i:]) for i in range(len(parts) - 1, -1, -1)]
+    return next((e for e in ends if not any(k != kind and f".{k}".endswith(f".{e}") for k in known)), kind)
 
 
 def rank_grid(ranks: Mapping[str, float]) -> tuple[list[str], list[str], np.ndarray]:

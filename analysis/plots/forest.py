@@ -35,7 +35,7 @@ def draw(verdicts: Sequence[Verdict], metric: str, margin: float | None) -> "sty
         if verdict.interval is not None:
             axes.plot(verdict.interval, [y, y], color=look["color"], linewidth=1.8)
         axes.plot([verdict.difference or 0.0], [y], linestyle="none", markersize=7.5, **look)
-    axes.set_xlabel(f"difference in {metric}\n(mean over pairs, and the interval that holds together with all others)")
+    axes.set_xlabel(f"difference in {metric}\n(mean over pairs, and its simultaneous interval)")
     used = [look for look in STYLES.values() if look in styles]
     handles = [Line2D([], [], linestyle="none", markersize=7.5, **look) for look in used]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)

@@ -21,6 +21,8 @@ def draw(over: AcrossTasks) -> "style.Figure | None":
         look = style.style(i) | {"marker": None}
         axes.step(x, y, where="post", **look, linewidth=1.8, label=style.plain(row.name))
     axes.axvline(0, color="#444444", linewidth=1)
-    axes.set(xlabel="τ, in standard deviations of a task's differences", ylabel="share of pairs above τ", ylim=(0, 1.02))
+    axes.set(
+        xlabel="τ, in standard deviations of a task's differences", ylabel="share of pairs above τ", ylim=(0, 1.02)
+    )
     style.legend_below(figure, [axes], columns=2, handlelength=3.5)
     return figure

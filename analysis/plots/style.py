@@ -77,6 +77,12 @@ def style(i: int) -> dict[str, Any]:
     }
 
 
+def ink(red: float, green: float, blue: float) -> str:
+    """White or black, whichever stands out more on a colour of sRGB (0 to 1), by WCAG's relative luminance."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
+    return "white" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.179 else "black"
+
+
 def fits(row: Row, frame: tuple[float, float]) -> bool:
     """Whether the row has an interval that lies within the limits of its axis."""
     return row.half_width is not None and frame[0] <= row.mean - row.half_width <= row.mean + row.half_width <= frame[1]

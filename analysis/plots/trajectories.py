@@ -23,7 +23,8 @@ def draw(table: Table, rows: Sequence[Row], allocations: style.Records) -> "styl
     for axes, (row, (edges, ranks)) in zip(panels, paths.items(), strict=True):
         order, kinds = by_kind(list(row.ranks))
         axes.grid(visible=False)
-        image = axes.pcolormesh(edges, np.arange(len(order) + 1), ranks[order], cmap="cividis", vmin=0, vmax=top)
+        heights = np.arange(len(order) + 1)
+        image = axes.pcolormesh(edges, heights, ranks[order], cmap="cividis", vmin=0, vmax=top, rasterized=True)
         axes.invert_yaxis()
         axes.set_yticks([(a + b) / 2 for a, b in kinds.values()], [style.wrapped(k, 30) for k in kinds], fontsize=8)
         for _, end in list(kinds.values())[:-1]:

@@ -29,11 +29,12 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float 
 def bootstrap_interval(
     values: ArrayLike,
     generator: np.random.Generator,
-    statistic: Statistic = partial(np.mean, axis=-1),
+    statistic: Statistic | None = None,
     level: float = 0.95,
     samples: int = 5_000,
 ) -> tuple[float, float] | None:
-    """BCa interval of `statistic` over resamples of the finite `values` [n]; None for fewer than FEWEST values.
+    """BCa interval of `statistic` (the mean by default) over resamples of the finite `values` [n]; None for fewer than
+    FEWEST values.
 
     Efron 1987, with the acceleration from the jackknife.
     """
@@ -43,6 +44,7 @@ def bootstrap_interval(
         return None
     from scipy.special import ndtr, ndtri
 
+    statistic = statistic or partial(np.mean, axis=-1)
     observed = float(statistic(x))
     drawn = np.sort(statistic(x[generator.integers(0, x.size, size=(samples, x.size))]))
     if drawn[0] == drawn[-1]:

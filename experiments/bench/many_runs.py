@@ -1,10 +1,10 @@
-"""How long a large sweep takes to read and to tabulate: everything that analysis/compare.py prints, on one core.
+"""How long a large sweep takes to read, to judge and to draw: the terminal's tables, then the whole page, on one core.
 
     python experiments/bench/many_runs.py --json experiments/results/report_cpu.json
 
 Makes the folders of a sweep (configurations × seeds, one in twenty failed, half-written, damaged or empty) and reads
 them in processes of their own, as a user does: interpreter and imports count. Seconds of the processor, the median of
-the rounds; the figures of the page come on top and do not grow with the number of runs.
+the rounds. analysis_s: until the terminal has its text; page_s: everything, with the page and its files on the disk.
 """
 
 import argparse
@@ -39,15 +39,19 @@ BROKEN: tuple[dict[str, str | None], ...] = (
 READ = """
 import json, sys, time
 from pathlib import Path
-from analysis.report import as_text, load
+from analysis.report import as_text, load, write_report
 imported = time.process_time()
-runs, found = load(Path(sys.argv[1]))
+out = Path(sys.argv[1])
+report = load(out)
 loaded = time.process_time()
-printed = as_text(runs, found)
-states = [run.state for run in runs]
+printed = as_text(report)
+analysed = time.process_time()
+page = write_report(out, report)
+states = [run.state for run in report.runs]
 print(json.dumps({
-    "import_s": imported, "load_s": loaded - imported, "text_s": time.process_time() - loaded,
-    "total_s": time.process_time(), "characters": len(printed), "rows": sum(len(table.rows) for table in found),
+    "import_s": imported, "load_s": loaded - imported, "text_s": analysed - loaded, "analysis_s": analysed,
+    "page_s": time.process_time(), "characters": len(printed), "page_bytes": page.stat().st_size,
+    "rows": sum(len(table.rows) for table in report.tables),
     "runs": {state: states.count(state) for state in sorted(set(states))}}))
 """
 
@@ -55,7 +59,8 @@ print(json.dumps({
 def write_sweep(out: Path, config: dict[str, Any], configurations: int, seeds: int, allocations: int) -> None:
     """Run folders as the harness leaves them, with the modules of MiniLM-L6 and records of the usual length."""
     generator = np.random.default_rng(0)
-    records = out / "allocations.jsonl"
+    records, metrics = out / "allocations.jsonl", out / "metrics.jsonl"
+    metrics.write_text("".join(_metrics(step, generator) for step in range(10, 1001, 10)), encoding="utf-8")
     for place in range(configurations):
         method, rank, lr = METHODS[place % 5], (2, 4, 8, 16)[place // 5 % 4], 10.0 ** -(1 + place // 20 % 5)
         changed = config | {"method": method, "rank": rank, "train": config["train"] | {"lr": lr}}
@@ -83,7 +88,17 @@ def write_sweep(out: Path, config: dict[str, Any], configurations: int, seeds: i
                     (folder / name).write_text(content, encoding="utf-8")
             if start > rank and contents["status.json"] is not None:
                 (folder / "allocations.jsonl").hardlink_to(records)
-    records.unlink(missing_ok=True)
+            if contents["status.json"] is not None:
+                (folder / "metrics.jsonl").hardlink_to(metrics)
+    for file in (records, metrics):
+        file.unlink(missing_ok=True)
+
+
+def _metrics(step: int, generator: np.random.Generator) -> str:
+    """A line of training loss and, every hundred steps, one of dev."""
+    train = {"step": step, "split": "train", "loss": float(generator.random()), "lr": 0.001, "orthogonality": 0.1}
+    dev = {"step": step, "split": "dev", "accuracy": float(generator.random()), "loss": 0.5}
+    return "".join(json.dumps(record) + "\n" for record in (train, dev)[: 2 if step % 100 == 0 else 1])
 
 
 def _record(step: int, rank: int, generator: np.random.Generator) -> str:
@@ -134,7 +149,8 @@ def measure(config: dict[str, Any], configurations: int, seeds: int, options: ar
         read(Path(folder))  # fills the cache of the file system
         rounds = [read(Path(folder)) for _ in range(options.rounds)]
     timed = {key: statistics.median(one[key] for one in rounds) for key in rounds[0] if key.endswith("_s")}
-    return {"runs": rounds[0]["runs"], "rows": rounds[0]["rows"], "median": timed, "rounds": rounds}
+    same = {key: rounds[0][key] for key in ("runs", "rows", "page_bytes")}
+    return {**same, "median": timed, "rounds": rounds}
 
 
 def main() -> int:

@@ -64,7 +64,9 @@ def test_one_rate_has_no_width(quickstart):
     assert "Learning-rate trials" not in report.as_text(report.load(quickstart))
 
 
-TIMES = {"models": {"a": {"median_ms": {"lora": 100.0, "adalora": 200.0}}, "b": {"median_ms": {"lora": 10, "adalora": 20}}}}
+TIMES = {
+    "models": {"a": {"median_ms": {"lora": 100.0, "adalora": 200.0}}, "b": {"median_ms": {"lora": 10, "adalora": 20}}}
+}
 
 
 def test_at_equal_cost_a_method_of_twice_the_time_is_compared_with_twice_the_rank(tmp_path, write_run):

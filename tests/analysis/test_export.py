@@ -1,3 +1,4 @@
+import csv
 import re
 import shutil
 import subprocess
@@ -72,6 +73,14 @@ def structure(text):
     return found
 
 
+def every_table(out):
+    """The tables for a paper, in their order."""
+    report = load(out)
+    (table,), (judged,) = report.tables, report.family.verdicts
+    found = format_table.verdict_table(table, report.family, judged)
+    return [*found, format_table.format_table(table), *format_table.further_tables(table, judged)]
+
+
 def test_a_long_table_is_cut_where_a_page_ends():
     rows = [[f"lora {i}", "0.8"] for i in range(2 * export.PAGE + 1)]
     text = export.latex(
@@ -90,10 +99,8 @@ def test_a_long_table_is_cut_where_a_page_ends():
 
 @pytest.mark.usefixtures("no_pictures")
 def test_every_row_has_as_many_cells_as_columns(quickstart):
-    runs, found = load(quickstart)
-    (table,) = found
-    text = (write_report(quickstart, runs, found).parent / "tables.tex").read_text()
-    grids = [format_table.format_table(table), *format_table.further_tables(table)]
+    text = (write_report(quickstart, load(quickstart)).parent / "tables.tex").read_text()
+    grids = every_table(quickstart)
     assert structure(text) == [(len(grid.header), [len(grid.header)] * (1 + len(grid.rows))) for grid in grids]
 
 
@@ -105,22 +112,43 @@ def test_no_name_breaks_the_table(title, rows):
 
 @pytest.mark.usefixtures("no_pictures")
 def test_the_files_beside_the_page_hold_the_tables(quickstart):
-    runs, found = load(quickstart)
-    folder = write_report(quickstart, runs, found).parent
-    (table,) = tables(read_runs(quickstart))
-    grids = [format_table.format_table(table), *format_table.further_tables(table)]
+    folder = write_report(quickstart, load(quickstart)).parent
+    grids = every_table(quickstart)
     assert (folder / "tables.md").read_text() == export.markdown(grids)
     assert (folder / "tables.tex").read_text() == export.latex(grids)
+    (table,) = tables(read_runs(quickstart))
     for row in format_table.format_table(table).rows:
         assert f"| {' | '.join(row)} |" in (folder / "tables.md").read_text()
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_every_table_is_a_csv_file_named_after_it(quickstart):
+    folder = write_report(quickstart, load(quickstart)).parent / "tables"
+    (table,) = tables(read_runs(quickstart))
+    grids = [*every_table(quickstart), format_table.runs_table(table)]
+    names = [
+        "minilm-l6-rotten-tomatoes-targets-all-not-declared-beforehand.csv",
+        "minilm-l6-rotten-tomatoes-targets-all.csv",
+        "minilm-l6-rotten-tomatoes-targets-all-the-budget-counted-four-ways.csv",
+        "minilm-l6-rotten-tomatoes-targets-all-all-runs.csv",
+    ]
+    assert {path.name for path in folder.iterdir()} == set(names)
+    for name, grid in zip(names, grids, strict=True):
+        with (folder / name).open(newline="", encoding="utf-8") as file:
+            assert list(csv.reader(file)) == [list(grid.header), *map(list, grid.rows)]
+
+
+def test_tables_of_one_title_have_files_of_their_own():
+    same = format_table.TextTable("Against LoRA (exploratory)", ["a"], [["1"]])
+    files = export.csv_files([same, same._replace(rows=[["2"]])], "m, t")
+    assert files == {"m-t-against-lora.csv": "a\n1\n", "m-t-against-lora-2.csv": "a\n2\n"}
+
+
 @pytest.mark.skipif(not LATEX, reason="pdflatex with booktabs and graphicx is not installed")
 def test_latex_compiles_and_wide_and_long_tables_stay_on_the_page(quickstart, tmp_path):
-    (table,) = tables(read_runs(quickstart))
     wide = format_table.TextTable("wide", ["a wide column"] * 20, [["0.7810 ± 0.0112"] * 20])
     long = format_table.TextTable("long", ["method", "accuracy"], [["lora", "0.8"]] * (2 * export.PAGE))
-    body = export.latex([HARD, wide, long, format_table.format_table(table), *format_table.further_tables(table)])
+    body = export.latex([HARD, wide, long, *every_table(quickstart)])
     document = f"\\documentclass{{article}}{export.PACKAGES}\\begin{{document}}\n{body}\\end{{document}}\n"
     (tmp_path / "t.tex").write_text(document)
     command = [PDFLATEX, "-interaction=nonstopmode", "-halt-on-error", "t.tex"]

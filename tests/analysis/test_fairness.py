@@ -15,7 +15,7 @@ def warnings_of(out):
 
 def grid(out, write_run, method, rates, best, rank=8):
     for lr, value in zip(rates, best, strict=True):
-        write_run(out, method, 0, rank, config={"train.lr": lr}, metric__best=value)
+        write_run(out, method, 0, rank, config={"train.lr": lr}, metric__last=value)
 
 
 def test_a_best_rate_at_the_edge_is_warned_of_and_one_within_is_not(tmp_path, write_run):

@@ -1,8 +1,10 @@
 """The list of figures: everything in plots/ that draws is on it, and from a full sweep everything is drawn."""
 
+import base64
 import json
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from analysis.figures import figures
 from analysis.load import read_runs
 from analysis.plots import style
 from analysis.tables import tables
+from analysis.verdicts import family
 from tests.analysis.conftest import map_settings
 
 NAMES = [
@@ -40,15 +43,19 @@ def full(quickstart, write_run):
             record["score_quantiles"] = {m: [0.1, 0.2, 0.3, 0.4, 0.5 + record["step"]] for m in record["ranks"]}
         (folder / "allocations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     for lr in (1e-3, 4e-3):
-        write_run(quickstart, "lora", 0, config={"train.lr": lr}, metric__best=0.1)
+        write_run(quickstart, "lora", 0, config={"train.lr": lr}, metric__best=0.1, metric__last=0.1)
     (table,) = tables(read_runs(quickstart))
     return table
+
+
+def judged_of(table):
+    return family([table]).verdicts[0]
 
 
 def drawn(table):
     read = [{run.name: read_lines(run.folder / name)[0] for row in table.rows for run in row.runs}
             for name in ("metrics.jsonl", "allocations.jsonl")]  # fmt: skip
-    return {name: (caption, figure) for name, caption, figure in figures(table, *read)}
+    return {name: (caption, figure) for name, caption, figure in figures(table, judged_of(table), *read)}
 
 
 def test_a_full_sweep_has_every_figure_with_a_caption_and_named_axes(full):
@@ -102,18 +109,24 @@ def test_what_a_sweep_lacks_is_none(tmp_path, write_run):
     }  # fmt: skip
 
 
-def test_pictures_are_the_drawn_figures_as_png(full, monkeypatch):
+def test_pictures_are_the_drawn_figures_as_png_and_svg(full, monkeypatch):
     def two(*arguments):
         return [one for one in figures(*arguments) if one[0] in ("forest", "learning_rates")]
 
     monkeypatch.setattr(room, "figures", two)
-    found, damaged = room.render_figures(full, "_3")
+    found, damaged = room.render_figures(full, judged_of(full), "_3")
     assert damaged == []
-    assert [picture.name for picture in found] == ["forest_3.png", "learning_rates_3.png"]
+    assert [picture.name for picture in found] == ["forest_3", "learning_rates_3"]
+    assert [picture.title for picture in found] == ["forest", "learning rates"]
     for picture in found:
+        assert set(picture.files) == {f"{picture.name}.png", f"{picture.name}.svg"}
         assert picture.png.startswith(b"\x89PNG")
-        width = int.from_bytes(picture.png[16:20], "big")
-        assert width == pytest.approx(picture.width * room.DPI / 96, abs=2)
+        size = [int.from_bytes(picture.png[i : i + 4], "big") for i in (16, 20)]
+        assert size == pytest.approx([picture.width * room.DPI / 96, picture.height * room.DPI / 96], abs=2)
+        root = ElementTree.fromstring(picture.svg)
+        assert float(root.get("width").removesuffix("pt")) == pytest.approx(picture.width * 72 / 96, abs=1)
+        smaller = min(picture.png, picture.svg, key=len)
+        assert base64.b64decode(picture.uri.partition(",")[2]) == smaller
 
 
 def test_both_forms_of_allocations_are_drawn_alike(quickstart, monkeypatch):
@@ -121,16 +134,16 @@ def test_both_forms_of_allocations_are_drawn_alike(quickstart, monkeypatch):
 
     def rendered():
         (table,) = tables(read_runs(quickstart))
-        pictures, damaged = room.render_figures(table, "")
+        pictures, damaged = room.render_figures(table, judged_of(table), "")
         assert damaged == []
-        return {picture.name: picture.png for picture in pictures}
+        return {name: content for picture in pictures for name, content in picture.files.items()}
 
     def two(*arguments):
         return [drawing for drawing in figures(*arguments) if drawing[0] in ("budget", "trajectories")]
 
     monkeypatch.setattr(room, "figures", two)
     before = rendered()
-    assert set(before) == {"budget.png", "trajectories.png"}
+    assert set(before) == {f"{name}.{kind}" for name in ("budget", "trajectories") for kind in ("png", "svg")}
     for folder in quickstart.glob("adalora-*"):
         records, _ = read_lines(folder / "allocations.jsonl")
         lines = [{**record, "ranks": list(record["ranks"].values())} for record in records]

@@ -38,7 +38,7 @@ def forgot(out, pattern, lost):
     return table
 
 
-def test_who_forgets_is_judged_over_the_seeds_that_both_have(tmp_path, write_quickstart):
+def test_who_forgets_is_compared_over_the_seeds_that_both_have(tmp_path, write_quickstart):
     lora, adalora = [0.10 + 0.01 * s for s in range(8)], [0.02 + 0.002 * s for s in range(8)]
     out = write_quickstart(tmp_path, seeds=8)
     forgot(out, "lora-*", lora)
@@ -52,15 +52,19 @@ def test_who_forgets_is_judged_over_the_seeds_that_both_have(tmp_path, write_qui
         f"{0.8 - np.mean(adalora):.4f} ± {half:.4f}",
         f"{np.mean(adalora):.4f} ± {half:.4f}",
     ]
-    (verdict,) = forgetting.against_lora(table)
-    assert (verdict.text, verdict.pairs, len(verdict.comparison.runs)) == ("adalora better", 8, 16)
-    assert verdict.difference == pytest.approx(np.mean(adalora) - np.mean(lora))
+    (comparison,) = forgetting.against_lora(table)
+    assert (comparison.differences.size, len(comparison.runs)) == (8, 16)
+    assert comparison.differences.mean() == pytest.approx(np.mean(adalora) - np.mean(lora))
     (folder,) = out.glob("lora-*-s3")
     (folder / "forgetting.json").unlink()
-    (verdict,) = forgetting.against_lora(tables(read_runs(out))[0])
-    assert verdict.pairs == 7
-    titles = [grid.title for grid in format_table.further_tables(table)]
-    assert {forgetting.OVER_SEEDS, forgetting.AGAINST} <= set(titles)
+    (comparison,) = forgetting.against_lora(tables(read_runs(out))[0])
+    assert comparison.differences.size == 7
+    grids = {
+        grid.title: dict(zip(grid.header, grid.rows[0], strict=True)) for grid in format_table.further_tables(table)
+    }
+    assert forgetting.OVER_SEEDS in grids
+    (cells,) = [cells for title, cells in grids.items() if title.startswith(forgetting.AGAINST)]
+    assert cells["P(better)"].startswith("1.00")  # the lower loss wins
 
 
 def test_one_measured_run_is_not_over_seeds_and_without_lora_nothing_is_judged(quickstart):

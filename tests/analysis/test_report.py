@@ -1,41 +1,46 @@
 import base64
-import io
 import json
+import os
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from analysis import format_table, report
+from analysis import page as page_of
 from analysis.fairness import notes
 from analysis.load import read_runs
-from analysis.tables import tables
 from tests.analysis.conftest import write_quickstart
 from tests.representatives import representatives
 
 ANALYSIS = Path(report.__file__).parent
-URL = re.compile(r'(?:src|href|url|data|action)\s*[=(]\s*["\']?([^"\'>)\s]+)')
+URL = re.compile(r'(?:src|href|url|action)\s*[=(]\s*["\']?([^"\'>)\s]+)')
 
 
 class Page(HTMLParser):
-    """The words, links and pictures of a page."""
+    """The words, links, pictures, headings and identifiers of a page."""
 
     def __init__(self, path):
         super().__init__()
-        self.words, self.links, self.images, self.tags = [], [], [], set()
+        self.words, self.links, self.anchors, self.images, self.tags = [], [], [], [], set()
+        self.headings, self.ids = [], []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         values = dict(attrs)
+        self.ids += [values["id"]] if "id" in values else []
+        self.headings += [int(tag[1])] if re.fullmatch("h[1-6]", tag) else []
         if tag == "a":
-            self.links.append(values["href"])
+            (self.anchors if values["href"].startswith("#") else self.links).append(values["href"])
         if tag == "img":
             self.images.append(values)
 
@@ -55,24 +60,25 @@ def written(tmp_path_factory):
 
 
 def write(out):
-    runs, found = report.load(out)
-    return Page(report.write_report(out, runs, found))
+    return Page(report.write_report(out, report.load(out)))
 
 
 def test_the_page_holds_every_cell_and_verdict(written):
     quickstart, page = written
-    (table,) = tables(read_runs(quickstart))
-    for row in table.rows:
-        for name, cell in zip(format_table.header(table), format_table.row_cells(table, row), strict=True):
-            assert name in page.words
-            assert cell in page.words
-    verdict_grid, budget_grid = format_table.further_tables(table)
-    assert (len(verdict_grid.rows), len(budget_grid.rows)) == (2, 2)
-    for grid in (verdict_grid, budget_grid):
-        assert {grid.title, *grid.header, *(cell for row in grid.rows for cell in row)} <= set(page.words)
-    for line in [*notes(table), *report.LEGEND]:
+    found = report.load(quickstart)
+    (table,), (judged,) = found.tables, found.family.verdicts
+    every = [
+        format_table.format_table(table),
+        *format_table.verdict_table(table, found.family, judged),
+        *format_table.further_tables(table, judged),
+        format_table.runs_table(table),
+    ]
+    assert len(every) == 4
+    for text_table in every:
+        assert {text_table.title, *text_table.header} <= {*page.words, table.title}
+        assert {cell for row in text_table.rows for cell in row} <= set(page.words)
+    for line in [*notes(table), *report.LEGEND, *page_of.warnings(found.family, None)]:
         assert line in page.text
-    assert "95% t interval" in page.text
     assert "metric.test" in page.text
     assert "6 finished" in page.text
 
@@ -80,13 +86,23 @@ def test_the_page_holds_every_cell_and_verdict(written):
 def test_the_page_needs_nothing_else(written):
     quickstart, page = written
     source = (quickstart / "report" / "index.html").read_text()
-    assert page.tags.isdisjoint({"link", "iframe", "object"})
+    assert page.tags.isdisjoint({"iframe", "object"})
     assert "<script src" not in source
-    assert all(image["src"].startswith("data:image/png;base64,") for image in page.images)
-    targets = [target for target in URL.findall(source) if not target.startswith("data:image/png;base64,")]
+    assert all(re.match("data:image/(png|svg.xml);base64,", image["src"]) for image in page.images)
+    targets = [target for target in URL.findall(source) if not target.startswith(("data:", "#"))]
     assert targets
     assert all(target.startswith("../") for target in targets)
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", source)
+
+
+def test_headings_are_in_order_and_links_lead_somewhere(written):
+    _, page = written
+    assert page.headings[0] == 1
+    assert page.headings.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(page.headings))
+    assert len(set(page.ids)) == len(page.ids)
+    assert {anchor.removeprefix("#") for anchor in page.anchors} <= set(page.ids)
+    assert len(page.anchors) > 4
 
 
 def test_every_run_is_linked(written):
@@ -95,17 +111,20 @@ def test_every_run_is_linked(written):
     assert folders == {run.folder.resolve() for run in read_runs(quickstart)}
 
 
-def test_pictures_are_the_files_beside_the_page_and_not_blank(written):
+def test_pictures_are_files_next_to_the_page_and_not_blank(written):
     quickstart, page = written
-    files = sorted(path.name for path in (quickstart / "report").iterdir())
-    rank_map = next(name for name in files if name.startswith("rank_map_adalora-"))
-    names = "agreement budget forest learning_curves memory orthogonality parameters time trajectories"
-    pictures = [*(f"{name}.png" for name in names.split()), rank_map]
-    assert files == sorted(["index.html", "tables.md", "tables.tex", *pictures])
+    files = {path.name for path in (quickstart / "report").iterdir()}
+    rank_map = next(name for name in files if name.startswith("rank_map_adalora-")).rpartition(".")[0]
+    names = ["agreement", "budget", "forest", "learning_curves", "memory", "orthogonality", "parameters", "time",
+             "trajectories", rank_map]  # fmt: skip
+    pictures = {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert files == {"index.html", "tables", "tables.md", "tables.tex", *pictures}
     embedded = {base64.b64decode(image["src"].partition(",")[2]) for image in page.images}
-    assert embedded == {(quickstart / "report" / name).read_bytes() for name in files if name.endswith(".png")}
-    for png in embedded:
-        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+    assert len(embedded) == len(names)
+    assert embedded <= {(quickstart / "report" / name).read_bytes() for name in pictures}
+    for name in names:
+        assert ElementTree.parse(quickstart / "report" / f"{name}.svg").getroot().tag.endswith("svg")
+        pixels = np.asarray(Image.open(quickstart / "report" / f"{name}.png").convert("L"))
         assert pixels.shape[1] > 600
         assert 0.005 < np.mean(pixels < 200) < 0.8
     assert all(len(image["alt"]) > 20 for image in page.images)
@@ -139,16 +158,19 @@ def test_several_tables_keep_their_pictures_apart_and_old_ones_go(quickstart, wr
         write_run(quickstart, "lora", seed, config={"task": "stsb"}, task="stsb", metric=stsb) for seed in (0, 1)
     ]
     page = write(quickstart)
-    assert {path.name for path in (quickstart / "report").glob("learning*")} == {
-        "learning_curves_1.png",
-        "learning_curves_2.png",
-    }
+    names = {f"learning_curves_{place}.{kind}" for place in (1, 2) for kind in ("png", "svg")}
+    assert {path.name for path in (quickstart / "report").glob("learning*")} == names
+    assert (quickstart / "report" / "tables" / "minilm-l6-stsb-targets-all.csv").is_file()
     assert "pearson, last dev" in page.words
     assert "-0.2000 ± 0.0000" in page.words
     for folder in folders:
         (folder / "status.json").write_text('{"state": "running"}')
     write(quickstart)
-    assert [path.name for path in (quickstart / "report").glob("learning*")] == ["learning_curves.png"]
+    assert {path.name for path in (quickstart / "report").glob("learning*")} == {
+        "learning_curves.png",
+        "learning_curves.svg",
+    }
+    assert not list((quickstart / "report" / "tables").glob("*stsb*"))
 
 
 def test_runs_without_any_records_still_make_a_page(tmp_path, write_run):
@@ -165,15 +187,15 @@ def test_runs_without_any_records_still_make_a_page(tmp_path, write_run):
 @pytest.mark.parametrize("script", representatives(["compare.py", "report.py"], 1))
 def test_the_scripts_run_from_any_directory(quickstart, tmp_path, script):
     done = subprocess.run(
-        [sys.executable, ANALYSIS / script, quickstart], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+        [sys.executable, ANALYSIS / script, quickstart], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "COLUMNS": "100"},
+    )  # fmt: skip
     lines = done.stdout.splitlines()
     assert Path(lines[-1]) == (quickstart / "report" / "index.html").resolve()
     assert Path(lines[-1]).is_file()
     if script == "compare.py":
-        (table,) = tables(read_runs(quickstart))
-        assert report.table_text(table) in done.stdout
-        assert "cannot be decided with 2 pairs" in done.stdout
+        assert report.as_text(report.load(quickstart)) in done.stdout
+        assert max(map(len, lines[:-1])) <= 100
     else:
         assert len(lines) == 1
 

@@ -52,11 +52,12 @@ def test_no_folder_is_dropped(sweep):
 
 @pytest.mark.usefixtures("no_pictures")
 def test_the_terminal_and_the_page_name_every_one_of_them(sweep):
-    runs, found = load(sweep)
-    printed, page = as_text(runs, found), write_report(sweep, runs, found).read_text()
-    for run in runs:
+    found = load(sweep)
+    printed, page = as_text(found), write_report(sweep, found).read_text()
+    words = " ".join(printed.split())
+    for run in found.runs:
         if run.state != "finished":
-            assert f"{run.name}: {run.state}, {run.reason}" in printed
+            assert f"{run.name}: {run.state}, {run.reason}" in words
             assert run.name in page
         else:
             assert f'title="{run.name}"' in page

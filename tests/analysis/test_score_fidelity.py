@@ -69,8 +69,8 @@ def test_the_report_has_a_line_for_every_score_and_run(quickstart):
     (table,) = tables(read_runs(quickstart))
     (grid,) = [grid for grid in format_table.further_tables(table) if grid.header == score_fidelity.HEADER]
     assert [row[:2] for row in grid.rows] == [["adalora 12 → 8, seed 0", name] for name in SCORES]
-    runs, found = report.load(quickstart)
-    assert grid.title in report.write_report(quickstart, runs, found).read_text()
+    found = report.load(quickstart)
+    assert grid.title in report.write_report(quickstart, found).read_text()
 
 
 @pytest.mark.parametrize(
@@ -123,13 +123,13 @@ def top(values):
     return set(np.argsort(-np.array(values))[:15].tolist())
 
 
-def test_every_score_is_judged_against_the_one_that_pruned(table):
+def test_every_score_is_compared_with_the_one_that_pruned(table):
     oracle, random = score_fidelity.against_pruning_score(table)
-    assert (oracle.comparison.against, oracle.text, oracle.pairs) == ("adalora", "oracle better", 8)
-    assert oracle.comparison.label.endswith(": oracle")
-    assert (random.text, random.holm) == ("adalora better", pytest.approx(2 / 2**7))
-    assert [run.seed for run in oracle.comparison.runs] == list(SEEDS)
-    assert oracle.equal is None, "half a point means nothing here"
+    assert (oracle.against, oracle.differences.size) == ("adalora", 8)
+    assert oracle.label.endswith(": oracle")
+    assert (oracle.differences > 0).all()
+    assert (random.differences < 0).all()
+    assert [run.seed for run in oracle.runs] == list(SEEDS)
 
 
 def test_a_score_can_foresee_the_size_of_a_change_and_not_its_sign(tmp_path, write_run):
@@ -151,8 +151,8 @@ def test_a_score_can_foresee_the_size_of_a_change_and_not_its_sign(tmp_path, wri
         score_fidelity.against_pruning_score(table),
         score_fidelity.against_pruning_score(table, "size"),
     )
-    assert of_rise.text == "cannot be decided with 8 pairs"
-    assert of_size.text == "sized better"
+    assert abs(of_rise.differences.mean()) < 0.3
+    assert (of_size.differences > 0.5).all()
 
 
 def test_one_probed_run_makes_no_seeds(table):
@@ -167,7 +167,8 @@ def test_one_probed_run_makes_no_seeds(table):
 def test_both_stand_in_the_report(table):
     out = table.rows[0].runs[0].folder.parent
     titles = [grid.title for grid in format_table.further_tables(table)]
-    assert {score_fidelity.SEEDS_TITLE, *score_fidelity.AGAINST.values()} <= set(titles)
-    page = report.write_report(out, *report.load(out)).read_text()
+    for title in (score_fidelity.SEEDS_TITLE, *score_fidelity.AGAINST.values()):
+        assert any(one.startswith(title) for one in titles)
+    page = report.write_report(out, report.load(out)).read_text()
     assert score_fidelity.SEEDS_TITLE in page
     assert score_fidelity.AGAINST["size"] in page

@@ -58,7 +58,7 @@ def test_one_seed_has_no_interval(tmp_path, write_run):
 def test_missing_numbers_are_blank_never_nan(tmp_path, write_run):
     write_run(tmp_path, "lora", 0, parameters=None, time={"step_ms": float("nan")}, memory=None)
     table = only(tmp_path)
-    printed = table_text(table)
+    printed = table_text(load(tmp_path), 0)
     assert "nan" not in printed.lower()
     assert "None" not in printed
     for name in ("trainable", "kept", "step, ms", "÷ LoRA", "peak, MiB"):
@@ -76,7 +76,7 @@ def test_different_metrics_and_splits_never_share_a_table(tmp_path, write_run):
         ("matthews", "test", 1),
     ]
     assert "last dev" not in format_table.header(found[0])  # there it is the metric itself
-    assert format_table.header(found[1])[-5:-3] == ["best dev", "last dev"]
+    assert format_table.header(found[1])[-5:-3] == ["last dev", "best dev"]
     assert format_table.header(found[0])[-6] == "accuracy, last dev"
     assert column(found[2], "matthews, test") == ["-0.2000 (no interval)"]
 
@@ -196,12 +196,21 @@ def test_rows_alike_in_everything_shown_are_told_apart_by_their_hash(tmp_path, w
 
 def test_the_reference_has_the_same_rank_and_is_the_best_on_dev(tmp_path, write_run):
     for rank, lr, best, ms in ((4, 1e-3, 0.9, 10.0), (8, 1e-3, 0.7, 20.0), (8, 5e-3, 0.8, 40.0)):
-        write_run(tmp_path, "lora", 0, rank, config={"train.lr": lr}, metric__best=best, time__step_ms=ms)
+        write_run(tmp_path, "lora", 0, rank, config={"train.lr": lr}, metric__last=best, time__step_ms=ms)
     write_run(tmp_path, "adalora", 0, 8, time__step_ms=60.0)
     table = only(tmp_path)
     (row,) = [row for row in table.rows if row.method == "adalora"]
     assert table.labels[table.baselines[row]] == "lora 8, lr 0.005"
     assert relative_time(row, table.baselines[row]) == pytest.approx(1.5)
+
+
+def test_a_method_without_ranks_is_compared_with_the_highest_rank_whichever_scored_best(tmp_path, write_run):
+    for rank, last in ((4, 0.9), (16, 0.7), (8, 0.8)):
+        write_run(tmp_path, "lora", 0, rank, metric__last=last)
+    write_run(tmp_path, "full", 0)
+    table = only(tmp_path)
+    (row,) = [row for row in table.rows if row.method == "full"]
+    assert table.labels[table.baselines[row]] == "lora 16"
 
 
 def test_times_on_different_devices_are_not_compared(tmp_path, write_run):
@@ -243,13 +252,13 @@ def test_many_rows_leave_the_best_of_each_method_to_the_figures(tmp_path, write_
     assert len(table.rows) == 9
     assert [row.method for row in table.shown] == ["full", "lora", "adalora"]
     for row in table.shown:
-        assert row.best == max(other.best for other in table.rows if other.method == row.method)
+        assert row.dev == max(other.dev for other in table.rows if other.method == row.method)
 
 
 def test_more_methods_than_a_figure_holds_leave_lora_and_the_best(tmp_path, write_run):
     for place, method in enumerate("abcdefghij"):
-        write_run(tmp_path, method, 0, metric__best=0.5 + place / 100)
-    write_run(tmp_path, "lora", 0, metric__best=0.1)
+        write_run(tmp_path, method, 0, metric__last=0.5 + place / 100)
+    write_run(tmp_path, "lora", 0, metric__last=0.1)
     assert [row.method for row in only(tmp_path).shown] == ["lora", *"defghij"]
 
 
@@ -258,13 +267,13 @@ def test_adaptive_means_that_ranks_moved(quickstart):
 
 
 def test_the_text_is_aligned(quickstart):
-    lines = table_text(only(quickstart)).splitlines()
+    lines = table_text(load(quickstart), 0, 400).splitlines()
     assert len({len(line) for line in lines[2:7]}) == 1
 
 
 def test_rows_without_a_config_are_measured_against_lora_of_the_rank_that_came_out(tmp_path, write_run):
     for rank in (8, 12):
-        (write_run(tmp_path, "lora", 0, rank, metric__best=0.5 + rank / 100) / "config.yaml").unlink()
+        (write_run(tmp_path, "lora", 0, rank, metric__last=0.5 + rank / 100) / "config.yaml").unlink()
     (write_run(tmp_path, "adalora", 0, 8) / "config.yaml").unlink()  # it starts at 12
     table = only(tmp_path)
     (row,) = [row for row in table.rows if row.method == "adalora"]
@@ -281,10 +290,10 @@ def search(tmp_path, write_run):
     """LoRA: three rates of two seeds, the middle one best; AdaLoRA: two of one, the higher best; full: one rate."""
     for lr, best in ((4e-3, 0.75), (1e-3, 0.7), (2e-3, 0.8)):
         for seed in (0, 1):
-            write_run(tmp_path, "lora", seed, config={"train.lr": lr}, metric__best=best + 0.01 * seed)
+            write_run(tmp_path, "lora", seed, config={"train.lr": lr}, metric__last=best + 0.01 * seed)
     for lr, best in ((1e-2, 0.7), (2e-2, 0.75)):
-        write_run(tmp_path, "adalora", 0, config={"train.lr": lr}, metric__best=best, scale=4.0)
-    write_run(tmp_path, "full", 0, metric__best=0.9, scale=None)
+        write_run(tmp_path, "adalora", 0, config={"train.lr": lr}, metric__last=best, scale=4.0)
+    write_run(tmp_path, "full", 0, metric__last=0.9, scale=None)
     return tmp_path
 
 
@@ -292,16 +301,18 @@ def test_every_method_s_trials_and_its_choice(search):
     _, rows = grid_of(only(search))
     assert rows == {
         "full": {
-            "method": "full", "trials": "1", "seeds per trial": "1", "rates tried": "0.0001", "chosen": "0.0001",
-            "best dev": "0.9000", "at the edge": "–", "α/r": "–",
+            "method": "full", "trials": "1", "seeds per trial": "1", "rates tried": "0.0001", "used": "0.0001",
+            "dev": "0.9000", "at the edge": "–", "α/r": "–", "within a point of the best": "–", "mean over log rate": "–",
         },
         "lora 8": {
             "method": "lora 8", "trials": "3", "seeds per trial": "2", "rates tried": "0.001, 0.002, 0.004",
-            "chosen": "0.002", "best dev": "0.8050", "at the edge": "no", "α/r": "2",
+            "used": "0.002", "dev": "0.8050", "at the edge": "no", "α/r": "2",
+            "within a point of the best": "0.002 to 0.002 (1×)", "mean over log rate": "0.7675",
         },
         "adalora 12 → 8": {
             "method": "adalora 12 → 8", "trials": "2", "seeds per trial": "1", "rates tried": "0.01, 0.02",
-            "chosen": "0.02", "best dev": "0.7500", "at the edge": "yes", "α/r": "4",
+            "used": "0.02", "dev": "0.7500", "at the edge": "yes", "α/r": "4",
+            "within a point of the best": "0.02 to 0.02 (1×)", "mean over log rate": "0.7250",
         },
     }  # fmt: skip
 
@@ -315,21 +326,21 @@ def test_every_trial_leads_to_its_runs(search):
 
 def test_a_lower_metric_can_be_the_better_one(tmp_path, write_run):
     for lr, best in ((1e-3, 0.3), (2e-3, 0.1), (4e-3, 0.2)):
-        write_run(tmp_path, "lora", 0, config={"train.lr": lr}, metric__best=best, metric__higher_is_better=False)
+        write_run(tmp_path, "lora", 0, config={"train.lr": lr}, metric__last=best, metric__higher_is_better=False)
     (row,) = grid_of(only(tmp_path))[1].values()
-    assert (row["chosen"], row["at the edge"]) == ("0.002", "no")
+    assert (row["used"], row["at the edge"]) == ("0.002", "no")
 
 
 def test_a_method_that_ends_each_trial_at_another_rank_is_one_search(tmp_path, write_run):
     """SoRA has no budget: its final rank moves with the learning rate. What it was asked for stays."""
     for lr, best, kept in ((1e-3, 0.7, 7), (2e-3, 0.8, 6), (4e-3, 0.75, 5)):
         rank = {"initial": 8, "budget": None, "budget_triplets": None, "final": {"a.0.q": kept, "a.0.v": 8}}
-        write_run(tmp_path, "sora", 0, config={"train.lr": lr}, metric__best=best, rank=rank)
-    write_run(tmp_path, "lora", 0, 8, metric__best=0.1)
-    write_run(tmp_path, "lora", 0, 16, metric__best=0.9)
+        write_run(tmp_path, "sora", 0, config={"train.lr": lr}, metric__last=best, rank=rank)
+    write_run(tmp_path, "lora", 0, 8, metric__last=0.1)
+    write_run(tmp_path, "lora", 0, 16, metric__last=0.9)
     table = only(tmp_path)
     row = grid_of(table)[1]["sora 8 → 7"]
-    assert (row["trials"], row["chosen"], row["at the edge"]) == ("3", "0.002", "no")
+    assert (row["trials"], row["used"], row["at the edge"]) == ("3", "0.002", "no")
     assert [table.labels[row] for row in table.tuned] == ["lora 8", "lora 16", "sora 8 → 7, lr 0.002"]
     assert {table.labels[table.baselines[row]] for row in table.rows if row.method == "sora"} == {"lora 8"}
 
@@ -348,7 +359,7 @@ def test_no_section_without_a_search(quickstart):
 
 @pytest.mark.usefixtures("no_pictures")
 def test_the_page_has_the_section_and_its_warnings(search):
-    page = html.unescape(write_report(search, *load(search)).read_text())
+    page = html.unescape(write_report(search, load(search)).read_text())
     assert "<h3>Learning-rate trials</h3>" in page
     assert "Unequal numbers of learning-rate trials: 1 for full; 2 for adalora 12 → 8; 3 for lora 8." in page
     assert (

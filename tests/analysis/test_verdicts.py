@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -113,7 +115,8 @@ def test_an_assay_shows_only_beyond_three_margins(tmp_path, write_run, gain):
         write_run(tmp_path, "lora", seed, 2, metric__test=0.7 - gain + 0.01 * seed + 0.0005 * (seed % 2))
     found = report.load(tmp_path)
     assert [assay.shows for assay in found.family.assays[0]] == [False]
-    assert any("does not respond to rank" in line for line in report.assay_lines(found))
+    told = "this task responds to rank by less than three margins" if gain else "this task does not respond to rank"
+    assert told in report.assay_lines(found)[0]
     assert found.family.verdicts[0][0].kind == "undecided"
 
 
@@ -122,7 +125,9 @@ def test_pruning_the_most_important_first_is_an_assay(tmp_path, write_run):
         level = 0.7 + 0.01 * seed
         write_run(tmp_path, "lora", seed, metric__test=level)
         write_run(tmp_path, "adalora", seed, config={"allocator": "global_top"}, metric__test=level + CLOSE[seed])
-        write_run(tmp_path, "adalora", seed, config={"allocator": "global_bottom"}, metric__test=level - 0.1 - CLOSE[seed])
+        write_run(
+            tmp_path, "adalora", seed, config={"allocator": "global_bottom"}, metric__test=level - 0.1 - CLOSE[seed]
+        )
     found = family(tables(read_runs(tmp_path)))
     assert [(assay.label, assay.shows) for assay in found.assays[0]] == [
         ("adalora 12 → 8, allocator global_top − adalora 12 → 8, allocator global_bottom", True)
@@ -191,7 +196,7 @@ def write_methods(out, write_run, differences, **changes):
             write_run(out, method, seed, metric__test=0.7 + 0.01 * seed + values[seed], **changes)
 
 
-FIVE = {"adalora": [0.010, 0.019, 0.006, 0.017, 0.008], "sora": [0.002, -0.004, 0.003, 0.0, -0.001],
+FIVE = {"adalora": [0.010, 0.022, 0.004, 0.018, 0.006], "sora": [0.002, -0.004, 0.003, 0.0, -0.001],
         "eva": [-0.003, 0.004, 0.001, -0.002, 0.002], "dylora": [0.001, 0.0, -0.004, 0.003, 0.001]}  # fmt: skip
 
 
@@ -202,7 +207,10 @@ def test_five_seeds_pool_the_spread_of_all_methods(tmp_path, write_run):
     spread, freedom = stats.block_spread(scores)
     verdict = found["adalora 12 → 8"]
     assert (verdict.pooled, verdict.estimate.freedom) == (True, freedom) == (True, 16)
-    assert verdict.estimate.spread == pytest.approx(spread)
+    own = {method: float(np.std(values, ddof=1)) for method, values in FIVE.items()}
+    assert own["sora"] < spread < own["adalora"]
+    assert verdict.estimate.spread == pytest.approx(own["adalora"])
+    assert found["sora 12 → 8"].estimate.spread == pytest.approx(spread)
     assert verdict.text == "adalora better"
     alone = reference.ttest_1samp(FIVE["adalora"], 0.0)
     assert alone.pvalue > 0.05 / 4  # by its own spread it would not have been decided
@@ -246,6 +254,21 @@ def test_collapse_is_counted_and_kept_apart_from_the_difference(tmp_path, write_
     assert cells["collapsed"] == "3 of 8 against 0 of 8"
     assert cells["Fisher's p"] == "0.2"
     assert cells["difference where both learned"].startswith("+0.0053 [+")
+
+
+@pytest.mark.parametrize(("gone", "text"), [(8, "lora better"), (6, "cannot be decided at this n")])
+def test_where_hardly_a_pair_learned_only_collapse_decides(tmp_path, write_run, gone, text):
+    """Eight of eight against none (p < .001), and two pairs left over: their difference says nothing."""
+    write_collapses(tmp_path, write_run, gone=gone)
+    if gone == 6:  # LoRA collapses in as many runs, in others
+        for seed in range(6):
+            (folder,) = tmp_path.glob(f"lora-*-s{seed}")
+            summary = json.loads((folder / "summary.json").read_text())
+            summary["metric"]["test"] = MAJORITY if seed % 2 else 0.7
+            (folder / "summary.json").write_text(json.dumps(summary))
+    verdict = judge(tmp_path)["adalora 12 → 8"]
+    assert (verdict.text, verdict.interval) == (text, None)
+    assert verdict.difference < -0.05
 
 
 def test_a_run_that_diverged_counts_as_collapsed(tmp_path, write_run):

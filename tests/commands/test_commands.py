@@ -147,7 +147,8 @@ def test_merged_models_load_without_adarank_to_the_same_logits(folders, capsys):
     says = command(capsys, "merge", folder / "run", folder / "by_name")
     assert "with 4 adapters merged" in says
     change, largest = map(float, re.search(r"by at most (\S+) \(the largest is (\S+)\)$", says.strip()).groups())
-    assert 0 < change <= 1e-5 * largest
+    assert 0 <= change <= 1e-5 * largest  # 0 where the CPU rounds both alike
+    assert largest > 0
     shutil.copytree(folder / "base", folder / "elsewhere")
     command(capsys, "merge", folder / "adapter", folder / "by_option", "--base", folder / "elsewhere")
     command(capsys, "merge", folder / "peft", folder / "of_peft")

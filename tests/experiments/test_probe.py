@@ -45,7 +45,7 @@ def test_a_finished_run_is_probed_and_the_report_shows_it(run, monkeypatch, caps
     assert found["rows"] == 12
     assert [len(half) for half in found["halves"]] == [24, 24]
     assert {len(values) for values in found["scores"].values()} == {24}
-    page = write_report(run.parent, *load(run.parent)).read_text()
+    page = write_report(run.parent, load(run.parent)).read_text()
     assert "Score fidelity:" in page
     assert "smoothed_sensitivity" in page
     target = tmp_path / "gathered.json"
@@ -123,7 +123,7 @@ def test_the_change_of_the_weights_and_the_directions_two_runs_share(out, run):
     for name, module in shared.items():
         assert np.array(module["input"]).shape[0] == final[name]
         assert 0 <= np.min(module["output"]) <= np.max(module["output"]) <= 1
-    page = write_report(out, *load(out)).read_text()
+    page = write_report(out, load(out)).read_text()
     for title in ("The weight change ΔW", "Singular values of ΔW", "φ(i, j)", "Intruder dimensions"):
         assert title in page, title
 
@@ -148,7 +148,7 @@ def test_forgetting_beside_the_metric(out, tmp_path):
     found = json.loads((run / "forgetting.json").read_text())["stsb"]
     assert (found["rows"], found["split"]) == (60, "test")
     assert -1 <= found["before"] != found["after"] <= 1
-    page = write_report(out, *load(out)).read_text()
+    page = write_report(out, load(out)).read_text()
     assert "Learned and forgotten" in page
 
 

@@ -3,18 +3,19 @@ import pytest
 from analysis.load import read_runs
 from analysis.plots import forest
 from analysis.tables import tables
-from analysis.verdicts import MARGIN, against_lora
+from analysis.verdicts import MARGIN, family
 
 
 def drawn(out):
     (table,) = tables(read_runs(out))
-    judged = against_lora(table)
+    (judged,) = family([table]).verdicts
     return judged, forest.draw(judged, table.metric, MARGIN)
 
 
 @pytest.fixture
 def decided(tmp_path, write_run):
-    """Eight seeds: adalora better, sora equivalent, full undecided."""
+    """Eight seeds: adalora better, sora equivalent (LoRA at r = 2 shows that rank matters), full undecided, two seeds
+    of eva."""
     for seed in range(8):
         level = 0.7 + 0.01 * seed
         gains = {
@@ -25,6 +26,9 @@ def decided(tmp_path, write_run):
         }
         for method, gain in gains.items():
             write_run(tmp_path, method, seed, metric__test=level + gain)
+        write_run(tmp_path, "lora", seed, 2, metric__test=level - 0.05 + 0.001 * (seed % 2))
+    for seed in (0, 1):
+        write_run(tmp_path, "eva", seed, metric__test=0.7)
     return tmp_path
 
 
@@ -32,13 +36,13 @@ def test_every_comparison_has_its_mark_and_interval(decided):
     judged, figure = drawn(decided)
     axes = figure.axes[0]
     names = [tick.get_text() for tick in axes.get_yticklabels()]
-    assert names == [f"{verdict.comparison.label}  (n = 8)" for verdict in judged]
+    assert names == [f"{verdict.comparison.label}  (n = {verdict.pairs})" for verdict in judged]
     marks = {line.get_ydata()[0]: line for line in axes.get_lines() if line.get_linestyle() == "None"}
     bars = {line.get_ydata()[0]: line for line in axes.get_lines() if len(line.get_xdata()) == 2 and
             line.get_ydata()[0] == line.get_ydata()[1]}  # fmt: skip
     for y, verdict in enumerate(judged):
         assert marks[y].get_xdata()[0] == verdict.difference
-        assert tuple(bars[y].get_xdata()) == verdict.interval
+        assert (tuple(bars[y].get_xdata()) if y in bars else None) == verdict.interval
     band = axes.patches[0].get_extents().transformed(axes.transData.inverted())
     assert (band.x0, band.x1) == pytest.approx((-MARGIN, MARGIN))
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first on top
@@ -46,9 +50,9 @@ def test_every_comparison_has_its_mark_and_interval(decided):
 
 def test_verdicts_differ_in_shape_and_filling_too(decided):
     judged, figure = drawn(decided)
-    assert {verdict.text.split()[-1] for verdict in judged} == {"better", "equivalent", "pairs"}
-    assert len(figure.legends[0].get_texts()) == 3
-    assert len({look["marker"] for look in forest.STYLES.values()}) == 3
+    assert {verdict.kind for verdict in judged} == set(forest.STYLES)
+    assert len(figure.legends[0].get_texts()) == 4
+    assert len({look["marker"] for look in forest.STYLES.values()}) == 4
 
 
 def test_two_pairs_have_a_mark_and_no_bar(quickstart):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from adarank.runs.files import read_lines
 from analysis.load import read_runs
@@ -21,10 +22,10 @@ def test_a_panel_for_dev_and_one_for_the_loss(quickstart):
     assert [entry.get_text() for entry in figure.legends[0].get_texts()] == ["full", "lora 8", "adalora 12 → 8"]
 
 
-def test_lines_are_the_seeds_and_their_mean(quickstart):
+def test_lines_are_means_and_bands_the_range_of_two_seeds(quickstart):
     table, metrics, figure = drawn(quickstart)
     dev = figure.axes[0]
-    assert len(dev.get_lines()) == 3 * (2 + 1)
+    assert len(dev.get_lines()) == len(dev.collections) == 3
     seeds = [
         {record["step"]: record["accuracy"] for record in metrics[run.name] if record["split"] == "dev"}
         for run in table.rows[1].runs
@@ -32,6 +33,24 @@ def test_lines_are_the_seeds_and_their_mean(quickstart):
     (mean,) = [line for line in dev.get_lines() if line.get_label() == "lora 8"]
     assert list(mean.get_xdata()) == [20, 40, 50, 60, 80, 100]
     assert list(mean.get_ydata()) == pytest.approx([np.mean([seed[step] for seed in seeds]) for step in seeds[0]])
+    corners = dev.collections[1].get_paths()[0].vertices[:, 1]
+    assert {*seeds[0].values(), *seeds[1].values()} <= set(corners)
+
+
+def test_of_three_seeds_on_the_band_is_the_t_interval_of_the_mean():
+    values = np.array([[0.1, 0.5], [0.2, 0.6], [0.6, 0.7]])
+    steps, low, high = learning_curves.band([np.array([[10.0, 20.0], seed]) for seed in values])
+    assert steps.tolist() == [10, 20]
+    for i in range(2):
+        expected = t.interval(0.95, 2, values[:, i].mean(), values[:, i].std(ddof=1) / 3**0.5)
+        assert (low[i], high[i]) == pytest.approx(expected)
+
+
+def test_without_common_steps_there_is_no_band():
+    lines = [np.array([[1.0], [0.5]]), np.array([[2.0], [0.5]])]
+    assert learning_curves.band(lines).shape == (3, 0)
+    assert learning_curves.band([*lines, lines[0]]).shape == (3, 0)
+    assert learning_curves.mean_curve(lines).shape == (2, 0)
 
 
 def test_methods_differ_in_colour_line_and_marker(quickstart):

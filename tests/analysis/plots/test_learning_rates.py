@@ -11,7 +11,7 @@ def drawn(out):
 def test_a_line_over_the_grid_with_its_best_ringed(tmp_path, write_run):
     for lr, best in ((4e-3, 0.75), (1e-3, 0.7), (2e-3, 0.8)):
         for seed in (0, 1):
-            write_run(tmp_path, "lora", seed, config={"train.lr": lr}, metric__best=best + 0.01 * seed)
+            write_run(tmp_path, "lora", seed, config={"train.lr": lr}, metric__last=best + 0.01 * seed)
     write_run(tmp_path, "full", 0)  # one rate: no curve
     axes = drawn(tmp_path).axes[0]
     (line,) = [line for line in axes.get_lines() if line.get_label() == "lora 8"]

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from analysis.load import read_runs
@@ -108,6 +109,28 @@ def test_ink_contrasts_with_the_cell(quickstart):
         light = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
         ink = 1.0 if text.get_color() == "white" else 0.0
         assert (max(light, ink) + 0.05) / (min(light, ink) + 0.05) > 4  # near WCAG AA for text of this size
+
+
+def test_maps_of_one_table_share_their_colours_and_a_difference_has_its_own(tmp_path, write_run):
+    for seed in (0, 1):
+        write_run(tmp_path, "adalora", seed)
+        write_run(tmp_path, "sora", seed + 2)
+        write_run(tmp_path, "adalora", seed, 2)
+    (table,) = tables(read_runs(tmp_path))
+    small, adalora, sora = sorted(table.rows, key=lambda row: (row.final_rank, row.method))
+    shades = rank_map.shared(table.rows)
+    limits = {rank_map.draw(row, "a", shades).axes[0].images[0].get_clim() for row in table.rows}
+    assert limits == {(0.0, max(rank for row in table.rows for rank in row.ranks.values()))}
+    assert rank_map.to_compare([small, adalora, sora]) == (adalora, sora)
+    assert rank_map.to_compare([small, adalora]) is None
+    axes = rank_map.draw_difference(adalora, sora, "adalora − sora").axes[0]
+    grid, (low, high) = axes.images[0].get_array(), axes.images[0].get_clim()
+    assert (
+        grid[3, 0]
+        == adalora.ranks["bert.encoder.layer.3.attention.self.query"]
+        - sora.ranks["bert.encoder.layer.3.attention.self.query"]
+    )
+    assert high == -low == np.abs(grid).max()
 
 
 def test_no_map_without_ranks(quickstart):

@@ -130,7 +130,8 @@ def test_loss_and_accuracy_are_those_of_one_image_at_a_time(files):
     built = tiny("vit", width=32, layers=1).build(2, images)
     rows = images.encode(task(files), "dev", built.processor)
     config = spec_from(["task=digits", "tiny=true", "train.batch_size=1", "train.precision=fp32"]).train
-    found = images.evaluate(built.model, rows, ["accuracy"], config, CPU)
+    kept = []
+    found = images.evaluate(built.model, rows, ["accuracy"], config, CPU, per_row=kept.append)
     losses, right = [], []
     for i, file in enumerate(files):
         pixels = built.image_processor(Image.open(file).convert("RGB"), return_tensors="pt")
@@ -138,6 +139,8 @@ def test_loss_and_accuracy_are_those_of_one_image_at_a_time(files):
         losses.append(np.log(np.exp(logits).sum()) - logits[i % 2])
         right.append(logits.argmax() == i % 2)
     assert found["accuracy"] == np.mean(right)
+    (columns,) = kept
+    assert np.array_equal(columns["prediction"] == columns["label"], right)
     assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
     batch = images.collate(rows, np.arange(5), CPU)
     assert images.loss(built.model, batch).item() == pytest.approx(np.mean(losses), rel=1e-6)
