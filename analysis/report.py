@@ -91,13 +91,14 @@ def load(out: Path) -> Report:
     """The report on the runs under `out`. Raises FolderError when none is finished or its claims cannot be read."""
     try:
         declared = claims.load(out)
+        looks = claims.read_looks(out, declared) if declared else {}
     except claims.ClaimsError as error:
         raise FolderError(f"{error}.") from None
     runs = read_runs(out, declared.claims.checkpoint if declared else "last")
     if not any(run.state == "finished" for run in runs):
         raise FolderError(f"{out} holds no finished run: {state_counts(runs)}.")
     found = tables(runs)
-    return Report(runs, found, family(found, declared.claims if declared else None), declared)
+    return Report(runs, found, family(found, declared.claims if declared else None, looks), declared)
 
 
 def as_text(report: Report, width: int = WIDTH) -> str:
@@ -107,14 +108,10 @@ def as_text(report: Report, width: int = WIDTH) -> str:
     answers = [f"{question} {answer}" for question, answer in front.answers]
     lines = [*answers, front.standing, *front.warnings, *assay_lines(report)]
     parts = ["\n".join(export.wrap(line, width) for line in lines)]
-    verdicts = [
-        table
-        for table, judged in zip(report.tables, report.family.verdicts, strict=True)
-        for table in verdict_table(table, report.family, judged)
-    ]
-    parts += [export.plain(table, width) for table in verdicts]
+    for table, judged in zip(report.tables, report.family.verdicts, strict=True):
+        parts += [export.plain(text_table, width) for text_table in verdict_table(table, report.family, judged)]
     parts += [table_text(report, i, width) for i in range(len(report.tables))]
-    parts += [export.plain(table, width) for table in across_tables(report.tables)]
+    parts += [export.plain(text_table, width) for text_table in across_tables(report.tables)]
     uncounted = [export.wrap(f"{run.name}: {run.state}, {run.reason}", width, "  ") for run in _uncounted(report)]
     if uncounted:
         parts.append("\n".join([f"Not counted ({state_counts(report.runs)}):", *uncounted]))

@@ -13,7 +13,6 @@ from analysis import claims, stats
 from experiments.outcomes import Outcome, outcomes
 from experiments.study import Study, cells, tuned_as
 
-FILE = "looks.json"
 ASSAY = "assay"
 ASSAY_MARGINS = 3  # a margin is at most a third of the assay's difference
 
@@ -103,14 +102,15 @@ def record(
     content = _content(study, results)
     look = {"seeds": seeds, "arms": sorted(arms), "claims": rows}
     write_json(
-        results / FILE, {**content, "tasks": {**content["tasks"], task: [*content["tasks"].get(task, []), look]}}
+        results / claims.LOOKS,
+        {**content, "tasks": {**content["tasks"], task: [*content["tasks"].get(task, []), look]}},
     )
 
 
 def _content(study: Study, results: Path) -> dict[str, Any]:
     assert study.claims is not None
     hashed = claims.digest(study.claims)
-    content, fault = read_object(results / FILE)
+    content, fault = read_object(results / claims.LOOKS)
     if fault:
-        raise SettingError(f"{results / FILE} is damaged ({fault}); delete it, and the looks are judged again")
+        raise SettingError(f"{results / claims.LOOKS} is damaged ({fault}); delete it, and the looks are judged again")
     return content if content.get("hash") == hashed else {"hash": hashed, "tasks": {}}

@@ -195,7 +195,7 @@ def declare(study: Study, place: Place) -> None:
 def publish(place: Place) -> None:
     """Copy claims, looks and chosen rates beside the runs of the comparison, where the report reads them."""
     folder = place.out / "seeds"
-    for name in (claims.FILE, looks.FILE):
+    for name in (claims.FILE, claims.LOOKS):
         if (place.results / name).is_file():
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / name, read_json(place.results / name))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats as reference
 
 from analysis import claims, format_table, report, stats, verdicts
-from analysis.load import read_runs
+from analysis.load import FolderError, read_runs
 from analysis.tables import kind_and_ranks, searches, tables
 from analysis.verdicts import across_tasks, family, verdict_cells
 
@@ -429,6 +429,24 @@ def test_declared_claims_are_judged_and_nothing_else(tmp_path, write_run):
     assert "Declared, but not run yet: not run on cola at budget 2." in text
     assert "this task does not respond to rank" in text
     assert f"Against LoRA ({format_table.EXPLORATORY})" in " ".join(text.split())
+
+
+def test_a_claim_is_judged_when_its_seeds_are_run_or_by_its_look(tmp_path, write_run):
+    """Eight seeds of ten planned: no verdict and no interval; after a look at six, that look's, at its level."""
+    declared = claims.write(tmp_path, claims.read({**CLAIMS, "seeds": 10, "looks": [6]}), "study", 0)
+    write_arms(tmp_path, write_run, ranks=(2, 8), arms=True)
+    judged = report.load(tmp_path).family.verdicts[0]
+    assert {(v.text, v.interval) for v in judged} == {("undecided (8 of 10 planned seeds are run)", None)}
+    rows = [{"of": f"adalora@{r}", "against": f"uniform@{r}", "seeds": 6, "level": 0.001} for r in (2, 8)]
+    content = {"hash": declared.hash, "tasks": {"cola": [{"seeds": 6, "arms": [], "claims": rows}]}}
+    (tmp_path / "looks.json").write_text(json.dumps(content))
+    judged = report.load(tmp_path).family.verdicts[0]
+    assert {(v.pairs, v.level, v.kind) for v in judged} == {(6, 0.001, "better")}
+    (tmp_path / "looks.json").write_text(json.dumps({**content, "hash": "of earlier claims"}))
+    assert {v.kind for v in report.load(tmp_path).family.verdicts[0]} == {"undecided"}
+    (tmp_path / "looks.json").write_text("[]")
+    with pytest.raises(FolderError, match=r"looks\.json cannot be used"):
+        report.load(tmp_path)
 
 
 def test_changed_claims_are_shown(tmp_path, write_run):
