@@ -24,7 +24,15 @@ from analysis.verdicts import Comparison, Family, Verdict
 
 TRIALS_HEADER = ("method", "trials", "seeds per trial", "rates tried", "used", "dev", "at the edge",
                  "within a point of the best", "mean over log rate", "α/r")  # fmt: skip
-DECISIVE = {"method", *PIECES, "ranks_from", "mean rank", "n", "÷ LoRA", "train.lr"}  # columns of the main table shown first
+DECISIVE = {
+    "method",
+    *PIECES,
+    "ranks_from",
+    "mean rank",
+    "n",
+    "÷ LoRA",
+    "train.lr",
+}  # columns of the main table shown first
 VERDICT = ("comparison", "verdict", "difference", "interval", "p", "pairs")
 COSTS = (("time", "step_ms"), ("memory", "peak_mib"))  # of a run, in its summary
 EXPLORATORY = "exploratory: 95% intervals each for itself, no verdict"
