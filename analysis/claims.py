@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adarank.runs.files import read_json, write_json
+from adarank.runs.files import read_json, read_object, write_json
 
 FILE = "claims.json"
+LOOKS = "looks.json"
 FAMILIES = ("page", "table")
 CHECKPOINTS = ("last", "best")
 
@@ -111,6 +112,31 @@ class Declared:
     declared: str
     claims: Claims
     changes: tuple[Change, ...] = ()
+
+
+class Look(NamedTuple):
+    """The last look at a claim: the number of seeds it was judged on, and the level of its test."""
+
+    seeds: int
+    level: float
+
+
+def read_looks(folder: Path, declared: Declared) -> dict[tuple[str, str, str], Look]:
+    """{(task, of, against): its last look} from a folder's looks.json, empty where there is none under these claims.
+    Raises ClaimsError where it is damaged."""
+    content, fault = read_object(folder / LOOKS)
+    try:
+        if fault:
+            raise ValueError
+        tasks = content["tasks"] if content.get("hash") == declared.hash else {}
+        return {
+            (task, row["of"], row["against"]): Look(int(row["seeds"]), float(row["level"]))
+            for task, looks in tasks.items()
+            for look in looks
+            for row in look["claims"]
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ClaimsError(f"{folder / LOOKS} cannot be used: it is no file of looks; restore it") from None
 
 
 def arm_name(method: str, rank: int | None) -> str:

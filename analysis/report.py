@@ -28,6 +28,7 @@ from analysis.load import FolderError, Run, read_runs, state_counts
 from analysis.tables import Table, tables
 from analysis.verdicts import Family, family
 
+SHOWN = 30  # rows of a smaller table that the terminal prints
 WIDTH = 100  # characters of a line where there is no terminal
 ROWS = 20  # of a table, before the others are asked for
 WORDS = ("comparison", "verdict", "state", "reason")  # columns of words, which may need several lines
@@ -96,13 +97,14 @@ def load(out: Path) -> Report:
     """The report on the runs under `out`. Raises FolderError when none is finished or its claims cannot be read."""
     try:
         declared = claims.load(out)
+        looks = claims.read_looks(out, declared) if declared else {}
     except claims.ClaimsError as error:
         raise FolderError(f"{error}.") from None
     runs = read_runs(out, declared.claims.checkpoint if declared else "last")
     if not any(run.state == "finished" for run in runs):
         raise FolderError(f"{out} holds no finished run: {state_counts(runs)}.")
     found = tables(runs)
-    return Report(runs, found, family(found, declared.claims if declared else None), declared)
+    return Report(runs, found, family(found, declared.claims if declared else None, looks), declared)
 
 
 def as_text(report: Report, width: int = WIDTH) -> str:
@@ -111,14 +113,10 @@ def as_text(report: Report, width: int = WIDTH) -> str:
     answers = [f"{question} {answer}" for question, answer in report.front.answers]
     lines = [*answers, report.front.standing, *report.front.warnings, *assay_lines(report)]
     parts = ["\n".join(export.wrap(line, width) for line in lines)]
-    verdicts = [
-        table
-        for table, judged in zip(report.tables, report.family.verdicts, strict=True)
-        for table in verdict_table(table, report.family, judged)
-    ]
-    parts += [export.plain(table, width) for table in verdicts]
+    for table, judged in zip(report.tables, report.family.verdicts, strict=True):
+        parts += [export.plain(text_table, width) for text_table in verdict_table(table, report.family, judged)]
     parts += [table_text(report, i, width) for i in range(len(report.tables))]
-    parts += [export.plain(table, width) for table in across_tables(report.tables)]
+    parts += [export.plain(text_table, width) for text_table in across_tables(report.tables)]
     uncounted = [export.wrap(f"{run.name}: {run.state}, {run.reason}", width, "  ") for run in _uncounted(report)]
     if uncounted:
         parts.append("\n".join([f"Not counted ({state_counts(report.runs)}):", *uncounted]))
@@ -126,11 +124,13 @@ def as_text(report: Report, width: int = WIDTH) -> str:
 
 
 def table_text(report: Report, place: int, width: int = WIDTH) -> str:
-    """The table number `place`, the smaller tables below it and the notes on them."""
+    """The table number `place`, the smaller tables below it and the notes on them; of longer ones than SHOWN the titles."""
     table, judged = report.tables[place], report.family.verdicts[place]
-    every = (format_table(table), *further_tables(table, judged, report.declared is not None))
+    further = further_tables(table, judged, report.declared is not None)
+    every = (format_table(table), *(each for each in further if len(each.rows) <= SHOWN))
     parts = [export.plain(text_table, width) for text_table in every]
-    return "\n\n".join([*parts, "\n".join(export.wrap(line, width) for line in notes(table))])
+    lines = [f"{each.title}: {len(each.rows)} rows, on the page." for each in further if len(each.rows) > SHOWN]
+    return "\n\n".join([*parts, "\n".join(export.wrap(line, width) for line in [*lines, *notes(table)])])
 
 
 def assay_lines(report: Report) -> list[str]:

@@ -1,12 +1,12 @@
 """Verdicts on paired scores: paired t tests whose intervals hold together over a whole family of comparisons.
 
 One interval decides: it lies within the margin (equivalent, where the task responds to rank at all), excludes 0 (one is
-better), or neither (undecided). A study declares its family beforehand (claims.json); a folder without claims gets a
+better), or neither (undecided). Where too few pairs learned anything, only how often the methods collapse can decide. A study declares its family beforehand (claims.json); a folder without claims gets a
 default family, each method against LoRA. Whatever else is compared is exploratory and has no verdict.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Literal, NamedTuple, TypeVar
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import formats, stats
-from analysis.claims import Claim, Claims
+from analysis.claims import Claim, Claims, Look
 from analysis.load import Run
 from analysis.rows import Row
 from analysis.settings import REFERENCE
@@ -146,10 +146,15 @@ class Standardised(NamedTuple):
     middle: tuple[float, tuple[float, float] | None] | None
 
 
-def compare(table: Table, row: Row, other: Row, name: str = "", scores: Scores = attrgetter("scores")) -> Comparison:
-    """Row against other: a pair for each seed that both have in their `scores`, those that they are judged by."""
+def compare(
+    table: Table, row: Row, other: Row, name: str = "", scores: Scores = attrgetter("scores"), most: int | None = None
+) -> Comparison:
+    """Row against other: a pair for each seed that both have in their `scores`, those that they are judged by.
+
+    most: of more pairs only those with the first seeds, which a look judged.
+    """
     ours, theirs = scores(row), scores(other)
-    seeds = sorted(ours.keys() & theirs.keys())
+    seeds = sorted(ours.keys() & theirs.keys())[:most]
     runs = [run for each in (row, other) for run in each.runs if run.seed in seeds]
     failed = row.collapsed | other.collapsed
     called = table.kinds if table.kinds[row] != table.kinds[other] else table.labels
@@ -176,33 +181,39 @@ def compare_by_key(
 ) -> Comparison:
     """Two mappings of values: values with the same key make a pair. runs: where they come from."""
     both = [key for key in scores if key in others]
-    columns = (np.array([values[key] for key in both], dtype=np.float64) for values in (scores, others))
-    return Comparison(label, against, methods, *columns, tuple(runs))
+    ours, theirs = (np.array([values[key] for key in both], dtype=np.float64) for values in (scores, others))
+    return Comparison(label, against, methods, ours, theirs, tuple(runs))
 
 
-def family(tables: Sequence[Table], claims: Claims | None = None) -> Family:
+def family(
+    tables: Sequence[Table], claims: Claims | None = None, looks: Mapping[tuple[str, str, str], Look] | None = None
+) -> Family:
     """The verdicts of all tables of a page: of the declared claims, or of the default family.
 
-    The level is divided by the number of comparisons on the page, or, where a study declared so, of each table.
+    The level is divided by the number of comparisons on the page, or, where a study declared so, of each table. A claim
+    is judged when all planned seeds are run, or by its last look (`looks`) at the level that this look may spend.
     """
+    assays = [_assays(table, claims) for table in tables]
     if claims is None:
         comparisons = [against_reference(table) for table in tables]
-        levels = [LEVEL / max(1, sum(map(len, comparisons)))] * len(tables)
-        missing = []
-    else:
-        claimed = [_claimed(table, claims) for table in tables]
-        comparisons = [[comparison for _, comparison in of_table] for of_table in claimed]
-        levels = [claims.level(task) if (task := study_task(table, claims)) else LEVEL for table in tables]
-        run = [claim for of_table in claimed for claim, _ in of_table]
-        missing = [claim for claim in claims.each if claim not in run]
-    assays = [_assays(table, claims) for table in tables]
-    verdicts = [
-        judge(
-            of_table, margin_of(table, claims), table.higher_is_better, level, any(assay.shows for assay in of_assays)
-        )
-        for table, of_table, level, of_assays in zip(tables, comparisons, levels, assays, strict=True)
-    ]
-    return Family(claims is not None, claims.alpha if claims else LEVEL, verdicts, assays, missing)
+        level = LEVEL / max(1, sum(map(len, comparisons)))
+        verdicts = [
+            judge(of_table, margin_of(table), table.higher_is_better, level, any(assay.shows for assay in of_assays))
+            for table, of_table, of_assays in zip(tables, comparisons, assays, strict=True)
+        ]
+        return Family(False, LEVEL, verdicts, assays, [])
+    verdicts, run = [], []
+    for table, of_assays in zip(tables, assays, strict=True):
+        claimed = _claimed(table, claims, looks or {})
+        pooled, responds = _pooled_spread([c for _, c, _ in claimed]), any(assay.shows for assay in of_assays)
+        of_table = []
+        for claim, comparison, level_now in claimed:
+            level = level_now or claims.level(claim.task)
+            (verdict,) = judge([comparison], claim.margin, table.higher_is_better, level, responds, pooled)
+            of_table.append(verdict if level_now else _not_all_run(verdict, claims.seeds))
+            run.append(claim)
+        verdicts.append(of_table)
+    return Family(True, claims.alpha, verdicts, assays, [claim for claim in claims.each if claim not in run])
 
 
 def judge(
@@ -211,12 +222,14 @@ def judge(
     higher_is_better: bool,
     level: float = LEVEL,
     responds: bool = False,
+    pooled: tuple[float, int] | None = None,
 ) -> list[Verdict]:
     """A verdict on each comparison of one table. level: of each test, already divided by the size of the family.
 
-    responds: whether an assay showed that a difference can be seen; without it nothing is called equivalent.
+    responds: whether an assay showed that a difference can be seen; without it nothing is called equivalent. pooled: the
+    spread over all methods and its freedom, by default of these comparisons.
     """
-    pooled = _pooled_spread(comparisons)
+    pooled = pooled or _pooled_spread(comparisons)
     return [_judge(c, margin, 1.0 if higher_is_better else -1.0, level, responds, pooled) for c in comparisons]
 
 
@@ -286,7 +299,7 @@ def across_tasks(tables: Sequence[Table]) -> list[AcrossTasks]:
     return result
 
 
-def margin_of(table: Table, claims: Claims | None) -> float | None:
+def margin_of(table: Table, claims: Claims | None = None) -> float | None:
     """The smallest difference that matters: as declared for the task, else half a point of a metric within -1..1."""
     if claims is not None and (task := study_task(table, claims)):
         return claims.margins[task]
@@ -341,11 +354,14 @@ def _judge(
     pools = pooled is not None and FEWEST <= estimate.pairs <= POOLED
     if pools and pooled is not None:  # never below the pair's own: a method may be noisier than the others
         estimate = estimate._replace(spread=max(estimate.spread, pooled[0]), freedom=pooled[1])
-    interval = stats.interval(estimate, level) if estimate.pairs >= FEWEST else None
+    learned = None if c.learned is None or c.learned.all() else stats.paired(c.differences[c.learned])
+    enough = min(estimate.pairs, estimate.pairs if learned is None else learned.pairs) >= FEWEST
+    interval = stats.interval(estimate, level) if enough else None
     p = min(1.0, stats.p_value(estimate) * LEVEL / level) if interval else 1.0
     more = _more(estimate, margin, level) if interval else None
     kind, text = _text(c, estimate, interval, sign, margin, responds, more)
-    learned = None if c.learned is None or c.learned.all() else stats.paired(c.differences[c.learned])
+    if interval is None and (winner := _learns_more_often(c, level)):
+        kind, text = "better", f"{winner} better"
     return Verdict(
         comparison=c,
         kind=kind,
@@ -363,6 +379,16 @@ def _judge(
         learned=learned,
         margin=margin,
     )
+
+
+def _learns_more_often(c: Comparison, level: float) -> str | None:
+    """The method whose runs collapse less often, by Fisher's exact test at `level`; None where that is not decided."""
+    if c.rows is None:
+        return None
+    (k, n), (j, m) = (row.failures for row in c.rows)
+    if k + j == 0 or stats.fisher_p((k, n), (j, m)) > level:
+        return None
+    return c.methods[0] if k / n < j / m else c.methods[1]
 
 
 def _text(
@@ -406,16 +432,31 @@ def _pooled_spread(comparisons: Sequence[Comparison]) -> tuple[float, int] | Non
     return stats.block_spread([[row.scores[seed] for row in rows] for seed in seeds])
 
 
-def _claimed(table: Table, claims: Claims) -> list[tuple[Claim, Comparison]]:
-    """The declared comparisons of the table's task, of arms that have runs."""
+def _claimed(
+    table: Table, claims: Claims, looks: Mapping[tuple[str, str, str], Look]
+) -> list[tuple[Claim, Comparison, float | None]]:
+    """The declared comparisons of the table's task, of arms that have runs, each with the level of its test: None where
+    neither all planned seeds are run nor a look judged it."""
     rows = {row.arm: row for row in table.rows if row.arm}
     task = study_task(table, claims)
-    pairs = [(claim, claim.arms(rows.keys())) for claim in claims.each if claim.task == task]
-    return [
-        (claim, compare(table, rows[of], rows[against], claim.contrast.name))
-        for claim, (of, against) in pairs
-        if of in rows and against in rows
-    ]
+    found: list[tuple[Claim, Comparison, float | None]] = []
+    for claim in (claim for claim in claims.each if claim.task == task):
+        of, against = claim.arms(rows.keys())
+        if of not in rows or against not in rows:
+            continue
+        look = looks.get((claim.task, of, against))
+        most = None if look is None else look.seeds
+        comparison = compare(table, rows[of], rows[against], claim.contrast.name, most=most)
+        all_run = comparison.scores.size + len(rows[of].diverged | rows[against].diverged) >= claims.seeds
+        level = look.level if look else claims.level(claim.task) if all_run else None
+        found.append((claim, comparison, level))
+    return found
+
+
+def _not_all_run(verdict: Verdict, seeds: int) -> Verdict:
+    """The verdict on a claim before its time: none, and no interval, which would be a look that was not planned."""
+    text = f"undecided ({verdict.pairs} of {seeds} planned seeds are run)"
+    return replace(verdict, kind="undecided", text=text, interval=None, p=1.0, more=None)
 
 
 def _assays(table: Table, claims: Claims | None) -> list[Assay]:

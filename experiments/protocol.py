@@ -5,47 +5,40 @@
 For each task of the study, every method tries its grid of learning rates on the tuning seeds, in the same number of
 trials, and the rate with the best mean on dev is chosen (dev is carved from train where the study sets `holdout`). Then
 every method and budget runs the same seeds, with the same head and order of the data, at the chosen rate. Test is
-measured once, at the end of a run. Finished runs are packed into --results and never trained again. Further words go to
-experiments/run.py. At the end it writes a report of the trials and one of the comparison; --read writes both from
---results alone.
+measured once, at the end of a run of the comparison. Finished runs are packed into --results and never trained again.
+Further words go to experiments/run.py. At the end it writes a report of the trials and one of the comparison; --read
+writes both from --results alone.
+
+Claims of the study are declared in --results before its first run. --plan trains nothing and says how many seeds and
+minutes they need, by the runs that --results holds, or those of an earlier study (--from). --looks judges them at each
+of the study's looks, and runs further seeds only of the methods that an undecided claim needs.
 """
 
 import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import yaml
-
 from adarank.errors import SettingError
-from adarank.runs.files import write_json
-from adarank.runs.packed import read_record, record_files, run_name
+from adarank.runs.files import STATUS, read_json, write_json
+from adarank.runs.packed import record_files
+from analysis import claims
 from analysis.load import FolderError
 from analysis.report import load as load_runs
 from analysis.report import write_report
+from experiments import looks, plan
+from experiments.outcomes import DIVERGED, FAILED, STAGES, choose, diverged, ends, extended, outcomes, states
 from experiments.pack import pack, unpack
+from experiments.study import Cell, Study, cells, load, rates_of, settings_of, trials, tuned_as, with_map, words
 
-Settings = Mapping[str, Any]
 RUN = str(Path(__file__).resolve().parent / "run.py")
-
-
-@dataclass(frozen=True)
-class Study:
-    """settings: of every run; tasks, methods: by name, as in experiments/studies/; budgets: values of rank; tuning and
-    seeds: of the trials and of the comparison, without overlap."""
-
-    settings: Settings
-    tasks: Mapping[str, Settings]
-    budgets: Sequence[int]
-    methods: Mapping[str, Settings]
-    tuning: Sequence[int]
-    seeds: Sequence[int]
+RATES = "rates.json"
 
 
 @dataclass(frozen=True)
@@ -57,179 +50,186 @@ class Place:
     words: Sequence[str]
 
 
-def load(path: Path) -> Study:
-    """The checked study in a YAML file. Raises SettingError where there is none."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).partition("\n")[0]
-        raise SettingError(f"study must be a YAML file as in experiments/studies (got {path}: {reason})") from None
-    return read(content)
+def run(study: Study, place: Place, stage: str, task: str, cell: Cell, rates: Any, seeds: Any) -> None:
+    """Run every pair of a rate and a seed, except finished ones, and pack them; exits where run.py failed, unless trials
+    merely diverged, which says enough about their rate.
 
-
-def read(content: Settings) -> Study:
-    """The checked study. Raises SettingError where a part is missing or unknown, methods differ in their number of
-    rates, or seeds are used twice."""
-    parts = {field.name for field in fields(Study)}
-    if not isinstance(content, Mapping) or (wrong := parts ^ content.keys()):
-        named = "no parts" if not isinstance(content, Mapping) else f"{', '.join(sorted(wrong))} missing or unknown"
-        raise SettingError(f"the study must have exactly the parts {', '.join(sorted(parts))} (got {named})")
-    study = Study(**content)
-    for name, method in study.methods.items():
-        if ("rates" in method) == ("tuned_as" in method):
-            raise SettingError(f"methods.{name} must have either rates or tuned_as, the method whose rate it takes")
-    counts: dict[str, int] = {}
-    for task in study.tasks:
-        counts = {name: len(rates_of(study, task, name)) for name, method in study.methods.items() if "rates" in method}
-        if len(set(counts.values())) > 1:
-            raise SettingError(f"every method must have the same number of rates for {task} (got {counts})")
-    if both := set(study.tuning) & set(study.seeds):
-        raise SettingError(f"tuning must have seeds that no comparison uses (got {sorted(both)} in both)")
-    if len(study.tuning) < len(study.budgets):
-        raise SettingError(f"tuning must have at least one seed for each budget (got {list(study.tuning)})")
-    for name, method in study.methods.items():
-        sources = [method[key] for key in ("tuned_as", "map_of") if key in method]
-        if absent := [source for source in sources if source not in counts]:
-            raise SettingError(f"methods.{name} must refer to one of {', '.join(counts)} (got {absent[0]})")
-    return study
-
-
-def rates_of(study: Study, task: str, method: str) -> Sequence[float]:
-    """The method's grid of learning rates, the task's own where it has one."""
-    return study.tasks[task].get("rates", {}).get(method, study.methods[method]["rates"])
-
-
-def trials(study: Study, method: Settings) -> Iterator[tuple[int | None, list[int]]]:
-    """(budget, seeds) of a method's trials at one rate: every tuning seed once, the budgets in turn."""
-    budgets = study.budgets if method.get("ranked", True) else [None]
-    for i, budget in enumerate(budgets):
-        yield budget, list(study.tuning[i :: len(budgets)])
-
-
-def words(settings: Settings) -> list[str]:
-    """Overrides for run.py; strings are quoted for Hydra where they need it."""
-    return [f"{key}={_value(value)}" for key, value in settings.items()]
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str) and not value.replace("_", "").isalnum():
-        return "'" + value.replace("'", r"\'") + "'"
-    return str(value)
-
-
-def settings_of(study: Study, task: str, method: str, budget: int | None) -> dict[str, Any]:
-    """One run's settings except rate, seed and folder. A method's own settings override the task's, whose `adaptive`
-    settings apply to the methods marked adaptive."""
-    about, of_task = study.methods[method], study.tasks[task]
-    adaptive = of_task.get("adaptive", {}) if about.get("adaptive") else {}
-    ranked = {} if budget is None else {"rank": round(budget * about.get("times", 1))}
-    return {**study.settings, **of_task["settings"], **adaptive, **ranked, **about["settings"]}
-
-
-def run(
-    study: Study, place: Place, stage: str, task: str, method: str, budget: int | None, rates: Any, seeds: Any
-) -> None:
-    """Run every pair of a rate and a seed, except finished ones, and pack them; exits where run.py failed.
-
-    stage: "tuning" or "seeds", which keeps the trials out of the comparison."""
-    settings = words(settings_of(study, task, method, budget))
+    stage: "tuning" or "seeds", which keeps the trials out of the comparison. Trials do not measure test, unless the
+    study sets `test` itself."""
+    settings = {**({"test": False} if stage == "tuning" else {}), **settings_of(study, task, cell)}
     sweep = {"train.lr": rates, "seed": seeds}
     jobs = [f"{key}={','.join(map(str, values))}" for key, values in sweep.items()]
-    jobs.append(f"out={place.out / stage / task / method}")
-    command = [RUN, "-m", *settings, *jobs, *place.words]
+    where = Path(stage, task, cell.method)
+    jobs.append(f"out={place.out / where}")
+    command = [RUN, "-m", *words(settings), *jobs, *place.words]
     print(f"$ {shlex.join(command)}", flush=True)
     status = subprocess.run([sys.executable, *command]).returncode
-    pack(place.out, place.results)
-    if status:
+    pack(place.out / where, place.results / where)
+    found = set(states(place.out / where).values())
+    if status and not (stage == "tuning" and status == 1 and DIVERGED in found and FAILED not in found):
         sys.exit(status)
 
 
-def finished(place: Place, stage: str, task: str, method: str) -> list[dict[str, Any]]:
-    """rate, rank, seed, dev (best), higher_is_better and run (its name) of every finished run."""
-    trials = []
-    for file in record_files(place.results / stage / task / method):
-        record = read_record(file)
-        config, metric = record["config"], record["summary"]["metric"]
-        about = {"rate": config["train"]["lr"], "rank": config["rank"], "seed": config["seed"], "run": run_name(file)}
-        trials.append({**about, "dev": metric["best"], "higher_is_better": metric["higher_is_better"]})
-    return trials
-
-
-def choose(trials: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> dict[str, Any]:
-    """The rate of the best mean on dev, the mean of every rate, and whether the best lies at the edge of its grid.
-
-    Trials of rates outside the grid do not count. Raises SettingError where rates differ in their number of trials."""
-    trials = [trial for trial in trials if trial["rate"] in rates]
-    by_rate = {rate: [t["dev"] for t in trials if t["rate"] == rate] for rate in sorted(rates)}
-    if len({len(values) for values in by_rate.values()}) != 1 or not all(by_rate.values()):
-        counts = {rate: len(values) for rate, values in by_rate.items()}
-        raise SettingError(f"the trials must try each rate equally often (got {counts})")
-    means = {rate: sum(values) / len(values) for rate, values in by_rate.items()}
-    best = (max if trials[0]["higher_is_better"] else min)(means, key=lambda rate: means[rate])
-    edge = best in (min(means), max(means))
-    return {"rate": best, "means": [[r, m] for r, m in means.items()], "at_the_edge": edge, "trials": len(trials)}
-
-
 def tune(study: Study, place: Place, task: str) -> dict[str, Any]:
-    """{method: the result of `choose`}, written to tuning/TASK/rates.json."""
-    chosen: dict[str, Any] = {}
-    for name, method in study.methods.items():
-        if "tuned_as" in method:
-            continue
-        rates = rates_of(study, task, name)
-        for budget, seeds in trials(study, method):
-            run(study, place, "tuning", task, name, budget, rates, seeds)
-        chosen[name] = choose(finished(place, "tuning", task, name), rates)
-        edge = ", at the edge of its grid: widen it" if chosen[name]["at_the_edge"] else ""
-        count = chosen[name]["trials"]
-        print(f"{task}, {name}: train.lr={chosen[name]['rate']:g} after {count} trials{edge}", flush=True)
-    write_json(place.results / "tuning" / task / "rates.json", chosen)
+    """{arm, or method where it has one rate for all budgets: the result of `choose`}, written to tuning/TASK/rates.json.
+
+    While a best rate lies at the edge of its grid, every grid grows by one rate at that end, so that each method has as
+    many trials, up to `extend` times. Raises SettingError where the study refuses a rate that stays at the edge."""
+    grids = {name: rates_of(study, task, name) for name, method in study.methods.items() if "rates" in method}
+    new, added = dict(grids), dict[str, list[float]]()
+    for step in range(study.extend + 1):
+        for name, rates in new.items():
+            for budget, seeds in trials(study, name):
+                run(study, place, "tuning", task, Cell(name, budget), rates, seeds)
+        chosen = choices(study, place, task, grids)
+        grow = ends(chosen)
+        if not grow or step == study.extend:
+            break
+        wider = {name: extended(grid, grow) for name, grid in grids.items()}
+        new = {name: [rate for rate in wider[name] if rate not in grid] for name, grid in grids.items()}
+        added = {name: [*added.get(name, []), *rates] for name, rates in new.items()}
+        grids = wider
+        print(f"{task}: a best rate lies at the edge of its grid; every grid grows by {new}", flush=True)
+    chosen = {name: {**choice, **_added(added, name)} for name, choice in chosen.items()}
+    write_json(place.results / "tuning" / task / RATES, chosen)
+    for name, choice in chosen.items():
+        edge = ", at the edge of its grid: widen it" if choice["at_the_edge"] else ""
+        print(f"{task}, {name}: train.lr={choice['rate']:g} after {choice['trials']} trials{edge}", flush=True)
+    at_edge = [name for name, choice in chosen.items() if choice["at_the_edge"]]
+    if at_edge and study.edge == "refuse":
+        raise SettingError(
+            f"methods.{at_edge[0].partition('@')[0]}.rates must hold the best rate inside its grid (got "
+            f"{chosen[at_edge[0]]['rate']:g} for {at_edge[0]} on {task}, at the edge after {study.extend} extensions); "
+            "move the grid, raise extend, or set edge: accept"
+        )
     return chosen
 
 
-def compare(study: Study, place: Place, task: str, chosen: Mapping[str, Any]) -> None:
-    """Run the seeds of every method and budget at the method's rate; rank maps last, since they need other runs."""
-    for name, method in sorted(study.methods.items(), key=lambda item: "map_of" in item[1]):
-        rate = chosen[method.get("tuned_as", name)]["rate"]
-        for budget in study.budgets if method.get("ranked", True) else [None]:
-            if "map_of" not in method:
-                run(study, place, "seeds", task, name, budget, [rate], study.seeds)
-                continue
-            for seed in study.seeds:
-                wanted = (budget, seed, chosen[method["map_of"]]["rate"])
-                sources = finished(place, "seeds", task, method["map_of"])
-                source = next(t["run"] for t in sources if (t["rank"], t["seed"], t["rate"]) == wanted)
-                folder = (place.out / "seeds" / task / method["map_of"] / source).absolute()
-                mapped = with_map(study, name, folder, seed)
-                run(mapped, place, "seeds", task, name, None, [rate], [seed])  # the map has its budget
+def choices(study: Study, place: Place, task: str, grids: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """`choose` for every arm whose method has a grid, or for every such method."""
+    found: dict[str, Any] = {}
+    for name, grid in grids.items():
+        tried, lost = outcomes(study, place.results, "tuning", task, name), diverged(place.out / "tuning" / task / name)
+        asked = study.claims.metrics.get(task) if study.claims else None
+        if asked and (other := [outcome.metric for outcome in tried if outcome.metric != asked]):
+            raise SettingError(f"claims.metrics.{task} must be the metric of its runs, {other[0]} (got {asked})")
+        for cell in (cell for cell in cells(study) if cell.method == name):
+            whole = study.rates_per == "method"
+            mine = [trial for trial in tried if whole or trial.arm == cell.arm]
+            gone = [rate for arm, rate in lost if whole or arm == cell.arm]
+            found.setdefault(tuned_as(study, cell), choose(mine, grid, gone))
+    return found
 
 
-def with_map(study: Study, name: str, source: Path, seed: int) -> Study:
-    """The study whose method `name` takes its ranks from the run folder `source`. seed: of a shuffle of the ranks."""
-    about = study.methods[name]["settings"]
-    draws = {"ranks_shuffle_seed": seed} if about.get("ranks_shuffle", "none") != "none" else {}
-    settings = {**about, "ranks_from": str(source), **draws}
-    return replace(study, methods={**study.methods, name: {**study.methods[name], "settings": settings}})
+def _added(added: Mapping[str, list[float]], name: str) -> dict[str, list[float]]:
+    rates = added.get(name.partition("@")[0])
+    return {"added": sorted(rates)} if rates else {}
 
 
-def follow(study: Study, place: Place, tasks: Sequence[str] | None = None) -> None:
-    """The whole protocol, resumed where an earlier call stopped."""
-    if place.results.is_dir():
-        unpack(place.results, place.out)
-    for task in tasks or study.tasks:
+def compare(
+    study: Study,
+    place: Place,
+    task: str,
+    chosen: Mapping[str, Any],
+    arms: Collection[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> None:
+    """Run the seeds of every method and budget at its rate; rank maps last, since they need other runs.
+
+    arms, seeds: only these (None: all of the study)."""
+    seeds = study.seeds if seeds is None else seeds
+    asked = [cell for cell in cells(study) if arms is None or cell.arm in arms]
+    for cell in sorted(asked, key=lambda cell: "map_of" in study.methods[cell.method]):
+        method = study.methods[cell.method]
+        rate = chosen[tuned_as(study, cell)]["rate"]
+        if "map_of" not in method:
+            run(study, place, "seeds", task, cell, [rate], seeds)
+            continue
+        source = Cell(method["map_of"], cell.budget)
+        finished = outcomes(study, place.results, "seeds", task, source.method)
+        for seed in seeds:
+            wanted = (source.arm, seed, chosen[tuned_as(study, source)]["rate"])
+            name = next(found.run for found in finished if (found.arm, found.seed, found.rate) == wanted)
+            folder = (place.out / "seeds" / task / source.method / name).absolute()
+            run(with_map(study, cell.method, folder, seed), place, "seeds", task, cell, [rate], [seed])
+
+
+def look(study: Study, place: Place, task: str, chosen: Mapping[str, Any]) -> None:
+    """Run the seeds of a task from look to look, each time only of the arms that an undecided claim needs.
+
+    Every look is recorded in looks.json; recorded ones are not judged again."""
+    assert study.claims is not None
+    pairs = looks.pairs(study, task)
+    for seeds in study.claims.stages:
+        found = looks.recorded(study, place.results, task, seeds)
+        if found is None:
+            arms = looks.needed(study, pairs)
+            compare(study, place, task, chosen, arms, study.seeds[:seeds])
+            found = looks.judge(study, place.results, task, seeds, pairs, chosen)
+            looks.record(study, place.results, task, seeds, arms, found)
+            publish(place)
+        for row in found:
+            print(f"{task}, {seeds} seeds: {looks.sentence(row)}", flush=True)
+        pairs = [pair for pair, row in zip(pairs, found, strict=True) if looks.goes_on(row)]
+        if not pairs:
+            break
+
+
+def declare(study: Study, place: Place) -> None:
+    """Write the study's claims into --results, before the first run of the comparison; says so where they changed."""
+    try:
+        known = claims.load(place.results)
+        runs = len(record_files(place.results / "seeds"))
+        if study.claims is None:
+            if known is not None:
+                raise SettingError(f"the study must keep its claims (got none; {place.results / claims.FILE} has some)")
+            return
+        declared = claims.write(place.results, study.claims, study.name, runs)
+    except claims.ClaimsError as error:
+        raise SettingError(str(error)) from None
+    if known is not None and len(declared.changes) > len(known.changes):
+        print(f"The claims have changed after {runs} runs of the comparison; the report will say so.", flush=True)
+    publish(place)
+
+
+def publish(place: Place) -> None:
+    """Copy claims, looks and chosen rates beside the runs of the comparison, where the report reads them."""
+    folder = place.out / "seeds"
+    for name in (claims.FILE, claims.LOOKS):
+        if (place.results / name).is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / name, read_json(place.results / name))
+    if rates := {file.parent.name: read_json(file) for file in sorted(place.results.glob(f"tuning/*/{RATES}"))}:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / RATES, rates)
+
+
+def follow(study: Study, place: Place, tasks: Sequence[str] | None = None, looking: bool = False) -> None:
+    """The whole protocol, resumed where an earlier call stopped. looking: judge the claims at the study's looks."""
+    for task in tasks or ():
         if task not in study.tasks:
             raise SettingError(f"--tasks must be among {', '.join(study.tasks)} (got {task})")
-        compare(study, place, task, tune(study, place, task))
+    if looking and not (study.claims and study.claims.looks):
+        raise SettingError("--looks must have a study whose claims have looks (got none)")
+    if place.out.is_dir():
+        pack(place.out, place.results)
+    if place.results.is_dir():
+        unpack(place.results, place.out)
+    declare(study, place)
+    for task in tasks or study.tasks:
+        chosen = tune(study, place, task)
+        publish(place)
+        if looking and looks.pairs(study, task):
+            look(study, place, task, chosen)
+        else:
+            compare(study, place, task, chosen)
 
 
 def reports(place: Place) -> None:
     """Write the reports of the trials and of the comparison into --out. Raises SettingError without a finished run."""
     unpack(place.results, place.out)
-    stages = [place.out / stage for stage in ("tuning", "seeds") if (place.out / stage).is_dir()]
+    publish(place)
+    stages = [place.out / stage for stage in STAGES if any((place.out / stage).rglob(STATUS))]
     if not stages:
         raise SettingError(
             f"--results must be a folder that this command has filled (got {place.results}, without runs)"
@@ -255,11 +255,20 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("study", type=Path, help="a YAML file of experiments/studies/")
+    parser.add_argument("--plan", action="store_true", help="train nothing, say what the claims need")
+    parser.add_argument("--from", dest="source", type=Path, help="with --plan: the results of an earlier study")
+    parser.add_argument("--looks", action="store_true", help="judge the claims at the study's looks")
     options, overrides = parser.parse_known_args()
     try:
         place = Place(options.out, options.results, overrides)
+        if options.plan:
+            found = plan.plan(load(options.study), options.source or options.results)
+            print(plan.text(found))
+            options.results.mkdir(parents=True, exist_ok=True)
+            write_json(options.results / plan.FILE, found)
+            return 0
         if not options.read:
-            follow(load(options.study), place, options.tasks)
+            follow(load(options.study), place, options.tasks, options.looks)
         reports(place)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)

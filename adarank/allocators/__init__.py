@@ -7,6 +7,7 @@ all modules. It runs on their device, reads nothing back from it and changes not
 
 from adarank.allocators.by_cost import by_cost
 from adarank.allocators.by_family import by_family
+from adarank.allocators.global_bottom import global_bottom
 from adarank.allocators.global_top import global_top
 from adarank.allocators.grow import grow
 from adarank.allocators.nonzero import nonzero
@@ -19,6 +20,7 @@ from adarank.allocators.uniform import uniform
 __all__ = [
     "by_cost",
     "by_family",
+    "global_bottom",
     "global_top",
     "grow",
     "nonzero",

@@ -1,10 +1,10 @@
 """Statistics of paired runs. Numpy in, numbers out, the Generator passed in.
 
 paired: the t test, its interval, the sign flip beside it; power: what it can find; effects: how large a difference is;
-intervals: of single means, and the bootstrap; ranks: whether two orders agree.
+intervals: of single means, and the bootstrap; ranks: whether two orders agree; looks: judging before all is run.
 """
 
-from analysis.stats import ranks
+from analysis.stats import looks, ranks
 from analysis.stats.effects import (
     OverTasks,
     Share,
@@ -35,6 +35,7 @@ __all__ = [
     "improvement",
     "interquartile_mean",
     "interval",
+    "looks",
     "mcnemar_p",
     "mean_interval",
     "minimum_detectable",

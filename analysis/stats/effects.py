@@ -62,11 +62,10 @@ def over_tasks(estimates: Sequence[Estimate], level: float = 0.05) -> OverTasks 
     Hedges' g with variance 1/n + g²/(2n); between-task variance by Paule and Mandel (1982); the interval is that of
     Hartung and Knapp (2001), t with tasks - 1 degrees of freedom, never narrower than without their factor.
     """
-    usable = [(e, g) for e in estimates if (g := hedges_g(e)) is not None]
+    usable = [(estimate.pairs, value) for estimate in estimates if (value := hedges_g(estimate)) is not None]
     if len(usable) < 2:
         return None
-    g = np.array([value for _, value in usable])
-    n = np.array([e.pairs for e, _ in usable], dtype=np.float64)
+    n, g = np.array(usable, dtype=np.float64).T
     within = 1 / n + g**2 / (2 * n)
     tau2 = _paule_mandel(g, within)
     weights = 1 / (within + tau2)

@@ -23,7 +23,8 @@ from adarank.errors import SettingError
 from adarank.runs.files import write_json
 from adarank.runs.packed import read_record, record_files
 from analysis.stats.intervals import mean_interval
-from experiments.protocol import Place, Study, arguments, follow, read, reports
+from experiments.protocol import Place, arguments, follow, reports
+from experiments.study import Study, read
 
 RECIPES = Path(__file__).resolve().parents[2] / "conf" / "recipe_by_task"
 
@@ -41,6 +42,7 @@ def study(content: Mapping[str, Any], scale: str, data: Path | None) -> Study:
             "methods": {name: {**content["methods"][name], **more} for name, more in methods.items()},
             "tuning": of_scale["tuning"],
             "seeds": of_scale["seeds"],
+            "checkpoint": content["checkpoint"],
         }
     )
 
@@ -84,13 +86,13 @@ def difference(one: Mapping[int, Any], other: Mapping[int, Any], which: int) -> 
 
 
 def cell(asked: Study, paper: Mapping[str, Any], results: Path, task: str, rank: int, other: str) -> dict[str, Any]:
-    """AdaLoRA − other at one task and budget, of the best and of the last checkpoint, with the paper's."""
+    """AdaLoRA − other at one task and budget, of the last checkpoint, which is compared with the paper's, and of the best."""
     ranked = asked.methods[other].get("ranked", True)
     ours = scores(results, task, "adalora", rank), scores(results, task, other, rank if ranked else None)
     found = {which: difference(*ours, i) for i, which in enumerate(("best", "last"))}
     reported = (paper[other][rank] if ranked else paper[other]) if other in paper else None
     theirs = None if reported is None else round(paper["adalora"][rank][task] - reported[task], 2)
-    interval, mean = found["best"]["interval"], found["best"]["mean"]
+    interval, mean = found["last"]["interval"], found["last"]["mean"]
     decides = interval is not None and theirs is not None
     return {
         "task": task,
@@ -106,15 +108,15 @@ def cell(asked: Study, paper: Mapping[str, Any], results: Path, task: str, rank:
 
 
 def _mean(found: Mapping[int, tuple[float, float]]) -> float | None:
-    return sum(best for best, _ in found.values()) / len(found) if found else None
+    return sum(last for _, last in found.values()) / len(found) if found else None
 
 
 def line(found: Mapping[str, Any]) -> str:
-    best, name = found["best"], f"{found['task']}, r = {found['rank']}, AdaLoRA − {found['against']}"
-    if best["interval"] is None:
-        return f"{name}: {best['pairs']} pairs, too few for an interval"
-    low, high = best["interval"]
-    text = f"{name}: {best['mean']:+.2f} [{low:+.2f}, {high:+.2f}] of {best['pairs']} pairs"
+    last, name = found["last"], f"{found['task']}, r = {found['rank']}, AdaLoRA − {found['against']}"
+    if last["interval"] is None:
+        return f"{name}: {last['pairs']} pairs, too few for an interval"
+    low, high = last["interval"]
+    text = f"{name}: {last['mean']:+.2f} [{low:+.2f}, {high:+.2f}] of {last['pairs']} pairs"
     if found["paper"] is None:
         return text
     sign = "same sign" if found["same_sign"] else "other sign"
@@ -141,7 +143,7 @@ def main() -> int:
     cells = [cell(asked, content["paper"], options.results, *at) for at in product(tasks, asked.budgets, others)]
     differs = content["scales"][options.scale].get("differs")
     write_json(options.results / f"table1_{options.scale}.json", {"differs": differs, "cells": cells})
-    print("Points of the task's metric, best checkpoint: mean and 95 % interval of the paired differences")
+    print("Points of the task's metric, last checkpoint: mean and 95 % interval of the paired differences")
     print("\n".join(map(line, cells)))
     if differs:
         print(f"Not a reproduction: {differs}.")

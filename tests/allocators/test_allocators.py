@@ -7,7 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adarank.allocators import by_cost, by_family, global_top, grow, prune_expand, random, threshold, uniform
+from adarank.allocators import (
+    by_cost,
+    by_family,
+    global_bottom,
+    global_top,
+    grow,
+    prune_expand,
+    random,
+    threshold,
+    uniform,
+)
 from adarank.allocators.allocator import Request, check_run
 from adarank.errors import SettingError
 from adarank.runs.modules import place_of
@@ -52,9 +62,10 @@ def test_global_top_keeps_exactly_the_budget_ties_included(scores, data):
         assert kept[tied].tolist() == sorted(kept[tied].tolist(), reverse=True)  # the first of equal ones
 
 
-def test_the_docstring_s_example_runs():
-    names = {"torch": torch, "global_top": global_top, "Request": Request}
-    test = doctest.DocTestFinder().find(global_top, globs=names)[0]
+@pytest.mark.parametrize("allocator", [global_top, global_bottom])
+def test_the_docstring_s_example_runs(allocator):
+    names = {"torch": torch, allocator.__name__: allocator, "Request": Request}
+    test = doctest.DocTestFinder().find(allocator, globs=names)[0]
     assert test.examples
     assert doctest.DocTestRunner().run(test).failed == 0
 
@@ -80,6 +91,16 @@ def test_global_top_between_clamps(case, low, high, data):
     budget = budget_of(case, data, least, sum(min(high, r) for r in case.ranks))
     kept = call(global_top(low, high), case, budget)
     assert kept.tolist() == clamped_by_hand(case, case.scores.tolist(), budget, low, high)
+
+
+@given(cases(), st.integers(0, 2), st.integers(2, 5), st.data())
+def test_global_bottom_keeps_the_worst_of_those_that_are_on(case, low, high, data):
+    least = sum(min(low, r) for r in case.ranks)
+    budget = budget_of(case, data, least, sum(min(high, r) for r in case.ranks))
+    kept = call(global_bottom(low, high), case, budget)
+    keys = [(on, -score) for on, score in zip(case.mask.tolist(), case.scores.tolist(), strict=True)]
+    places = {key: place for place, key in enumerate(sorted(set(keys)))}
+    assert kept.tolist() == clamped_by_hand(case, [places[key] for key in keys], budget, low, high)
 
 
 @given(cases(unit="parameters"), st.integers(0, 2), st.integers(2, 5), st.data())

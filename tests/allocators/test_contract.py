@@ -55,7 +55,16 @@ PAIRS = [(name, unit) for name in OPTIONS for unit in units(name)]
 
 
 def test_the_walk_finds_them():
-    assert {"global_top", "by_cost", "by_family", "grow", "prune_expand", "random", "uniform"} <= OPTIONS.keys()
+    assert {
+        "global_bottom",
+        "global_top",
+        "by_cost",
+        "by_family",
+        "grow",
+        "prune_expand",
+        "random",
+        "uniform",
+    } <= OPTIONS.keys()
 
 
 @pytest.mark.parametrize(("name", "unit"), PAIRS)
@@ -142,9 +151,9 @@ def test_what_is_off_has_no_say_where_pruned_triplets_are_frozen(name, data):
     found = apply(allocator, frozen, budget)
     if name in GROWS and budget >= on:
         assert (found & case.mask).equal(case.mask)
-    if budget <= on and name in ("global_top", "random", "grow"):
+    if budget <= on and name in ("global_top", "global_bottom", "random", "grow"):
         assert not (found & ~case.mask).any()
-    if budget >= on and name in ("global_top", "random"):
+    if budget >= on and name in ("global_top", "global_bottom", "random"):
         assert (found & case.mask).equal(case.mask)
 
 

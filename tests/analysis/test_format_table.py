@@ -81,8 +81,8 @@ def test_a_seed_without_it_is_counted_and_told(tmp_path, write_run, value):
 @pytest.mark.usefixtures("no_pictures")
 def test_the_page_has_both_and_the_legend_tells_them_apart(both):
     page = write_report(both, load(both)).read_text()
-    assert f'<button type="button">{BEST}</button></th>' in page
-    assert f'<button type="button">{LAST}</button></th>' in page
+    assert BEST in page
+    assert LAST in page
     assert any("metric.test_last" in line for line in LEGEND)
 
 

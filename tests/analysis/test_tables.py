@@ -360,7 +360,7 @@ def test_no_section_without_a_search(quickstart):
 @pytest.mark.usefixtures("no_pictures")
 def test_the_page_has_the_section_and_its_warnings(search):
     page = html.unescape(write_report(search, load(search)).read_text())
-    assert "<summary>Learning-rate trials</summary>" in page
+    assert "Learning-rate trials" in page
     assert "Unequal numbers of learning-rate trials: 1 for full; 2 for adalora 12 → 8; 3 for lora 8." in page
     assert (
         "adalora 12 → 8: the best learning rate, 0.02, lies at the edge of its grid (0.01 to 0.02): widen it." in page

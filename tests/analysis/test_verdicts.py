@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats as reference
 
 from analysis import claims, format_table, report, stats, verdicts
-from analysis.load import read_runs
+from analysis.load import FolderError, read_runs
 from analysis.tables import kind_and_ranks, searches, tables
 from analysis.verdicts import across_tasks, family, verdict_cells
 
@@ -254,6 +256,21 @@ def test_collapse_is_counted_and_kept_apart_from_the_difference(tmp_path, write_
     assert cells["difference where both learned"].startswith("+0.0053 [+")
 
 
+@pytest.mark.parametrize(("gone", "text"), [(8, "lora better"), (6, "cannot be decided at this n")])
+def test_where_hardly_a_pair_learned_only_collapse_decides(tmp_path, write_run, gone, text):
+    """Eight of eight against none (p < .001), and two pairs left over: their difference says nothing."""
+    write_collapses(tmp_path, write_run, gone=gone)
+    if gone == 6:  # LoRA collapses in as many runs, in others
+        for seed in range(6):
+            (folder,) = tmp_path.glob(f"lora-*-s{seed}")
+            summary = json.loads((folder / "summary.json").read_text())
+            summary["metric"]["test"] = MAJORITY if seed % 2 else 0.7
+            (folder / "summary.json").write_text(json.dumps(summary))
+    verdict = judge(tmp_path)["adalora 12 → 8"]
+    assert (verdict.text, verdict.interval) == (text, None)
+    assert verdict.difference < -0.05
+
+
 def test_a_run_that_diverged_counts_as_collapsed(tmp_path, write_run):
     write_collapses(tmp_path, write_run, gone=0, more=4)
     verdict = judge(tmp_path)["adalora 12 → 8"]
@@ -408,10 +425,28 @@ def test_declared_claims_are_judged_and_nothing_else(tmp_path, write_run):
     assert [claim.contrast.name for claim in found.family.missing] == ["not run"]
     assert [(assay.label, assay.shows) for assay in found.family.assays[0]] == [("lora 8 − lora 2", False)]
     text = report.as_text(found)
-    assert text.startswith("Verdicts on the claims of study, declared 20")
-    assert "Declared and not run yet: not run on cola at budget 2." in text
+    assert "by the study study (hash" in text
+    assert "Declared, but not run yet: not run on cola at budget 2." in text
     assert "this task does not respond to rank" in text
     assert f"Against LoRA ({format_table.EXPLORATORY})" in " ".join(text.split())
+
+
+def test_a_claim_is_judged_when_its_seeds_are_run_or_by_its_look(tmp_path, write_run):
+    """Eight seeds of ten planned: no verdict and no interval; after a look at six, that look's, at its level."""
+    declared = claims.write(tmp_path, claims.read({**CLAIMS, "seeds": 10, "looks": [6]}), "study", 0)
+    write_arms(tmp_path, write_run, ranks=(2, 8), arms=True)
+    judged = report.load(tmp_path).family.verdicts[0]
+    assert {(v.text, v.interval) for v in judged} == {("undecided (8 of 10 planned seeds are run)", None)}
+    rows = [{"of": f"adalora@{r}", "against": f"uniform@{r}", "seeds": 6, "level": 0.001} for r in (2, 8)]
+    content = {"hash": declared.hash, "tasks": {"cola": [{"seeds": 6, "arms": [], "claims": rows}]}}
+    (tmp_path / "looks.json").write_text(json.dumps(content))
+    judged = report.load(tmp_path).family.verdicts[0]
+    assert {(v.pairs, v.level, v.kind) for v in judged} == {(6, 0.001, "better")}
+    (tmp_path / "looks.json").write_text(json.dumps({**content, "hash": "of earlier claims"}))
+    assert {v.kind for v in report.load(tmp_path).family.verdicts[0]} == {"undecided"}
+    (tmp_path / "looks.json").write_text("[]")
+    with pytest.raises(FolderError, match=r"looks\.json cannot be used"):
+        report.load(tmp_path)
 
 
 def test_changed_claims_are_shown(tmp_path, write_run):

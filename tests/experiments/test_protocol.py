@@ -1,212 +1,323 @@
 """The comparison protocol: as many trials for every method, one choice on dev, the same seeds, nothing trained twice."""
 
-import copy
-import dataclasses
+import io
 import json
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from adarank.errors import SettingError
+from adarank.runs.packed import record_files
+from analysis import claims, report
 from experiments import protocol
-from experiments.pack import write_record
-from tests.experiments.test_run import inside, summaries
+from experiments.reproduce import adalora_table1 as table1
+from experiments.study import load, rates_of, read
+from tests.experiments.studies import STUDY, Runner, study
+from tests.experiments.test_run import main as run_main
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDY = {
-    "settings": {"tiny": True, "holdout": 0.25},
-    "tasks": {"t": {"settings": {"task": "t"}, "adaptive": {"schedule.t_i": 0.1}}},
-    "budgets": [2, 8],
-    "tuning": [100, 101],
-    "seeds": [0, 1],
-    "methods": {
-        "full": {"settings": {"method": "full"}, "ranked": False, "rates": [1e-4, 1e-3]},
-        "lora": {"settings": {"method": "lora"}, "rates": [1e-3, 1e-2]},
-        "high": {"settings": {"method": "lora"}, "times": 1.5, "tuned_as": "lora"},
-        "adalora": {"settings": {"method": "adalora"}, "adaptive": True, "rates": [1e-2, 1e-1]},
-        "map": {"settings": {"method": "adalora", "allocator": "map"}, "map_of": "adalora", "tuned_as": "adalora"},
-    },
-}
-
-
-def changed(**methods):
-    content = copy.deepcopy(STUDY)
-    for name, change in methods.items():
-        content["methods"][name].update(change)
-    return content
-
-
-def test_every_method_gets_as_many_trials():
-    study = protocol.read(STUDY)
-    counts = {name: sum(len(seeds) for _, seeds in protocol.trials(study, m)) for name, m in study.methods.items()}
-    assert set(counts.values()) == {2}
-    assert list(protocol.trials(study, study.methods["lora"])) == [(2, [100]), (8, [101])]
-    assert list(protocol.trials(study, study.methods["full"])) == [(None, [100, 101])]
-
-
-def test_settings_reach_the_methods_that_have_them():
-    study = protocol.read(STUDY)
-    assert protocol.settings_of(study, "t", "adalora", 2)["schedule.t_i"] == 0.1
-    assert "schedule.t_i" not in protocol.settings_of(study, "t", "lora", 2)
-    assert protocol.settings_of(study, "t", "high", 2)["rank"] == 3
-    assert "rank" not in protocol.settings_of(study, "t", "full", None)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"lora": {"rates": [1e-3]}}, "every method must have the same number of rates for t"),
-        ({"high": {"tuned_as": "nobody"}}, "methods.high must refer to one of full, lora, adalora \\(got nobody\\)"),
-        ({"high": {"rates": [1, 2]}}, "methods.high must have either rates or tuned_as"),
-    ],
-)
-def test_an_unfair_study_is_refused(change, message):
-    with pytest.raises(SettingError, match=message):
-        protocol.read(changed(**change))
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("tuning", [100, 1], r"tuning must have seeds that no comparison uses \(got \[1\] in both\)"),
-        ("tuning", [100], r"tuning must have at least one seed for each budget \(got \[100\]\)"),
-    ],
-)
-def test_seeds_that_tune_do_not_compare(key, value, message):
-    with pytest.raises(SettingError, match=message):
-        protocol.read({**STUDY, key: value})
-
-
-def trial(rate, dev, higher=True):
-    return {"rate": rate, "dev": dev, "higher_is_better": higher}
-
-
-def test_the_rate_of_the_best_mean_is_chosen_and_the_edge_said():
-    found = [trial(1, 0.9), trial(1, 0.1), trial(2, 0.6), trial(2, 0.6), trial(3, 0.2), trial(3, 0.3)]
-    chosen = protocol.choose(found, [3, 1, 2])
-    assert (chosen["rate"], chosen["at_the_edge"], chosen["trials"]) == (2, False, 6)
-    assert chosen["means"] == [[1, 0.5], [2, 0.6], [3, 0.25]]
-    worse = protocol.choose([{**t, "higher_is_better": False} for t in found], [1, 2, 3])
-    assert (worse["rate"], worse["at_the_edge"]) == (3, True)
-
-
-def test_a_task_may_have_a_grid_of_its_own_and_trials_of_another_do_not_count(recorded):
-    content = copy.deepcopy(STUDY)
-    content["tasks"]["t"]["rates"] = {"full": [1e-5, 1e-4]}
-    calls, place = recorded
-    protocol.follow(protocol.read(content), place)
-    assert [call[3] for call in calls if call[:2] == ("tuning", "full")] == [[1e-5, 1e-4]]
-    assert [call[3] for call in calls if call[:2] == ("tuning", "lora")] == [[1e-3, 1e-2]] * 2
-    earlier = [trial(1, 0.9), trial(2, 0.6), trial(3, 0.2), trial(3, 0.3)]
-    assert protocol.choose(earlier, [1, 2])["trials"] == 2
-    content["tasks"]["t"]["rates"] = {"full": [1e-5]}
-    with pytest.raises(SettingError, match="every method must have the same number of rates for t"):
-        protocol.read(content)
-
-
-def test_rates_tried_unequally_often_choose_nothing():
-    with pytest.raises(SettingError, match="must try each rate equally often"):
-        protocol.choose([trial(1, 0.9), trial(1, 0.1), trial(2, 0.6)], [1, 2])
-    with pytest.raises(SettingError, match="must try each rate equally often"):
-        protocol.choose([trial(1, 0.9)], [1, 2])
-
-
-def test_strings_are_quoted_for_hydra():
-    assert protocol.words({"a": "x/y z", "b": None, "c": True, "d": 1e-3, "e": "plain_1"}) == [
-        "a='x/y z'",
-        "b=null",
-        "c=true",
-        "d=0.001",
-        "e=plain_1",
-    ]
-
-
-STUDIES = sorted((ROOT / "experiments" / "studies").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
-def test_the_studies_that_are_there_are_fair(path):
-    study = protocol.load(path)
-    assert study.settings["holdout"]
-    compared = sum(len(study.budgets) if m.get("ranked", True) else 1 for m in study.methods.values())
-    compared -= len(study.budgets)  # LoRA itself
-    assert compared * 2 / 2 ** len(study.seeds) <= 0.05, "no difference could ever be decided"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
-def test_every_method_of_a_study_runs_at_tiny_size(path, tmp_path):
-    """Its own settings reach run.py as it takes them; a map takes the ranks of the run it belongs to."""
-    study = dataclasses.replace(protocol.load(path), settings={"tiny": True, "holdout": 0.25})
-    (task, *_), (budget, *_) = study.tasks, study.budgets
-    for name, method in sorted(study.methods.items(), key=lambda item: "map_of" in item[1]):
-        asked, ranked = study, method.get("ranked", True) and "map_of" not in method
-        if "map_of" in method:
-            (source,) = (tmp_path / method["map_of"]).iterdir()
-            asked = protocol.with_map(study, name, source, seed=3)
-        words = protocol.words(protocol.settings_of(asked, task, name, budget if ranked else None))
-        inside(*words, "seed=3", f"out={tmp_path / name}")
-        (summary,) = summaries(tmp_path / name).values()
-        assert summary["status"] == "finished"
-        if "map_of" in method:
-            final = json.loads((source / "summary.json").read_text())["rank"]["final"]
-            assert sorted(summary["rank"]["final"].values()) == sorted(final.values())
 
 
 @pytest.fixture
-def recorded(tmp_path, monkeypatch):
-    """What `follow` would run, and finished records of it: dev is highest at the middle rate."""
-    calls = []
-
-    def fake(study, place, stage, task, method, budget, rates, seeds):
-        settings = protocol.settings_of(study, task, method, budget)
-        calls.append((stage, method, settings.get("rank"), list(rates), list(seeds), settings))
-        folder = place.results / stage / task / method
-        for rate in rates:
-            for seed in seeds:
-                config = {"train": {"lr": rate}, "rank": settings.get("rank", 8), "seed": seed}
-                summary = {"metric": {"best": -rate, "higher_is_better": True}}
-                name = f"{method}-{settings.get('rank')}-{rate}-s{seed}"
-                write_record(folder / f"{name}.json.gz", {"config": config, "summary": summary})
-
-    monkeypatch.setattr(protocol, "run", fake)
-    monkeypatch.setattr(protocol, "unpack", lambda *_: [])
-    return calls, protocol.Place(tmp_path / "out", tmp_path / "results", [])
+def place(tmp_path):
+    return protocol.Place(tmp_path / "out", tmp_path / "results", ["hydra/launcher=basic"])
 
 
-def test_it_tunes_then_compares_at_the_chosen_rates_and_maps_follow_their_sources(recorded):
-    calls, place = recorded
-    protocol.follow(protocol.read(STUDY), place)
-    stages = [call[0] for call in calls]
+@pytest.fixture
+def runner(monkeypatch):
+    """Leaves finished runs whose dev is highest at a rate of 1e-2."""
+    runner = Runner()
+    monkeypatch.setattr(protocol, "subprocess", runner)
+    return runner
+
+
+def rates(place, task="t"):
+    return json.loads((place.results / "tuning" / task / "rates.json").read_text())
+
+
+def test_it_tunes_then_compares_at_the_chosen_rates_and_maps_follow_their_sources(runner, place):
+    protocol.follow(read(STUDY), place)
+    stages = [stage for stage, *_ in runner.calls]
     assert stages == sorted(stages, reverse=True), "every trial comes before the first seed"
-    seeds = [call[:5] for call in calls if call[0] == "seeds"]
-    assert ("seeds", "high", 12, [1e-3], [0, 1]) in seeds
-    assert ("seeds", "full", None, [1e-4], [0, 1]) in seeds
-    maps = [call for call in calls if call[1] == "map"]
-    sources = [Path(call[5]["ranks_from"]).name for call in maps]
-    assert sources == [f"adalora-{rank}-0.01-s{seed}" for rank in (2, 8) for seed in (0, 1)]
-    assert all(call[3] == [1e-2] for call in maps)
-    assert json.loads((place.results / "tuning" / "t" / "rates.json").read_text())["lora"]["rate"] == 1e-3
+    seeds = [(arm, rates, seeds) for stage, arm, rates, seeds, _ in runner.calls if stage == "seeds"]
+    assert ("high@8", [1e-2], [0, 1]) in seeds
+    assert ("full", [1e-2], [0, 1]) in seeds
+    maps = [settings for *_, settings in runner.calls if "ranks_from" in settings]
+    sources = [Path(settings["ranks_from"].strip("'")) for settings in maps]
+    ranks = [yaml.safe_load((source / "config.yaml").read_text())["rank"] for source in sources]
+    assert [(rank, source.name[-3:]) for rank, source in zip(ranks, sources, strict=True)] == [
+        (rank, f"-s{seed}") for rank in (2, 8) for seed in (0, 1)
+    ]
+    assert {name: choice["rate"] for name, choice in rates(place).items()} == dict.fromkeys(
+        ["full", "lora", "adalora"], 1e-2
+    )
+    assert not (place.results / "claims.json").exists()
+    assert {settings["hydra/launcher"] for *_, settings in runner.calls} == {"basic"}
 
 
-def test_a_task_that_the_study_lacks_is_refused(recorded):
+def test_a_second_call_trains_nothing_also_where_only_the_results_are(runner, place, tmp_path):
+    protocol.follow(read(study({})), place)
+    before = {path: path.read_bytes() for path in place.results.rglob("*") if path.is_file()}
+    trained = runner.trained
+    for out in (place.out, tmp_path / "elsewhere"):
+        protocol.follow(read(study({})), protocol.Place(out, place.results, []))
+    assert runner.trained == trained > 0
+    assert {path: path.read_bytes() for path in place.results.rglob("*") if path.is_file()} == before
+
+
+def test_the_committed_studies_keep_their_rates():
+    """Those that were chosen before studies had checkpoints, claims and rates of cells."""
+    content = yaml.safe_load((ROOT / "experiments" / "reproduce" / "adalora_table1.yaml").read_text())
+    committed = {
+        "controls": load(ROOT / "experiments" / "studies" / "controls.yaml"),
+        "adalora_table1": table1.study(content, "small", None),
+    }
+    for name, asked in committed.items():
+        results = ROOT / "experiments" / "results" / name
+        for task in (folder.name for folder in (results / "tuning").iterdir()):
+            grids = {m: rates_of(asked, task, m) for m, method in asked.methods.items() if "rates" in method}
+            chosen = protocol.choices(asked, protocol.Place(results / "no runs", results, []), task, grids)
+            assert chosen == json.loads((results / "tuning" / task / "rates.json").read_text()), (name, task)
+
+
+def test_trials_do_not_measure_test_unless_the_study_says_so(runner, place):
+    protocol.follow(read(STUDY), place)
+    tested = {(stage, settings.get("test")) for stage, *_, settings in runner.calls}
+    assert tested == {("tuning", "false"), ("seeds", None)}
+    runner.calls.clear()
+    as_committed = study(settings={**STUDY["settings"], "test": True})
+    protocol.follow(read(as_committed), protocol.Place(place.out / "b", place.results / "b", []))
+    assert {settings["test"] for *_, settings in runner.calls} == {"true"}
+
+
+def test_each_cell_has_its_own_rate_where_the_study_says_so(runner, place):
+    best = {"adalora@2": 1e-3, "adalora@8": 1e-2}
+    runner.value = lambda settings, rate, seed: -abs(rate - best.get(settings["arm"], 1e-2))
+    protocol.follow(read(study(rates_per="cell")), place)
+    chosen = {name: choice["rate"] for name, choice in rates(place).items()}
+    assert chosen == {"full": 1e-2, "lora@2": 1e-2, "lora@8": 1e-2, **best}
+    assert {choice["trials"] for choice in rates(place).values()} == {6}
+    compared = {arm: rates for stage, arm, rates, *_ in runner.calls if stage == "seeds"}
+    assert [compared[arm] for arm in ("adalora@2", "map@2", "adalora@8", "map@8")] == [[1e-3], [1e-3], [1e-2], [1e-2]]
+
+
+def test_a_best_rate_at_the_edge_extends_every_grid_alike(runner, place, capsys):
+    best = {"full": 0.09, "lora@2": 1e-2, "lora@8": 1e-2}
+    runner.value = lambda settings, rate, seed: -abs(rate - best.get(settings["arm"], 1e-4))
+    protocol.follow(read(study({})), place)
+    found = rates(place)
+    grids = {name: [rate for rate, _ in choice["means"]] for name, choice in found.items()}
+    assert grids["lora@2"] == grids["adalora@8"] == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0], "lora's was inside"
+    assert grids["full"] == [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
+    assert found["full"]["added"] == [1e-6, 1e-5, 1e-1, 1.0]
+    assert {choice["trials"] for choice in found.values()} == {2 * 7}
+    assert [found[name]["rate"] for name in ("full", "lora@2", "adalora@2")] == [1e-1, 1e-2, 1e-4]
+    assert not any(choice["at_the_edge"] for choice in found.values())
+    assert "a best rate lies at the edge of its grid; every grid grows by" in capsys.readouterr().out
+
+
+def test_a_rate_that_stays_at_the_edge_is_refused_or_accepted(runner, place, capsys):
+    runner.value = lambda settings, rate, seed: rate
+    with pytest.raises(
+        SettingError, match=r"methods.full.rates must hold the best rate inside .* \(got 0.1 for full on t"
+    ):
+        protocol.follow(read(study({}, extend=1)), place)
+    assert rates(place)["full"]["added"] == [0.1]
+    assert all(stage == "tuning" for stage, *_ in runner.calls), "nothing is compared"
+    protocol.follow(read(study({}, extend=1, edge="accept")), place)
+    assert "t, full: train.lr=0.1 after 8 trials, at the edge of its grid: widen it" in capsys.readouterr().out
+    assert any(stage == "seeds" for stage, *_ in runner.calls)
+
+
+def test_a_trial_that_diverges_rules_its_rate_out(runner, place):
+    """In that cell alone; a failed run still ends the protocol, and so does a diverged one of the comparison."""
+    runner.value = lambda settings, rate, seed: -abs(rate - 9e-2)
+    runner.state = lambda settings, rate, seed: (
+        "diverged" if (settings["arm"], rate) == ("lora@8", 1e-1) else "finished"
+    )
+    protocol.follow(read(study(rates_per="cell")), place)
+    found = rates(place)
+    assert (found["lora@2"]["rate"], found["lora@8"]["rate"]) == (1e-1, 1e-2)
+    assert found["lora@8"]["means"][-1] == [1e-1, None]
+    assert (found["lora@8"]["trials"], found["lora@8"]["at_the_edge"]) == (6, False)
+    runner.state = lambda settings, rate, seed: "failed" if seed == 101 else "finished"
+    with pytest.raises(SystemExit):
+        protocol.follow(read(study()), protocol.Place(place.out / "b", place.results / "b", []))
+    runner.state = lambda settings, rate, seed: "diverged" if seed == 1 else "finished"
+    with pytest.raises(SystemExit):
+        protocol.follow(read(study()), protocol.Place(place.out / "c", place.results / "c", []))
+
+
+def test_claims_are_declared_before_the_first_seed_of_the_comparison(runner, place):
+    seen = []
+    runner.before = lambda: seen.append(
+        (len(runner.calls), claims.load(place.results), claims.load(place.out / "seeds"))
+    )
+    asked = read(study({}), "mine")
+    protocol.follow(asked, place)
+    first = next(i for i, (stage, *_) in enumerate(runner.calls) if stage == "seeds")
+    _, declared, copied = seen[first]
+    assert declared == copied
+    assert (declared.study, declared.claims, declared.hash) == ("mine", asked.claims, claims.digest(asked.claims))
+    assert json.loads((place.out / "seeds" / "rates.json").read_text()) == {"t": rates(place)}
+
+
+def test_claims_that_change_after_runs_are_recorded_and_said(runner, place, capsys):
+    protocol.follow(read(study({})), place)
+    runs = len(record_files(place.results / "seeds"))
+    protocol.follow(read(study({"alpha": 0.01})), place)
+    assert f"The claims have changed after {runs} runs of the comparison" in capsys.readouterr().out
+    for folder in (place.results, place.out / "seeds"):
+        found = claims.load(folder)
+        assert found.claims.alpha == 0.01
+        assert [(change.claims.alpha, change.runs) for change in found.changes] == [(0.05, runs)]
+    protocol.follow(read(study({"alpha": 0.01})), place)
+    assert "changed" not in capsys.readouterr().out
+
+
+def test_claims_come_before_the_runs_and_do_not_go_after_them(runner, place, tmp_path):
+    plain = read(study(rates_per="cell"))
+    protocol.follow(plain, place)
+    with pytest.raises(SettingError, match="claims must be declared before the first run of the comparison"):
+        protocol.follow(read(study({})), place)
+    declared = protocol.Place(tmp_path / "o", tmp_path / "r", [])
+    protocol.follow(read(study({})), declared)
+    with pytest.raises(SettingError, match=r"the study must keep its claims \(got none; \S+claims.json has some\)"):
+        protocol.follow(plain, declared)
+
+
+def test_a_metric_that_is_not_the_claimed_one_is_refused(runner, place):
+    with pytest.raises(
+        SettingError, match=r"claims.metrics.t must be the metric of its runs, accuracy \(got matthews\)"
+    ):
+        protocol.follow(read(study({"metrics": {"t": "matthews"}})), place)
+
+
+LOOKS = {"looks": [3, 6], "margins": {"t": 0.05}}
+SEEDS = {"seeds": list(range(9)), "tuning": [100]}
+
+
+def scores(settings, rate, seed):
+    """adalora is far better than lora, and lora@8 than lora@2; between map and high there is much noise."""
+    noise = 0.03 * ((seed * 7 + len(settings["arm"]) * 3) % 5 - 2)
+    method, _, rank = settings["arm"].partition("@")
+    level = {"adalora": 0.9, "map": 0.7, "high": 0.5, "lora": 0.3 if rank == "2" else 0.6}.get(method, 0.2)
+    return level + noise * (4 if method == "map" else 0.1) - abs(rate - 1e-2)
+
+
+def test_looks_stop_what_is_decided_and_drop_what_nobody_needs(runner, place, capsys):
+    runner.value = scores
+    asked = read(study(LOOKS, **SEEDS))
+    protocol.follow(asked, place, looking=True)
+    looks = json.loads((place.results / "looks.json").read_text())
+    assert looks["hash"] == claims.digest(asked.claims)
+    words = {
+        row["seeds"]: {f"{row['of']} − {row['against']}": row["word"] for row in look["claims"]}
+        for look in looks["tasks"]["t"]
+        for row in look["claims"]
+    }
+    decided = next(seeds for seeds, rows in words.items() if rows.get("adalora@2 − lora@2") == "better")
+    last = max(words)
+    assert decided < last
+    assert words[last].keys() == {"map@2 − high@2", "map@8 − high@8"}
+    assert [look["seeds"] for look in looks["tasks"]["t"]] == [3, 6, 9]
+    seeds = {}
+    for stage, arm, _, used, _ in runner.calls:
+        if stage == "seeds":
+            seeds[arm] = seeds.get(arm, set()) | set(used)
+    assert seeds["lora@2"] == set(range(decided)), "nothing that is undecided needs it"
+    assert seeds["map@2"] == seeds["adalora@2"] == set(range(last)), "a map needs the run that its ranks come from"
+    assert "full" not in seeds, "no claim names it"
+    assert "t, 3 seeds: adalora@2 − lora@2: +0.6" in capsys.readouterr().out
+    assert (place.out / "seeds" / "looks.json").read_bytes() == (place.results / "looks.json").read_bytes()
+
+    trained, before = runner.trained, (place.results / "looks.json").read_bytes()
+    runner.calls.clear()
+    protocol.follow(asked, place, looking=True)
+    assert (runner.trained, (place.results / "looks.json").read_bytes()) == (trained, before)
+    assert {stage for stage, *_ in runner.calls} == {"tuning"}, "recorded looks are not run again"
+    (place.results / "looks.json").unlink()
+    protocol.follow(asked, place, looking=True)
+    assert (runner.trained, (place.results / "looks.json").read_bytes()) == (trained, before)
+
+
+def test_looks_need_looks_and_tasks_must_be_the_study_s(runner, place):
+    with pytest.raises(SettingError, match=r"--looks must have a study whose claims have looks \(got none\)"):
+        protocol.follow(read(study({})), place, looking=True)
     with pytest.raises(SettingError, match=r"--tasks must be among t \(got u\)"):
-        protocol.follow(protocol.read(STUDY), recorded[1], ["u"])
+        protocol.follow(read(STUDY), place, ["u"])
+    assert runner.calls == []
 
 
-def test_a_study_that_is_none_is_a_sentence(tmp_path):
-    with pytest.raises(SettingError, match=r"study must be a YAML file .* \(got \S+absent.yaml: .*No such file"):
-        protocol.load(tmp_path / "absent.yaml")
-    path = tmp_path / "study.yaml"
-    path.write_text("a: [")
-    with pytest.raises(SettingError, match=r"study must be a YAML file .* \(got \S+study.yaml: "):
-        protocol.load(path)
-    path.write_text("")
-    with pytest.raises(SettingError, match=r"the study must have exactly the parts budgets, methods, .* no parts"):
-        protocol.load(path)
-    path.write_text(yaml.safe_dump({**{k: v for k, v in STUDY.items() if k != "seeds"}, "sedes": [0]}))
-    with pytest.raises(SettingError, match=r"the study must have .* \(got sedes, seeds missing or unknown\)"):
-        protocol.load(path)
-    path.write_text(yaml.safe_dump(STUDY))
-    assert protocol.load(path).budgets == [2, 8]
+def command(*words):
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["protocol.py", *map(str, words)])
+        status = protocol.main()
+    return SimpleNamespace(status=status, out=out.getvalue(), err=err.getvalue())
+
+
+def test_plan_trains_nothing_and_says_what_the_claims_need(runner, place, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(study(LOOKS, **SEEDS)))
+    places = ["--out", place.out, "--results", place.results]
+    done = command(file, *places, "--plan")
+    assert (done.status, done.out) == (2, "")
+    assert "--plan must find finished runs of the study's tasks in --results or --from" in done.err
+    runner.value = scores
+    earlier = protocol.Place(tmp_path / "eo", tmp_path / "earlier", [])
+    protocol.follow(read(STUDY), earlier)
+    trained = runner.trained
+    done = command(file, *places, "--plan", "--from", earlier.results)
+    assert done.status == 0, done.err
+    assert runner.trained == trained
+    assert [path.name for path in place.results.iterdir()] == ["plan.json"]
+    assert "In total " in done.out
+    plain = tmp_path / "plain.yaml"
+    plain.write_text(yaml.safe_dump(STUDY))
+    assert "--plan must have a study with claims (got none)" in command(plain, *places, "--plan").err
+
+
+def in_this_one(words):
+    """The command with each of its sweeps in this process, and pages without figures."""
+    sweeps = SimpleNamespace(run=lambda command: SimpleNamespace(returncode=run_main(command[2:])))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol, "subprocess", sweeps)
+        patch.setattr("analysis.figures.figures", lambda *_: iter(()))
+        return command(*words)
+
+
+@pytest.mark.slow
+def test_a_declared_study_runs_at_tiny_size_from_the_plan_to_the_report(tmp_path):
+    content = yaml.safe_load((ROOT / "experiments" / "studies" / "controls_declared.yaml").read_text())
+    content |= {"settings": {"tiny": True, "holdout": 0.25}, "tuning": [100], "seeds": [0, 1, 2, 3], "edge": "accept"}
+    content["claims"]["looks"] = [3]
+    for method in content["methods"].values():
+        if "rates" in method:
+            method["rates"] = method["rates"][1:3]
+    file, out, results = tmp_path / "declared.yaml", tmp_path / "out", tmp_path / "results"
+    file.write_text(yaml.safe_dump(content))
+    words = [file, "--out", out, "--results", results]
+    done = in_this_one([*words, "--looks"])
+    assert done.status == 0, done.err
+    assert claims.load(results) == claims.load(out / "seeds")
+    looks = json.loads((results / "looks.json").read_text())["tasks"]["rotten_tomatoes"]
+    named = [contrast["name"] for contrast in content["claims"]["contrasts"]]
+    assert [row["name"] for row in looks[0]["claims"]] == [*named, "assay"]
+    assert f"report: {out / 'seeds' / 'report' / 'index.html'}" in done.out
+    found = report.load(out / "seeds")
+    assert (found.declared.study, found.family.declared, found.family.missing) == ("declared", True, [])
+    assert [verdict.comparison.name for verdict in found.family.verdicts[0]] == named, "every arm has its runs"
+    assert len(found.family.assays[0]) == 1
+    trials = [json.loads(path.read_text())["metric"] for path in (out / "tuning").rglob("summary.json")]
+    assert all(metric.get("test") is None for metric in trials)
+    records = {path: path.read_bytes() for path in record_files(results)}
+    planned = in_this_one([*words, "--plan"])
+    assert planned.status == 0, planned.err
+    assert planned.out.count("SD of paired differences") == 4
+    again = in_this_one([*words, "--looks"])
+    assert (again.status, {path: path.read_bytes() for path in record_files(results)}) == (0, records)

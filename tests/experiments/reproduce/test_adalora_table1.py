@@ -16,6 +16,7 @@ from scipy.stats import t as student
 from adarank.harness.config.compose import spec_from
 from adarank.runs.packed import record_files
 from experiments import protocol
+from experiments import study as studies
 from experiments.pack import write_record
 from experiments.reproduce import adalora_table1 as table1
 from tests.experiments.test_run import main as run_main
@@ -121,7 +122,7 @@ def test_the_paper_s_scale_is_settled(method):
     """Composed and checked, not run: it needs the hub."""
     study = table1.study(CONTENT, "paper", None)
     budget = None if method == "full" else 2
-    words = protocol.words(protocol.settings_of(study, "cola", method, budget))
+    words = studies.words(studies.settings_of(study, "cola", studies.Cell(method, budget)))
     spec = spec_from(words)
     assert spec.train.steps == 6700
     assert spec.holdout == 0.05

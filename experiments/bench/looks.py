@@ -1,0 +1,87 @@
+"""What judging at looks costs and saves: errors and mean number of seeds of analysis/stats/looks.py, simulated.
+
+    python experiments/bench/looks.py --json experiments/results/looks.json
+
+Each cell draws paired differences of a true effect (in standard deviations of a difference), judges them at every look
+until a word other than "go on" falls, and counts the words. `better` where the effect is 0, or `worse`, is an error, and
+so is `equivalent` where the effect is the margin or more. Beside it, what a t test of all seeds at the same level finds.
+"""
+
+import argparse
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from adarank.runs.files import write_json
+from analysis import stats
+
+SPREADS = {"normal": 1.0, "heavy tails": math.sqrt(3.0)}  # the second: Student's t with three degrees of freedom
+
+
+def simulate(
+    looks: Sequence[int], alpha: float, margin: float, effect: float, tails: str, simulations: int, seed: int
+) -> dict[str, Any]:
+    """Shares of the words, the mean and quartiles of the number of seeds at which they fell, and the plain test."""
+    draws = np.random.default_rng(seed)
+    size = (simulations, looks[-1])
+    noise = draws.standard_normal(size) if tails == "normal" else draws.standard_t(3, size) / SPREADS[tails]
+    ends = [_end(differences, looks, alpha, margin) for differences in noise + effect]
+    words, seeds = Counter(word for word, _ in ends), np.array([n for _, n in ends])
+    return {
+        "effect": effect,
+        "tails": tails,
+        "words": {word: words[word] / simulations for word in sorted(words)},
+        "mean_seeds": float(seeds.mean()),
+        "quartiles": np.quantile(seeds, [0.25, 0.5, 0.75]).tolist(),
+        "found_without_looks": float(np.mean([stats.p_value(stats.paired(d)) <= alpha for d in noise + effect])),
+    }
+
+
+def _end(differences: NDArray[np.float64], looks: Sequence[int], alpha: float, margin: float) -> tuple[str, int]:
+    """The first word that is not "go on", and the number of seeds behind it."""
+    for n in looks:
+        word = stats.looks.judge(differences[:n], looks, alpha, margin).word
+        if word != stats.looks.GO_ON:
+            break
+    return word, n
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the findings to this file")
+    parser.add_argument("--looks", type=int, nargs="+", default=[6, 9, 12, 16, 20], help="numbers of seeds, rising")
+    parser.add_argument("--simulations", type=int, default=20_000)
+    parser.add_argument("--claims", type=int, nargs="+", default=[1, 6], help="sizes of the family: alpha is divided")
+    parser.add_argument("--effects", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0], help="true differences")
+    parser.add_argument("--margin", type=float, default=0.5)
+    options = parser.parse_args()
+    alpha, looks, families = 0.05, tuple(options.looks), []
+    for count in options.claims:
+        settings = (looks, alpha / count, options.margin)
+        cells = [simulate(*settings, effect, "normal", options.simulations, 0) for effect in options.effects]
+        cells.append(simulate(*settings, 0.0, "heavy tails", options.simulations, 1))
+        families.append({"claims": count, "levels": stats.looks.levels(looks, alpha / count), "cells": cells})
+        for cell in cells:
+            shares = ", ".join(f"{word} {share:.4f}" for word, share in cell["words"].items())
+            print(
+                f"{count} claims, {cell['effect']:g} SD, {cell['tails']}: {cell['mean_seeds']:.1f} seeds; {shares}; "
+                f"without looks {cell['found_without_looks']:.4f}",
+                flush=True,
+            )
+    if options.json:
+        about = {"looks": options.looks, "alpha": alpha, "margin": options.margin, "simulations": options.simulations}
+        write_json(options.json, {**about, "families": families})
+        print(options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

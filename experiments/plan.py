@@ -1,0 +1,210 @@
+"""How many seeds and minutes the claims of a study need, by the runs that exist: `protocol.py STUDY --plan`."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev, variance
+from typing import Any, NamedTuple
+
+from adarank.errors import SettingError
+from analysis import claims, stats
+from experiments.looks import ASSAY, ASSAY_MARGINS, Pair, pairs
+from experiments.outcomes import STAGES, Outcome, outcomes
+from experiments.study import Study, cells, rates_of, trials, tuned_cell
+
+FILE = "plan.json"
+POWER = 0.8
+FEWEST = 3  # pairs that say something about their spread
+
+
+class Spread(NamedTuple):
+    """How far paired differences spread. value: their standard deviation (None: unknown); source: where it comes from;
+    paired: from paired runs, else an upper bound where paired runs correlate."""
+
+    value: float | None
+    source: str
+    paired: bool
+
+
+def plan(study: Study, source: Path) -> dict[str, Any]:
+    """The content of plan.json: seeds and minutes of every claim and arm. source: results, packed, of this study or of
+    an earlier one. Raises SettingError without claims or without a finished run of one of the study's tasks."""
+    if study.claims is None:
+        raise SettingError("--plan must have a study with claims (got none)")
+    known = {task: _by_arm(study, source, task) for task in study.tasks}
+    if not any(any(stages.values()) for stages in known.values()):
+        raise SettingError(
+            f"--plan must find finished runs of the study's tasks in --results or --from (got {source}); run the trials, "
+            "or name the results of an earlier study"
+        )
+    rows = [row for task in study.tasks for row in _rows(study, task, known[task])]
+    minutes = {task: _minutes(study, known[task]) for task in study.tasks}
+    timed = [value for arms in minutes.values() for value in arms.values() if value is not None]
+    filled = {
+        task: {arm: fmean(timed) if m is None else m for arm, m in arms.items()} for task, arms in minutes.items()
+    }
+    seeds = {task: sum(arms.values()) * len(study.seeds) for task, arms in filled.items()}
+    tuning = {task: sum(_tried(study, task, name, arms) for name in study.methods) for task, arms in filled.items()}
+    total = sum(seeds.values()) + sum(tuning.values())
+    return {
+        "study": study.name,
+        "hash": claims.digest(study.claims),
+        "source": source.name,
+        "seeds": len(study.seeds),
+        "power": POWER,
+        "claims": rows,
+        "warnings": [*_margin_warnings(rows), *_time_warnings(minutes)],
+        "minutes_per_run": filled,
+        "minutes": {"trials": tuning, "seeds": seeds, "total": total},
+    }
+
+
+def _by_arm(study: Study, source: Path, task: str) -> dict[str, dict[str, list[Outcome]]]:
+    """{stage: {arm: its finished runs}} of a task, arms of the study only."""
+    arms = {cell.arm for cell in cells(study)}
+    found: dict[str, dict[str, list[Outcome]]] = {stage: {} for stage in STAGES}
+    for stage in STAGES:
+        for method in study.methods:
+            for outcome in outcomes(study, source, stage, task, method):
+                if outcome.arm in arms:
+                    found[stage].setdefault(outcome.arm, []).append(outcome)
+    return found
+
+
+def _rows(study: Study, task: str, known: Mapping[str, Mapping[str, list[Outcome]]]) -> Iterable[dict[str, Any]]:
+    assert study.claims is not None
+    tuned = {cell.arm: tuned_cell(study, cell).arm for cell in cells(study)}
+    for pair in pairs(study, task):
+        spread = _spread(pair, known, tuned)
+        level = stats.looks.levels(study.claims.stages, pair.level)[-1]
+        sd, planned = spread.value, len(study.seeds)
+        yield {
+            "task": task,
+            **pair._asdict(),
+            "level": level,
+            "spread": sd,
+            "source": spread.source,
+            "paired": spread.paired,
+            "difference": _difference(pair, known, tuned),
+            "needed": None if sd is None else stats.pairs_needed(pair.margin, sd, level, POWER),
+            "power": None if sd is None else (stats.power(pair.margin / sd, planned, level) if sd else 1.0),
+        }
+
+
+def _at_best(runs: Sequence[Outcome]) -> list[Outcome]:
+    """The runs at the rate of the best mean on dev, among those that were tried most often."""
+    by_rate: dict[float, list[Outcome]] = {}
+    for run in runs:
+        by_rate.setdefault(run.rate, []).append(run)
+    most = max(map(len, by_rate.values()))
+    sign = 1 if runs[0].higher_is_better else -1
+    return max(
+        (tried for tried in by_rate.values() if len(tried) == most), key=lambda t: sign * fmean(r.dev for r in t)
+    )
+
+
+def _spread(pair: Pair, known: Mapping[str, Mapping[str, list[Outcome]]], tuned: Mapping[str, str]) -> Spread:
+    """From paired seeds, else paired trials, else √(SD² + SD²) of the trials of both arms, else √2 · SD of any arm."""
+    for stage in reversed(STAGES):
+        arms = known[stage]
+        if pair.of in arms and pair.against in arms:
+            ours, theirs = ({run.seed: run.value for run in _at_best(arms[arm])} for arm in (pair.of, pair.against))
+            both = ours.keys() & theirs.keys()
+            if len(both) >= FEWEST:
+                spread = stdev(ours[seed] - theirs[seed] for seed in both)
+                return Spread(spread, f"{len(both)} pairs of {stage}", True)
+    of_arm = {arm: value for arm, runs in known["tuning"].items() if (value := _variance(runs)) is not None}
+    mine = [of_arm[arm] for arm in (_tuned(pair.of, tuned, of_arm), _tuned(pair.against, tuned, of_arm)) if arm]
+    if mine:
+        return Spread(math.sqrt(2 * fmean(mine)), f"unpaired trials of {len(mine)} of its arms", False)
+    if of_arm:
+        return Spread(math.sqrt(2 * fmean(of_arm.values())), "unpaired trials of other arms", False)
+    return Spread(None, "no trials of two seeds", False)
+
+
+def _tuned(arm: str, tuned: Mapping[str, str], known: Mapping[str, Any]) -> str | None:
+    """The arm itself, or the one whose rate it takes, whichever has trials."""
+    return next((name for name in (arm, tuned[arm]) if name in known), None)
+
+
+def _variance(runs: Sequence[Outcome]) -> float | None:
+    """The variance over seeds at one rate, pooled over the best rate and those next to it; None without two seeds."""
+    rates = sorted({run.rate for run in runs})
+    best = rates.index(_at_best(runs)[0].rate)
+    groups = [[run.value for run in runs if run.rate == rate] for rate in rates[max(0, best - 1) : best + 2]]
+    groups = [group for group in groups if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in groups)
+    return sum((len(group) - 1) * variance(group) for group in groups) / freedom if freedom else None
+
+
+def _difference(pair: Pair, known: Mapping[str, Mapping[str, list[Outcome]]], tuned: Mapping[str, str]) -> float | None:
+    """of − against at their best rates, in the metric's direction, by the seeds or else the trials."""
+    for stage in reversed(STAGES):
+        arms = known[stage]
+        if pair.of in arms and pair.against in arms:
+            ours, theirs = (_at_best(arms[arm]) for arm in (pair.of, pair.against))
+            sign = 1 if ours[0].higher_is_better else -1
+            return sign * (fmean(run.value for run in ours) - fmean(run.value for run in theirs))
+    return None
+
+
+def _minutes(study: Study, known: Mapping[str, Mapping[str, list[Outcome]]]) -> dict[str, float | None]:
+    """Minutes of a run of every arm, by its own runs, or by those of the arm whose rate it takes."""
+    runs: dict[str, list[float]] = {}
+    for arms in known.values():
+        for arm, found in arms.items():
+            runs.setdefault(arm, []).extend(run.minutes for run in found)
+    tuned = {cell.arm: tuned_cell(study, cell).arm for cell in cells(study)}
+    used = {arm: _tuned(arm, tuned, runs) for arm in tuned}
+    return {arm: None if source is None else fmean(runs[source]) for arm, source in used.items()}
+
+
+def _tried(study: Study, task: str, method: str, minutes: Mapping[str, float]) -> float:
+    """Minutes of a method's trials, without extensions of its grid."""
+    if "rates" not in study.methods[method]:
+        return 0.0
+    arms = {cell.budget: cell.arm for cell in cells(study) if cell.method == method}
+    runs = [minutes[arms[budget]] * len(seeds) for budget, seeds in trials(study, method)]
+    return sum(runs) * len(rates_of(study, task, method))
+
+
+def _margin_warnings(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """The margin is at most a third of the assay's difference."""
+    for row in (row for row in rows if row["name"] == ASSAY):
+        margin, shown = row["margin"] / ASSAY_MARGINS, row["difference"]
+        about = f"{row['task']}: the assay, {row['of']} − {row['against']},"
+        if shown is None:
+            yield f"{about} has no runs of both arms, so that its difference is unknown"
+        elif margin > shown / ASSAY_MARGINS:
+            yield f"{about} is {shown:+.4f} here; the margin, {margin:g}, must be at most a third of it"
+
+
+def _time_warnings(minutes: Mapping[str, Mapping[str, float | None]]) -> Iterable[str]:
+    for task, arms in minutes.items():
+        if untimed := [arm for arm, value in arms.items() if value is None]:
+            yield f"{task}: no run says how long {', '.join(untimed)} takes; the mean of all other arms is used"
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """The plan as the terminal shows it."""
+    lines = [f"Seeds for the margin at {found['power']:.0%} power, {found['seeds']} planned, by {found['source']}:"]
+    for row in found["claims"]:
+        name = f"{row['task']}, {'assay' if row['name'] == ASSAY else row['name']}: {row['of']} − {row['against']}"
+        if row["spread"] is None:
+            lines.append(f"{name}: unknown, {row['source']}")
+            continue
+        needed = "more than 10,000 seeds" if row["needed"] is None else f"{row['needed']} seeds"
+        bound = "" if row["paired"] else ": an upper bound"
+        per_run = found["minutes_per_run"][row["task"]]
+        lines += [
+            f"{name}: {needed} for {row['margin']:g} at level {row['level']:.2g}; power {row['power']:.2f} as planned",
+            f"    SD of paired differences {row['spread']:.4f} ({row['source']}{bound}); "
+            f"{per_run[row['of']] + per_run[row['against']]:.1f} minutes per seed",
+        ]
+    lines += [f"warning: {warning}" for warning in found["warnings"]]
+    minutes = found["minutes"]
+    for task in minutes["seeds"]:
+        lines.append(
+            f"{task}: {minutes['trials'][task]:.0f} minutes of trials, {minutes['seeds'][task]:.0f} of the comparison"
+        )
+    return "\n".join([*lines, f"In total {minutes['total']:.0f} minutes, one run at a time."])
