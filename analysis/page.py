@@ -23,6 +23,7 @@ from analysis.verdicts import Family, Verdict, collapse_cells
 CARDS = 6  # comparisons with a large card
 FILLED = 3  # large cards that the undecided fill up to
 LISTED = 16  # further comparisons, one line each; the tables hold the rest
+MATRIX_ROWS = 12  # configurations in the table of scores before the others are asked for
 MAPS = 6  # rank maps on the first screen
 NAMED = 3  # examples in a sentence
 SPOKEN = 2  # maps in a sentence
@@ -223,8 +224,8 @@ def rank_maps(tables: Sequence[Table], tasks: Sequence[str], names: Sequence[Map
     for place, (table, task, of_table) in enumerate(zip(tables, tasks, names, strict=True), 1):
         by_rank = sorted(filter(has_map, table.tuned), key=lambda row: row.final_rank or 0.0)
         largest = {table.kinds[row]: row for row in by_rank}  # the last of a kind stays
-        found += [_rank_map(place, task, of_table[row], row) for row in largest.values()]
-    return found[:MAPS]
+        found += [(place, task, of_table[row], row) for row in largest.values()]
+    return [_rank_map(*each) for each in found[:MAPS]]
 
 
 def settings(tables: Sequence[Table], family: Family) -> dict[str, Any]:
@@ -424,10 +425,10 @@ def _what_it_costs(judged: Sequence[Judged]) -> str:
             measured.setdefault(against, []).append(f"{of} {' and '.join(filter(None, (time, memory)))}")
     if not measured:
         return "Not comparable: no two configurations were measured on the same device." if judged else formats.BLANK
-    return " ".join(
-        f"Step time and memory relative to {against}: {'; '.join(parts[:NAMED])}"
-        + (f"; {len(parts) - NAMED} more in the table." if len(parts) > NAMED else ".")
-        for against, parts in list(measured.items())[:2]
+    against, parts = next(iter(measured.items()))
+    more = sum(map(len, measured.values())) - len(parts[:NAMED])
+    return f"Step time and memory relative to {against}: {'; '.join(parts[:NAMED])}" + (
+        f"; {more} more comparison{'s' * (more > 1)} in the table." if more else "."
     )
 
 
@@ -470,9 +471,9 @@ def _matrix(
     by_name: dict[str, dict[int, Row]] = {}
     for place, (table, of_table) in enumerate(zip(tables, names, strict=True)):
         tuned = set(table.tuned)
-        for row in table.rows:
-            if row in tuned or row in marks:
-                by_name.setdefault(of_table[row], {})[place] = row
+        chosen = [row for row in table.rows if row in tuned or row in marks]
+        for row in chosen if len(chosen) <= MATRIX_ROWS else table.best_first(chosen):
+            by_name.setdefault(of_table[row], {})[place] = row
     rows = []
     for name, by_place in by_name.items():
         cells = [
@@ -482,6 +483,9 @@ def _matrix(
         runs = tuple(run for row in by_place.values() for run in row.runs)
         kept = next(iter(by_place.values())).kept
         rows.append((name, formats.BLANK if kept is None else formats.short_count(kept), tuple(cells), runs))
+    if len(rows) > MATRIX_ROWS:  # those that are shown before the others are asked for
+        decided = {BETTER, WORSE, MARKS["equivalent"]}
+        rows.sort(key=lambda row: not any(sign in decided for cell in row[2] if cell for sign, _ in cell.marks))
     return Matrix(tuple(enumerate(tasks, 1)), tuple(rows))
 
 

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -29,7 +30,7 @@ from analysis.verdicts import Family, family
 
 SHOWN = 30  # rows of a smaller table that the terminal prints
 WIDTH = 100  # characters of a line where there is no terminal
-ROWS, MATRIX_ROWS = 20, 12  # of a table and of the matrix, before the others are asked for
+ROWS = 20  # of a table, before the others are asked for
 WORDS = ("comparison", "verdict", "state", "reason")  # columns of words, which may need several lines
 LEGEND = (
     "± is the half-width of a 95% t interval of the mean over the n seeds; one seed gives no interval.",
@@ -68,6 +69,11 @@ class Report:
     family: Family
     declared: Declared | None
 
+    @cached_property
+    def front(self) -> page.Front:
+        """What the page's first screen and the terminal say first."""
+        return page.front(self.runs, self.tables, self.family, self.declared)
+
 
 class Section(NamedTuple):
     """What the page shows of one table: its short name, the results, the verdicts on them, the tables that are folded,
@@ -104,9 +110,8 @@ def load(out: Path) -> Report:
 def as_text(report: Report, width: int = WIDTH) -> str:
     """For the terminal: the verdicts first, then the tables, the runs that do not count, how to read the tables. No line
     is longer than `width`."""
-    front = page.front(report.runs, report.tables, report.family, report.declared)
-    answers = [f"{question} {answer}" for question, answer in front.answers]
-    lines = [*answers, front.standing, *front.warnings, *assay_lines(report)]
+    answers = [f"{question} {answer}" for question, answer in report.front.answers]
+    lines = [*answers, report.front.standing, *report.front.warnings, *assay_lines(report)]
     parts = ["\n".join(export.wrap(line, width) for line in lines)]
     for table, judged in zip(report.tables, report.family.verdicts, strict=True):
         parts += [export.plain(text_table, width) for text_table in verdict_table(table, report.family, judged)]
@@ -231,7 +236,7 @@ def _render(
     ids = itertools.count(1)
     return environment.get_template("report.html.j2").render(
         name=name,
-        front=page.front(report.runs, report.tables, report.family, report.declared),
+        front=report.front,
         sections=sections,
         across=across,
         profiles=profiles,
@@ -241,7 +246,7 @@ def _render(
         settings=json.dumps(page.settings(report.tables, report.family)).replace("<", "\\u003c"),
         rank=formats.rank,
         rows_shown=ROWS,
-        matrix_shown=MATRIX_ROWS,
+        matrix_shown=page.MATRIX_ROWS,
         words=WORDS,
         link=lambda run: f"../{quote(run.name)}/",
         next_id=lambda: next(ids),

@@ -165,6 +165,19 @@ def test_the_matrix_has_every_method_on_every_task_with_its_mark_and_cost(tmp_pa
     assert rows["lora 8"][1].score == "0.9000"
 
 
+def test_of_many_configurations_the_decided_and_the_best_on_dev_come_first_in_the_matrix(tmp_path, write_run):
+    for seed in range(6):
+        write_run(tmp_path, "lora", seed, metric__test=BASE + 0.01 * seed, metric__last=0.5)
+        for i in range(14):
+            gain = -0.05 + 0.0001 * seed if i == 13 else 0.03 * (-1) ** seed
+            write_run(
+                tmp_path, f"m{i}", seed, metric__test=BASE + 0.01 * seed + gain, metric__last=0.6 + 0.01 * (i % 13)
+            )
+    names = [row[0] for row in front_of(tmp_path).matrix.rows]
+    assert names[:3] == ["m13 12 → 8", "m12 12 → 8", "m11 12 → 8"]
+    assert names[-1] == "lora 8"
+
+
 def test_only_maps_that_a_method_chose_are_drawn(tmp_path, write_run):
     for seed in (0, 1):
         source = write_run(tmp_path, "adalora", seed)
