@@ -146,7 +146,7 @@ def front(runs: Sequence[Run], tables: Sequence[Table], family: Family, declared
     maps = rank_maps(tables, tasks, names)
     cards, lines, left = _cards(judged)
     return Front(
-        facts=_facts(runs, tables, tasks),
+        facts=_facts(runs, tables, tasks, declared),
         standing=standing(declared),
         warnings=warnings(family, declared),
         answers=(
@@ -268,7 +268,9 @@ def _names(verdict: Verdict, names: Mapping[Row, str]) -> tuple[str, str]:
     return of, against
 
 
-def _facts(runs: Sequence[Run], tables: Sequence[Table], tasks: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def _facts(
+    runs: Sequence[Run], tables: Sequence[Table], tasks: Sequence[str], declared: Declared | None
+) -> tuple[tuple[str, str], ...]:
     rows = [row for table in tables for row in table.rows]
     kinds = dict.fromkeys(bracketed(table.kinds[row]) for table in tables for row in table.rows)
     seeds = sorted({len(row.scores) for table in tables for row in table.tuned})
@@ -278,13 +280,14 @@ def _facts(runs: Sequence[Run], tables: Sequence[Table], tasks: Sequence[str]) -
     ]
     checkpoints = {rows[0].runs[0].checkpoint} if any(table.split == "test" for table in tables) else {"last"}
     count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    planned = f" of {declared.claims.seeds} planned" if declared else ""
     targets = dict.fromkeys(table.targets for table in tables if table.targets)
     facts = [
         ("model", listed(dict.fromkeys(table.model for table in tables), 4)),
         ("targets", listed(targets, 3)),
         ("tasks" if len(tasks) > 1 else "task", listed(dict.fromkeys(table.task for table in tables), 8)),
         ("methods", listed(kinds, 8)),
-        ("seeds", count),
+        ("seeds", count + planned),
         ("judged by", f"{listed(metrics)}, {listed(checkpoints)} checkpoint"),
         ("runs", state_counts(runs)),
     ]
@@ -373,7 +376,7 @@ def _which_is_better(judged: Sequence[Judged], tables: int) -> str:
             + " that one method is better."
         )
     text = "; ".join(found[:NAMED]) + (f"; {len(found) - NAMED} more below" if len(found) > NAMED else "") + "."
-    return text + (f" Of {len(judged)} comparisons, {rest} {'is' if rest == 1 else 'are'} undecided." if rest else "")
+    return text + (f" Of {len(judged)} comparisons, {rest} {'is' if rest == 1 else 'are'} not decided." if rest else "")
 
 
 def _on(tasks: Sequence[str], tables: int) -> str:
@@ -383,16 +386,23 @@ def _on(tasks: Sequence[str], tables: int) -> str:
 def _how_sure(judged: Sequence[Judged], family: Family, tables: Sequence[Table], tasks: Sequence[str]) -> str:
     if not judged:
         return formats.BLANK
-    pairs = sorted({each.verdict.pairs for each in judged})
-    seeds = f"{pairs[0]} pairs of seeds" if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]} pairs of seeds"
+    pairs = sorted({each.verdict.pairs for each in judged if each.verdict.interval is not None})
+    known = sum(each.verdict.interval is not None for each in judged)
     together = formats.percent(1 - family.alpha)
-    intervals = f"All {len(judged)} intervals hold together" if len(judged) > 1 else "The interval holds"
-    lines = [f"{intervals} with {together} confidence, from {seeds}."]
-    for table, task in zip(tables, tasks, strict=True):
-        failed, runs = (sum(counts) for counts in zip(*(row.failures for row in table.tuned), strict=True))
-        if failed:
-            where = f" on {task}" * (len(tasks) > 1)
-            lines.append(f"{failed} of {runs} runs{where} did not learn.")
+    if known:
+        seeds = f"{pairs[0]} pairs of seeds" if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]} pairs of seeds"
+        intervals = f"All {known} intervals hold together" if known > 1 else "The interval holds"
+        lines = [f"{intervals} with {together} confidence, from {seeds}."]
+    else:
+        lines = ["Too few pairs of seeds for an interval, so nothing is decided."]
+    counts = [[sum(each) for each in zip(*(row.failures for row in table.tuned), strict=True)] for table in tables]
+    failed = [
+        f"{failures} of {runs} runs" + f" on {task}" * (len(tasks) > 1)
+        for (failures, runs), task in zip(counts, tasks, strict=True)
+        if failures
+    ]
+    if failed:
+        lines.append(f"{listed(failed, NAMED)} did not learn.")
     shows = [task for task, assays in zip(tasks, family.assays, strict=True) if any(assay.shows for assay in assays)]
     silent = [task for task in tasks if task not in shows]
     if silent:

@@ -92,7 +92,7 @@ def test_the_answers_are_sentences(front):
     better = answers["Which method is better?"]
     assert "adalora 12 → 8 is better than lora 8" in better
     assert "lora 8 is better than sora 12 → 8" in better
-    assert better.endswith("Of 3 comparisons, 1 is undecided.")
+    assert better.endswith("Of 3 comparisons, 1 is not decided.")
     sure = answers["How sure is that?"]
     assert sure.startswith("All 3 intervals hold together with 95% confidence, from 8 pairs of seeds.")
     assert "nothing is called equivalent" in sure
@@ -118,9 +118,9 @@ def test_without_comparisons_the_page_says_so(tmp_path, write_run):
 def test_two_seeds_decide_nothing(quickstart):
     front = front_of(quickstart)
     assert {card.text for card in front.cards} == {"cannot be decided at this n"}
-    assert dict(front.answers)["Which method is better?"] == (
-        "Not decided: none of 2 comparisons shows that one method is better."
-    )
+    answers = dict(front.answers)
+    assert answers["Which method is better?"] == "Not decided: none of 2 comparisons shows that one method is better."
+    assert answers["How sure is that?"].startswith("Too few pairs of seeds for an interval")
 
 
 def test_a_lower_loss_is_better(tmp_path, write_run):
@@ -275,6 +275,7 @@ def test_declared_claims_their_changes_and_what_is_missing_stand_on_the_first_sc
     front = declared(tmp_path, write_run)
     assert front.standing.startswith("Declared 2")
     assert "by the study little" in front.standing
+    assert dict(front.facts)["seeds"] == "6 of 6 planned"
     changed, missing = front.warnings
     assert "after 3 runs" in changed
     assert missing == "Declared, but not run yet: map on rte at budget 8."
