@@ -133,6 +133,11 @@ class Judged(NamedTuple):
     of: str
     against: str
 
+    @property
+    def ahead(self) -> bool:
+        """Whether the first of the two is the better one."""
+        return self.verdict.winner == self.verdict.comparison.methods[0]
+
 
 def front(runs: Sequence[Run], tables: Sequence[Table], family: Family, declared: Declared | None) -> Front:
     """Everything that the first screen shows of these tables and the verdicts on them."""
@@ -203,12 +208,13 @@ def standing(declared: Declared | None) -> str:
 def warnings(family: Family, declared: Declared | None) -> tuple[str, ...]:
     """Claims that changed after the first run, and declared comparisons without runs; a sentence each."""
     lines = []
-    for i, change in enumerate(declared.changes if declared else ()):
-        after = declared.changes[i + 1].declared if i + 1 < len(declared.changes) else declared.declared
-        runs = f"{change.runs} run{'s' * (change.runs != 1)}"
-        lines.append(
-            f"The claims were changed on {after.replace('T', ' ')}, after {runs}; earlier hash {change.hash[:12]}."
-        )
+    if declared is not None:
+        replaced = [*(change.declared for change in declared.changes[1:]), declared.declared]
+        lines = [
+            f"The claims were changed on {time.replace('T', ' ')}, after {change.runs} run{'s' * (change.runs != 1)}; "
+            f"earlier hash {change.hash[:12]}."
+            for change, time in zip(declared.changes, replaced, strict=False)
+        ]
     missing = [
         f"{claim.contrast.name} on {claim.task}" + (f" at budget {claim.rank}" if claim.rank is not None else "")
         for claim in family.missing
@@ -310,7 +316,11 @@ def _cards(judged: Sequence[Judged]) -> tuple[tuple[Card, ...], tuple[Card, ...]
 def _card(each: Judged, limit: float) -> Card:
     verdict, rows = each.verdict, each.verdict.comparison.rows
     name = f"{verdict.comparison.name}: " * bool(verdict.comparison.name)
-    details = [f"{verdict.pairs} pairs of seeds, p {_equals(verdict.p)}" if verdict.pairs != 1 else "1 pair of seeds"]
+    details = [f"{verdict.pairs} pair{'s' * (verdict.pairs != 1)} of seeds"]
+    if verdict.interval is not None:
+        details[0] += f", p {_equals(verdict.p)}"
+    elif verdict.kind == "better":
+        details[0] += ", decided by how many runs learned"
     if rows is not None:
         details += [sentence for sentence in (_rates(*rows), _costs(*rows)) if sentence]
     if cells := collapse_cells(verdict):
@@ -360,8 +370,7 @@ def _which_is_better(judged: Sequence[Judged], tables: int) -> str:
     same: dict[tuple[str, str], list[str]] = {}
     for each in judged:
         if each.verdict.kind == "better":
-            ahead = (each.verdict.difference or 0.0) > 0
-            pair = (each.of, each.against) if ahead is each.table.higher_is_better else (each.against, each.of)
+            pair = (each.of, each.against) if each.ahead else (each.against, each.of)
             won.setdefault(pair, []).append(each.task)
         elif each.verdict.kind == "equivalent":
             same.setdefault((each.of, each.against), []).append(each.task)
@@ -457,16 +466,16 @@ def _where_the_rank_went(maps: Sequence[RankMap], tables: int) -> str:
     parts = []
     for i, each in enumerate(maps[:SPOKEN]):
         means = [float(np.nanmean(line)) for line in each.ranks]
-        most, least = (each.kinds[means.index(mean)] for mean in (max(means), min(means)))
-        high, low = (formats.rank(round(mean, 1)) for mean in (max(means), min(means)))
+        kinds = [each.kinds[means.index(mean)] for mean in (max(means), min(means))]
+        ranks = [formats.rank(round(mean, 1)) for mean in (max(means), min(means))]
         who = "" if i and each.label == maps[i - 1].label else f"{each.label} gives "
         on = f" on {each.task}" * (tables > 1)
-        parts.append(f"{who}most to {most} and least to {least}{on} (mean ranks {high} and {low})")
+        parts.append(f"{who}most to {kinds[0]} and least to {kinds[1]}{on} (mean ranks {listed(ranks)})")
     text = "; ".join(parts) + (f"; {len(maps) - SPOKEN} more below." if len(maps) > SPOKEN else ".")
     known = [each.agreement for each in maps if each.agreement is not None]
     if known:
-        low, high = min(a.value for a in known), max(a.value for a in known)
-        value = f"{low:.2f}" if high - low < BAND else f"{low:.2f} to {high:.2f}"
+        least, most = min(a.value for a in known), max(a.value for a in known)
+        value = f"{least:.2f}" if most - least < BAND else f"{least:.2f} to {most:.2f}"
         text += f" Seeds agree at ρ = {value} (chance: at most {max(a.high for a in known):.2f})."
     return text
 
@@ -487,7 +496,7 @@ def _matrix(
     rows = []
     for name, by_place in by_name.items():
         cells = [
-            None if (row := by_place.get(place)) is None else _cell(table, row, tuple(marks.get(row, ())))
+            _cell(table, by_place[place], tuple(marks.get(by_place[place], ()))) if place in by_place else None
             for place, table in enumerate(tables)
         ]
         runs = tuple(run for row in by_place.values() for run in row.runs)
@@ -502,8 +511,7 @@ def _matrix(
 def _mark(each: Judged) -> tuple[str, str]:
     if each.verdict.kind != "better":
         return MARKS[each.verdict.kind], f"{each.verdict.text}, against {each.against}"
-    ahead = ((each.verdict.difference or 0.0) > 0) is each.table.higher_is_better
-    return (BETTER, f"better than {each.against}") if ahead else (WORSE, f"worse than {each.against}")
+    return (BETTER, f"better than {each.against}") if each.ahead else (WORSE, f"worse than {each.against}")
 
 
 def _cell(table: Table, row: Row, marks: tuple[tuple[str, str], ...]) -> Cell:

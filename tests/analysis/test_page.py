@@ -87,6 +87,17 @@ def test_runs_that_did_not_learn_are_counted_on_the_card(tmp_path, write_run):
     assert card.details[-1] == "did not learn: 2 of 6 against 0 of 6 (Fisher's p 0.455)"
 
 
+def test_a_method_that_learns_more_often_is_the_better_one_without_an_interval(tmp_path, write_run):
+    for seed in range(8):
+        write_run(tmp_path, "lora", seed, metric__test=0.5, metric__majority=0.5)
+        write_run(tmp_path, "adalora", seed, metric__test=0.7 + 0.01 * seed, metric__majority=0.5)
+    front = front_of(tmp_path)
+    (card,) = front.cards
+    assert (card.text, card.interval) == ("adalora better", "–")
+    assert card.details[0] == "8 pairs of seeds, decided by how many runs learned"
+    assert dict(front.answers)["Which method is better?"] == "adalora 12 → 8 is better than lora 8."
+
+
 def test_the_answers_are_sentences(front):
     answers = dict(front.answers)
     better = answers["Which method is better?"]
