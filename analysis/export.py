@@ -120,8 +120,8 @@ def _width(lines: Sequence[Sequence[str]]) -> int:
 
 
 def _folded(line: Sequence[str], width: int) -> list[list[str]]:
-    """The line with its first cell in pieces of `width`; the other cells stand on its first piece."""
-    pieces = textwrap.wrap(line[0], width) or [""]
+    """The line with its first cell in pieces of `width`, the further ones indented; the other cells stand on the first."""
+    pieces = textwrap.wrap(line[0], width, subsequent_indent="  ") or [""]
     return [[piece, *(line[1:] if i == 0 else [""] * (len(line) - 1))] for i, piece in enumerate(pieces)]
 
 

@@ -119,7 +119,7 @@ def as_text(report: Report, width: int = WIDTH) -> str:
     parts += [export.plain(text_table, width) for text_table in across_tables(report.tables)]
     uncounted = [export.wrap(f"{run.name}: {run.state}, {run.reason}", width, "  ") for run in _uncounted(report)]
     if uncounted:
-        parts.append("\n".join([f"Not counted ({state_counts(report.runs)}):", *uncounted]))
+        parts.append("\n".join([export.wrap(f"Not counted ({state_counts(report.runs)}):", width), *uncounted]))
     return "\n\n\n".join([*parts, "\n".join(export.wrap(line, width) for line in LEGEND)])
 
 

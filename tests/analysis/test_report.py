@@ -200,6 +200,23 @@ def test_the_scripts_run_from_any_directory(quickstart, tmp_path, script):
         assert len(lines) == 1
 
 
+@pytest.mark.parametrize("width", [60, 100, 200])
+def test_the_terminal_says_the_verdicts_first_and_fits(tmp_path, write_run, width):
+    for seed in range(3):
+        for allocator in ("global_top", "uniform"):
+            write_run(tmp_path, "adalora", seed, config={"allocator._target_": f"adarank.allocators.{allocator}"})
+        write_run(tmp_path, "lora", seed)
+        (write_run(tmp_path, "lora", seed + 5) / "summary.json").write_text("{")
+    text = report.as_text(report.load(tmp_path), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert text.startswith("Which method is better? ")
+    words = " ".join(text.split())
+    order = ["How sure is that?", "What does it cost?", "Where did the rank go?", "Not declared beforehand", "verdict",
+             "budget, counted four ways", "Not counted (9 finished, 3 corrupt)", "± is the half-width"]  # fmt: skip
+    places = [words.index(each) for each in order]
+    assert places == sorted(places)
+
+
 @pytest.mark.slow
 def test_analysis_needs_neither_torch_nor_wandb_nor_more_of_adarank_than_its_run_folders(quickstart):
     heavy = ("torch", "wandb", "transformers", "matplotlib.pyplot")
