@@ -28,30 +28,30 @@ LATEX = {letter: rf"$\{name}$" for letter, name in GREEK.items()} | {
 def plain(table: TextTable, width: int | None = None) -> str:
     """The table with its title, columns aligned: the first to the left, the others to the right.
 
-    width: the longest line. A wider table shows the columns that decide, with the first one wrapped, and says how many
-    columns it leaves to the page; where even these are too wide, every row becomes a list of them.
+    width: the longest line. A wider table shows the columns that decide and says how many it leaves to the page; if these
+    are too wide, their names stand on several lines; then the first column is wrapped; then every row becomes a list.
     """
     title = table.title if width is None else wrap(table.title, width)
-    chosen = list(range(len(table.header)))
-    lines = [list(table.header), *map(list, table.rows)]
+    names, rows = [list(table.header)], list(map(list, table.rows))
     left = ""
-    if width is not None and _width(lines) > width:
-        chosen = [i for i in chosen if table.header[i] in table.first] or chosen
-        lines = [[line[i] for i in chosen] for line in lines]
+    if width is not None and _width(names + rows) > width:
+        chosen = [i for i, name in enumerate(table.header) if name in table.first] or list(range(len(table.header)))
+        names, rows = ([[line[i] for i in chosen] for line in lines] for lines in (names, rows))
         if (hidden := len(table.header) - len(chosen)) > 0:
             left = f"\n({hidden} more column{'s' if hidden > 1 else ''} on the page)"
-        if _width(lines) > width:
-            first = width - _width([line[1:] for line in lines]) - 2
-            if first < NARROW:
-                return "\n".join([title, "", *_lists(lines, width)]) + left
-            lines = [piece for line in lines for piece in _folded(line, first)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
-    head = 1
-    while head < len(lines) and not any(lines[head][1:]):  # the header's own further lines
-        head += 1
+        if _width(names + rows) > width:
+            flat, names = names[0], _stacked(names[0], rows)
+            first = width - _width([line[1:] for line in names + rows]) - 2
+            if _width(names + rows) > width and first < NARROW:
+                return "\n".join([title, "", *_lists(flat, rows, width)]) + left
+            rows = [piece for row in rows for piece in _folded(row, first)]
+    widths = [max(map(len, column)) for column in zip(*names, *rows, strict=True)]
+    head, body = (
+        ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
+        for lines in (names, rows)
+    )
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([title, "", *text[:head], rule, *text[head:]]) + left
+    return "\n".join([title, "", *head, rule, *body]) + left
 
 
 def wrap(text: str, width: int, indent: str = "") -> str:
@@ -125,13 +125,21 @@ def _folded(line: Sequence[str], width: int) -> list[list[str]]:
     return [[piece, *(line[1:] if i == 0 else [""] * (len(line) - 1))] for i, piece in enumerate(pieces)]
 
 
-def _lists(lines: Sequence[Sequence[str]], width: int) -> list[str]:
+def _stacked(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The names of columns in lines, each no wider than the cells below it where its words allow it."""
+    cells = zip(*rows, strict=True) if rows else [()] * len(names)
+    widths = [max(map(len, [*name.split(), *column]), default=1) for name, column in zip(names, cells, strict=True)]
+    stacks = [textwrap.wrap(name, width) for name, width in zip(names, widths, strict=True)]
+    high = max(map(len, stacks))
+    return [list(line) for line in zip(*([""] * (high - len(stack)) + stack for stack in stacks), strict=True)]
+
+
+def _lists(names: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """Every row as its name and a line for each of its cells."""
-    header, *rows = lines
     text = []
     for row in rows:
         text.append(wrap(row[0], width))
-        text += [wrap(f"{name}: {cell}", width, "  ") for name, cell in zip(header[1:], row[1:], strict=True)]
+        text += [wrap(f"{name}: {cell}", width, "  ") for name, cell in zip(names[1:], row[1:], strict=True)]
     return text
 
 

@@ -28,6 +28,40 @@ LATEX = PDFLATEX is not None and found("booktabs.sty") and found("graphicx.sty")
 WORDS = st.text("ab01 .,[]*|%&_#$~^\\{}<>−±→×÷αλφ²‖", max_size=12)
 
 
+NARROWING = format_table.TextTable(
+    "A table that is shown in ever less room", ["comparison", "verdict", "test, last checkpoint", "g"],
+    [["adalora 12 → 8, allocator uniform − lora 8", "lora better", "0.7810 ± 0.0112", "0.1"], ["b", "?", "1", "2"]],
+    first=("comparison", "verdict", "test, last checkpoint"),
+)  # fmt: skip
+
+
+def test_plain_text_has_everything_where_there_is_room():
+    lines = export.plain(NARROWING).splitlines()
+    assert lines[0] == NARROWING.title
+    assert lines[2].endswith("verdict  test, last checkpoint    g")
+    assert lines[4].startswith("adalora 12 → 8, allocator uniform − lora 8  lora better")
+    assert export.plain(NARROWING, 200) == export.plain(NARROWING)
+
+
+def test_plain_text_gives_way_in_steps():
+    decisive = export.plain(NARROWING, 80)
+    assert decisive.splitlines()[2].split() == ["comparison", "verdict", "test,", "last", "checkpoint"]
+    assert decisive.endswith("(1 more column on the page)")
+    stacked = export.plain(NARROWING, 74).splitlines()
+    assert [line.strip() for line in stacked[2:4]] == [
+        "test, last",
+        "comparison" + 38 * " " + "verdict       checkpoint",
+    ]
+    assert stacked[5].startswith("adalora 12 → 8, allocator uniform − lora 8  ")
+    folded = export.plain(NARROWING, 60).splitlines()
+    assert folded[5].endswith("lora better  0.7810 ± 0.0112")
+    assert folded[6].startswith("  ")  # further lines of a name are indented
+    listed = export.plain(NARROWING, 40).splitlines()
+    assert "  test, last checkpoint: 0.7810 ± 0.0112" in listed
+    for width in range(30, 100):
+        assert max(map(len, export.plain(NARROWING, width).splitlines())) <= width
+
+
 def test_markdown_has_every_cell_and_no_stray_border():
     lines = export.markdown([HARD]).splitlines()
     assert lines[0] == r"**50% of a_b & {c} \ d**"
