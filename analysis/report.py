@@ -47,7 +47,8 @@ LEGEND = (
     "peak: the largest peak memory of the seeds. – means that there is no such number.",
     "interval: of the mean paired difference (one seed of both methods), by Student's t. The intervals of a family hold "
     "all together in 95% of families without any difference: each is computed at 0.05 divided by the number of "
-    "comparisons. spread: paired, or pooled over all methods of the table for at most 5 pairs.",
+    "comparisons. spread: paired, or for at most 5 pairs the larger of that and the one pooled over all "
+    "methods of the table.",
     "A verdict is read off that interval. It excludes 0: one method is better. It lies within the margin, and an assay "
     "shows that the task responds to rank: equivalent. Neither: undecided, with the further seeds that the test needs "
     "to find the observed difference (or the margin, if larger) four times in five. Fewer than 3 pairs decide nothing.",
