@@ -139,8 +139,15 @@ class Judged(NamedTuple):
         return self.verdict.winner == self.verdict.comparison.methods[0]
 
 
-def front(runs: Sequence[Run], tables: Sequence[Table], family: Family, declared: Declared | None) -> Front:
-    """Everything that the first screen shows of these tables and the verdicts on them."""
+def front(
+    runs: Sequence[Run],
+    tables: Sequence[Table],
+    family: Family,
+    declared: Declared | None,
+    edges: Sequence[str] = (),
+) -> Front:
+    """Everything that the first screen shows of these tables and the verdicts on them. edges: sentences on arms whose
+    learning rate lies at the edge of its grid."""
     tasks = short_names(tables)
     names = [row_names(table) for table in tables]
     judged = [
@@ -153,7 +160,7 @@ def front(runs: Sequence[Run], tables: Sequence[Table], family: Family, declared
     return Front(
         facts=_facts(runs, tables, tasks, declared),
         standing=standing(declared),
-        warnings=warnings(family, declared),
+        warnings=(*warnings(family, declared), *edges),
         answers=(
             ("Which method is better?", _which_is_better(judged, len(tables))),
             ("How sure is that?", _how_sure(judged, family, tables, tasks)),
