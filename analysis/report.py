@@ -34,6 +34,7 @@ from analysis.verdicts import Family, family
 
 SHOWN = 30  # rows of a smaller table that the terminal prints
 WIDTH = 100  # characters of a line where there is no terminal
+SECTIONS = 4  # of a page; of more all but the first three are folded
 ROWS = 20  # of a table, before the others are asked for
 WORDS = ("comparison", "verdict", "state", "reason")  # columns of words, which may need several lines
 LEGEND = (
@@ -273,6 +274,7 @@ def _render(
         kinds=kinds,
         settings=json.dumps(page.settings(report.tables, report.family)).replace("<", "\\u003c"),
         rank=formats.rank,
+        sections_shown=SECTIONS,
         rows_shown=ROWS,
         matrix_shown=page.MATRIX_ROWS,
         words=WORDS,

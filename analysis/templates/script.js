@@ -30,11 +30,18 @@ for (const button of all(".zoom")) {
 }
 zoom.onclick = () => zoom.close();
 
+// unfold a section that is asked for
+const unfold = (section) => all(":scope > .whole", section).forEach((whole) => { whole.open = true; });
+const follow = () => unfold(document.getElementById(location.hash.slice(1)) || document.body);
+window.onhashchange = follow;
+follow();
+
 // show one task, one method, or both
 const task = one("#task"), method = one("#method");
 const filter = () => {
   const place = task ? task.value : "", kind = method ? method.value : "";
   document.body.classList.toggle("filtered", Boolean(place || kind));
+  if (place) unfold(one(`#table-${place}`));
   for (const each of all("[data-place], [data-kinds]")) {
     const {place: at, kinds} = each.dataset;
     const elsewhere = place && at && at !== place, other = kind && kinds && !kinds.split(" ").includes(kind);

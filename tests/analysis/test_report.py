@@ -173,6 +173,16 @@ def test_several_tables_keep_their_pictures_apart_and_old_ones_go(quickstart, wr
     assert not list((quickstart / "report" / "tables").glob("*stsb*"))
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_of_many_tasks_all_but_three_are_folded(tmp_path, write_run):
+    for task in "abcdef":
+        write_run(tmp_path, "lora", 0, config={"task": task}, task=task)
+    report.write_report(tmp_path, report.load(tmp_path))
+    source = (tmp_path / "report" / "index.html").read_text()
+    assert re.findall(r'<details class="whole"( open)?>', source) == [" open"] * 3 + [""] * 3
+    assert source.count('<section id="table-') == 6
+
+
 def test_runs_without_any_records_still_make_a_page(tmp_path, write_run):
     for method in ("lora", "adalora"):
         folder = write_run(tmp_path, method, 0, parameters=None, rank=None, time=None, memory=None, device=None)
