@@ -97,7 +97,7 @@ class Drawing(NamedTuple):
 
 class Maps(NamedTuple):
     """maps: one for each adaptive method and task, on the scale from 0 to `top`; differences: of two of them, the most
-    telling first, each on the scale ±top_difference."""
+    telling first, each on the scale ±top_difference; scale, difference_scale: the colours; across: maps in a line."""
 
     maps: tuple[Drawing, ...]
     top: float
@@ -105,6 +105,7 @@ class Maps(NamedTuple):
     top_difference: float
     scale: tuple[str, ...]
     difference_scale: tuple[str, ...]
+    across: int
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def standing(declared: Declared | None) -> str:
     """Whether the comparisons were declared before the runs."""
     if declared is None:
         return "Not declared beforehand: each method against LoRA (or else the first), corrected together."
-    return f"Declared {declared.declared.replace('T', ' ')} by the study {declared.study} (hash {declared.hash[:12]})."
+    return f"Declared {_minute(declared.declared)} by the study {declared.study} (hash {declared.hash[:12]})."
 
 
 def warnings(family: Family, declared: Declared | None) -> tuple[str, ...]:
@@ -218,7 +219,7 @@ def warnings(family: Family, declared: Declared | None) -> tuple[str, ...]:
     if declared is not None:
         replaced = [*(change.declared for change in declared.changes[1:]), declared.declared]
         lines = [
-            f"The claims were changed on {time.replace('T', ' ')}, after {change.runs} run{'s' * (change.runs != 1)}; "
+            f"The claims were changed on {_minute(time)}, after {change.runs} run{'s' * (change.runs != 1)}; "
             f"earlier hash {change.hash[:12]}."
             for change, time in zip(declared.changes, replaced, strict=False)
         ]
@@ -271,6 +272,11 @@ def listed(names: Iterable[str], most: int | None = None) -> str:
     if most is not None and len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most} more"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _minute(time: str) -> str:
+    """An ISO time to the minute: `2026-11-29 06:55`."""
+    return time[:16].replace("T", " ")
 
 
 def _names(verdict: Verdict, names: Mapping[Row, str]) -> tuple[str, str]:
@@ -421,10 +427,10 @@ def _how_sure(judged: Sequence[Judged], family: Family, tables: Sequence[Table],
         lines.append(f"{listed(failed, NAMED)} did not learn.")
     shows = [task for task, assays in zip(tasks, family.assays, strict=True) if any(assay.shows for assay in assays)]
     silent = [task for task in tasks if task not in shows]
+    if shows:
+        named = f"{listed(shows, NAMED)} {'responds' if len(shows) == 1 else 'respond'}"
+        lines.append(f"By assay, {named if len(tasks) > 1 else 'the task responds'} to rank.")
     if silent:
-        if shows:
-            verb = "responds" if len(shows) == 1 else "respond"
-            lines.append(f"By their assays, {listed(shows, NAMED)} {verb} to rank.")
         where = f" on {listed(silent, NAMED)}" if len(tasks) > 1 else ""
         lines.append(
             f"No assay shows a response to rank{where}, so nothing is called equivalent{' there' * bool(shows)}."
@@ -581,8 +587,9 @@ def _draw_maps(maps: Sequence[RankMap]) -> Maps | None:
         )
         for one, other in pairs
     ]
-    scales = [tuple(colour for colour, _ in inline.levels(palette)) for palette in ("cividis", "PuOr")]
-    return Maps(tuple(drawn), top, tuple(differences), most, *scales)
+    scale, difference_scale = (tuple(colour for colour, _ in inline.levels(palette)) for palette in ("cividis", "PuOr"))
+    across = 4 if max(len(each.blocks) for each in maps) <= 6 else 3
+    return Maps(tuple(drawn), top, tuple(differences), most, scale, difference_scale, across)
 
 
 def _full(each: RankMap) -> str:
