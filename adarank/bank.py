@@ -282,6 +282,11 @@ class Bank:
         means = torch.cat([values[first:end].view(-1, d).mean(1) for first, end, d in self._segments])
         return values[self._lam] + means[self._rows["Q"]] + means[self._rows["P"]]
 
+    def row_sums(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Per triplet: the sums of `values`, flat [numel] as `weight`, over row i of Q and row i of P, [triplets] each."""
+        sums = torch.cat([values[first:end].view(-1, d).sum(1) for first, end, d in self._segments])
+        return sums[self._rows["Q"]], sums[self._rows["P"]]
+
     def broadcast_to_parameters(self, triplets: Tensor) -> Tensor:
         """Repeat a value per triplet, [triplets], for each of its parameters: flat [numel], laid out as `weight`."""
         per_module = triplets.split([a.rank for a in self.adapters])

@@ -9,6 +9,7 @@ from adarank.scores.random import random
 from adarank.scores.sensitivity import sensitivity
 from adarank.scores.smoothed_sensitivity import smoothed_sensitivity
 from adarank.scores.spectral_entropy import spectral_entropy
+from adarank.scores.taylor import taylor
 
 __all__ = [
     "adalora",
@@ -20,4 +21,5 @@ __all__ = [
     "sensitivity",
     "smoothed_sensitivity",
     "spectral_entropy",
+    "taylor",
 ]

@@ -66,10 +66,11 @@ def refuse_constant_lambda(name: str) -> Callable[[Bank], Buffers]:
 
 
 def averaged(values: Callable[[Bank], Tensor], beta: float) -> Score:
-    """The exponential moving average of a value per parameter, summed per triplet.
+    """The exponential moving average of a value per triplet.
 
-    values(bank) -> flat [numel], at least fp32. A ← β A + (1−β) triplet_sums(values), from zero, without bias
-    correction; the score is A (averaging sums is summing averages). beta: in [0, 1); else raises SettingError.
+    values(bank) -> [triplets], at least fp32. A ← β A + (1−β) values, from zero, without bias correction; the score is
+    A. For `bank.triplet_sums` of values per parameter: averaging sums is summing averages. beta: in [0, 1); else raises
+    SettingError.
     """
     beta = smoothing("beta", beta)
 
@@ -77,7 +78,7 @@ def averaged(values: Callable[[Bank], Tensor], beta: float) -> Score:
         return {"average": bank.triplet_buffer()}
 
     def observe(buffers: Buffers, bank: Bank) -> None:
-        buffers["average"].lerp_(bank.triplet_sums(values(bank)), 1 - beta)
+        buffers["average"].lerp_(values(bank), 1 - beta)
 
     def score(buffers: Buffers, bank: Bank) -> Tensor:
         return buffers["average"].clone()

@@ -19,6 +19,7 @@ from tests.test_engine import NoSync
 
 NAMES = sorted(p.stem for p in (conf_folder() / "score").glob("*.yaml") if p.stem != "none")
 KINDS = {"svd": "trainable", "lora": "masked"}  # with what becomes of pruned triplets
+SIGNED = {"taylor"}  # it foresees which way the loss changes
 
 
 def make(name) -> Score:
@@ -67,7 +68,7 @@ def test_one_finite_number_a_triplet_and_buffers_of_a_known_shape(name, kind, dt
     assert scores.shape == (controller.bank.triplets,)
     assert scores.dtype == dtype
     assert scores.isfinite().all()
-    assert (scores >= 0).all()
+    assert name in SIGNED or (scores >= 0).all()
     assert scores.unique().numel() > 12  # it tells triplets apart
     shapes = {(controller.bank.weight.numel(),), (controller.bank.triplets,), ()}
     assert {tuple(b.shape) for b in controller.buffers.values()} <= shapes
@@ -89,7 +90,7 @@ def test_half_precision_is_scored_in_fp32(name, kind, dtype):
     found = score.score(buffers, bank)
     assert {b.dtype for b in buffers.values()} <= {torch.float32}
     assert found.dtype == torch.float32
-    assert (found > 0).all()
+    assert (found < 0).all() if name in SIGNED else (found > 0).all()
 
 
 @every_case
