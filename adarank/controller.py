@@ -428,6 +428,8 @@ class RankController:
         due = self.schedule.due(self.step)
         if due and not final:
             self._allocate()
+        if self.score is not None and ((due and not final) or self.step == self.schedule.begin):
+            self.score.restart(self.buffers, self.bank)
         if self.pruned_triplets == "frozen" or (due and self.pruned_triplets == "trainable"):
             self.bank.zero_pruned()
         if due and not final and self.compaction != "off":
@@ -497,7 +499,8 @@ class RankController:
         bank.weight.copy_(torch.where(trained, drawn, bank.weight))
         for buffer in self.buffers.values():
             if buffer.ndim:
-                buffer.masked_fill_(triplets if len(buffer) == bank.triplets else parameters, 0.0)
+                rows = triplets if len(buffer) == bank.triplets else parameters
+                buffer.masked_fill_(rows.view(-1, *[1] * (buffer.ndim - 1)), 0.0)
         check_state(self._steps.optimizers, [getattr(a, part) for a in bank.adapters for part in FACTORS], "growth")
         for (part, i), rows in bank.unflatten(parameters).items():
             for optimizer in self._steps.optimizers:
@@ -517,9 +520,7 @@ class RankController:
         """Remove every triplet for which `keep` (bool [triplets]) is false."""
         bank = self.bank
         keeps = keep.split([a.rank for a in bank.adapters])
-        per_parameter = {
-            name: bank.unflatten(b) for name, b in self.buffers.items() if b.numel() == bank.weight.numel()
-        }
+        per_parameter = {name: bank.unflatten(b) for name, b in self.buffers.items() if b.shape == bank.weight.shape}
         for name, buffer in self.buffers.items():
             if buffer.ndim and name not in per_parameter:
                 self.buffers[name] = buffer[keep]
