@@ -249,6 +249,7 @@ class RankController:
         self._prepared = True
         for adapter in self.bank.adapters:
             adapter.watch = None
+            adapter.path = self.buffers.get("path")
             if self.variant == "original" and adapter.scale != adapter.original_scale:
                 adapter.scale *= adapter.rank / (adapter.rank + 1e-5)
                 adapter.original_scale = adapter.scale
@@ -336,6 +337,8 @@ class RankController:
         weight, dtype = self.bank.weight, self.bank.dtype
         if any((b.device, b.dtype) != (weight.device, dtype) for b in self.buffers.values()):
             self.buffers = {name: b.to(weight.device, dtype) for name, b in self.buffers.items()}
+            for adapter in self.bank.adapters:
+                adapter.path = self.buffers.get("path")
             self.pruned_for, self.remaining = self.pruned_for.to(weight.device), self.remaining.to(weight.device)
             self.generator = torch.Generator(device=weight.device).manual_seed(self.generator.initial_seed())
 
@@ -440,6 +443,8 @@ class RankController:
                 if int(unused.sum()) >= max(1, self.smallest_removal * len(unused)):
                     self._drop(~unused)
         self.step += 1
+        if "path" in self.buffers and not self.observes:
+            self.buffers["path"].fill_(1.0)
 
     def _check_state(self) -> None:
         """After the first step, when optimisers have their state: can it be gathered later on?"""

@@ -3,6 +3,7 @@
 from adarank.scores.adalora import adalora
 from adarank.scores.contribution import contribution
 from adarank.scores.fisher import fisher
+from adarank.scores.igu import igu
 from adarank.scores.magnitude import magnitude
 from adarank.scores.output import output
 from adarank.scores.random import random
@@ -16,6 +17,7 @@ __all__ = [
     "adalora",
     "contribution",
     "fisher",
+    "igu",
     "magnitude",
     "output",
     "random",
