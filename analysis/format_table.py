@@ -10,6 +10,7 @@ from analysis import (
     forgetting,
     formats,
     items,
+    prefixes,
     rank_maps,
     score_fidelity,
     stats,
@@ -103,6 +104,8 @@ def further_tables(table: Table, judged: Sequence[Verdict] = (), declared: bool 
         result.append(TextTable("Learning-rate trials", TRIALS_HEADER, lines, of_search, TRIALS_HEADER[:7]))
     result += _table(curves.TITLE, curves.HEADER, curves.rows(table))
     result += explore(curves.AGAINST, curves.against_lora(table))
+    result += _table(prefixes.TITLE, prefixes.HEADER, prefixes.rows(table))
+    result += explore(prefixes.AGAINST, prefixes.against_lora(table))
     result += _table(items.TITLE, items.HEADER, items.rows(judged))
     result += _table(items.PAIRS_TITLE, items.PAIRS_HEADER, items.mcnemar(judged))
     if rows := [row for row in table.tuned if row.ranks]:

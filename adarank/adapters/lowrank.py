@@ -123,6 +123,10 @@ class LowRank(Wrapper):
         trains = isinstance(old, nn.Parameter)
         setattr(self, part, nn.Parameter(value, requires_grad=old.requires_grad) if trains else value)
 
+    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(Q, λ, P) that a forward pass computes with: in training all of λ (pruned triplets may learn), else λ ⊙ mask."""
+        return self.Q, self.lam if self.training and not self.masked else self.effective_lam(), self.P
+
     def effective_lam(self) -> Tensor:
         """λ with the pruned entries at zero, [r]: what evaluation, merge and export use."""
         return self.lam.masked_fill(~self.mask, 0.0)
@@ -196,13 +200,13 @@ class LowRank(Wrapper):
             missing[:] = [name for name in missing if name not in of_triplets]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x -> base(x) + low-rank path. Training uses all of λ (pruned triplets may learn), evaluation λ ⊙ mask."""
-        base, Q, P = self.base, self.Q, self.P
+        """x -> base(x) + low-rank path, which computes with `factors`."""
+        base = self.base
         if not self.enabled:
             return self._original(x)
-        if not len(Q):
+        if not self.rank:
             return base(x)  # type: ignore[no-any-return]
-        lam = self.lam if self.training and not self.masked else self.effective_lam()
+        Q, lam, P = self.factors()
         drops = self.dropout and self.training and x.is_floating_point()  # ids have nothing to drop
         dropped = F.dropout(x, self.dropout) if drops else None
         if self.watch is not None and self.training:
@@ -227,7 +231,7 @@ class LowRank(Wrapper):
         """Whether `fed` computes what the adapter does: a plain path on a plain linear, of which all factors train."""
         layer = self.layer
         factors = (self.Q, self.lam, self.P) if self.learns_lambda else (self.Q, self.P)
-        plain = self.fused and self.parametrisation.is_plain and (layer is LINEAR or layer is CONV1D)
+        plain = self.fused and self.parametrisation.module is None and (layer is LINEAR or layer is CONV1D)
         return plain and _is_plain(self.base, layer) and all(p.requires_grad for p in factors)
 
     def extra_repr(self) -> str:

@@ -28,8 +28,10 @@ class Parametrisation(NamedTuple):
     draw: (adapter, part, tensor, generator) -> None fills one tensor in place, as init=default starts it. part is "Q",
         "lam", "P" or a name in `extra`, which is drawn first, for every init; generator: None for torch's global one.
     module: the class of the adapters, for a parametrisation that computes something else than W + s·Pᵀ diag(λ) Q; it
-        overrides `LowRank.forward` and `LowRank.delta`. None: `LowRank` itself.
+        overrides `LowRank.forward` (or the `factors` that it computes with) and `LowRank.delta`, or the training pass
+        alone. None: `LowRank` itself.
     extra: {name: (d_in, d_out) -> shape} of further parameters, of no triplet, trained and saved with the factors.
+    prefix_scale: (k, r) -> by what the scale s grows where the first r of k triplets are kept (see `adarank.truncate`).
     """
 
     name: str
@@ -38,11 +40,14 @@ class Parametrisation(NamedTuple):
     draw: Callable[["LowRank", str, Tensor, Any], object]
     module: "type[LowRank] | None" = None
     extra: Mapping[str, Callable[[int, int], tuple[int, ...]]] = {}
+    prefix_scale: Callable[[int, int], float] = lambda k, r: 1.0
 
     @property
     def is_plain(self) -> bool:
         """Whether the change of the weight is s·Pᵀ diag(λ) Q, so that its factors can be compressed and exported."""
-        return self.module is None
+        from adarank.adapters.lowrank import LowRank
+
+        return self.module is None or self.module.delta is LowRank.delta
 
 
 def lookup(name: Any) -> Parametrisation | None:
