@@ -23,9 +23,8 @@ def _prefix_scale(k: int, r: int) -> float:
 class Matryoshka(LowRank):
     """LoRA whose training pass weighs triplet i by w_i / s."""
 
-    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        Q, lam, P = super().factors()
-        return Q, lam * self.prefix_weights() if self.training else lam, P
+    def training_lam(self) -> Tensor:
+        return super().training_lam() * self.prefix_weights()
 
     def prefix_weights(self) -> Tensor:
         """w / s [r], counted over the active triplets; of pruned ones, which the pass leaves out, it says nothing."""
