@@ -53,7 +53,7 @@ def adapt(
         targets: a list of module names' endings, one ending or regular expression, or "all-linear" (`find_targets`).
             "experts", alone or in a list, is every matrix of every expert that Transformers stacks in one tensor, each
             with an adapter of its own (`…mlp.experts.gate_up_proj.3`); nothing else selects them. Layers inside the modules in `train` are left out; a target that matches no others is refused.
-        alpha: the scale is s = alpha / rank, fixed at creation; None: 2·rank, so that s = 2.
+        alpha: the scale is s = alpha / rank, fixed at creation; None: 2·rank, so that s = 2 ("vera": rank, s = 1).
         dropout: probability of dropping an input of the low-rank path in training.
         init: the name of an init in `adarank.inits`, or a configured one. EVA and GoRA measure where rank is needed and
             may move it between modules; the scale stays that of the requested rank.
@@ -99,7 +99,13 @@ def adapt(
     names = find_targets(model, targets, train)
     asked = _checked_ranks(model, names, rank)
     trained = trained_modules(model, train)
-    scales = {n: 2.0 if alpha is None else alpha / (math.sqrt(r) if rslora else r) for n, r in asked.items()}
+    if parametrisation.shared is not None and init.name != "default":
+        raise SettingError(
+            f"init must be default with adapter={parametrisation.name}, whose factors are frozen (got {init.name})"
+        )
+    scales = {
+        n: parametrisation.scale if alpha is None else alpha / (math.sqrt(r) if rslora else r) for n, r in asked.items()
+    }
     bases = {name: layer_at(model, name) for name in names}
     if init.measure is not None and (expert := next((n for n, b in bases.items() if layer_of(b) is EXPERT), None)):
         raise SettingError(
@@ -126,6 +132,8 @@ def adapt(
     adapters = wrap(model, {name: (parametrisation, moved[name], scales[name]) for name in names}, dropout)
     try:
         with torch.no_grad():
+            if parametrisation.shared is not None:
+                parametrisation.shared(adapters)
             for part in parametrisation.extra:
                 for a in adapters.values():
                     parametrisation.draw(a, part, getattr(a, part), None)

@@ -40,10 +40,15 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "--budget": {
         "type": int,
-        "required": True,
         "metavar": "N",
         "help": "mean rank per module, like rank=N of a run: N times the number of modules, distributed freely among "
         "them",
+    },
+    "--prefix": {
+        "type": int,
+        "metavar": "R",
+        "help": "instead: the first R triplets of every module, for adapters trained at every prefix rank (MatryoshkaLoRA, "
+        "DyLoRA)",
     },
 }
 
@@ -141,10 +146,10 @@ def parser() -> argparse.ArgumentParser:
     add(
         "compress",
         "adarank.commands.compress:compress_folder",
-        ("folder", "out", "--budget"),
-        "shrink an adapter to the largest singular values of all modules together",
-        "Of all ways to distribute the budget over the modules this one changes the weights least. Prints the loss of "
-        "each module. An adapter in PEFT's format stays in that format. Needs no base model.",
+        ("folder", "out", "--budget", "--prefix"),
+        "shrink an adapter to the largest singular values of all modules together, or to its first triplets",
+        "Of all ways to distribute a budget over the modules --budget changes the weights least; --prefix cuts every module "
+        "to one rank. Prints the loss of each module. An adapter in PEFT's format stays in that format. Needs no base model.",
     )
     return whole
 

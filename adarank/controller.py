@@ -166,6 +166,11 @@ class RankController:
         """Raise SettingError if schedule, allocator, penalty and adapters do not go together."""
         adapters, schedule, unit = self.bank.adapters, self.schedule, self.unit
         total = int(self.cost.sum())
+        if frozen := next((a.kind for a in adapters if not isinstance(a.Q, nn.Parameter)), None):
+            raise SettingError(
+                f"a RankController has nothing to allocate with adapter={frozen!r}, whose factors are frozen and shared: "
+                "a triplet costs one trained number; train it at a fixed rank, without allocator and penalty"
+            )
         constant_lambda = not all(a.learns_lambda for a in adapters)
         if self.pruned_triplets == "trainable" and schedule.initial != total:
             raise SettingError(

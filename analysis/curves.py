@@ -32,6 +32,11 @@ def curves(table: Table) -> dict[str, dict[float, Row]]:
     return {kind: dict(sorted(rows.items())) for kind, rows in by_kind.items() if len(rows) >= FEWEST}
 
 
+def of_lora(found: Mapping[str, dict[float, Row]]) -> tuple[str, dict[float, Row]] | None:
+    """LoRA's kind and curve among `found`, {kind: {rank or cost: row}}."""
+    return next(((kind, rows) for kind, rows in found.items() if next(iter(rows.values())).method == "lora"), None)
+
+
 def areas(rows: Mapping[float, Row]) -> dict[int, float]:
     """{seed: AURAC} over `rows` by rank, of the seeds that every rank has."""
     seeds = set.intersection(*(set(row.scores) for row in rows.values()))
@@ -54,15 +59,15 @@ def rows(table: Table) -> Lines:
 def against_lora(table: Table) -> list[Comparison]:
     """Every kind's AURAC against LoRA's, over the ranks that both have, paired by seed."""
     found = curves(table)
-    lora = next((kind for kind, by_rank in found.items() if next(iter(by_rank.values())).method == "lora"), None)
-    if lora is None:
+    if (baseline := of_lora(found)) is None:
         return []
+    lora, of_baseline = baseline
     comparisons = []
     for kind, by_rank in found.items():
-        common = by_rank.keys() & found[lora].keys()
+        common = by_rank.keys() & of_baseline.keys()
         if kind == lora or len(common) < FEWEST:
             continue
-        ours, theirs = ({rank: rows[rank] for rank in sorted(common)} for rows in (by_rank, found[lora]))
+        ours, theirs = ({rank: rows[rank] for rank in sorted(common)} for rows in (by_rank, of_baseline))
         runs = _runs(ours) + _runs(theirs)
         comparisons.append(compare_by_key(kind, lora, (kind, lora), areas(ours), areas(theirs), runs))
     return comparisons
@@ -80,15 +85,17 @@ def at_equal_cost(table: Table, times: Mapping[str, float]) -> list[Comparison]:
         for kind, by_rank in curves(table).items()
     }
     found = {kind: by_cost for kind, by_cost in found.items() if len(by_cost) >= FEWEST}
-    lora = next((kind for kind, by_cost in found.items() if next(iter(by_cost.values())).method == "lora"), None)
+    if (baseline := of_lora(found)) is None:
+        return []
+    lora, of_baseline = baseline
     comparisons = []
     for kind, by_cost in found.items():
-        if lora is None or kind == lora:
+        if kind == lora:
             continue
-        low, high = max(min(by_cost), min(found[lora])), min(max(by_cost), max(found[lora]))
+        low, high = max(min(by_cost), min(of_baseline)), min(max(by_cost), max(of_baseline))
         if low < high:
-            ours, theirs = (_between(rows, low, high) for rows in (by_cost, found[lora]))
-            runs = _runs(by_cost) + _runs(found[lora])
+            ours, theirs = (_between(rows, low, high) for rows in (by_cost, of_baseline))
+            runs = _runs(by_cost) + _runs(of_baseline)
             comparisons.append(compare_by_key(kind, lora, (kind, lora), ours, theirs, runs))
     return comparisons
 

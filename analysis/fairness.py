@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adarank.runs.files import DELTA, FORGETTING, PROBE, SIMILARITY
-from analysis import forgetting, formats, score_fidelity, weight_change
+from adarank.runs.files import DELTA, FORGETTING, PREFIXES, PROBE, SIMILARITY
+from analysis import forgetting, formats, prefixes, score_fidelity, weight_change
 from analysis.load import Run
 from analysis.plots import similarity
 from analysis.rows import Row
@@ -18,6 +18,7 @@ MEASUREMENTS: dict[str, Callable[[Run], Any]] = {  # files of `adarank probe`; f
     PROBE: score_fidelity.read,
     DELTA: weight_change.read,
     FORGETTING: forgetting.read,
+    PREFIXES: prefixes.read,
     SIMILARITY: lambda run: similarity.read(run, {}),
 }
 

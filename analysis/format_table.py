@@ -10,6 +10,7 @@ from analysis import (
     forgetting,
     formats,
     items,
+    prefixes,
     rank_maps,
     score_fidelity,
     stats,
@@ -107,6 +108,8 @@ def further_tables(
     result += _table(curves.TITLE, curves.HEADER, curves.rows(table))
     result += explore(curves.AGAINST, curves.against_lora(table))
     result += explore(curves.COST, curves.at_equal_cost(table, times or {}))
+    result += _table(prefixes.TITLE, prefixes.HEADER, prefixes.rows(table))
+    result += explore(prefixes.AGAINST, prefixes.against_lora(table))
     result += _table(items.TITLE, items.HEADER, items.rows(judged))
     result += _table(items.PAIRS_TITLE, items.PAIRS_HEADER, items.mcnemar(judged))
     if rows := [row for row in table.tuned if row.ranks]:

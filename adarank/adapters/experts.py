@@ -101,7 +101,7 @@ class Experts(Wrapper):
             first, *rest = adapters = self._adapters(part)
             if not all(isinstance(a, Wrapper) for a in adapters):
                 return False
-            if not all(a.enabled and a.parametrisation.is_plain for a in adapters):
+            if not all(a.enabled and a.parametrisation.module is None for a in adapters):
                 return False
             if self.training and any(a.watch is not None or a.path is not None for a in adapters):
                 return False

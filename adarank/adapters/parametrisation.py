@@ -28,8 +28,15 @@ class Parametrisation(NamedTuple):
     draw: (adapter, part, tensor, generator) -> None fills one tensor in place, as init=default starts it. part is "Q",
         "lam", "P" or a name in `extra`, which is drawn first, for every init; generator: None for torch's global one.
     module: the class of the adapters, for a parametrisation that computes something else than W + s·Pᵀ diag(λ) Q; it
-        overrides `LowRank.forward` and `LowRank.delta`. None: `LowRank` itself.
+        overrides `LowRank.output` and `LowRank.delta`, and `LowRank.unmerged` where ΔW depends on the base's weight. One
+        that differs in training alone overrides `LowRank.training_lam`. None: `LowRank` itself.
     extra: {name: (d_in, d_out) -> shape} of further parameters, of no triplet, trained and saved with the factors.
+    prefix_scale: (k, r) -> by what the scale s grows where the first r of k triplets are kept (see `adarank.truncate`).
+    shared: {module name: adapter} -> None fills the frozen factors that all modules have in common, once they are made; no
+        init but the default one is then allowed.
+    fold: (P, {name in `extra`: tensor}) -> the P with which the change is s·Pᵀ diag(λ) Q, where the extra parameters only
+        scale it; None: they do not. Such an adapter can be exported.
+    scale: s where alpha is not given.
     """
 
     name: str
@@ -38,11 +45,22 @@ class Parametrisation(NamedTuple):
     draw: Callable[["LowRank", str, Tensor, Any], object]
     module: "type[LowRank] | None" = None
     extra: Mapping[str, Callable[[int, int], tuple[int, ...]]] = {}
+    prefix_scale: Callable[[int, int], float] = lambda k, r: 1.0
+    shared: "Callable[[Mapping[str, LowRank]], None] | None" = None
+    fold: Callable[[Tensor, Mapping[str, Tensor]], Tensor] | None = None
+    scale: float = 2.0
 
     @property
     def is_plain(self) -> bool:
         """Whether the change of the weight is s·Pᵀ diag(λ) Q, so that its factors can be compressed and exported."""
-        return self.module is None
+        from adarank.adapters.lowrank import LowRank
+
+        return self.module is None or self.module.delta is LowRank.delta
+
+    def low_rank_P(self, tensors: Mapping[str, Tensor], module: str) -> Tensor:
+        """P of a saved module with its extra parameters folded in where they can be (see `fold`)."""
+        P = tensors[f"{module}.P"]
+        return P if self.fold is None else self.fold(P, {name: tensors[f"{module}.{name}"] for name in self.extra})
 
 
 def lookup(name: Any) -> Parametrisation | None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from adarank.adapters.lowrank import FACTORS, START, original_change, singular_triplets
-from adarank.adapters.parametrisation import lookup
+from adarank.adapters.lowrank import START, original_change, singular_triplets
+from adarank.adapters.parametrisation import find, lookup
 from adarank.adapters.saving import parts_of
 from adarank.adapters.spectrum import effective_rank, stable_rank
 from adarank.commands.folder import Opened, open_folder
@@ -41,9 +41,11 @@ def report(folder: Path) -> str:
 
 def spectrum(opened: Opened, name: str) -> Tensor:
     """The singular values of a module's change of the original weight, descending and above rounding error."""
-    factors = (opened.tensors[f"{name}.{part}"] for part in FACTORS)
+    parametrisation = find(opened.description["kind"])
+    Q, lam = (opened.tensors[f"{name}.{part}"] for part in ("Q", "lam"))
+    P = parametrisation.low_rank_P(opened.tensors, name)
     start = (opened.tensors.get(f"{name}.{part}") for part in START)
-    change = original_change(opened.description["modules"][name]["scale"], *factors, *start)
+    change = original_change(opened.description["modules"][name]["scale"], Q, lam, P, *start)
     _, sigma, _ = singular_triplets(*(part.double() for part in change))
     return sigma[sigma > 1e-7 * sigma.max()] if len(sigma) else sigma
 
@@ -64,6 +66,7 @@ def _parameters(opened: Opened, name: str) -> int:
     kind = opened.description["kind"]
     parametrisation = lookup(kind)
     constant = ("lam",) if parametrisation is not None and not parametrisation.learns_lambda else ()
+    constant += ("Q", "P") if parametrisation is not None and parametrisation.shared is not None else ()
     parts = set(parts_of(opened.description["modules"][name], kind)) - {*START, *constant}
     return sum(opened.tensors[f"{name}.{part}"].numel() for part in parts)
 

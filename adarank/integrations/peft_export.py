@@ -90,9 +90,11 @@ def peft_state(
             "there is no low-rank adapter to export to PEFT; save the trained parameters with model.save_pretrained or "
             "adarank.save_adapter"
         )
-    if not parametrisation.is_plain:
+    if not parametrisation.is_plain and parametrisation.fold is None:
         raise SettingError(f"an adapter of kind {parametrisation.name!r} cannot be exported as a plain LoRA; merge it")
     modules = description["modules"]
+    if parametrisation.fold is not None:
+        tensors = {**tensors, **{f"{name}.P": parametrisation.low_rank_P(tensors, name) for name in modules}}
     factors = {name: lora_factors(tensors, name, info) for name, info in modules.items()}
     stacks = _stacks(modules, factors)
     experts = {name for stack in stacks.values() for name in stack}

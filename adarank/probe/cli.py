@@ -5,6 +5,7 @@
     adarank probe RUN … --with OTHER [OTHER …]   do two runs change the same subspace?                  similarity.json
     adarank probe RUN … --stsb FOLDER            what happened to the sentence embeddings?              forgetting.json
     adarank probe RUN … --text FILE              what happened to the language model?                   forgetting.json
+    adarank probe RUN … --prefixes 1,2,4,8       how good are the first triplets alone?                 prefixes.json
 
 docs/probes.md describes the files. Ablating takes minutes; an interrupted measurement resumes with the same command.
 Exit status: 0 done, 1 a run failed, 2 something cannot be measured.
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from adarank.errors import RunFailed, SettingError
-from adarank.runs.files import DELTA, FORGETTING, JOURNAL, PROBE, SIMILARITY, write_json
+from adarank.runs.files import DELTA, FORGETTING, JOURNAL, PREFIXES, PROBE, SIMILARITY, write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--with", dest="others", type=Path, nargs="+", metavar="OTHER", help="runs to compare ΔW with")
     parser.add_argument("--stsb", metavar="FOLDER", help="STS-B, as task=stsb task.path=FOLDER reads it")
     parser.add_argument("--text", metavar="FILE", help="held-out text, one passage per line")
+    parser.add_argument("--prefixes", metavar="RANKS", help="ranks to cut the adapters to, as in 1,2,4,8")
     options = parser.parse_args(argv)
     status = 0
     for folder in options.runs:
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measurements(folder: Path, options: argparse.Namespace) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
     """[(file name, function that measures its content)] of what the options ask for; by default the ablations."""
-    from adarank.probe import forgetting, score_fidelity, weight_change
+    from adarank.probe import forgetting, prefixes, score_fidelity, weight_change
 
     chosen: list[tuple[str, Callable[[], dict[str, Any]]]] = []
     if options.delta:
@@ -58,4 +60,6 @@ def measurements(folder: Path, options: argparse.Namespace) -> list[tuple[str, C
         chosen.append((SIMILARITY, lambda: weight_change.compare(folder, options.others)))
     if options.stsb or options.text:
         chosen.append((FORGETTING, lambda: forgetting.measure(folder, options.stsb, options.text)))
+    if options.prefixes:
+        chosen.append((PREFIXES, lambda: prefixes.measure(folder, prefixes.prefix_ranks(options.prefixes))))
     return chosen or [(PROBE, lambda: score_fidelity.measure(folder, options.rows, options.passes))]

@@ -25,6 +25,7 @@ JOURNAL = "probe.jsonl"  # of an unfinished probe: one line per finished batch
 DELTA = "delta.json"
 SIMILARITY = "similarity.json"
 FORGETTING = "forgetting.json"
+PREFIXES = "prefixes.json"
 ADAPTER = "adapter"  # folder
 CHECKPOINT = "checkpoint"  # folder
 WANDB = "wandb"  # folder

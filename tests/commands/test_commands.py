@@ -1,6 +1,7 @@
 """inspect, merge, export and compress on adapter folders, as the command line calls them."""
 
 import ast
+import copy
 import json
 import os
 import re
@@ -249,6 +250,25 @@ def test_compress_keeps_the_largest_singular_values_and_says_what_is_lost(tmp_pa
             for n, d in dense.items()
         )
         assert np.sqrt(found / (every**2).sum()) == pytest.approx(lost, rel=1e-4)
+
+
+def test_compress_cuts_to_a_prefix_in_either_format(tmp_path, capsys):
+    base = gpt2()
+    model = copy.deepcopy(base)
+    adapters = adapted(model, adapter="matryoshka", targets=["c_attn", "c_fc"], train=[])
+    held = sum(adarank.ranks(model).values())
+    adarank.save_adapter(model, tmp_path / "adapter")
+    out = command(capsys, "compress", tmp_path / "adapter", tmp_path / "small", "--prefix", 2)
+    assert f"{2 * len(adapters)} of {held} triplets kept" in out
+    assert "lost" not in out
+    adarank.truncate(model, 2)
+    command(capsys, "export", tmp_path / "small", tmp_path / "peft", "--format", "peft")
+    for load, folder in ((adarank.load_adapter, "small"), (adarank.from_peft, "peft")):
+        for name, a in load(copy.deepcopy(base), tmp_path / folder).items():
+            torch.testing.assert_close(a.delta(), adapters[name].delta())
+    for words in ((), ("--budget", 1, "--prefix", 1)):
+        message = refusal(capsys, "compress", tmp_path / "adapter", tmp_path / "o", *words)
+        assert "one of --budget N and --prefix R" in message
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_is_left(folders, capsys, monkeypatch):

@@ -152,9 +152,23 @@ def test_forgetting_beside_the_metric(out, tmp_path):
     assert "Learned and forgotten" in page
 
 
+def test_the_prefixes_of_a_run_end_at_its_own_result(run):
+    assert call(run, "--prefixes", "2,1") == 0
+    found = json.loads((run / "prefixes.json").read_text())
+    metric = json.loads((run / "summary.json").read_text())["metric"]
+    largest = max(json.loads((run / "summary.json").read_text())["rank"]["final"].values())
+    assert (found["ranks"], found["metric"], len(found["dev"])) == ([1, 2], metric["name"], 2)
+    assert call(run, "--prefixes", str(largest)) == 0
+    found = json.loads((run / "prefixes.json").read_text())
+    assert [found["dev"], found["test"]] == [[metric["best"]], [metric["test"]]]
+
+
 @pytest.mark.parametrize(
     ("method", "arguments", "says"),
     [
+        ("bitfit-*", ("--prefixes", "1"), "--prefixes needs a low-rank method"),
+        ("adalora-*-s0", ("--prefixes", "99"), "the run's largest rank (got 99)"),
+        ("adalora-*-s0", ("--prefixes", "1,x"), "--prefixes must be whole numbers of at least 1, as in 1,2,4,8 (got"),
         ("absent", (), "absent must be the folder of a finished run"),
         ("adalora-*-s0", ("--rows", "0"), "--rows must be a whole number of at least 1 (got 0)"),
         ("full-*", (), "has no triplets to ablate; choose a finished run of a low-rank method"),

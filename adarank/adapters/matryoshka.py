@@ -1,0 +1,45 @@
+"""MatryoshkaLoRA (arXiv 2605.07850): LoRA trained at all its prefix ranks at once.
+
+    training     W + Σ_{r in S} s_r·B_r A_r = W + B diag(w) A      w_i = Σ_{r in S, r > i} s_r      (algorithm 1)
+    evaluation   W + s·B A;  the first r of k triplets (`adarank.truncate`): W + s_r·B_r A_r
+
+A_r, B_r are the first r triplets, i counts from 0, k is the number of active triplets, S the powers of two below k and k
+itself, and s_r = s·√(k/r), so that s_k = s.
+"""
+
+import torch
+from torch import Tensor
+
+from adarank.adapters import lora
+from adarank.adapters.lowrank import LowRank
+from adarank.adapters.parametrisation import Parametrisation
+
+
+def _prefix_scale(k: int, r: int) -> float:
+    """s_r / s_k, with s_r ∝ 1/√r."""
+    return float((k / r) ** 0.5)
+
+
+class Matryoshka(LowRank):
+    """LoRA whose training pass weighs triplet i by w_i / s."""
+
+    def training_lam(self) -> Tensor:
+        return super().training_lam() * self.prefix_weights()
+
+    def prefix_weights(self) -> Tensor:
+        """w / s [r], counted over the active triplets; of pruned ones, which the pass leaves out, it says nothing."""
+        mask = self.mask
+        lengths = 2.0 ** torch.arange((self.rank - 1).bit_length(), device=mask.device, dtype=self.Q.dtype)
+        active, position = mask.sum(), mask.cumsum(0) - 1
+        holds = (lengths > position.unsqueeze(1)) & (lengths < active)  # whether a prefix holds a triplet
+        return 1.0 + (holds * (active / lengths).sqrt()).sum(1)
+
+
+PARAMETRISATION = Parametrisation(
+    "matryoshka",
+    learns_lambda=False,
+    split=lora.PARAMETRISATION.split,
+    draw=lora.PARAMETRISATION.draw,
+    module=Matryoshka,
+    prefix_scale=_prefix_scale,
+)
