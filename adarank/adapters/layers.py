@@ -83,7 +83,7 @@ def _merged_4bit(base: Any, delta: Tensor, sign: int) -> nn.Module:
     weight = _dequantised(base)
     warnings.warn(
         f"merging into a 4-bit base dequantises it: the merged layers are plain nn.Linear in {weight.dtype}",
-        stacklevel=4,
+        stacklevel=5,
     )
     plain = nn.Linear(base.in_features, base.out_features, base.bias is not None, weight.device, weight.dtype)
     plain.weight.copy_(weight.to(delta.dtype) + delta)

@@ -127,9 +127,21 @@ class LowRank(Wrapper):
         """λ with the pruned entries at zero, [r]: what evaluation, merge and export use."""
         return self.lam.masked_fill(~self.mask, 0.0)
 
+    def training_lam(self) -> Tensor:
+        """λ as training computes with it, [r]."""
+        return self.effective_lam() if self.masked else self.lam
+
     def delta(self) -> Tensor:
         """ΔW = s·Pᵀ diag(λ ⊙ mask) Q, [d_out, d_in], in the factors' dtype."""
         return (self.P.t() * (self.effective_lam() * self.scale)) @ self.Q
+
+    def merged(self) -> nn.Module:
+        """The layer that computes what the adapter does in evaluation: the base, changed in place, or a new one."""
+        return self.layer.merged(self.base, self.delta(), 1)
+
+    def unmerged(self) -> nn.Module:
+        """The base as it was before `merged`, within rounding."""
+        return self.layer.merged(self.base, self.delta(), -1)
 
     @torch.no_grad()
     def start_from(self, Q: Tensor, P: Tensor) -> None:
@@ -197,17 +209,21 @@ class LowRank(Wrapper):
 
     def forward(self, x: Tensor) -> Tensor:
         """x -> base(x) + low-rank path. Training uses all of λ (pruned triplets may learn), evaluation λ ⊙ mask."""
-        base, Q, P = self.base, self.Q, self.P
         if not self.enabled:
             return self._original(x)
-        if not len(Q):
-            return base(x)  # type: ignore[no-any-return]
-        lam = self.lam if self.training and not self.masked else self.effective_lam()
+        if not self.rank:
+            return self.output(x, None, self.lam)
         drops = self.dropout and self.training and x.is_floating_point()  # ids have nothing to drop
         dropped = F.dropout(x, self.dropout) if drops else None
         if self.watch is not None and self.training:
             self.watch(self, x if dropped is None else dropped)
-        layer = self.layer
+        return self.output(x, dropped, self.training_lam() if self.training else self.effective_lam())
+
+    def output(self, x: Tensor, dropped: Tensor | None, lam: Tensor) -> Tensor:
+        """base(x) + low-rank path with λ = lam. dropped: what the path sees of x, where its dropout is applied."""
+        base, Q, P, layer = self.base, self.Q, self.P, self.layer
+        if not len(Q):
+            return base(x)  # type: ignore[no-any-return]
         if self.fed is not None and self.training:
             return fed_linear(x, layer.matrix(base), base.bias, self.scale, self.fed, dropped)
         if self.fused and (layer is LINEAR or layer is CONV1D or layer is EXPERT) and _is_plain(base, layer):

@@ -70,7 +70,7 @@ def merge(model: nn.Module) -> None:
         raise SettingError("the model has no adapters to merge; call adarank.adapt or adarank.load_adapter first")
     check_mergeable({name: adapter.base for name, adapter in adapters.items()})
     dequantizes = any(adapter.layer is LINEAR_4BIT for adapter in adapters.values())
-    plain = {name: adapter.layer.merged(adapter.base, adapter.delta(), 1) for name, adapter in adapters.items()}
+    plain = {name: adapter.merged() for name, adapter in adapters.items()}
     for name, module in plain.items():
         put_layer(model, name, module)
     keep_names(model)
@@ -127,7 +127,7 @@ def unmerge(model: nn.Module) -> None:
         if type(plain) is type(adapter.base):
             adapter.base = plain  # the same module, unless the model was copied since
         adapter.to(plain.weight.device)
-        adapter.base = adapter.layer.merged(adapter.base, adapter.delta(), -1)
+        adapter.base = adapter.unmerged()
         put_layer(model, name, adapter.train(layer_at(model, name).training))
     keep_names(model)
     for holder, name, value in merged.marks:

@@ -28,7 +28,8 @@ class Parametrisation(NamedTuple):
     draw: (adapter, part, tensor, generator) -> None fills one tensor in place, as init=default starts it. part is "Q",
         "lam", "P" or a name in `extra`, which is drawn first, for every init; generator: None for torch's global one.
     module: the class of the adapters, for a parametrisation that computes something else than W + s·Pᵀ diag(λ) Q; it
-        overrides `LowRank.forward` and `LowRank.delta`. None: `LowRank` itself.
+        overrides `LowRank.output` and `LowRank.delta`, and `LowRank.unmerged` where ΔW depends on the base's weight.
+        None: `LowRank` itself.
     extra: {name: (d_in, d_out) -> shape} of further parameters, of no triplet, trained and saved with the factors.
     """
 

@@ -95,9 +95,12 @@ def module_metrics(weight: Tensor, change: Change, directions: int) -> dict[str,
 def change_of_adapter(adapter: LowRank) -> Change:
     """The change of the original weight by an adapter, with k = r (2r if an init moved a part ΔW₀ out of the base).
 
-    Computed by QR of both factors and the SVD of a k × k matrix, never from the dense ΔW. Pruned triplets do not count
-    (λ ⊙ mask).
+    Computed by QR of both factors and the SVD of a k × k matrix, never from the dense ΔW, except for an adapter that is
+    more than its triplets, such as DoRA: k = min(d_out, d_in). Pruned triplets do not count (λ ⊙ mask).
     """
+    if not adapter.parametrisation.is_plain:
+        start = adapter.start()
+        return change_between(torch.zeros(()) if start is None else start, adapter.delta())
     lam, start_Q, start_P = adapter.effective_lam(), adapter.start_Q, adapter.start_P
     Q, gain, P = original_change(adapter.scale, adapter.Q, lam, adapter.P, start_Q, start_P)
     V, sigma, U = singular_triplets(Q.double(), gain.double(), P.double())
