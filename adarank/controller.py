@@ -16,6 +16,7 @@ The three variants differ as follows:
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch.optim import Optimizer
 from adarank import allocators, schedules
 from adarank.activations import ActivationRecorder
 from adarank.adapters.lowrank import FACTORS, LowRank, to_singular
+from adarank.adapters.magnitude import AFTER_PRUNING, Magnitude
 from adarank.allocators.allocator import Allocation, Allocator, Request, check_run
 from adarank.bank import Bank
 from adarank.compaction import drop
@@ -67,6 +69,8 @@ class RankController:
         two.
     svd_before_allocation: replaces every module's factors by the singular value decomposition of its ΔW before each
         allocation, without touching optimiser state: for pruning after training (PARA).
+    magnitude_after_pruning: what an allocation does to the magnitudes m of adapters that have them ("dora", "svd_dora"):
+        "keep", nothing; "rescale", m / ‖W + ΔW‖ stays; "reset", m = ‖W + ΔW‖ (see `adarank.adapters.magnitude`).
     compaction: "off", pruned triplets stay in memory. "final", they are removed once the budget is final.
         "progressive", also earlier, each after `compact_after` consecutive allocations without it (None: never); it
         cannot come back then, and each allocation reads a flag back from the device. Compaction creates new
@@ -116,6 +120,7 @@ class RankController:
         unit: str = "triplets",
         pruned_triplets: str = "trainable",
         svd_before_allocation: bool = False,
+        magnitude_after_pruning: str = "keep",
         compaction: str = "off",
         compact_after: int | None = 5,
         seed: int = 0,
@@ -125,6 +130,7 @@ class RankController:
             ("unit", unit, ("triplets", "parameters")),
             ("pruned_triplets", pruned_triplets, ("trainable", "frozen", "masked")),
             ("compaction", compaction, ("off", "final", "progressive")),
+            ("magnitude_after_pruning", magnitude_after_pruning, AFTER_PRUNING),
         ):
             if value not in valid:
                 raise SettingError(f"{name} must be one of {', '.join(valid)} (got {value!r})")
@@ -141,7 +147,7 @@ class RankController:
         self.score = None if score is None else as_score(score)
         self.penalty = penalty
         self.variant, self.pruned_triplets = variant, pruned_triplets
-        self.svd_before_allocation = svd_before_allocation
+        self.svd_before_allocation, self.magnitude_after_pruning = svd_before_allocation, magnitude_after_pruning
         self.compaction, self.compact_after = compaction, compact_after
         self.allocator = allocator or (allocators.threshold() if variant == "original" else allocators.global_top())
         self._check_pieces(allocates=schedule is not None)
@@ -187,6 +193,11 @@ class RankController:
             raise SettingError(
                 f"the schedule must start at all {total} {unit} (got {schedule.initial}), because the init subtracted "
                 "all of them from the base's weight; with an init that keeps the base it may start below"
+            )
+        if self.magnitude_after_pruning != "keep" and not any(isinstance(a, Magnitude) for a in adapters):
+            raise SettingError(
+                "magnitude_after_pruning must be keep with adapters that have no magnitude; adapter='dora' and "
+                f"adapter='svd_dora' have one (got {self.magnitude_after_pruning!r})"
             )
         if self.penalty is not None and self.penalty.proximal is not None and constant_lambda:
             raise SettingError(
@@ -434,12 +445,16 @@ class RankController:
         calls it, or a captured step (see `adarank.capture`)."""
         final = self.last_allocation is not None and self.last_allocation.step >= self.schedule.settled
         due = self.schedule.due(self.step)
-        if due and not final:
-            self._allocate()
-        if self.score is not None and ((due and not final) or self.step == self.schedule.begin):
-            self.score.restart(self.buffers, self.bank)
-        if self.pruned_triplets == "frozen" or (due and self.pruned_triplets == "trainable"):
-            self.bank.zero_pruned()
+        with ExitStack() as magnitudes:
+            if due and not final:
+                for adapter in self.bank.adapters:
+                    if isinstance(adapter, Magnitude):
+                        magnitudes.enter_context(adapter.pruning(self.magnitude_after_pruning))
+                self._allocate()
+            if self.score is not None and ((due and not final) or self.step == self.schedule.begin):
+                self.score.restart(self.buffers, self.bank)
+            if self.pruned_triplets == "frozen" or (due and self.pruned_triplets == "trainable"):
+                self.bank.zero_pruned()
         if due and not final and self.compaction != "off":
             if self.step >= self.schedule.settled:
                 self.compact()

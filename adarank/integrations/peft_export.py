@@ -7,6 +7,9 @@ PEFT computes W + (α / r)·B A with A [r, d_in], B [d_out, r]. Here s·λ is ab
 Modules of different ranks are listed in `rank_pattern` and `alpha_pattern`, whose keys are regular expressions. PEFT
 refuses a rank of 0, so such a module is not a target. Modules trained as a whole (the head) go into `modules_to_save`.
 
+With DoRA's magnitude (use_dora) every module has its m, [d_out] or, for a convolution, [1, d_out, 1, 1]. A module of
+rank 0, which still has its magnitude, gets one triplet of zeros.
+
 Experts stacked in one tensor are `target_parameters`. PEFT gives a stack of E experts one rank, so that the factors of
 each expert are padded with zeros to the largest of the stack:
 
@@ -27,6 +30,7 @@ from torch import Tensor, nn
 from adarank.adapters.base import unwrapped
 from adarank.adapters.layers import CONV1D, CONV2D, EMBEDDING, EXPERT
 from adarank.adapters.lowrank import FACTORS, START, original_change, singular_triplets
+from adarank.adapters.magnitude import Magnitude
 from adarank.adapters.parametrisation import lookup
 from adarank.adapters.saving import BOTTLENECK, adapter_state, write_files
 from adarank.errors import SettingError
@@ -47,6 +51,7 @@ HEADS = {"SEQ_CLS": {"classifier", "score"}, "QUESTION_ANS": {"qa_outputs"}}
 def to_peft(model: nn.Module, folder: str | os.PathLike[str], uniform_rank: bool = False) -> None:
     """Write the adapters into `folder` as a LoRA that `PeftModel.from_pretrained` loads onto the original base.
 
+    Adapters with a magnitude ("dora", "svd_dora") become a DoRA, use_dora=True, in which rank 0 is a triplet of zeros.
     Pruned triplets are left out. Where an init subtracted ΔW₀ from the base, the change of the original weight,
     ΔW − ΔW₀ of rank ≤ 2r, is decomposed by QR and SVD in fp64, and singular values below rounding error are dropped.
     Experts are padded with zeros to the largest rank in their stack, and the exported adapter has no dropout, which PEFT
@@ -90,13 +95,18 @@ def peft_state(
             "there is no low-rank adapter to export to PEFT; save the trained parameters with model.save_pretrained or "
             "adarank.save_adapter"
         )
-    if not parametrisation.is_plain and parametrisation.fold is None:
+    has_magnitude = parametrisation.module is Magnitude
+    if not parametrisation.is_plain and parametrisation.fold is None and not has_magnitude:
         raise SettingError(f"an adapter of kind {parametrisation.name!r} cannot be exported as a plain LoRA; merge it")
     modules = description["modules"]
     if parametrisation.fold is not None:
         tensors = {**tensors, **{f"{name}.P": parametrisation.low_rank_P(tensors, name) for name in modules}}
     factors = {name: lora_factors(tensors, name, info) for name, info in modules.items()}
     stacks = _stacks(modules, factors)
+    if has_magnitude:
+        if expert := next((n for n, info in modules.items() if info.get("layer") == EXPERT.name), None):
+            raise SettingError(f"PEFT has no DoRA of stacked experts, such as {expert}; merge the adapter instead")
+        factors = {n: (A, B) if len(A) else (_padded(A, 1), _padded(B, 1)) for n, (A, B) in factors.items()}
     experts = {name for stack in stacks.values() for name in stack}
     ranks = {name: len(A) for name, (A, _) in factors.items() if len(A) and name not in experts}
     ranks |= {stack: max(len(factors[name][0]) for name in names) for stack, names in stacks.items()}
@@ -111,6 +121,10 @@ def peft_state(
             state |= _stacked(name, list(stacks), stacks[name], modules, factors, padded)
         else:
             state |= _laid_out(name, modules[name], *(_padded(part, padded) for part in factors[name]))
+        if has_magnitude:
+            magnitude = tensors[f"{name}.magnitude"]
+            shape = (1, -1, 1, 1) if modules[name]["layer"] == CONV2D.name else (-1,)
+            state[f"{PREFIX}{name}.lora_magnitude_vector"] = magnitude.view(shape)
     buffers = description.get("buffers", {})
     if outside := [name for name in buffers if not any(name.startswith(module + ".") for module in whole)]:
         raise SettingError(
@@ -139,6 +153,7 @@ def peft_state(
         "fan_in_fan_out": any(modules[name].get("layer") == CONV1D.name for name in ranks.keys() - stacks.keys()),
         "bias": "none",
         "use_rslora": False,
+        **({"use_dora": True} if has_magnitude else {}),
         "init_lora_weights": True,
         "inference_mode": True,
     }

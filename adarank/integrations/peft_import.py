@@ -1,6 +1,7 @@
-"""Import LoRA and AdaLoRA adapters of Hugging Face PEFT (checked against 0.21.2) without importing PEFT.
+"""Import LoRA, DoRA and AdaLoRA adapters of Hugging Face PEFT (checked against 0.21.2) without importing PEFT.
 
     LoRA      W + s·B A                s = α / r, or α / √r (rsLoRA)     kind lora: Q = A, λ = 1, P = Bᵀ
+    DoRA      m·(W + s·B A)/‖W + s·B A‖, s as LoRA's                     kind dora: the same, and m
     AdaLoRA   W + s·B (E ⊙ A)          s = α / (init_r + 1e-5)           kind svd:  Q = A, λ = E, P = Bᵀ
 
 `alpha_pattern` and `rank_pattern` give the α and r of single modules. AdaLoRA's rank_pattern holds a list of booleans
@@ -23,11 +24,11 @@ from adarank.adapters.saving import put_adapter, read_files
 from adarank.errors import SettingError
 from adarank.integrations.peft_export import FILES, PREFIX
 
-PEFT_TYPES = {"LORA": "lora", "ADALORA": "svd"}  # and the kind that each becomes
+PEFT_TYPES = {"LORA": "lora", "ADALORA": "svd"}  # and the kind that each becomes, without use_dora
 # Settings that are read here.
 READ = {
     *("peft_type", "task_type", "base_model_name_or_path", "r", "init_r", "lora_alpha", "lora_dropout", "use_rslora"),
-    *("rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save", "bias", "init_lora_weights"),
+    *("rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save", "bias", "init_lora_weights", "use_dora"),
 }
 # The modules are read from the tensors; the other settings concern training, or belong to settings that are refused.
 WITHOUT_EFFECT = {
@@ -37,15 +38,17 @@ WITHOUT_EFFECT = {
     *("beta2", "orth_reg_weight", "total_step"),
 }
 KEEP_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # inits that leave the base unchanged
-FACTORS = re.compile(r"(.+)\.(lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B)(?:\.weight)?")
+FACTORS = re.compile(
+    r"(.+)\.(lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(?:\.weight)?"
+)
 
 
 def from_peft(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Load a LoRA or AdaLoRA adapter of PEFT into a freshly loaded base, so that you can keep training it.
+    """Load a LoRA, DoRA or AdaLoRA adapter of PEFT into a freshly loaded base, so that you can keep training it.
 
-    Returns {module name: adapter} of kind "lora" or "svd"; they are trainable, and so are the modules in
+    Returns {module name: adapter} of kind "lora", "dora" or "svd"; they are trainable, and so are the modules in
     modules_to_save. Raises SettingError, before anything is changed, where a file is missing or damaged, the adapter
-    uses a setting that is not supported (DoRA, trained biases, inits that change the base …; the message names it), or
+    uses a setting that is not supported (trained biases, inits that change the base …; the message names it), or
     the model is not the base that it was made for (the message names the differing shapes). Only safetensors are read.
 
     Example:
@@ -86,7 +89,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tens
         match = FACTORS.fullmatch(name)
         if key == name or (match is None and "lora_" in name):
             raise SettingError(
-                f"{path} holds the tensor {key}, which does not belong to a plain LoRA or AdaLoRA adapter"
+                f"{path} holds the tensor {key}, which does not belong to a plain LoRA, DoRA or AdaLoRA adapter"
             )
         if match is not None:
             factors.setdefault(match[1], {})[match[2].replace("embedding_", "")] = tensor
@@ -115,13 +118,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tens
 
 
 def _kind(path: Path, config: Mapping[str, Any]) -> str:
-    """ "lora" or "svd". Raises SettingError for a setting that changes what the adapter computes, naming it."""
+    """ "lora", "dora" or "svd". Raises SettingError for a setting that changes what the adapter computes, naming it."""
     kind = PEFT_TYPES.get(str(config.get("peft_type")))
     if kind is None:
         raise SettingError(
             f"{path}: peft_type must be one of {', '.join(PEFT_TYPES)} (got {config.get('peft_type')!r})"
         )
     refused = [(k, v) for k, v in config.items() if v and k not in READ | WITHOUT_EFFECT]
+    if config.get("use_dora") and kind != "lora":
+        refused.append(("use_dora", config["use_dora"]))
     if config.get("bias", "none") != "none":
         refused.append(("bias", config["bias"]))
     if config.get("init_lora_weights") not in KEEP_BASE:
@@ -129,19 +134,19 @@ def _kind(path: Path, config: Mapping[str, Any]) -> str:
     if refused:
         setting, value = refused[0]
         more = "; PEFT's path_initial_model_for_weight_conversion converts it to one" * (setting == "init_lora_weights")
-        raise SettingError(f"{path} has {setting}={value!r}, which is not a plain LoRA or AdaLoRA adapter{more}")
+        raise SettingError(f"{path} has {setting}={value!r}, which is not a plain LoRA, DoRA or AdaLoRA adapter{more}")
     dropout = config.get("lora_dropout") or 0.0
     if not isinstance(dropout, float | int) or not 0 <= dropout < 1:
         raise SettingError(f"{path}: lora_dropout must be at least 0 and less than 1 (got {dropout!r})")
-    return kind
+    return "dora" if config.get("use_dora") else kind
 
 
 def _module(
     path: Path, config: Mapping[str, Any], name: str, parts: dict[str, Tensor], embedding: bool
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """({"Q", "lam", "P"}, the module's part of the description)."""
-    adalora = config["peft_type"] == "ADALORA"
-    wanted = {"lora_A", "lora_B"} | ({"lora_E"} if adalora else set())
+    """({"Q", "lam", "P"} and DoRA's {"magnitude"}, the module's part of the description)."""
+    adalora, dora = config["peft_type"] == "ADALORA", bool(config.get("use_dora"))
+    wanted = {"lora_A", "lora_B"} | ({"lora_E"} if adalora else set()) | ({"lora_magnitude_vector"} if dora else set())
     shapes = ", ".join(f"{part} {tuple(t.shape)}" for part, t in sorted(parts.items()))
     if parts.keys() != wanted:
         raise SettingError(f"{path} is damaged: {name} should have {' and '.join(sorted(wanted))} and has {shapes}")
@@ -167,7 +172,9 @@ def _module(
     if len(A) != expected:
         raise SettingError(f"{path} is damaged: {name} has rank {rank} in one file, {expected!r} in the other")
     info = {"rank": len(A), "start_rank": None, "scale": _scale(path, config, name, len(A))}
-    return {"Q": A, "lam": E, "P": B.t()}, info | {"in_features": A.shape[1], "out_features": B.shape[0]} | layer
+    magnitude = {"magnitude": parts["lora_magnitude_vector"].flatten()} if dora else {}
+    factors = {"Q": A, "lam": E, "P": B.t(), **magnitude}
+    return factors, info | {"in_features": A.shape[1], "out_features": B.shape[0]} | layer
 
 
 def _scale(path: Path, config: Mapping[str, Any], name: str, rank: int) -> float:

@@ -142,7 +142,7 @@ def test_one_that_is_defined_elsewhere_is_passed_as_it_is(model):
 def test_every_parametrisation_splits_a_matrix_into_factors_of_it(folder):
     torch.manual_seed(0)
     U, sigma, Vt = torch.linalg.svd(torch.randn(5, 4, dtype=torch.float64), full_matrices=False)
-    for name in ("svd", "lora", "balanced", "scaled"):
+    for name in ("svd", "lora", "dora", "svd_dora", "balanced", "scaled"):
         parametrisation = find(name)
         Q, lam, P = parametrisation.split(Vt, sigma, U.t())
         torch.testing.assert_close((P.t() * lam) @ Q, (U * sigma) @ Vt)
@@ -152,8 +152,5 @@ def test_every_parametrisation_splits_a_matrix_into_factors_of_it(folder):
 @pytest.mark.parametrize("name", ["lowrank", "__init__", "..svd", "svd.x", "", None, 3])
 def test_other_names_are_refused(folder, model, name):
     assert lookup(name) is None
-    with pytest.raises(
-        adarank.SettingError,
-        match=r"^adapter must be one of [a-z, ]*lora, [a-z, ]*svd, [a-z, ]*balanced, scaled \(got ",
-    ):
+    with pytest.raises(adarank.SettingError, match=r"^adapter must be one of .*lora, .*svd, .*balanced, scaled \(got "):
         adarank.adapt(model, name)

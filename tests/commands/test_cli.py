@@ -43,7 +43,7 @@ def test_run_is_the_hydra_application_from_any_directory(tmp_path):
     done = command("run", "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "train.max_grad_norm = 1.0" in done.stdout
-    assert "method=adalora" in done.stdout
+    assert "method=adadora  adalora" in done.stdout
     done = command("run", "rank=none", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

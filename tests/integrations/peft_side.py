@@ -63,7 +63,10 @@ MADE = {
     "adalora": (bert, adalora()),
     "adalora_pruned": (bert, adalora(task_type="SEQ_CLS")),
     "adalora_conv1d": (gpt2, adalora(target_modules=["c_attn"], fan_in_fan_out=True)),
-    "dora": (bert, lora(use_dora=True)),
+    "dora": (bert, lora(use_dora=True, lora_dropout=0.1, **PATTERNS)),
+    "dora_embedding": (bert, lora(use_dora=True, target_modules=["word_embeddings", "query"])),
+    "dora_conv1d": (gpt2, lora(use_dora=True, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)),
+    "dora_conv2d": (vit, lora(use_dora=True, target_modules=["projection", "q_proj"], modules_to_save=["classifier"])),
     "biases": (bert, lora(bias="all")),
     "pissa": (bert, lora(init_lora_weights="pissa")),
     "loha": (bert, peft.LoHaConfig(r=2, target_modules=TARGETS)),
@@ -96,7 +99,7 @@ def make(folder):
         save_file({"logits": logits(model, inputs)}, case / "logits.safetensors")
         save_file(inputs, case / "inputs.safetensors")
         (case / "class.txt").write_text(build().__class__.__name__)
-        model.save_pretrained(case / "adapter", save_embedding_layers=name == "embedding")
+        model.save_pretrained(case / "adapter", save_embedding_layers="embedding" in name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peft_faults.main(folder / "faults.json")

@@ -49,7 +49,7 @@ def logits(model, inputs):
 def disturb(model, adapters, pruned=True):
     """As if trained: other factors, uneven ranks with 0 among them, another head."""
     for i, adapter in enumerate(adapters.values()):
-        for parameter in (adapter.Q, adapter.P, adapter.lam):
+        for parameter in (getattr(adapter, part) for part in ("Q", "P", "lam", *adapter.parametrisation.extra)):
             if parameter.requires_grad:
                 parameter.add_(0.2 * torch.randn_like(parameter))
         if pruned:
@@ -69,7 +69,7 @@ EXPERTS += [
 ]
 
 
-DEFAULT = ("bert", "gpt2", "uniform_pissa", f"experts_{next(iter(FAMILIES))}")
+DEFAULT = ("bert", "gpt2", "uniform_pissa", "adadora", f"experts_{next(iter(FAMILIES))}")
 
 
 def cases():
@@ -88,6 +88,10 @@ def cases():
     yield "uniform_pissa", "bert", {"rank": 3, "init": "pissa", "train": []}, {"uniform_rank": True}
     yield "tied_head", "texts", {"rank": 3, "train": ["lm_head"]}, {}
     yield "tied_embedding", "summaries", {"rank": 3, "train": ["shared"]}, {}
+    yield "adadora", "bert", {"adapter": "svd_dora", "rank": 3, "targets": ["word_embeddings", "query", "value"]}, {}
+    yield "dora_gpt2", "gpt2", {"adapter": "dora", "rank": 3, "init": "pissa"}, {}
+    yield "dora_vit", "vit", {"adapter": "dora", "rank": 3, "targets": ["projection", "q_proj"]}, {}
+    yield "dora_uniform", "llama", {"adapter": "svd_dora", "rank": 3, "train": []}, {"uniform_rank": True}
     yield "no_head", "bert", {"rank": 3, "train": []}, {}
     yield from EXPERTS
 
@@ -129,6 +133,9 @@ def test_peft_computes_the_same_logits(exported, name):
     config = json.loads((folder / name / "adapter" / "adapter_config.json").read_text())
     if "experts" in name:
         assert (there - after).abs().max() <= 1e-6
+    elif "dora" in name:
+        assert config["use_dora"]
+        assert config["target_modules"] == list(ranks)
     elif "pissa" not in name and "olora" not in name:
         assert config["target_modules"] == [n for n, r in ranks.items() if r]
 

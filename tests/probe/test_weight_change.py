@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import adarank
 from adarank.adapters.lowrank import LowRank
 from adarank.adapters.spectrum import effective_rank, stable_rank
 from adarank.probe.weight_change import (
@@ -70,6 +71,20 @@ def test_a_start_that_was_taken_out_of_the_base_counts_as_its_absence():
     after = adapter.base.weight.detach().numpy() + dense(adapter)
     change = change_of_adapter(adapter)
     assert ((change.U * change.sigma) @ change.V.t()).numpy() == pytest.approx(after - original.numpy(), abs=1e-12)
+
+
+def test_the_change_of_a_dora_is_that_of_the_whole_weight():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(D_IN, D_OUT).double())
+    original = model[0].weight.detach().clone()
+    adapter = adarank.adapt(model, "dora", rank=2, init="pissa")["0"]
+    with torch.no_grad():
+        adapter.Q.normal_()
+        adapter.magnitude.mul_(2.0)
+    change = change_of_adapter(adapter)
+    adarank.merge(model)
+    after = (model[0].weight - original).detach().numpy()
+    assert ((change.U * change.sigma) @ change.V.t()).numpy() == pytest.approx(after, abs=1e-12)
 
 
 def test_the_change_between_two_weights():

@@ -289,6 +289,12 @@ class Spec:
     svd_before_allocation: bool = setting(
         False, "Turn every ΔW into its singular value decomposition before each allocation."
     )
+    magnitude_after_pruning: str = setting(
+        "keep",
+        "What an allocation does to DoRA's magnitude m: keep it; rescale it, so that m / ‖W + ΔW‖ stays; reset it to "
+        "‖W + ΔW‖.",
+        choices=("keep", "rescale", "reset"),
+    )
     max_rank_factor: float = setting(
         1.0, "Methods that grow: triplets held per module, divided by the larger of init_rank and rank.", at_least=1
     )
@@ -331,18 +337,28 @@ class Spec:
         """Whether the method's adapter asks for `name` (rank, targets, init, …)."""
         return self.adapter is not None and name in self.adapter.needs
 
+    @property
+    def has_magnitude(self) -> bool:
+        """Whether the method's adapter trains DoRA's magnitudes."""
+        from adarank.adapters import magnitude, parametrisation  # with torch, which most settings do not need
+
+        found = parametrisation.lookup(self.adapter.settings.get("adapter")) if self.adapter is not None else None
+        return found is not None and found.module is magnitude.Magnitude
+
     def without_effect(self) -> dict[str, str]:
         """{setting: why} of the settings that do nothing in this run. rank, targets and budget.unit, the terms of a
         comparison, are never refused for it, but do not enter the run's name either."""
         idle: dict[str, str] = {}
         if not self.adaptive:
             idle |= {"init_rank": "its rank is fixed", "max_rank_factor": "its rank is fixed"}
-            idle |= dict.fromkeys(("compaction", "pruned_triplets"), "it prunes nothing")
+            idle |= dict.fromkeys(("compaction", "pruned_triplets", "magnitude_after_pruning"), "it prunes nothing")
             idle |= dict.fromkeys(("svd_before_allocation", "budget.unit"), "it allocates no budget")
             if self.penalty is None:
                 idle["variant"] = "it has no controller"
         elif self.pruned_triplets == "trainable":
             idle["max_rank_factor"] = "pruned_triplets=trainable holds what it starts with"
+        if self.adaptive and not self.has_magnitude:
+            idle["magnitude_after_pruning"] = "its adapter has no magnitude"
         if not isinstance(self.train.eval_every, float):
             idle["train.eval_share"] = "train.eval_every is a number of steps, none of which is skipped"
         if self.compaction != "progressive":

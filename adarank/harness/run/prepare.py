@@ -87,6 +87,7 @@ def prepare(
         unit=spec.budget.unit,
         pruned_triplets=spec.pruned_triplets,
         svd_before_allocation=spec.svd_before_allocation,
+        magnitude_after_pruning=spec.magnitude_after_pruning,
         compaction=spec.compaction,
         compact_after=spec.compact_after,
         seed=spec.seed,
