@@ -18,7 +18,7 @@ ORDER = [
     ("integrations",),
     ("graph_capture",),
     ("controller",),
-    ("compaction", "compression", "activations"),
+    ("compaction", "compression", "activations", "suggestion"),
     ("scores", "allocators", "schedules", "penalties"),
     ("feed",),
     ("bank", "adaptation", "optimizers"),
