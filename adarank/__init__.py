@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from adarank.integrations.peft_export import to_peft as to_peft
     from adarank.integrations.peft_import import from_peft as from_peft
     from adarank.runs.frame import frame as frame
+    from adarank.suggestion import suggest_ranks as suggest_ranks
     from adarank.truncation import truncate as truncate
 
 _NAMES = {  # {module: the public names that it defines}
@@ -51,6 +52,7 @@ _NAMES = {  # {module: the public names that it defines}
     "integrations.peft_export": ("to_peft",),
     "integrations.peft_import": ("from_peft",),
     "runs.frame": ("frame",),
+    "suggestion": ("suggest_ranks",),
     "truncation": ("truncate",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

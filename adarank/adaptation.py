@@ -97,7 +97,7 @@ def adapt(
             raise SettingError(f"init must be one of {', '.join(inits.__all__)} (got {init!r})")
         init = getattr(inits, init)()
     names = find_targets(model, targets, train)
-    asked = _checked_ranks(model, names, rank)
+    asked = checked_ranks(model, names, rank)
     trained = trained_modules(model, train)
     if parametrisation.shared is not None and init.name != "default":
         raise SettingError(
@@ -107,11 +107,6 @@ def adapt(
         n: parametrisation.scale if alpha is None else alpha / (math.sqrt(r) if rslora else r) for n, r in asked.items()
     }
     bases = {name: layer_at(model, name) for name in names}
-    if init.measure is not None and (expert := next((n for n, b in bases.items() if layer_of(b) is EXPERT), None)):
-        raise SettingError(
-            f"init={init.name} measures layers by their inputs or gradients, and stacked experts ({expert}) have none of "
-            "their own; use an init that needs the weights alone, such as default, pissa or olora"
-        )
     if init.changes_base:
         check_mergeable(bases)
         for name, base in bases.items():
@@ -120,13 +115,7 @@ def adapt(
                     f"init={init.name} subtracts its ΔW from the base's weight, which is 4-bit in {name} and would "
                     "have to be quantised again; use a base that is not quantised, or init=default or eva"
                 )
-    keep_gradients(model)
-    found = None
-    if init.measure is not None:
-        if batches is None:
-            raise SettingError(f"init={init.name} looks at data, and batches is not given; pass an iterable of batches")
-        found = init.measure(model, asked, batches)
-    moved = asked if init.ranks is None else init.ranks(found, asked)
+    found, moved = measured(init, model, asked, batches)
 
     trained_before = [p for p in model.parameters() if p.requires_grad]
     adapters = wrap(model, {name: (parametrisation, moved[name], scales[name]) for name in names}, dropout)
@@ -170,8 +159,30 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
-def _checked_ranks(model: nn.Module, names: Sequence[str], rank: int | Mapping[str, int]) -> dict[str, int]:
-    """{target: rank}, each a whole number from 1 to the smaller side of its layer."""
+def measured(
+    init: Any, model: nn.Module, asked: Mapping[str, int], batches: Iterable[Any] | None
+) -> tuple[Any, Mapping[str, int]]:
+    """(what `init` learns from the batches, the ranks that it gives the targets); (None, asked) where it needs none.
+
+    Raises SettingError where it cannot measure one of the targets, before the model is run.
+    """
+    if init.measure is not None:
+        if expert := next((name for name in asked if layer_of(layer_at(model, name)) is EXPERT), None):
+            raise SettingError(
+                f"init={init.name} measures layers by their inputs or gradients, and stacked experts ({expert}) have "
+                "none of their own; use an init that needs the weights alone, such as default, pissa or olora"
+            )
+        if batches is None:
+            raise SettingError(f"init={init.name} looks at data, and batches is not given; pass an iterable of batches")
+    keep_gradients(model)
+    found = None if init.measure is None else init.measure(model, asked, batches)
+    return found, asked if init.ranks is None else init.ranks(found, asked)
+
+
+def checked_ranks(
+    model: nn.Module, names: Sequence[str], rank: int | Mapping[str, int], setting: str = "rank"
+) -> dict[str, int]:
+    """{target: rank}, each a whole number from 1 to the smaller side of its layer. setting: its name in messages."""
     if isinstance(rank, Mapping):
         known = set(names)
         if unknown := [name for name in rank if name not in known]:
@@ -184,7 +195,7 @@ def _checked_ranks(model: nn.Module, names: Sequence[str], rank: int | Mapping[s
     for name in rank if isinstance(rank, Mapping) else names:
         d_in, d_out = sides(model, name)
         of = f", because {name} is {d_in} → {d_out}"
-        ranks[name] = whole_number("rank", rank[name] if isinstance(rank, Mapping) else rank, 1, min(d_in, d_out), of)
+        ranks[name] = whole_number(setting, rank[name] if isinstance(rank, Mapping) else rank, 1, min(d_in, d_out), of)
     return ranks
 
 

@@ -38,6 +38,35 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "pad every module with zeros to one rank, for inference engines that accept only one",
     },
+    "model": {
+        "metavar": "MODEL",
+        "help": "the base model's folder, its name on the Hugging Face hub, or the name of a file in conf/model",
+    },
+    "data": {
+        "metavar": "DATA",
+        "help": "a JSONL, JSON, CSV, TSV or Parquet file with the columns messages; prompt and response; instruction "
+        "and output; or text and label, or the name of a task of 'adarank run'",
+    },
+    "--out": {
+        "type": Path,
+        "required": True,
+        "metavar": "FOLDER",
+        "help": "the folder to write; it must not exist yet",
+    },
+    "--method": {
+        "default": "eva",
+        "metavar": "METHOD",
+        "help": "eva (the default; needs no gradients), gora, fisher or ralora",
+    },
+    "--steps": {"type": int, "default": 8, "metavar": "N", "help": "batches that are read at most (default: 8)"},
+    "--set": {
+        "dest": "settings",
+        "nargs": "+",
+        "default": (),
+        "metavar": "KEY=VALUE",
+        "help": "settings of 'adarank run' about the model, its targets and the data, such as targets=qv task.path=GLUE "
+        "train.batch_size=4 task.max_tokens=1024",
+    },
     "--budget": {
         "type": int,
         "metavar": "N",
@@ -150,6 +179,14 @@ def parser() -> argparse.ArgumentParser:
         "shrink an adapter to the largest singular values of all modules together, or to its first triplets",
         "Of all ways to distribute a budget over the modules --budget changes the weights least; --prefix cuts every module "
         "to one rank. Prints the loss of each module. An adapter in PEFT's format stays in that format. Needs no base model.",
+    )
+    add(
+        "suggest",
+        "adarank.commands.suggest:suggest_folder",
+        ("model", "data", "--out", "--budget", "--method", "--steps", "--set"),
+        "measure a rank for every module and write it as a LoraConfig of PEFT",
+        "Reads a few batches, without training, and writes adapter_config.json with rank_pattern and alpha_pattern, the "
+        "same settings for axolotl, and a picture of the ranks. The mean rank is the budget exactly.",
     )
     return whole
 

@@ -18,7 +18,7 @@ ORDER = [
     ("integrations",),
     ("graph_capture",),
     ("controller",),
-    ("compaction", "compression", "truncation", "activations"),
+    ("compaction", "compression", "truncation", "activations", "suggestion"),
     ("scores", "allocators", "schedules", "penalties"),
     ("feed",),
     ("bank", "adaptation", "optimizers"),

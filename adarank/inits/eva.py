@@ -76,7 +76,7 @@ def eva(steps: int = 32, rho: float = 2.0, tau: float = 0.99) -> Init:
             warnings.warn(
                 f"init=eva: the inputs of {len(turning)} of {len(asked)} layers had not converged to tau={tau} by the "
                 f"end of the batches; init.steps above {steps} may help",
-                stacklevel=3,
+                stacklevel=4,
             )
         return found
 

@@ -76,7 +76,7 @@ def to_peft(model: nn.Module, folder: str | os.PathLike[str], uniform_rank: bool
     model = unwrapped(model)
     tensors, description = adapter_state(model)
     config, state = peft_state(tensors, description, uniform_rank)
-    _check_names(model, config)
+    check_names(model, config)
     write_files(folder, dict(zip(FILES, (config, state), strict=True)))
 
 
@@ -135,12 +135,9 @@ def peft_state(
     state |= {PREFIX + name: tensors[source].clone() for name, source in description.get("tied", {}).items()}
     differing = {} if uniform_rank else {re.escape(name): r for name, r in ranks.items() if r != common}
     base = description.get("base") or {}
-    task = next((task for end, task in TASKS.items() if (base.get("class") or "").endswith(end)), None)
-    if task in HEADS and not HEADS[task] & set(whole):
-        task = None  # the model's head does not have one of the names that PEFT looks for
     config = {
         "peft_type": "LORA",
-        "task_type": task,
+        "task_type": task_of(base.get("class") or "", whole),
         "base_model_name_or_path": base.get("name"),
         "r": common,
         "lora_alpha": common,
@@ -235,6 +232,13 @@ def _laid_out(name: str, info: Mapping[str, Any], A: Tensor, B: Tensor) -> dict[
     return {f"{PREFIX}{name}.lora_A.weight": A, f"{PREFIX}{name}.lora_B.weight": B.transpose(0, 1)}
 
 
+def task_of(model_class: str, whole: Sequence[str]) -> str | None:
+    """PEFT's task_type for a Transformers class whose modules `whole` are trained as a whole; None where the head does not
+    have one of the names that PEFT looks for."""
+    task = next((task for end, task in TASKS.items() if model_class.endswith(end)), None)
+    return None if task in HEADS and not HEADS[task] & set(whole) else task
+
+
 def _whole(description: Mapping[str, Any], uniform_rank: bool) -> list[str]:
     """The modules for modules_to_save."""
     whole, trained = description.get("whole", []), (*description["trained"], *description.get("tied", ()))
@@ -252,7 +256,7 @@ def _whole(description: Mapping[str, Any], uniform_rank: bool) -> list[str]:
     return list(whole)
 
 
-def _check_names(model: nn.Module, config: Mapping[str, Any]) -> None:
+def check_names(model: nn.Module, config: Mapping[str, Any]) -> None:
     """Raise SettingError where PEFT, which compares the endings of names, would affect another module as well."""
     targets = {*config["target_modules"], *config.get("target_parameters", ())}
     whole = set(config["modules_to_save"] or ())

@@ -10,7 +10,7 @@ import adarank.harness.app
 from adarank.cli import main
 from adarank.errors import RunFailed, SettingError
 
-COMMANDS = ("run", "settings", "status", "frame", "probe", "sync", "inspect", "merge", "export", "compress")
+COMMANDS = ("run", "settings", "status", "frame", "probe", "sync", "inspect", "merge", "export", "compress", "suggest")
 
 
 def command(*words, cwd, **options):

@@ -84,6 +84,14 @@ def test_experts(here):
     assert len(here["adapters"]) == 2 * (2 * 4 + 2)
 
 
+def test_suggest(here):
+    plain = transformers.BertForSequenceClassification.from_pretrained("base")
+    batches = [here["batch"] | {"labels": torch.tensor([label])} for label in (0, 2)]
+    here |= {"plain_model": plain, "batches": batches}
+    run("suggest", here)
+    assert sum(here["ranks"].rank_pattern.values()) == 4 * 12
+
+
 @pytest.mark.usefixtures("here")
 def test_the_commands(capsys):
     block = next(code for code in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if "inspect" in code)

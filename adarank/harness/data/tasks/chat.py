@@ -1,13 +1,13 @@
 """Conversations of one or more turns, from your own files or the hub, written by the model's own chat template."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from adarank.errors import SettingError
 from adarank.harness.data.tasks.base import Prompts, Task, Turn
 from adarank.harness.data.tasks.prompts import OWN_METRICS, assemble, read_own, with_dev
+from adarank.harness.data.tasks.readers import Columns
 from adarank.harness.data.tasks.rows import missing, pick_columns, require_whole
 
 ROLES = ("system", "user", "assistant")
@@ -38,18 +38,16 @@ def chat(
     file and row.
     """
     title, read = read_own("chat", path, name, config, revision, {"train": train, "dev": dev, "test": test})
-    rows = {}
-    for split, (source, table) in read.items():
-        picked = pick_columns(source, table, {"task.messages": messages})
-        rows[split] = _prompts(source, picked["task.messages"])
+    rows = {split: conversations(source, table, messages) for split, (source, table) in read.items()}
     sizes = (limit, max_tokens, max_new_tokens, generate_rows)
     task = assemble(title, with_dev(rows), OWN_METRICS, metric, *sizes)
     return replace(task, options={**task.options, "template": "chat"})
 
 
-def _prompts(source: str, conversations: Sequence[Any]) -> Prompts:
-    """One prompt per conversation: the turns before its last assistant turn, which is the reference."""
-    checked = [_conversation(source, row, messages) for row, messages in enumerate(conversations, 1)]
+def conversations(source: str, table: Columns, messages: str) -> Prompts:
+    """One prompt per conversation of a table: the turns before its last assistant turn, which is the reference."""
+    picked = pick_columns(source, table, {"task.messages": messages})["task.messages"]
+    checked = [_conversation(source, row, turns) for row, turns in enumerate(picked, 1)]
     turns = [conversation[:-1] for conversation in checked]
     references = [[conversation[-1]["content"]] for conversation in checked]
     return Prompts([json.dumps(before) for before in turns], references, turns)

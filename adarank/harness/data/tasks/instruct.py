@@ -39,13 +39,14 @@ def instruct(
     "alpaca" for the columns of Alpaca and "plain" for others. Raises SettingError, naming file and row.
     """
     title, read = read_own("instruct", path, name, config, revision, {"train": train, "dev": dev, "test": test})
-    rows = {split: _prompts(source, table, prompt, response, template) for split, (source, table) in read.items()}
+    rows = {split: instructions(source, table, prompt, response, template) for split, (source, table) in read.items()}
     sizes = (limit, max_tokens, max_new_tokens, generate_rows)
     task = assemble(title, with_dev(rows), OWN_METRICS, metric, *sizes)
     return task if template == "auto" else replace(task, options={**task.options, "template": template})
 
 
-def _prompts(source: str, table: Columns, prompt: str | None, response: str | None, template: str) -> Prompts:
+def instructions(source: str, table: Columns, prompt: str | None, response: str | None, template: str) -> Prompts:
+    """The prompts and responses of one table; the other arguments are those of `instruct`."""
     by_column = prompt is None and response is None and "prompt" not in table and "instruction" in table
     names = ("instruction", "output") if by_column else (prompt or "prompt", response or "response")
     picked = pick_columns(source, table, dict(zip(("task.prompt", "task.response"), names, strict=True)))
