@@ -16,7 +16,7 @@ for a final budget that no allocation would ever apply.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from adarank.errors import SettingError, whole_number
@@ -28,8 +28,8 @@ class Schedule:
 
     initial, final: budgets, in triplets (or parameters) of all modules together; total: steps T; begin: allocations
     happen after this step; settled: the step from which the budget is final, scores are no longer observed and the
-    mask, once made, stays; interval: steps between allocations before that; curve: step -> budget in between; steps:
-    the steps of these allocations, where they are not the multiples of interval.
+    mask, once made, stays; interval: steps between allocations before that, which are those after the steps offset + k·
+    interval; curve: step -> budget in between; steps: the steps of these allocations, where they are not at an interval.
     """
 
     initial: int
@@ -40,6 +40,7 @@ class Schedule:
     interval: int
     curve: Callable[[int], int]
     steps: frozenset[int] | None = None
+    offset: int = 0
 
     def budget(self, step: int) -> int:
         """The budget after optimiser step `step`."""
@@ -51,7 +52,9 @@ class Schedule:
         """Whether a mask is applied after step `step`: every `interval` steps, then every step of the final phase."""
         if step <= self.begin:
             return False
-        return step > self.settled or (step % self.interval == 0 if self.steps is None else step in self.steps)
+        if step > self.settled:
+            return True
+        return (step - self.offset) % self.interval == 0 if self.steps is None else step in self.steps
 
     def allocations(self) -> list[int]:
         """The steps after which a new mask is made; from the last of them on the mask stays."""
@@ -156,10 +159,15 @@ def growing(
     return _phased(initial, final, t_i, t_f, total, interval, lambda k, n: _power(initial, final, k, n, exponent))
 
 
-def constant(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int = 1) -> Schedule:
+def constant(
+    initial: int, final: int, t_i: int, t_f: int, total: int, interval: int = 1, from_t_i: bool = False
+) -> Schedule:
     """`initial` from the first step to the last; allocations move it between modules.
 
-    A control, and what prune-and-expand methods and gates need. Arguments and errors: see the module; initial == final.
+    A control, and what prune-and-expand methods and gates need. from_t_i: allocate after the steps t_i + interval,
+    t_i + 2·interval, … (ElaLoRA's and FlexLoRA's code) instead of the multiples of `interval` (AdaLoRA's code, and every
+    other schedule). Other arguments and errors: see the module; initial == final.
+    Example: constant(8, 8, t_i=3, t_f=2, total=12, interval=4, from_t_i=True).allocations() == [7, 11].
     """
     initial, final = _budgets(initial, final)
     if initial != final:
@@ -167,7 +175,8 @@ def constant(initial: int, final: int, t_i: int, t_f: int, total: int, interval:
             f"the initial budget must equal the final one of {final} with schedule=constant (got {initial}); set "
             "init_rank equal to rank"
         )
-    return _phased(initial, final, t_i, t_f, total, interval, lambda k, n: initial)
+    schedule = _phased(initial, final, t_i, t_f, total, interval, lambda k, n: initial)
+    return replace(schedule, offset=schedule.begin) if from_t_i else schedule
 
 
 def one_shot(initial: int, final: int, t: int, total: int) -> Schedule:

@@ -95,6 +95,17 @@ def test_a_controller_keeps_what_every_schedule_allows(name, compaction):
     assert all(torch.equal(mask, masks[-1]) for mask in masks[settled + 1 :])
 
 
+@given(**NUMBERS)
+def test_constant_can_allocate_after_the_steps_of_elalora_and_flexlora(low, extra, t_i, middle, t_f, interval):
+    """Their codes' condition (`update_and_mask`), on steps counted from 0; AdaLoRA's divides the step itself."""
+    total = t_i + middle + t_f
+    schedule = constant(low, low, t_i, t_f, total, interval, from_t_i=True)
+    theirs = [t for t in range(total) if t < total - t_f and t > t_i and (t - t_i) % interval == 0]
+    assert [t for t in schedule.allocations() if t < total - t_f] == theirs
+    if t_i % interval == 0:
+        assert schedule.allocations() == constant(low, low, t_i, t_f, total, interval).allocations()
+
+
 SHAPES = {  # how much of the way is left after the part u of the time
     "cubic": (cubic, {}, lambda u: (1 - u) ** 3),
     "linear": (linear, {}, lambda u: 1 - u),

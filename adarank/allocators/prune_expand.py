@@ -17,6 +17,7 @@ def prune_expand(
     decay: bool = True,
     min_rank: int = 1,
     max_rank: int | None = None,
+    min_rank_grows: bool = True,
 ) -> Allocator:
     """Prune the `swaps` least important candidates and give the modules of the most important ones a free slot each.
 
@@ -28,8 +29,10 @@ def prune_expand(
     swaps, candidates_per_module: ElaLoRA's b and k. importance_of: "triplet", a candidate counts by its own score
     (ElaLoRA); "module", by the sum over its module's active triplets (FlexLoRA; with score=spectral_entropy that is the
     module's entropy). decay: swaps fall with the run's progress p as round(b·(1 − p³)); False: they are constant.
-    min_rank, max_rank: the fewest and the most triplets a module keeps (None: all it has); a module at min_rank may
-    still grow. Raises SettingError for swaps or candidates_per_module below 1, or unless 0 <= min_rank <= max_rank.
+    min_rank, max_rank: the fewest and the most triplets a module keeps (None: all it has). min_rank_grows: True, a
+    module of rank r has min(k, r) candidates for growth, so that one at min_rank may grow again; False: min(k, r −
+    min_rank), as many as for pruning, so that one at min_rank stays there (ElaLoRA's code).
+    Raises SettingError for swaps or candidates_per_module below 1, or unless 0 <= min_rank <= max_rank.
     """
     swaps = whole_number("allocator.swaps", swaps)
     candidates_per_module = whole_number("allocator.candidates_per_module", candidates_per_module)
@@ -53,7 +56,7 @@ def prune_expand(
 
         sorted_value = torch.empty_like(scores)
         sorted_value[starts + ascending] = value  # module by module, the least important active triplet first
-        candidates = active.clamp_max(candidates_per_module)
+        candidates = (active if min_rank_grows else active - min_rank).clamp(0, candidates_per_module)
         source = (candidates - 1 - slot).clamp_min(0)  # the j-th slot is worth the j-th best candidate
         key = torch.where(mask, scores, sorted_value[starts + source])
 

@@ -1,6 +1,7 @@
 """Every allocator against its rule written out in loops, and the laws it adds to the contract."""
 
 import doctest
+import math
 
 import pytest
 import torch
@@ -241,6 +242,64 @@ def test_prune_expand_exchanges_the_lowest_candidates_for_slots_of_the_highest(w
     assert found.sum() == case.mask.sum()
     if kept is not None and all(r == 0 or case.mask[members(case, i)].any() for i, r in enumerate(case.ranks)):
         assert found.tolist() == [j in kept for j in range(len(case.scores))]
+
+
+def elalora_s_ranks(importance, k, b):
+    """The ranks after its code's exchange (`mask_to_target_rank`). importance: one list for each module."""
+    candidates = [
+        (value, i) for i, values in enumerate(importance) for value in sorted(values)[: min(k, len(values) - 1)]
+    ]
+    ranks = [len(values) for values in importance]
+    for _, i in sorted(candidates)[:b]:
+        ranks[i] -= 1
+    for _, i in sorted(candidates)[-b:]:
+        ranks[i] += 1
+    return ranks
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@given(st.data())
+def test_elalora_s_exchange_is_that_of_its_code(k, data):
+    """With any number of candidates k per module, and modules that stay at rank 1; importances differ."""
+    ranks = data.draw(st.lists(st.integers(1, 5), min_size=2, max_size=7).filter(lambda ranks: max(ranks) > 1))
+    values = data.draw(st.permutations(range(1, sum(ranks) + 1)))
+    b = data.draw(st.integers(1, sum(min(k, rank - 1) for rank in ranks)))
+    parts = iter(values)
+    importance = [[float(next(parts)) for _ in range(rank)] for rank in ranks]
+    room = k  # free slots of every module: as many as it can gain at once
+    scores = torch.tensor([v for values in importance for v in [*values, *[-math.inf] * room]])
+    mask = torch.tensor([on for rank in ranks for on in [True] * rank + [False] * room])
+    modules = torch.arange(len(ranks)).repeat_interleave(torch.tensor(ranks) + room)
+    allocator = prune_expand(b, k, min_rank_grows=False)
+    kept = allocator(Request(scores, mask, sum(ranks), torch.ones(len(scores)), modules))
+    assert torch.bincount(modules[kept], minlength=len(ranks)).tolist() == elalora_s_ranks(importance, k, b)
+    if 1 in ranks:
+        assert kept[modules == ranks.index(1)].sum() == 1
+
+
+def increlora_s_ranks(importance, ranks, h, more, target):
+    """The ranks after each of its code's steps (`increase_to_target_rank`) until it has the target, or more."""
+    ranks, steps = list(ranks), []
+    while sum(ranks) < target:
+        threshold = sorted(importance, reverse=True)[: min(h, target - sum(ranks))][-1]
+        ranks = [rank + more if value >= threshold else rank for rank, value in zip(ranks, importance, strict=True)]
+        steps.append(ranks)
+    return steps
+
+
+def test_increlora_s_growth_is_that_of_its_code_but_for_the_overshoot():
+    importance, ranks, h, more, target = [0.3, 0.9, 0.1, 0.7], [1] * 4, 3, 4, 32
+    modules = torch.arange(4).repeat_interleave(16)
+    scores = torch.tensor(importance)[modules]  # a module's importance is the mean over its active triplets
+    mask = torch.arange(64) % 16 < 1
+    theirs = increlora_s_ranks(importance, ranks, h, more, target)
+    assert [sum(step) for step in theirs] == [16, 28, 40]
+    for step in theirs:
+        budget = min(sum(step), target)
+        mask = grow(h)(Request(scores, mask, budget, torch.ones(64), modules))
+        ours = torch.bincount(modules[mask], minlength=4).tolist()
+        assert sum(ours) == budget
+        assert ours == step or budget == target
 
 
 @pytest.mark.parametrize(("progress", "expected"), [(0.0, 4), (0.5, 4), (0.8, 2), (0.95, 1), (1.0, 0)])

@@ -4,7 +4,7 @@ import inspect
 import math
 import os
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,8 @@ def settle(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, A
     _check_label(settings["method"], choices)
     _check_recipe(choices.get("recipe"), choices.get("task"))
     parts = {"train": TrainConfig(**settings["train"]), "budget": BudgetConfig(**settings["budget"])}
-    spec = Spec(**{**settings, **parts, **{group: _piece(group, settings[group]) for group in GROUPS}})
+    left_over = _left_over(choices) - typed
+    spec = Spec(**{**settings, **parts, **{group: _piece(group, settings[group], left_over) for group in GROUPS}})
     spec = _with_original_rule(spec, typed)
     if spec.ranks_from is not None and spec.low_rank:  # the method's own allocation goes; what was typed is refused
         idle = {group: None for group in ("score", "allocator", "schedule") if group not in typed}
@@ -139,8 +140,19 @@ def _check_recipe(recipe: str | None, task: str | None) -> None:
         raise SettingError(f"recipe={recipe} has no settings for task={task}; {near(str(task), known)}")
 
 
-def _piece(group: str, node: Any) -> Piece | None:
-    """The option of a group, None where it is none; names and types are checked by the function's signature."""
+def _left_over(choices: Mapping[str, Any]) -> set[str]:
+    """The settings that the method's YAML gives to its own option of a group where another option was chosen:
+    {"allocator.importance_of"} with method=flexlora allocator=grow. An option that does not have them does without."""
+    file = conf_folder() / "method" / f"{choices.get('method')}.yaml"
+    method: Any = OmegaConf.load(file) if file.is_file() else {}
+    own = {k.lstrip("/"): v for line in method.get("defaults", []) if line != "_self_" for k, v in line.items()}
+    replaced = [group for group in GROUPS if group in own and choices.get(group) != own[group]]
+    return {f"{group}.{key}" for group in replaced for key in method.get(group, {})}
+
+
+def _piece(group: str, node: Any, left_over: Collection[str] = ()) -> Piece | None:
+    """The option of a group, None where it is none; names and types are checked by the function's signature, which may
+    lack those of `left_over`."""
     if node is None or node.get("_target_") is None:
         return None
     target, given = node["_target_"], {key: value for key, value in node.items() if key != "_target_"}
@@ -156,6 +168,7 @@ def _piece(group: str, node: Any) -> Piece | None:
         for name, p in inspect.signature(function).parameters.items()
         if name not in PASSED.get(group, ()) and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
+    given = {key: value for key, value in given.items() if key in accepted or f"{group}.{key}" not in left_over}
     for key in given:
         if key not in accepted:
             told = renamed(f"{group}.{key}")

@@ -37,6 +37,9 @@ def decides(
         idle["train.eval_share"] = "it skips no evaluation"
     if spec.train.microbatches == "auto" and (why := why_one_pass(spec, TASK_TYPES[task.task_type])):
         idle["train.microbatches"] = why
+    steps = {} if spec.schedule is None else spec.schedule.settings
+    if steps.get("from_t_i") and steps["t_i"] % steps["interval"] == 0:
+        idle["schedule.from_t_i"] = "t_i is a multiple of the interval, so that it allocates after the same steps"
     found: dict[str, Any] = {}
     for f in fields(spec):
         default, value = identity_default(f), getattr(spec, f.name)
@@ -45,7 +48,7 @@ def decides(
             found[f.name] = value
     for group in PIECES:
         if (piece := getattr(spec, group)) is not None:
-            found[group] = piece.identity()
+            found[group] = {key: value for key, value in piece.identity().items() if f"{group}.{key}" not in idle}
     if spec.takes("rank"):
         found["adapter"]["rank"] = spec.held_rank
     if spec.takes("targets"):

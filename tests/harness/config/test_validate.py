@@ -82,6 +82,14 @@ def test_the_original_variant_prunes_by_its_own_threshold_unless_an_allocator_is
         settled("variant=original", "budget.unit=parameters")
 
 
+def test_what_a_method_sets_of_its_option_goes_with_it():
+    grown = settled("method=flexlora", "allocator=grow", "schedule=growing", "init_rank=1")
+    assert grown.allocator.settings == {"top_h": 4, "max_rank": None}
+    assert grown.schedule.settings == {"t_i": 100, "t_f": 300, "interval": 10, "curve": "linear"}
+    with pytest.raises(SettingError, match=r"allocator has no setting importance_of"):
+        settled("method=flexlora", "allocator=grow", "+allocator.importance_of=module")
+
+
 def test_tiny_makes_small_what_is_not_given():
     spec = settled("tiny=true", "train.steps=5", "task.limit=9")
     assert spec.model.name == "tiny"

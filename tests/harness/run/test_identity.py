@@ -144,6 +144,20 @@ def test_every_setting_of_a_run_enters_the_name_but_those_that_decide_no_result_
     assert {f.name for f in fields(Spec) if not named(f)} == nothing | content
 
 
+def test_from_t_i_enters_a_name_where_it_moves_an_allocation():
+    """A multiple of the interval is every run that was named before the setting was."""
+    always, never = (("method=flexlora", f"schedule.from_t_i={value}") for value in ("true", "false"))
+    assert decides(*always) == decides(*never)  # t_i = 100, interval 10
+    assert identity.digest(decides(*always)) == "114f6a5611"  # as before the setting
+    moved = ("schedule.t_i=105",)
+    assert decides(*always, *moved)["schedule"] == {**decides(*never, *moved)["schedule"], "from_t_i": True}
+
+
+def test_elalora_s_former_defaults_keep_their_name():
+    old = decides("method=elalora", "allocator.candidates_per_module=1", "allocator.min_rank_grows=true")
+    assert identity.digest(old) == "1fb0cd2eb4" != identity.digest(decides("method=elalora"))
+
+
 def test_what_has_no_effect_enters_no_name():
     assert decides("method=full", "rank=4", "targets=qv") == decides("method=full")
     assert decides("method=lora", "budget.unit=parameters") == decides("method=lora")
