@@ -24,6 +24,20 @@ def test_pooled_degrees_of_freedom_bring_power():
     assert stats.power(1.5, 5, 0.05 / 5, freedom=20) == pytest.approx(0.68, abs=0.015)
 
 
+@given(st.floats(0.05, 4), st.integers(2, 40), st.sampled_from([0.05, 0.01, 0.002]))
+@settings(max_examples=50, deadline=None)
+def test_power_is_that_of_the_noncentral_t(effect, pairs, level):
+    critical, shift = reference.t.ppf(1 - level / 2, pairs - 1), effect * math.sqrt(pairs)
+    found = reference.nct.sf(critical, pairs - 1, shift)
+    assert stats.power(effect, pairs, level) >= found - 1e-4
+    if shift > 3:  # the other tail is below 0.002 there
+        assert stats.power(effect, pairs, level) == pytest.approx(found, abs=1e-4)
+
+
+def test_power_where_scipy_s_noncentral_t_is_nan():
+    assert stats.power(2.671875, 7, 0.005) == pytest.approx(0.96433, abs=1e-4)
+
+
 def test_power_at_the_edges():
     assert stats.power(1.0, 1, 0.05) == 0.0
     assert stats.power(0.0, 8, 0.05) == pytest.approx(0.05)
