@@ -43,7 +43,8 @@ def improvement(scores: ArrayLike, others: ArrayLike, level: float = 0.05) -> Sh
 
     z, n, p = float(ndtri(1 - level / 2)), d.size, float(np.mean((d > 0) + 0.5 * (d == 0)))
     center, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Share(p, (center - half) / (1 + z * z / n), (center + half) / (1 + z * z / n))
+    low, high = (center - half) / (1 + z * z / n), (center + half) / (1 + z * z / n)
+    return Share(p, min(low, p), max(high, p))  # which they are but for rounding
 
 
 def hedges_g(estimate: Estimate) -> float | None:

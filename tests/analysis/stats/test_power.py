@@ -40,7 +40,7 @@ def test_power_where_scipy_s_noncentral_t_is_nan():
 
 def test_power_at_the_edges():
     assert stats.power(1.0, 1, 0.05) == 0.0
-    assert stats.power(0.0, 8, 0.05) == pytest.approx(0.05)
+    assert stats.power(0.0, 8, 0.05) == pytest.approx(0.05, abs=1e-5)
     assert stats.power(50.0, 8, 0.05) == 1.0
 
 
