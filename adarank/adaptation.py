@@ -99,7 +99,8 @@ def adapt(
     names = find_targets(model, targets, train)
     asked = _checked_ranks(model, names, rank)
     trained = trained_modules(model, train)
-    scales = {n: 2.0 if alpha is None else alpha / (math.sqrt(r) if rslora else r) for n, r in asked.items()}
+    if init.own_scale and alpha is None:
+        raise SettingError("init.own_scale=true needs alpha, from which a module's s follows; set alpha above 0")
     bases = {name: layer_at(model, name) for name in names}
     if init.measure is not None and (expert := next((n for n, b in bases.items() if layer_of(b) is EXPERT), None)):
         raise SettingError(
@@ -121,6 +122,8 @@ def adapt(
             raise SettingError(f"init={init.name} looks at data, and batches is not given; pass an iterable of batches")
         found = init.measure(model, asked, batches)
     moved = asked if init.ranks is None else init.ranks(found, asked)
+    per_rank = {n: max(moved[n], 1) if init.own_scale else asked[n] for n in names}
+    scales = {n: 2.0 if alpha is None else alpha / (math.sqrt(r) if rslora else r) for n, r in per_rank.items()}
 
     trained_before = [p for p in model.parameters() if p.requires_grad]
     adapters = wrap(model, {name: (parametrisation, moved[name], scales[name]) for name in names}, dropout)
