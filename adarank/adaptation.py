@@ -99,13 +99,12 @@ def adapt(
     names = find_targets(model, targets, train)
     asked = checked_ranks(model, names, rank)
     trained = trained_modules(model, train)
+    if init.own_scale and alpha is None:
+        raise SettingError("init.own_scale=true needs alpha, from which a module's s follows; set alpha above 0")
     if parametrisation.shared is not None and init.name != "default":
         raise SettingError(
             f"init must be default with adapter={parametrisation.name}, whose factors are frozen (got {init.name})"
         )
-    scales = {
-        n: parametrisation.scale if alpha is None else alpha / (math.sqrt(r) if rslora else r) for n, r in asked.items()
-    }
     bases = {name: layer_at(model, name) for name in names}
     if init.changes_base:
         check_mergeable(bases)
@@ -116,6 +115,11 @@ def adapt(
                     "have to be quantised again; use a base that is not quantised, or init=default or eva"
                 )
     found, moved = measured(init, model, asked, batches)
+    per_rank = {n: max(moved[n], 1) if init.own_scale else asked[n] for n in names}
+    scales = {
+        n: parametrisation.scale if alpha is None else alpha / (math.sqrt(r) if rslora else r)
+        for n, r in per_rank.items()
+    }
 
     trained_before = [p for p in model.parameters() if p.requires_grad]
     adapters = wrap(model, {name: (parametrisation, moved[name], scales[name]) for name in names}, dropout)

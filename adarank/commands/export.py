@@ -13,8 +13,11 @@ def export_folder(folder: Path, out: Path, uniform_rank: bool = False) -> str:
     config, state = peft_state(opened.tensors, opened.description, uniform_rank)
     with new_folder(out) as path:
         write_files(path, dict(zip(FILES, (config, state), strict=True)))
-    ranks = len(config["rank_pattern"])
     whole = f", modules_to_save {', '.join(config['modules_to_save'])}" if config["modules_to_save"] else ""
     modules, stacks = len(config["target_modules"]), len(config.get("target_parameters", ()))
     targets = f"{modules} modules" + f" and {stacks} stacks of experts" * bool(stacks)
-    return f"{out}: LoRA of rank {config['r']} on {targets}, {ranks} of them of another rank{whole}"
+    if uniform_rank:
+        return f"{out}: LoRA of rank {config['r']}, the largest of the adapter's ranks, on {targets}{whole}"
+    others = config["rank_pattern"].values()
+    largest = f" (the largest {max(config['r'], *others)})" if others else ""
+    return f"{out}: LoRA of rank {config['r']} on {targets}, {len(others)} of them of another rank{largest}{whole}"

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from adarank.adapters.layers import known_layer
 from adarank.adapters.lowrank import LowRank
-from adarank.errors import number
+from adarank.errors import SettingError, number
 from adarank.inits.gradients import weight_gradients
 from adarank.inits.init import Init, write
 
@@ -21,16 +21,28 @@ class Found(NamedTuple):
     importance: float
 
 
-def gora(steps: int = 32, step: float = 0.05, least: float = 0.5, most: float = 4.0) -> Init:
+def gora(
+    steps: int = 32,
+    step: float = 0.05,
+    least: float = 0.5,
+    most: float = 4.0,
+    shares: Literal["paper", "script"] = "paper",
+    own_scale: bool = False,
+) -> Init:
     """Ranks in proportion to importance, and ΔW₀ = −step·√(d_in / r)·G A⁺A, a descent step in A's row space.
 
     ranks: r_i ∝ I_i / √(d_in + d_out), I = mean |W ⊙ G|, from `least` to `most` times the requested rank (the paper's
     r_min and r_max). The paper rounds and clips each rank, so that the total drifts; here the factor of proportion is
-    chosen so that the clipped ranks have the requested total, and rounding is by largest remainder.
+    chosen so that the clipped ranks have the requested total, and rounding is by largest remainder. shares="script": as
+    the authors' released scripts run their code, ⌊[B·I_i / ΣI] / (d_in + d_out)⌋ with B = Σ r·(d_in + d_out), clipped;
+    rounding down leaves part of the total unused.
     factors: A ~ U(±1/√d_in), B = −ξ·G Aᵀ(AAᵀ)⁻¹ with s·ξ = step·√(d_in / r): the projection keeps about r/d_in of
     ‖G‖², so that ‖ΔW₀‖ ≈ step·‖G‖. G: the mean over `steps` batches. The paper does *not* subtract ΔW₀ from the base:
-    training starts one step further. The scale stays that of the requested rank.
+    training starts one step further, with the same ΔW₀ whatever s is. own_scale: s = α/r_i of the module's own rank
+    (α/√r_i with rslora, the scripts' scale), in place of that of the requested rank; needs alpha.
     """
+    if shares not in (known := ("paper", "script")):
+        raise SettingError(f"init.shares must be one of {', '.join(known)} (got {shares!r})")
     step = number("init.step", step, "at least 0", lambda s: s >= 0)
     least = number("init.least", least, "from 0 to 1", lambda f: 0 <= f <= 1)
     most = number("init.most", most, "at least 1", lambda f: f >= 1)
@@ -45,9 +57,15 @@ def gora(steps: int = 32, step: float = 0.05, least: float = 0.5, most: float = 
         return found
 
     def ranks(found: Mapping[str, Found], asked: Mapping[str, int]) -> dict[str, int]:
-        weights = [found[n].importance / math.sqrt(sum(found[n].G.shape)) for n in asked]
+        importance = {n: found[n].importance for n in asked}
+        sizes = {n: sum(found[n].G.shape) for n in asked}
         low = [math.ceil(least * r) for r in asked.values()]
         high = [min(math.floor(most * r), *found[n].G.shape) for n, r in asked.items()]
+        if shares == "script":
+            budget, total = sum(r * sizes[n] for n, r in asked.items()), sum(importance.values()) or 1.0
+            drawn = [round(budget * importance[n] / total) // sizes[n] for n in asked]
+            return {n: min(max(r, lo), hi) for n, r, lo, hi in zip(asked, drawn, low, high, strict=True)}
+        weights = [importance[n] / math.sqrt(sizes[n]) for n in asked]
         return dict(zip(asked, share(weights, low, high, sum(asked.values())), strict=True))
 
     def fill(adapter: LowRank, found: Found) -> None:
@@ -58,7 +76,7 @@ def gora(steps: int = 32, step: float = 0.05, least: float = 0.5, most: float = 
             Bt = torch.linalg.solve_triangular(R, (found.G.to(A) @ basis).t(), upper=True)  # (G A⁺)ᵀ
             write(adapter, A, -step * math.sqrt(d_in / r) / adapter.scale * Bt)
 
-    return Init("gora", fill, measure, ranks)
+    return Init("gora", fill, measure, ranks, own_scale=own_scale)
 
 
 def share(weights: Sequence[float], low: Sequence[int], high: Sequence[int], total: int) -> list[int]:

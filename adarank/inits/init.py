@@ -20,8 +20,10 @@ class Init(NamedTuple):
     name: as in `adarank.inits`. measure(model, {target name: requested rank}, batches) -> found: what it learns from
     data, with the model before it is wrapped, which it leaves unchanged. ranks(found, {name: requested rank}) ->
     {name: rank}, for an init that moves rank between modules; 0 is allowed. fill(adapter, found[name]): write the
-    factors of one module, called without gradients; None instead of found[name] without `measure`. An init whose ΔW is not 0 subtracts it from the base with `take_out` and sets
-    changes_base (a 4-bit base is then refused), or its docstring cites the paper that does otherwise.
+    factors of one module, called without gradients; None instead of found[name] without `measure`. An init whose ΔW is
+    not 0 subtracts it from the base with `take_out` and sets changes_base (a 4-bit base is then refused), or its
+    docstring cites the paper that does otherwise. own_scale: s follows the rank that `ranks` gives a module, α / r_i (α
+    / √r_i with rslora), not the requested one; needs alpha.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Init(NamedTuple):
     measure: Callable[[nn.Module, Mapping[str, int], Iterable[Any]], Any] | None = None
     ranks: Callable[[Any, Mapping[str, int]], dict[str, int]] | None = None
     changes_base: bool = False
+    own_scale: bool = False
 
 
 def matrix(adapter: LowRank) -> Tensor:

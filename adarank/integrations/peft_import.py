@@ -11,7 +11,8 @@ for each module, its scale stays that of init_r, and it has no rsLoRA.
 import math
 import os
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from adarank.adapters.layers import CONV1D, CONV2D, EMBEDDING, LINEAR
 from adarank.adapters.saving import put_adapter, read_files
 from adarank.errors import SettingError
 from adarank.integrations.peft_export import FILES, PREFIX
+from adarank.targets import near
 
 PEFT_TYPES = {"LORA": "lora", "ADALORA": "svd"}  # and the kind that each becomes, without use_dora
 # Settings that are read here.
@@ -105,6 +107,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tens
         embedding = parts.pop("embedding", None) is not None
         converted, modules[name] = _module(path, config, name, parts, embedding)
         tensors |= {f"{name}.{part}": value.contiguous() for part, value in converted.items()}
+    _warn_of_idle_keys(path, config, list(modules))
     description = {
         "kind": kind,
         "dropout": config.get("lora_dropout") or 0.0,
@@ -201,6 +204,20 @@ def _by_pattern(path: Path, pattern: Mapping[str, Any], name: str, default: Any)
         raise SettingError(
             f"{path} is damaged: rank_pattern or alpha_pattern is not a map of regular expressions"
         ) from None
+
+
+def _warn_of_idle_keys(path: Path, config: Mapping[str, Any], names: Sequence[str]) -> None:
+    """PEFT ignores, without a word, an entry of rank_pattern or alpha_pattern that no adapted module has."""
+    literal = config["peft_type"] == "ADALORA"  # its keys are names of tensors
+    for setting in ("rank_pattern", "alpha_pattern"):
+        for key in config.get(setting) or {}:
+            expression = re.escape(key.removesuffix(".lora_E")) if literal else key
+            if not any(re.match(rf"(.*\.)?({expression})$", name) for name in names):
+                warnings.warn(
+                    f"{path}: the key {key!r} of {setting} matches no module of the adapter, and has no effect; near "
+                    f"names: {near(key.removesuffix('.lora_E'), names)}",
+                    stacklevel=4,
+                )
 
 
 def _saved_module(path: Path, config: Mapping[str, Any], name: str) -> str:

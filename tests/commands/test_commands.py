@@ -223,9 +223,22 @@ def test_export_equals_to_peft(folders, capsys):
     assert "modules_to_save classifier" in out
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (folder / "exported" / name).read_bytes() == (folder / "direct" / name).read_bytes()
+    assert f"(the largest {max(adarank.ranks(model).values())})" in out
     message = refusal(capsys, "export", folder / "run", folder / "uniform", "--format", "peft", "--uniform-rank")
     assert "use adarank.merge" in message
     assert not (folder / "uniform").exists()
+
+
+def test_a_uniform_export_prints_the_largest_rank(tmp_path, capsys):
+    model = gpt2()
+    adapters = adapted(model, targets=["c_attn", "c_fc"], train=[])
+    next(iter(adapters.values())).mask[1:] = False
+    adarank.save_adapter(model, tmp_path / "adapter")
+    largest = max(adarank.ranks(model).values())
+    assert largest > 1
+    out = command(capsys, "export", tmp_path / "adapter", tmp_path / "peft", "--format", "peft", "--uniform-rank")
+    assert f"LoRA of rank {largest}, the largest of the adapter's ranks, on {len(adapters)} modules" in out
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["r"] == largest
 
 
 @pytest.mark.parametrize("kind", ["svd", "lora"])

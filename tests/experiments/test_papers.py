@@ -4,6 +4,7 @@ settings are the papers', and one job of it runs, tiny, on local rows."""
 import json
 import math
 import re
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -141,7 +142,8 @@ def test_adalora_s_settings_beyond_glue(task):
         script = settled(f"{table}_script", [f"task={task}", "seed=9"])
         assert (script.rank, script.init_rank) == ranks
         assert script.schedule.settings["t_f"] == script_t_f
-        assert script.train == train
+        clips = task.startswith("squad")  # run_qa.py's Trainer does; run_summarization_no_trainer.py never clips
+        assert script.train == replace(train, max_grad_norm=1.0 if clips else 0.0)
 
 
 TABLE_9 = {  # LoRA's: task: rows, then lr, batch, epochs, length of base and of large

@@ -86,6 +86,35 @@ def test_ranks_follow_the_paper_s_formula():
         assert abs(adapter.rank - paper[name]) < 1
 
 
+def test_the_released_scripts_shares_and_scale():
+    """Their `get_allocated_rank` and `_get_scaling` with the flags of their six scripts, written out: [B·I/ΣI] // (d_in +
+    d_out) with B = Σ r·(d_in + d_out), from r/2 to 4r; s = α/√r_i. ΔW₀ does not depend on the scale."""
+    batches = some_batches(4, dtype=torch.float64)
+    known = gradients(build(), batches)
+    importance = {n: np.abs(W * G).mean() for n, (W, G) in known.items()}
+    budget = sum(R * sum(W.shape) for W, _ in known.values())
+    expected = {}
+    for n, (W, _) in known.items():
+        smooth = round(budget * importance[n] / sum(importance.values()))
+        expected[n] = min(max(smooth // sum(W.shape), R // 2), 4 * R, *W.shape)
+    init = gora(steps=4, shares="script", own_scale=True)
+    adapters = adarank.adapt(build(), "lora", R, alpha=ALPHA, rslora=True, init=init, batches=batches)
+    assert {n: a.rank for n, a in adapters.items()} == expected
+    assert len(set(expected.values())) > 2
+    for name, adapter in adapters.items():
+        assert adapter.scale == pytest.approx(ALPHA / math.sqrt(adapter.rank))
+        G, A = known[name][1], adapter.Q.detach().numpy()
+        descent = -0.05 * math.sqrt(A.shape[1] / len(A)) * G @ np.linalg.pinv(A) @ A
+        np.testing.assert_allclose(adapter.delta().detach().numpy(), descent, rtol=1e-8, atol=1e-12)
+
+
+def test_the_scripts_shares_are_rounded_down():
+    found = {name: Found(torch.zeros(5, 5), share) for name, share in {"a": 0.30, "b": 0.32, "c": 0.38}.items()}
+    asked = dict.fromkeys(found, 5)
+    assert gora(shares="script").ranks(found, asked) == {"a": 4, "b": 4, "c": 5}  # 4.5, 4.8 and 5.7
+    assert sum(gora().ranks(found, asked).values()) == 15
+
+
 def test_ranks_lie_between_least_and_most():
     batches = some_batches(4)
     for least, most in ((0.5, 1.5), (1.0, 1.0), (0.75, 4.0)):
@@ -137,6 +166,13 @@ def test_bad_settings_are_refused(bad):
         SettingError, match=rf"^init\..*{next(iter(bad))}.* must .*\(got .*{next(iter(bad.values()))}.*\)$"
     ):
         gora(**bad)
+
+
+def test_bad_shares_and_a_scale_without_alpha_are_refused():
+    with pytest.raises(SettingError, match=r"^init\.shares must be one of paper, script \(got 'sqrt'\)$"):
+        gora(shares="sqrt")
+    with pytest.raises(SettingError, match=r"^init\.own_scale=true needs alpha"):
+        adarank.adapt(build(), init=gora(own_scale=True), batches=some_batches(1))
 
 
 def test_no_number_of_batches_is_refused():

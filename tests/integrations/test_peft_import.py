@@ -171,6 +171,32 @@ def test_settings_that_do_not_fit_are_refused(made, copied, settings, message):
     assert message in refused(base(made, "lora")[0], folder)
 
 
+def test_keys_of_patterns_that_match_nothing_are_reported_with_near_names(made, copied):
+    folder, rewrite = copied
+    rewrite(rank_pattern={"layer.0.*query": 4, "attention.self.qury": 2}, alpha_pattern={"valu": 3})
+    model, _ = base(made, "lora")
+    with pytest.warns(UserWarning, match="matches no module") as told:
+        adarank.from_peft(model, folder)
+    first, second = (str(warning.message) for warning in told)
+    assert "the key 'attention.self.qury' of rank_pattern matches no module of the adapter" in first
+    assert "near names: bert.encoder.layer.1.attention.self.query" in first
+    assert "the key 'valu' of alpha_pattern" in second
+    assert second.endswith("near names: value")
+    assert {"query", "value"} <= {name.rpartition(".")[2] for name in adarank.ranks(model)}
+
+
+def test_keys_of_adalora_s_pattern_that_match_nothing_are_reported(made, tmp_path):
+    folder = shutil.copytree(made / "adalora_pruned" / "adapter", tmp_path / "adapter")
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text())
+    config["rank_pattern"]["bert.encoder.layer.7.attention.self.query.lora_E"] = [True]
+    file.write_text(json.dumps(config))
+    with pytest.warns(
+        UserWarning, match=r"layer\.7\.attention\.self\.query\.lora_E' of rank_pattern matches no module"
+    ):
+        adarank.from_peft(base(made, "adalora_pruned")[0], folder)
+
+
 def test_tensors_that_do_not_belong_are_refused(made, copied):
     folder, rewrite = copied
     query = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"

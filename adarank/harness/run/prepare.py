@@ -69,11 +69,12 @@ def prepare(
             unadapted = tuple(name for name, rank in final.items() if not rank)
             offered["targets"] = list(ranks)
         offered |= {"rank": ranks, "init": init or "default"}
+        own_scale = init is not None and init.own_scale
     made = spec.adapter(**offered)
     adapters = {name: module for name, module in made.items() if isinstance(module, LowRank)}
     store(model, built.dtype)
     model.to(device)
-    if spec.low_rank:
+    if spec.low_rank and not own_scale:
         _keep_scale(adapters, spec)
     if not spec.adaptive and spec.penalty is None:
         return Prepared(model, adapters, None, unadapted)
