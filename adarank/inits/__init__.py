@@ -4,8 +4,9 @@ from adarank.inits.default import default
 from adarank.inits.eva import eva
 from adarank.inits.gate import gate
 from adarank.inits.gora import gora
+from adarank.inits.kaiming import kaiming
 from adarank.inits.lora_ga import lora_ga
 from adarank.inits.olora import olora
 from adarank.inits.pissa import pissa
 
-__all__ = ["default", "eva", "gate", "gora", "lora_ga", "olora", "pissa"]
+__all__ = ["default", "eva", "gate", "gora", "kaiming", "lora_ga", "olora", "pissa"]

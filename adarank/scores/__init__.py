@@ -7,6 +7,7 @@ from adarank.scores.magnitude import magnitude
 from adarank.scores.output import output
 from adarank.scores.random import random
 from adarank.scores.sensitivity import sensitivity
+from adarank.scores.share import share
 from adarank.scores.smoothed_sensitivity import smoothed_sensitivity
 from adarank.scores.spectral_entropy import spectral_entropy
 
@@ -18,6 +19,7 @@ __all__ = [
     "output",
     "random",
     "sensitivity",
+    "share",
     "smoothed_sensitivity",
     "spectral_entropy",
 ]
