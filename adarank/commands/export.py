@@ -17,4 +17,5 @@ def export_folder(folder: Path, out: Path, uniform_rank: bool = False) -> str:
     whole = f", modules_to_save {', '.join(config['modules_to_save'])}" if config["modules_to_save"] else ""
     modules, stacks = len(config["target_modules"]), len(config.get("target_parameters", ()))
     targets = f"{modules} modules" + f" and {stacks} stacks of experts" * bool(stacks)
-    return f"{out}: LoRA of rank {config['r']} on {targets}, {ranks} of them of another rank{whole}"
+    kind = "DoRA" if config.get("use_dora") else "LoRA"
+    return f"{out}: {kind} of rank {config['r']} on {targets}, {ranks} of them of another rank{whole}"
