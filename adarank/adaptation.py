@@ -48,7 +48,8 @@ def adapt(
     Args:
         model: any nn.Module that is not itself a target.
         adapter: "svd" (P, λ and Q are trained; AdaLoRA, arXiv 2303.10512), "lora" (λ is the constant 1 and B = Pᵀ
-            starts at 0; arXiv 2106.09685), the name of another file in adarank/adapters, or a `Parametrisation`.
+            starts at 0; arXiv 2106.09685), "svd_dora" and "dora" (the same with DoRA's magnitude of every output; arXiv
+            2402.09353), the name of another file in adarank/adapters, or a `Parametrisation`.
         rank: triplets per module at creation, one number or {module name: number}.
         targets: a list of module names' endings, one ending or regular expression, or "all-linear" (`find_targets`).
             "experts", alone or in a list, is every matrix of every expert that Transformers stacks in one tensor, each

@@ -325,7 +325,8 @@ class RankController:
         self.sync_views()
         if self.bank.fixed is not self._fixed:
             self._hold_frozen()
-        if self.penalty is not None and self.penalty.add is not None:
+        ended = self.penalty is not None and self.penalty.ends and self.step >= self.schedule.settled
+        if self.penalty is not None and self.penalty.add is not None and not ended:
             self.penalty.add(self.bank, grad_scale, self.variant == "paper")
         if self.pruned_triplets == "frozen":
             self.bank.lam_grad.masked_fill_(~self.bank.mask, 0.0)

@@ -13,6 +13,8 @@ from adarank.errors import number
 class Penalty(NamedTuple):
     """A penalty, as one function or two; either may be None.
 
+    ends: whether `add` is left out from the step on at which the budget is final.
+
     add(bank, grad_scale, squared): adds the penalty's gradient to `bank.grad`, times grad_scale (None: 1) if gradients
     are still scaled; squared: the paper's form of the penalty (variant="paper").
     proximal(bank, lr): changes the weights in place after the optimiser's step; lr: the learning rate of λ.
@@ -20,6 +22,7 @@ class Penalty(NamedTuple):
 
     add: Callable[[Bank, float | Tensor | None, bool], None] | None = None
     proximal: Callable[[Bank, float], None] | None = None
+    ends: bool = False
 
 
 def orthogonality(gamma: float = 0.1) -> Penalty:
@@ -51,6 +54,31 @@ def orthogonality(gamma: float = 0.1) -> Penalty:
             block.add_product(gram, weight, factor)
 
     return Penalty(add)
+
+
+def variance(gamma: float = 0.1) -> Penalty:
+    """R = γ · mean of Var(row) over all rows of Q and P (unbiased variances), until the budget is final.
+
+    The dimensional equilibrium modulator (DEM) of dynamic DoRA (arXiv 2405.17357), as its code computes it: it evens out
+    the entries of every triplet's factors. If pruned triplets are frozen, their rows stay as they are. gamma: γ >= 0,
+    else raises SettingError.
+    """
+    gamma = number("penalty.gamma", gamma, "at least 0", lambda g: g >= 0)
+
+    @torch.no_grad()
+    def add(bank: Bank, grad_scale: float | Tensor | None, squared: bool) -> None:
+        for block in bank.blocks:
+            rows, d = block.weight, block.weight.shape[1]
+            centred = rows - rows.mean(1, keepdim=True)
+            if bank.frozen:
+                triplets = block.triplets.flatten()
+                triplets = triplets if block.positions is None else triplets[block.positions]
+                centred.masked_fill_(~bank.mask[triplets].unsqueeze(1), 0.0)
+            if grad_scale is not None:
+                centred *= grad_scale
+            block.grad.add_(centred, alpha=2 * gamma / (max(d - 1, 1) * 2 * bank.triplets))
+
+    return Penalty(add, ends=True)
 
 
 def l1_proximal(sparsity: float = 0.5, times_lr: bool = True) -> Penalty:

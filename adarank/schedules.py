@@ -87,6 +87,17 @@ def linear(initial: int, final: int, t_i: int, t_f: int, total: int, interval: i
     return _phased(initial, final, t_i, t_f, total, interval, lambda k, n: _power(initial, final, k, n, 1))
 
 
+def accelerating(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int = 1) -> Schedule:
+    """b(t) = b_0 − (b_0 − b_T)((t − t_i)/(T − t_i − t_f))³ for t_i < t < T − t_f, its fall rounded down.
+
+    Slow at first, where `cubic` is fast (dynamic DoRA, arXiv 2405.17357, as its code computes it). Arguments and errors:
+    see the module; initial >= final.
+    Example: accelerating(432, 288, t_i=100, t_f=300, total=1000, interval=10).budget(400) == 414.
+    """
+    initial, final = _falling(initial, final)
+    return _phased(initial, final, t_i, t_f, total, interval, lambda k, n: initial - (initial - final) * k**3 // n**3)
+
+
 def cosine(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int = 1) -> Schedule:
     """b(t) = b_T + (b_0 − b_T)(1 + cos(π (t − t_i)/(T − t_i − t_f)))/2 for t_i < t < T − t_f, rounded down.
 

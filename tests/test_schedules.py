@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import adarank
 from adarank import SettingError, schedules
 from adarank.harness.config.validate import conf_folder
-from adarank.schedules import constant, cosine, cubic, growing, late, linear, one_shot, widening
+from adarank.schedules import accelerating, constant, cosine, cubic, growing, late, linear, one_shot, widening
 from tests.conftest import Net
 from tests.test_controller import run
 
@@ -127,17 +127,26 @@ def test_the_budget_follows_its_formula_rounded_down(name, low, extra, t_i, midd
         assert math.floor(exact - slack) <= schedule.budget(step) <= math.floor(exact + slack)
 
 
-@pytest.mark.parametrize(
-    ("function", "initial", "step", "budget"),
-    [(cubic, 432, 400, 306), (linear, 432, 400, 360), (cosine, 432, 300, 396), (growing, 72, 400, 180)],
-)
+@given(**NUMBERS)
+def test_an_accelerating_fall_is_rounded_down(low, extra, t_i, middle, t_f, interval):
+    schedule = accelerating(low + extra, low, t_i, t_f, t_i + middle + t_f, interval)
+    for step in range(t_i + 1, t_i + middle):
+        assert schedule.budget(step) == low + extra - math.floor(extra * Fraction(step - t_i, middle) ** 3)
+
+
+EXAMPLES = [(cubic, 432, 400, 306), (linear, 432, 400, 360), (cosine, 432, 300, 396), (growing, 72, 400, 180)]
+
+
+@pytest.mark.parametrize(("function", "initial", "step", "budget"), [*EXAMPLES, (accelerating, 432, 400, 414)])
 def test_the_docstrings_examples(function, initial, step, budget):
     assert function(initial, 288, t_i=100, t_f=300, total=1000, interval=10).budget(step) == budget
     text = f"{function.__name__}({initial}, 288, t_i=100, t_f=300, total=1000, interval=10).budget({step}) == {budget}"
     assert text in function.__doc__
 
 
-@pytest.mark.parametrize(("function", "initial"), [(cubic, 8), (linear, 8), (cosine, 8), (growing, 2)])
+@pytest.mark.parametrize(
+    ("function", "initial"), [(accelerating, 8), (cubic, 8), (linear, 8), (cosine, 8), (growing, 2)]
+)
 @given(total=st.integers(2, 400), interval=st.integers(1, 40), t_f=st.integers(0, 3))
 def test_a_budget_that_would_never_become_final_is_refused(function, initial, total, interval, t_f):
     assume(t_f < total)
@@ -149,7 +158,7 @@ def test_a_budget_that_would_never_become_final_is_refused(function, initial, to
             function(initial, 4, 0, t_f, total, interval)
 
 
-@pytest.mark.parametrize("function", [cubic, linear, cosine, growing, constant])
+@pytest.mark.parametrize("function", [accelerating, cubic, linear, cosine, growing, constant])
 def test_a_constant_budget_is_allowed(function):
     schedule = function(8, 8, t_i=0, t_f=0, total=10, interval=100)
     assert {schedule.budget(t) for t in range(10)} == {8}

@@ -16,8 +16,9 @@ def export_folder(folder: Path, out: Path, uniform_rank: bool = False) -> str:
     whole = f", modules_to_save {', '.join(config['modules_to_save'])}" if config["modules_to_save"] else ""
     modules, stacks = len(config["target_modules"]), len(config.get("target_parameters", ()))
     targets = f"{modules} modules" + f" and {stacks} stacks of experts" * bool(stacks)
+    kind = "DoRA" if config.get("use_dora") else "LoRA"
     if uniform_rank:
-        return f"{out}: LoRA of rank {config['r']}, the largest of the adapter's ranks, on {targets}{whole}"
+        return f"{out}: {kind} of rank {config['r']}, the largest of the adapter's ranks, on {targets}{whole}"
     others = config["rank_pattern"].values()
     largest = f" (the largest {max(config['r'], *others)})" if others else ""
-    return f"{out}: LoRA of rank {config['r']} on {targets}, {len(others)} of them of another rank{largest}{whole}"
+    return f"{out}: {kind} of rank {config['r']} on {targets}, {len(others)} of them of another rank{largest}{whole}"

@@ -20,7 +20,8 @@ def report(folder: Path) -> str:
     opened = open_folder(folder)
     modules, trained = opened.description["modules"], opened.description["trained"]
     parts = [_heading(opened)]
-    if lookup(opened.description["kind"]) is not None:
+    parametrisation = lookup(opened.description["kind"])
+    if parametrisation is not None:
         rows = [_row(opened, name) for name in modules]
         ranks = [info["rank"] for info in modules.values()]
         parts.append(_table([HEADINGS, *rows]))
@@ -29,6 +30,8 @@ def report(folder: Path) -> str:
             f"{len(ranks)} modules, {ranks.count(0)} of rank 0, mean rank {mean:.2f}, "
             f"{sum(map(_parameters, [opened] * len(modules), modules)):,} parameters"
         )
+        if not parametrisation.is_plain:
+            parts.append("‖ΔW‖ and the spectrum are those of the triplets, without what the adapter adds to them")
     elif modules:
         rows = [(n, str(info["width"]), f"{_parameters(opened, n):,}") for n, info in modules.items()]
         parts.append(_table([("module", "width", "parameters"), *rows]))

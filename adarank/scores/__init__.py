@@ -9,6 +9,7 @@ from adarank.scores.output import output
 from adarank.scores.random import random
 from adarank.scores.salience import salience
 from adarank.scores.sensitivity import sensitivity
+from adarank.scores.share import share
 from adarank.scores.smoothed_sensitivity import smoothed_sensitivity
 from adarank.scores.spectral_entropy import spectral_entropy
 from adarank.scores.taylor import taylor
@@ -23,6 +24,7 @@ __all__ = [
     "random",
     "salience",
     "sensitivity",
+    "share",
     "smoothed_sensitivity",
     "spectral_entropy",
     "taylor",

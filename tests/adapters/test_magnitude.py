@@ -10,6 +10,8 @@ from torch.func import functional_call
 import adarank
 from adarank import SettingError
 from adarank.adapters.magnitude import Magnitude
+from adarank.commands.export import export_folder
+from adarank.commands.inspect import report
 from tests.adapters.test_layers import CASES, TARGETS, Mixed, dense, in_shape
 from tests.mixtures import mixture, rows
 from tests.representatives import representatives
@@ -216,6 +218,18 @@ def test_an_offloaded_weight_is_refused_and_the_model_is_as_before(net):
     with pytest.raises(SettingError, match="adapter=dora computes with the norms of its base's weight, which is offl"):
         adarank.adapt(net, "dora", rank=2, targets=["embed"])
     assert type(net.embed) is nn.Linear
+
+
+def test_the_commands_say_what_it_is(net, tmp_path):
+    adapters = adarank.adapt(net, "svd_dora", rank=3, targets=["embed", "down"])
+    disturb(adapters.values())
+    adapters["embed"].mask[:] = False
+    adarank.save_adapter(net, tmp_path / "saved")
+    said = report(tmp_path / "saved")
+    assert said.endswith("are those of the triplets, without what the adapter adds to them")
+    assert f"{4 * 12 + 3 * 3 * (12 + 20 + 1)} parameters" in said  # four magnitudes, three modules with triplets
+    assert "DoRA of rank 3 on 4 modules" in export_folder(tmp_path / "saved", tmp_path / "peft")
+    assert "kind dora" in report(tmp_path / "peft")
 
 
 def test_compressing_is_refused(net):

@@ -17,7 +17,8 @@ from tests.representatives import representatives
 
 NAMES = sorted(p.stem for p in (conf_folder() / "init").glob("*.yaml") if p.stem != "none")
 MOVES = {"gora"}  # arXiv 2502.12171 starts a descent step further and leaves the base alone
-REFUSES = {("gate", "lora")}  # a gate is a λ that learns; the refusal is tested in tests/methods/test_sora.py
+# both need a λ that learns; the refusals are tested in tests/methods/test_sora.py and test_dynamic_dora.py
+REFUSES = {("gate", "lora"), ("kaiming", "lora")}
 every = pytest.mark.parametrize("name", NAMES)
 kinds = pytest.mark.parametrize("kind", ["svd", "lora"])
 
