@@ -16,8 +16,8 @@ from tests.inits.conftest import Classifier, some_batches
 from tests.representatives import representatives
 
 NAMES = sorted(p.stem for p in (conf_folder() / "init").glob("*.yaml") if p.stem != "none")
-MOVES = {"gora"}  # arXiv 2502.12171 starts a descent step further and leaves the base alone
-REFUSES = {("gate", "lora")}  # a gate is a λ that learns; the refusal is tested in tests/methods/test_sora.py
+MOVES = {"gora", "orthonormal"}  # 2502.12171 starts a descent step further, 2510.01938 at λ = 1; the base stays
+REFUSES = {("gate", "lora"), ("orthonormal", "lora")}  # they set a λ that learns; tested in tests/methods
 every = pytest.mark.parametrize("name", NAMES)
 kinds = pytest.mark.parametrize("kind", ["svd", "lora"])
 
