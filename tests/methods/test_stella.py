@@ -82,9 +82,9 @@ class Written:
             self.weights[i] = U @ Vt
 
 
-@pytest.mark.parametrize("width", [None, 4])
-def test_twelve_steps_are_the_written_out_algorithm_s(width):
-    net, adapters, controller, optimizer = setup(width=width)
+@pytest.mark.parametrize(("rank", "width"), [(3, None), (3, 4), ({"first": 3, "second": 2}, None)])
+def test_twelve_steps_are_the_written_out_algorithm_s(rank, width):
+    net, adapters, controller, optimizer = setup(rank, width)
     written = Written(adapters, width or WIDTH)
     for _ in range(STEPS):
         step(net, controller, optimizer)
@@ -123,6 +123,8 @@ def test_it_crosses_every_allocator(name):
         schedule=schedule(start * sum(cost), 2 * sum(cost)),
         pruned_triplets="frozen" if growing else "trainable",
         unit="parameters" if name == "by_cost" else "triplets",
+        compaction="progressive" if name == "global_top" else "off",
+        compact_after=1,
     )
     for _ in range(STEPS):
         step(net, controller, optimizer)
