@@ -46,6 +46,16 @@ class Block(NamedTuple):
             rows = rows.new_zeros(self.triplets.numel(), rows.shape[1]).index_copy_(0, self.positions, rows)
         return rows.view(*self.triplets.shape, -1)
 
+    def unstack(self, stack: Tensor) -> Tensor:
+        """The inverse of `stack`: [rows, d] of a tensor [modules, r, d], without its padded rows."""
+        flat = stack.flatten(0, 1)
+        return flat if self.positions is None else flat.index_select(0, self.positions)
+
+    @property
+    def row_triplets(self) -> Tensor:
+        """The triplet of every row of `weight`, int64 [rows]."""
+        return self.unstack(self.triplets.unsqueeze(2)).squeeze(1)
+
     def add_product(self, left: Tensor, right: Tensor, alpha: float) -> None:
         """grad += alpha · left @ right without its padded rows; left: [modules, r, r], right: [modules, r, d]."""
         if self.positions is None:

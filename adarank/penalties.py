@@ -1,13 +1,17 @@
 """Penalties: a gradient in closed form, added once per optimiser step before clipping, or a proximal step after it."""
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from adarank.bank import Bank, involves_pruned
+from adarank.bank import Bank, Block, involves_pruned
 from adarank.errors import number
+
+NEWTON_STEPS = 20  # of `inverse_root`
 
 
 class Penalty(NamedTuple):
@@ -17,7 +21,8 @@ class Penalty(NamedTuple):
 
     add(bank, grad_scale, squared): adds the penalty's gradient to `bank.grad`, times grad_scale (None: 1) if gradients
     are still scaled; squared: the paper's form of the penalty (variant="paper").
-    proximal(bank, lr): changes the weights in place after the optimiser's step; lr: the learning rate of λ.
+    proximal(bank, lr): changes the weights in place after the optimiser's step; lr: the learning rate of λ. It follows the
+    `add` of the same step, which may keep what it needs.
     """
 
     add: Callable[[Bank, float | Tensor | None, bool], None] | None = None
@@ -99,6 +104,69 @@ def l1_proximal(sparsity: float = 0.5, times_lr: bool = True) -> Penalty:
         bank.lam.copy_(torch.sign(bank.lam) * shrunk)
 
     return Penalty(proximal=proximal)
+
+
+def stiefel(width: int | None = None) -> Penalty:
+    """StelLA (arXiv 2510.01938): keeps the rows of every factor A (Q or P) orthonormal, in place of a penalty.
+
+        before the step   G ← G − A Gᵀ A                         the Riemannian gradient
+        after the step    Δ ← √(width / d)·(A_new − A)            d: the row length of A
+                          Δ ← Δ − ½(A Δᵀ + Δ Aᵀ) A               onto the tangent space at A
+                          A ← ((A + Δ)(A + Δ)ᵀ)^(−½) (A + Δ)     the polar retraction
+
+    Any optimiser's step becomes one on the Stiefel manifold. For factors that start there (init="orthonormal") and
+    adapters whose λ is trained ("svd"). Rows of pruned triplets stay on it, too, unless they are frozen.
+
+    width: the paper's reference for the size of steps, the model's hidden size; None: the most frequent row length of all
+    factors. Raises SettingError unless it is a whole number of at least 1, or None.
+    """
+    if width is not None:
+        valid = "a whole number of at least 1, or null for the most frequent row length"
+        width = number("penalty.width", width, valid, lambda n: n >= 1, whole=True)
+    before: list[Tensor] = []  # the factors at `add`, block by block
+
+    def rows(bank: Bank, block: Block, values: Tensor) -> Tensor:
+        """Of a tensor laid out as block.weight, [modules, r, d] with zeros for padding and frozen pruned rows."""
+        stack = block._replace(weight=values).stack()
+        return stack * bank.mask[block.triplets].unsqueeze(2) if bank.frozen else stack
+
+    @torch.no_grad()
+    def add(bank: Bank, grad_scale: float | Tensor | None, squared: bool) -> None:
+        if [held.shape for held in before] != [block.weight.shape for block in bank.blocks]:
+            before[:] = [torch.empty_like(block.weight) for block in bank.blocks]
+        for held, block in zip(before, bank.blocks, strict=True):
+            held.copy_(block.weight)
+            A, G = rows(bank, block, held), rows(bank, block, block.grad)
+            block.add_product(A @ G.mT, A, -1.0)
+
+    def proximal(bank: Bank, lr: float) -> None:
+        lengths = Counter(d for adapter in bank.adapters for d in (adapter.in_features, adapter.out_features))
+        reference = max(lengths, key=lambda d: (lengths[d], -d)) if width is None else width
+        for held, block in zip(before, bank.blocks, strict=True):
+            A = rows(bank, block, held)
+            step = (rows(bank, block, block.weight) - A) * math.sqrt(reference / A.shape[2])
+            inner = A @ step.mT
+            moved = A + torch.baddbmm(step, inner + inner.mT, A, alpha=-0.5)
+            new = block.unstack(inverse_root(moved @ moved.mT) @ moved)
+            kept = bank.mask[block.row_triplets].unsqueeze(1) if bank.frozen else None
+            block.weight.copy_(new if kept is None else torch.where(kept, new, block.weight))
+
+    return Penalty(add, proximal)
+
+
+def inverse_root(gram: Tensor) -> Tensor:
+    """gram^(−½) of positive semi-definite matrices [modules, r, r], by Newton and Schulz's coupled iteration.
+
+    Products alone, so that nothing is read back from the device, as `torch.linalg.eigh` does. Eigenvalues far below the
+    largest row sum (by more than 1e-5) are too small for its number of steps; those of a retraction are at least 1.
+    """
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    bound = gram.abs().sum(-1, keepdim=True).amax(1, keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)
+    Y, Z = gram / bound, eye.expand_as(gram)
+    for _ in range(NEWTON_STEPS):
+        T = 1.5 * eye - 0.5 * Z @ Y
+        Y, Z = Y @ T, T @ Z
+    return Z / bound.sqrt()
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ def _parameters(opened: Opened, name: str) -> int:
     """The number of trained parameters of one module."""
     kind = opened.description["kind"]
     parametrisation = lookup(kind)
-    constant = ("lam",) if parametrisation is not None and not parametrisation.learns_lambda else ()
+    constant: tuple[str, ...] = ("lam",) if parametrisation is not None and not parametrisation.learns_lambda else ()
     constant += ("Q", "P") if parametrisation is not None and parametrisation.shared is not None else ()
     parts = set(parts_of(opened.description["modules"][name], kind)) - {*START, *constant}
     return sum(opened.tensors[f"{name}.{part}"].numel() for part in parts)

@@ -8,7 +8,8 @@ from adarank.inits.gora import gora
 from adarank.inits.kaiming import kaiming
 from adarank.inits.lora_ga import lora_ga
 from adarank.inits.olora import olora
+from adarank.inits.orthonormal import orthonormal
 from adarank.inits.pissa import pissa
 from adarank.inits.ralora import ralora
 
-__all__ = ["default", "eva", "fisher", "gate", "gora", "kaiming", "lora_ga", "olora", "pissa", "ralora"]
+__all__ = ["default", "eva", "fisher", "gate", "gora", "kaiming", "lora_ga", "olora", "orthonormal", "pissa", "ralora"]

@@ -16,9 +16,9 @@ from tests.inits.conftest import Classifier, some_batches
 from tests.representatives import representatives
 
 NAMES = sorted(p.stem for p in (conf_folder() / "init").glob("*.yaml") if p.stem != "none")
-MOVES = {"gora"}  # arXiv 2502.12171 starts a descent step further and leaves the base alone
-# both need a λ that learns; the refusals are tested in tests/methods/test_sora.py and test_dynamic_dora.py
-REFUSES = {("gate", "lora"), ("kaiming", "lora")}
+MOVES = {"gora", "orthonormal"}  # 2502.12171 starts a descent step further, 2510.01938 at λ = 1; the base stays
+# all need a λ that learns; the refusals are tested in tests/methods
+REFUSES = {("gate", "lora"), ("kaiming", "lora"), ("orthonormal", "lora")}
 every = pytest.mark.parametrize("name", NAMES)
 kinds = pytest.mark.parametrize("kind", ["svd", "lora"])
 
