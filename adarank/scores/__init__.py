@@ -5,6 +5,7 @@ from adarank.scores.contribution import contribution
 from adarank.scores.fisher import fisher
 from adarank.scores.igu import igu
 from adarank.scores.magnitude import magnitude
+from adarank.scores.module_output import module_output
 from adarank.scores.output import output
 from adarank.scores.random import random
 from adarank.scores.salience import salience
@@ -20,6 +21,7 @@ __all__ = [
     "fisher",
     "igu",
     "magnitude",
+    "module_output",
     "output",
     "random",
     "salience",

@@ -1,0 +1,43 @@
+"""LoRA-drop's importance: the size of what a whole module adds to its layer's output (arXiv 2402.07721)."""
+
+import torch
+from torch import Tensor
+
+from adarank.adapters.layers import CONV2D
+from adarank.adapters.lowrank import LowRank
+from adarank.bank import Bank
+from adarank.scores.score import Buffers, Score, smoothing
+
+
+def module_output(beta: float = 0.85) -> Score:
+    """The mean of ‖ΔW x‖² over inputs x, the same for every triplet of a module.
+
+    `global_top`, which gives ties to the first, then keeps whole modules, the largest first; only the last of them may
+    keep a part. Unlike the sum of `output` squared it counts what triplets of one module cancel of each other. The mean
+    over the rows of x and the forward passes of a step is averaged over steps: A ← β A + (1−β) mean, from zero, without
+    bias correction. x is the input of the low-rank path, after its dropout. A step whose activations overflowed is left
+    out. beta: in [0, 1); else raises SettingError.
+    """
+    beta = smoothing("beta", beta)
+
+    def init(bank: Bank) -> Buffers:
+        return {"square": bank.triplet_buffer()}
+
+    def observe(buffers: Buffers, bank: Bank) -> None:
+        square, current = buffers["square"], bank.activation
+        square.copy_(torch.where(current.isfinite(), square.lerp(current, 1 - beta), square))
+
+    def score(buffers: Buffers, bank: Bank) -> Tensor:
+        return buffers["square"].clone()
+
+    return Score(init, observe, score, mean_square)
+
+
+def mean_square(adapter: LowRank, x: Tensor) -> Tensor:
+    """The mean of ‖ΔW x‖² over the rows (pixels, indices) of the layer's input x, [r] times the same number."""
+    layer = adapter.layer
+    lam = adapter.effective_lam() * adapter.scale
+    out = layer.delta(adapter.base, x, adapter.Q, lam, adapter.P)
+    if layer is CONV2D:
+        out = out.movedim(-3, -1)
+    return out.square().sum(-1).mean().expand(adapter.rank)
