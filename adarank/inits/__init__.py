@@ -1,11 +1,14 @@
 """How the factors are initialised: see `init.Init`; one file for each init."""
 
+from adarank.inits.corda import corda
 from adarank.inits.default import default
 from adarank.inits.eva import eva
 from adarank.inits.gate import gate
 from adarank.inits.gora import gora
 from adarank.inits.lora_ga import lora_ga
+from adarank.inits.lora_one import lora_one
+from adarank.inits.milora import milora
 from adarank.inits.olora import olora
 from adarank.inits.pissa import pissa
 
-__all__ = ["default", "eva", "gate", "gora", "lora_ga", "olora", "pissa"]
+__all__ = ["corda", "default", "eva", "gate", "gora", "lora_ga", "lora_one", "milora", "olora", "pissa"]

@@ -16,7 +16,7 @@ from tests.inits.conftest import Classifier, some_batches
 from tests.representatives import representatives
 
 NAMES = sorted(p.stem for p in (conf_folder() / "init").glob("*.yaml") if p.stem != "none")
-MOVES = {"gora"}  # arXiv 2502.12171 starts a descent step further and leaves the base alone
+MOVES = {"gora", "lora_one"}  # arXiv 2502.12171, 2502.01235 start a descent step further and leave the base alone
 REFUSES = {("gate", "lora")}  # a gate is a λ that learns; the refusal is tested in tests/methods/test_sora.py
 every = pytest.mark.parametrize("name", NAMES)
 kinds = pytest.mark.parametrize("kind", ["svd", "lora"])
