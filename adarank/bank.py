@@ -63,6 +63,11 @@ def _block(weight: Tensor, grad: Tensor, triplets: list[Tensor]) -> Block:
     return Block(weight, grad, pad_sequence(triplets, batch_first=True).to(weight.device), identity, positions)
 
 
+def involves_pruned(mask: Tensor) -> Tensor:
+    """Whether row or column belongs to a pruned triplet: mask bool [modules, r] -> bool [modules, r, r]."""
+    return ~(mask.unsqueeze(1) & mask.unsqueeze(2))
+
+
 class _Slot(NamedTuple):
     """A tensor of an adapter and its segment of the flat buffers (`weight` with a storage of its own); owner[part] is where the module stores it."""
 
@@ -281,6 +286,22 @@ class Bank:
         """
         means = torch.cat([values[first:end].view(-1, d).mean(1) for first, end, d in self._segments])
         return values[self._lam] + means[self._rows["Q"]] + means[self._rows["P"]]
+
+    def orthogonality_norms(self) -> Tensor:
+        """‖AAᵀ − I‖_F of every factor A (Q or P), [2·modules]; without pruned triplets' rows where these are frozen."""
+        norms = []
+        for block in self.blocks:
+            weight = block.stack()
+            gram = weight @ weight.mT - block.identity
+            if self.frozen:
+                gram.masked_fill_(involves_pruned(self.mask[block.triplets]), 0.0)
+            norms.append(torch.linalg.vector_norm(gram, dim=(1, 2)))
+        return torch.cat(norms)
+
+    def row_sums(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Per triplet: the sums of `values`, flat [numel] as `weight`, over row i of Q and row i of P, [triplets] each."""
+        sums = torch.cat([values[first:end].view(-1, d).sum(1) for first, end, d in self._segments])
+        return sums[self._rows["Q"]], sums[self._rows["P"]]
 
     def broadcast_to_parameters(self, triplets: Tensor) -> Tensor:
         """Repeat a value per triplet, [triplets], for each of its parameters: flat [numel], laid out as `weight`."""

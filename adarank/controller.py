@@ -249,6 +249,7 @@ class RankController:
         self._prepared = True
         for adapter in self.bank.adapters:
             adapter.watch = None
+            adapter.path = self.buffers.get("path")
             if self.variant == "original" and adapter.scale != adapter.original_scale:
                 adapter.scale *= adapter.rank / (adapter.rank + 1e-5)
                 adapter.original_scale = adapter.scale
@@ -336,6 +337,8 @@ class RankController:
         weight, dtype = self.bank.weight, self.bank.dtype
         if any((b.device, b.dtype) != (weight.device, dtype) for b in self.buffers.values()):
             self.buffers = {name: b.to(weight.device, dtype) for name, b in self.buffers.items()}
+            for adapter in self.bank.adapters:
+                adapter.path = self.buffers.get("path")
             self.pruned_for, self.remaining = self.pruned_for.to(weight.device), self.remaining.to(weight.device)
             self.generator = torch.Generator(device=weight.device).manual_seed(self.generator.initial_seed())
 
@@ -428,6 +431,8 @@ class RankController:
         due = self.schedule.due(self.step)
         if due and not final:
             self._allocate()
+        if self.score is not None and ((due and not final) or self.step == self.schedule.begin):
+            self.score.restart(self.buffers, self.bank)
         if self.pruned_triplets == "frozen" or (due and self.pruned_triplets == "trainable"):
             self.bank.zero_pruned()
         if due and not final and self.compaction != "off":
@@ -438,6 +443,8 @@ class RankController:
                 if int(unused.sum()) >= max(1, self.smallest_removal * len(unused)):
                     self._drop(~unused)
         self.step += 1
+        if "path" in self.buffers and not self.observes:
+            self.buffers["path"].fill_(1.0)
 
     def _check_state(self) -> None:
         """After the first step, when optimisers have their state: can it be gathered later on?"""
@@ -497,7 +504,8 @@ class RankController:
         bank.weight.copy_(torch.where(trained, drawn, bank.weight))
         for buffer in self.buffers.values():
             if buffer.ndim:
-                buffer.masked_fill_(triplets if len(buffer) == bank.triplets else parameters, 0.0)
+                rows = triplets if len(buffer) == bank.triplets else parameters
+                buffer.masked_fill_(rows.view(-1, *[1] * (buffer.ndim - 1)), 0.0)
         check_state(self._steps.optimizers, [getattr(a, part) for a in bank.adapters for part in FACTORS], "growth")
         for (part, i), rows in bank.unflatten(parameters).items():
             for optimizer in self._steps.optimizers:
@@ -517,9 +525,7 @@ class RankController:
         """Remove every triplet for which `keep` (bool [triplets]) is false."""
         bank = self.bank
         keeps = keep.split([a.rank for a in bank.adapters])
-        per_parameter = {
-            name: bank.unflatten(b) for name, b in self.buffers.items() if b.numel() == bank.weight.numel()
-        }
+        per_parameter = {name: bank.unflatten(b) for name, b in self.buffers.items() if b.shape == bank.weight.shape}
         for name, buffer in self.buffers.items():
             if buffer.ndim and name not in per_parameter:
                 self.buffers[name] = buffer[keep]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adarank.bank import Bank
+from adarank.bank import Bank, involves_pruned
 from adarank.errors import number
 
 
@@ -42,7 +42,7 @@ def orthogonality(gamma: float = 0.1) -> Penalty:
             weight = block.stack()
             gram = torch.baddbmm(block.identity, weight, weight.mT, beta=-1)
             if bank.frozen:
-                gram.masked_fill_(_involves_pruned(bank.mask[block.triplets]), 0.0)
+                gram.masked_fill_(involves_pruned(bank.mask[block.triplets]), 0.0)
             if not squared:
                 norm = torch.linalg.vector_norm(gram, dim=(1, 2), keepdim=True)
                 gram /= norm.clamp_min(torch.finfo(norm.dtype).tiny)  # rows that are orthonormal already give 0/0
@@ -73,20 +73,8 @@ def l1_proximal(sparsity: float = 0.5, times_lr: bool = True) -> Penalty:
     return Penalty(proximal=proximal)
 
 
-def _involves_pruned(mask: Tensor) -> Tensor:
-    """Whether row or column belongs to a pruned triplet: mask bool [modules, r] -> bool [modules, r, r]."""
-    return ~(mask.unsqueeze(1) & mask.unsqueeze(2))
-
-
 @torch.no_grad()
 def orthogonality_value(bank: Bank, gamma: float = 0.1, squared: bool = False) -> Tensor:
     """The value R of `orthogonality(gamma)`, a scalar on the bank's device; squared: the paper's form."""
-    norms = []
-    for block in bank.blocks:
-        weight = block.stack()
-        gram = weight @ weight.mT - block.identity
-        if bank.frozen:
-            gram.masked_fill_(_involves_pruned(bank.mask[block.triplets]), 0.0)
-        norms.append(torch.linalg.vector_norm(gram, dim=(1, 2)))
-    flat = torch.cat(norms)
-    return gamma * flat.square().sum() if squared else gamma * flat.sum() / (2 * len(bank.adapters))
+    norms = bank.orthogonality_norms()
+    return gamma * norms.square().sum() if squared else gamma * norms.sum() / (2 * len(bank.adapters))

@@ -28,7 +28,8 @@ class Schedule:
 
     initial, final: budgets, in triplets (or parameters) of all modules together; total: steps T; begin: allocations
     happen after this step; settled: the step from which the budget is final, scores are no longer observed and the
-    mask, once made, stays; interval: steps between allocations before that; curve: step -> budget in between.
+    mask, once made, stays; interval: steps between allocations before that; curve: step -> budget in between; steps:
+    the steps of these allocations, where they are not the multiples of interval.
     """
 
     initial: int
@@ -38,6 +39,7 @@ class Schedule:
     settled: int
     interval: int
     curve: Callable[[int], int]
+    steps: frozenset[int] | None = None
 
     def budget(self, step: int) -> int:
         """The budget after optimiser step `step`."""
@@ -49,7 +51,7 @@ class Schedule:
         """Whether a mask is applied after step `step`: every `interval` steps, then every step of the final phase."""
         if step <= self.begin:
             return False
-        return step > self.settled or step % self.interval == 0
+        return step > self.settled or (step % self.interval == 0 if self.steps is None else step in self.steps)
 
     def allocations(self) -> list[int]:
         """The steps after which a new mask is made; from the last of them on the mask stays."""
@@ -94,6 +96,36 @@ def cosine(initial: int, final: int, t_i: int, t_f: int, total: int, interval: i
         return int(final + (initial - final) * (1 + math.cos(math.pi * k / n)) / 2)
 
     return _phased(initial, final, t_i, t_f, total, interval, curve)
+
+
+def widening(
+    initial: int, final: int, t_i: int, t_f: int, total: int, interval: int = 10, last_interval: int = 200
+) -> Schedule:
+    """b(t) = b_0 − (b_0 − b_T)·T(t)/T_f, T(t) = T_f + (T_0 − T_f)(1 − (t − t_i)/(T − t_i − t_f))³, rounded.
+
+    SalientLoRA's time-series windows: T_0 = interval and T_f = last_interval are the steps before the first allocation
+    and, in the end, between two: after an allocation at step t the next one follows at t + T(t). The budget falls by
+    the share T_0/T_f at the first allocation and then much as `cubic` does. (The authors' code divides t − t_i by
+    T − t_f, so that it ends above b_T.) Other arguments and errors: see the module; initial >= final; last_interval:
+    at least interval.
+    """
+    initial, final = _falling(initial, final)
+    t_i, t_f, total, interval = _steps(t_i, t_f, total, interval)
+    last_interval = whole_number("schedule.last_interval", last_interval, interval)
+    n = total - t_f - t_i
+
+    def window(step: int) -> int:
+        return round(last_interval + (interval - last_interval) * (1 - (step - t_i) / n) ** 3)
+
+    steps, step = set(), t_i + interval
+    while step <= total - t_f:
+        steps.add(step)
+        step += window(step)
+
+    def curve(k: int, n: int) -> int:
+        return int(initial - window(t_i + k) / last_interval * (initial - final))
+
+    return _phased(initial, final, t_i, t_f, total, interval, curve, frozenset(steps))
 
 
 def growing(
@@ -212,12 +244,20 @@ def _falling(initial: int, final: int) -> tuple[int, int]:
 
 
 def _phased(
-    initial: int, final: int, t_i: int, t_f: int, total: int, interval: int, curve: Callable[[int, int], int]
+    initial: int,
+    final: int,
+    t_i: int,
+    t_f: int,
+    total: int,
+    interval: int,
+    curve: Callable[[int, int], int],
+    at: frozenset[int] | None = None,
 ) -> Schedule:
-    """`initial` up to step t_i, `final` from step T − t_f, and between them curve(k, n): k of n steps after t_i."""
+    """`initial` up to step t_i, `final` from step T − t_f, and between them curve(k, n): k of n steps after t_i. at: the
+    steps of the allocations, None for the multiples of interval."""
     t_i, t_f, total, interval = _steps(t_i, t_f, total, interval)
     n = total - t_f - t_i
-    schedule = Schedule(initial, final, total, t_i, total - t_f, interval, lambda step: curve(step - t_i, n))
+    schedule = Schedule(initial, final, total, t_i, total - t_f, interval, lambda step: curve(step - t_i, n), at)
     if final != initial and (not schedule.allocations() or schedule.allocations()[-1] < schedule.settled):
         raise SettingError(
             f"schedule.t_f must be at least 2 (got {t_f}, with schedule.interval={interval} and {total} steps): "

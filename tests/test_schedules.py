@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import adarank
 from adarank import SettingError, schedules
 from adarank.harness.config.validate import conf_folder
-from adarank.schedules import constant, cosine, cubic, growing, late, linear, one_shot
+from adarank.schedules import constant, cosine, cubic, growing, late, linear, one_shot, widening
 from tests.conftest import Net
 from tests.test_controller import run
 
@@ -61,7 +61,9 @@ def test_every_schedule_allocates_as_it_says_and_ends_with_the_final_budget(name
     due = [t for t in range(total) if schedule.due(t)]
     assert set(range(settled + 1, total)) <= set(due)
     first = -1 if name in FALLS_LATE else begin  # late allocates the initial budget before
-    assert all(t > first and (t % schedule.interval == 0 or t > settled) for t in due)
+    assert all(t > first for t in due)
+    if schedule.steps is None:
+        assert all(t % schedule.interval == 0 or t > settled for t in due)
     allocations = schedule.allocations()
     assert allocations == [t for t in due if t <= allocations[-1]]
     assert schedule.budget(allocations[-1]) == schedule.final
@@ -145,6 +147,25 @@ def test_a_constant_budget_is_allowed(function):
 def test_constant_allocates_every_interval_and_then_once_more():
     assert constant(8, 8, t_i=2, t_f=5, total=20, interval=4).allocations() == [4, 8, 12, 16]
     assert constant(8, 8, t_i=0, t_f=0, total=10, interval=3).allocations() == [3, 6, 9]
+
+
+def test_widening_is_salientlora_s_countdown_of_steps_left():
+    """The authors' loop over steps, with the share of the way counted from t_i to the final phase."""
+    schedule = widening(90, 24, t_i=20, t_f=30, total=350, interval=5, last_interval=40)
+    left, made = 5, []
+    for step in range(21, 321):
+        window = round(40 + (5 - 40) * (1 - (step - 20) / 300) ** 3)
+        left -= 1
+        if step < 320:
+            assert schedule.budget(step) == int(90 - window / 40 * (90 - 24))
+        if left == 0:
+            made.append(step)
+            left = window
+    assert schedule.allocations() == [*made, 321]
+    assert made[0] == 25
+    assert made[-1] - made[-2] > 35
+    with pytest.raises(SettingError, match=r"schedule\.last_interval must be .* at least 5 \(got 4\)"):
+        widening(90, 24, t_i=20, t_f=30, total=350, interval=5, last_interval=4)
 
 
 def test_one_shot_allocates_once():

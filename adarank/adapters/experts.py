@@ -88,8 +88,8 @@ class Experts(Wrapper):
 
     def _is_groupable(self, x: Tensor) -> bool:
         """Whether `_grouped` can take the place of the loop over experts. The loop serves every device and dtype, as the
-        implementation "eager" of Transformers does, and adapters of any class that are recorded, bypassed, or around some
-        experts alone."""
+        implementation "eager" of Transformers does, and adapters of any class that are recorded, scaled, bypassed, or around
+        some experts alone."""
         implementation, dtype = getattr(self.base.config, "_experts_implementation", None), _compute_dtype(x)
         if implementation in (None, "eager") or not hasattr(F, "grouped_mm"):
             return False
@@ -103,7 +103,7 @@ class Experts(Wrapper):
                 return False
             if not all(a.enabled and a.parametrisation.is_plain for a in adapters):
                 return False
-            if self.training and any(a.watch is not None for a in adapters):
+            if self.training and any(a.watch is not None or a.path is not None for a in adapters):
                 return False
             if any((a.scale, a.masked) != (first.scale, first.masked) for a in rest):
                 return False

@@ -54,8 +54,9 @@ class LowRank(Wrapper):
     are created on the base's device, in fp32 or, where the base is wider, in the base's dtype. All but λ, which is 1,
     are uninitialised: an init fills them. in_features, out_features: the sides d_in, d_out of the layer's one matrix.
 
-    masked: training, too, computes with λ ⊙ mask. watch: called as watch(adapter, x) in every training pass. fed: what a
-    training pass computes with in place of the factors (see `adarank.feed`); set for one pass at a time.
+    masked: training, too, computes with λ ⊙ mask. path: a scalar tensor, by which training passes multiply λ. watch:
+    called as watch(adapter, x) in every training pass. fed: what a training pass computes with in place of the factors
+    (see `adarank.feed`); set for one pass at a time.
     """
 
     Q: Tensor
@@ -76,6 +77,7 @@ class LowRank(Wrapper):
         self.dropout = dropout
         self.fused = True  # False: the plain-autograd reference below
         self.masked = False
+        self.path: Tensor | None = None
         self.watch: Callable[[LowRank, Tensor], None] | None = None
         self.fed: Fed | None = None
         self.Q = nn.Parameter(torch.empty(rank, self.in_features, **self.like))
@@ -154,8 +156,8 @@ class LowRank(Wrapper):
         return None if self.start_Q is None or self.start_P is None else self.start_P.t() @ self.start_Q
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles hold: nothing records or feeds their forward passes."""
-        return {**self.__dict__, "watch": None, "fed": None}
+        """What copies and pickles hold: nothing records, feeds or scales their forward passes."""
+        return {**self.__dict__, "watch": None, "fed": None, "path": None}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """Save the scale as well, as a 0-dimensional fp64 tensor: without it the factors do not say what ΔW is."""
@@ -203,6 +205,8 @@ class LowRank(Wrapper):
         if not len(Q):
             return base(x)  # type: ignore[no-any-return]
         lam = self.lam if self.training and not self.masked else self.effective_lam()
+        if self.path is not None and self.training:
+            lam = lam * self.path
         drops = self.dropout and self.training and x.is_floating_point()  # ids have nothing to drop
         dropped = F.dropout(x, self.dropout) if drops else None
         if self.watch is not None and self.training:
@@ -224,10 +228,13 @@ class LowRank(Wrapper):
 
     @property
     def can_be_fed(self) -> bool:
-        """Whether `fed` computes what the adapter does: a plain path on a plain linear, of which all factors train."""
+        """Whether `fed` computes what the adapter does: a plain, unscaled path on a plain linear, of which all factors
+        train."""
         layer = self.layer
         factors = (self.Q, self.lam, self.P) if self.learns_lambda else (self.Q, self.P)
-        plain = self.fused and self.parametrisation.is_plain and (layer is LINEAR or layer is CONV1D)
+        plain = (
+            self.fused and self.parametrisation.is_plain and (layer is LINEAR or layer is CONV1D) and self.path is None
+        )
         return plain and _is_plain(self.base, layer) and all(p.requires_grad for p in factors)
 
     def extra_repr(self) -> str:

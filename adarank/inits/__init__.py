@@ -3,6 +3,7 @@
 from adarank.inits.corda import corda
 from adarank.inits.default import default
 from adarank.inits.eva import eva
+from adarank.inits.fisher import fisher
 from adarank.inits.gate import gate
 from adarank.inits.gora import gora
 from adarank.inits.lora_ga import lora_ga
@@ -10,5 +11,19 @@ from adarank.inits.lora_one import lora_one
 from adarank.inits.milora import milora
 from adarank.inits.olora import olora
 from adarank.inits.pissa import pissa
+from adarank.inits.ralora import ralora
 
-__all__ = ["corda", "default", "eva", "gate", "gora", "lora_ga", "lora_one", "milora", "olora", "pissa"]
+__all__ = [
+    "corda",
+    "default",
+    "eva",
+    "fisher",
+    "gate",
+    "gora",
+    "lora_ga",
+    "lora_one",
+    "milora",
+    "olora",
+    "pissa",
+    "ralora",
+]

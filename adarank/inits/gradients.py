@@ -1,6 +1,6 @@
 """The gradient of the loss with respect to the target weights before training, from which GoRA and LoRA-GA start."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +18,32 @@ def weight_gradients(
 ) -> dict[str, Tensor]:
     """{module name: G [d_out, d_in]}, the mean gradient of at most `steps` batches, on the CPU, in fp32 or wider.
 
+    See `each_gradient`. Raises SettingError where a weight is quantised, or the output for a batch has no loss.
+    """
+    weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in names}
+    sums = {n: torch.zeros(w.shape, dtype=torch.promote_types(w.dtype, torch.float32)) for n, w in weights.items()}
+
+    def add(name: str, gradient: Tensor) -> None:
+        sums[name] += gradient.cpu()
+
+    count = each_gradient(model, weights, batches, steps, init, add)
+    layers = {name: known_layer(model.get_submodule(name)) for name in sums}
+    return {name: layers[name].matrix(SimpleNamespace(weight=total / count)) for name, total in sums.items()}
+
+
+def each_gradient(
+    model: nn.Module,
+    names: Iterable[str],
+    batches: Iterable[Any],
+    steps: int,
+    init: str,
+    take: Callable[[str, Tensor], None],
+) -> int:
+    """Call take(module name, gradient of its weight) for at most `steps` batches; returns how many there were.
+
     Computed in evaluation mode, so that dropout adds no noise. Only the target weights get a gradient, and each is
-    moved off the device at once, so that the device holds the gradient of one weight at a time. The model is left
-    unchanged. Raises SettingError where a weight is quantised, or the output for a batch has no loss.
+    released at once, so that the device holds the gradient of one weight at a time. The model is left unchanged. Raises
+    SettingError where a weight is quantised, or the output for a batch has no loss.
     """
     weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in names}
     for name, weight in weights.items():
@@ -29,11 +52,10 @@ def weight_gradients(
                 f"init={init} needs the gradient of {name}'s weight, which is quantised; use a base in floating point, "
                 "or another init"
             )
-    sums = {n: torch.zeros(w.shape, dtype=torch.promote_types(w.dtype, torch.float32)) for n, w in weights.items()}
 
-    def take(name: str, weight: Tensor) -> None:
+    def release(name: str, weight: Tensor) -> None:
         assert weight.grad is not None
-        sums[name] += weight.grad.cpu()
+        take(name, weight.grad)
         weight.grad = None
 
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
@@ -44,7 +66,7 @@ def weight_gradients(
         for name, weight in weights.items():
             weight.grad = None
             weight.requires_grad_(True)
-            handles.append(weight.register_post_accumulate_grad_hook(partial(take, name)))
+            handles.append(weight.register_post_accumulate_grad_hook(partial(release, name)))
         with evaluating(model), torch.enable_grad():
             for batch in taken(init, batches, steps):
                 count += 1
@@ -62,5 +84,4 @@ def weight_gradients(
         for parameter, required, gradient in parameters:
             parameter.requires_grad_(required)
             parameter.grad = gradient
-    layers = {name: known_layer(model.get_submodule(name)) for name in sums}
-    return {name: layers[name].matrix(SimpleNamespace(weight=total / count)) for name, total in sums.items()}
+    return count

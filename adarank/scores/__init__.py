@@ -3,21 +3,27 @@
 from adarank.scores.adalora import adalora
 from adarank.scores.contribution import contribution
 from adarank.scores.fisher import fisher
+from adarank.scores.igu import igu
 from adarank.scores.magnitude import magnitude
 from adarank.scores.output import output
 from adarank.scores.random import random
+from adarank.scores.salience import salience
 from adarank.scores.sensitivity import sensitivity
 from adarank.scores.smoothed_sensitivity import smoothed_sensitivity
 from adarank.scores.spectral_entropy import spectral_entropy
+from adarank.scores.taylor import taylor
 
 __all__ = [
     "adalora",
     "contribution",
     "fisher",
+    "igu",
     "magnitude",
     "output",
     "random",
+    "salience",
     "sensitivity",
     "smoothed_sensitivity",
     "spectral_entropy",
+    "taylor",
 ]

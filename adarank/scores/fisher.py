@@ -19,6 +19,6 @@ def fisher(beta: float = 0.85, weighted: bool = False) -> Score:
 
     def squares(bank: Bank) -> Tensor:
         g = bank.grad.to(bank.dtype)
-        return (g * bank.weight if weighted else g).square()
+        return bank.triplet_sums((g * bank.weight if weighted else g).square())
 
     return averaged(squares, beta)

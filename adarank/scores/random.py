@@ -23,8 +23,8 @@ def random(seed: int | None = None) -> Score:
 
     def draw(bank: Bank) -> Tensor:
         index = torch.arange(bank.triplets, device=bank.mask.device)
-        seeded = _mix(torch.full_like(index, (seed + 0x9E3779B9) % 2**32))
-        return (_mix(seeded ^ index) + 1).to(bank.dtype) / 2**32
+        seeded = mix(torch.full_like(index, (seed + 0x9E3779B9) % 2**32))
+        return (mix(seeded ^ index) + 1).to(bank.dtype) / 2**32
 
     def init(bank: Bank) -> Buffers:
         return {"number": draw(bank)}
@@ -39,7 +39,7 @@ def random(seed: int | None = None) -> Score:
     return Score(init, observe, score)
 
 
-def _mix(x: Tensor) -> Tensor:
+def mix(x: Tensor) -> Tensor:
     """A bijection of the 32-bit integers (in int64) that scatters neighbours: multiply and xor-shift, twice."""
     for _ in range(2):
         x = (x ^ (x >> 16)) * 0x45D9F3B & 0xFFFFFFFF

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from adarank.adapters.lowrank import LowRank
@@ -20,8 +21,9 @@ class Score(NamedTuple):
     """The importance of every triplet, from weights, gradients or activations.
 
     init(bank) -> buffers: makes the running averages, {name: tensor}. Each is flat over the parameters ([numel], as
-    `bank.buffer()` makes it), flat over the triplets ([triplets]) or a scalar. They are saved in the optimiser's state
-    dict, shrink with compaction and are zeroed wherever a triplet starts again.
+    `bank.buffer()` makes it), over the triplets ([triplets], or [triplets, k]) or a scalar. They are saved in the
+    optimiser's state dict, shrink with compaction and are zeroed wherever a triplet starts again. A scalar called "path"
+    multiplies λ in training passes, of plain adapters alone, until the last step that is observed; it is 1 from then on.
 
     observe(buffers, bank): updates them in place from `bank.weight` and `bank.grad`, once per optimiser step.
 
@@ -31,6 +33,9 @@ class Score(NamedTuple):
     for an embedding; outside autocast) to one value per triplet, averaged over the rows of x. The mean over the forward
     passes since the last step, and over the processes of torch.distributed, is then `bank.activation`, [triplets].
 
+    restart(buffers, bank): for scores of what has happened since the last allocation. It is called after each one, and
+    where the steps before the first one end (`schedule.begin`), and changes the buffers in place.
+
     A score without running averages is its `score` alone: Score(score=lambda buffers, bank: bank.lam.abs()).
     RankController also accepts a plain function bank -> [triplets].
     """
@@ -39,6 +44,7 @@ class Score(NamedTuple):
     observe: Callable[[Buffers, Bank], None] = lambda buffers, bank: None
     score: Callable[[Buffers, Bank], Tensor] = undefined
     activation: Callable[[LowRank, Tensor], Tensor] | None = None
+    restart: Callable[[Buffers, Bank], None] = lambda buffers, bank: None
 
 
 def as_score(score: Score | Callable[[Bank], Tensor]) -> Score:
@@ -65,11 +71,18 @@ def refuse_constant_lambda(name: str) -> Callable[[Bank], Buffers]:
     return init
 
 
-def averaged(values: Callable[[Bank], Tensor], beta: float) -> Score:
-    """The exponential moving average of a value per parameter, summed per triplet.
+def module_sums(values: Tensor, bank: Bank) -> Tensor:
+    """The sum of `values` [triplets] over each module, [modules], as a matrix product, which is deterministic."""
+    indices = torch.arange(len(bank.names), device=values.device)
+    return (bank.module == indices.unsqueeze(1)).to(values.dtype) @ values
 
-    values(bank) -> flat [numel], at least fp32. A ← β A + (1−β) triplet_sums(values), from zero, without bias
-    correction; the score is A (averaging sums is summing averages). beta: in [0, 1); else raises SettingError.
+
+def averaged(values: Callable[[Bank], Tensor], beta: float) -> Score:
+    """The exponential moving average of a value per triplet.
+
+    values(bank) -> [triplets], at least fp32. A ← β A + (1−β) values, from zero, without bias correction; the score is
+    A. For `bank.triplet_sums` of values per parameter: averaging sums is summing averages. beta: in [0, 1); else raises
+    SettingError.
     """
     beta = smoothing("beta", beta)
 
@@ -77,7 +90,7 @@ def averaged(values: Callable[[Bank], Tensor], beta: float) -> Score:
         return {"average": bank.triplet_buffer()}
 
     def observe(buffers: Buffers, bank: Bank) -> None:
-        buffers["average"].lerp_(bank.triplet_sums(values(bank)), 1 - beta)
+        buffers["average"].lerp_(values(bank), 1 - beta)
 
     def score(buffers: Buffers, bank: Bank) -> Tensor:
         return buffers["average"].clone()

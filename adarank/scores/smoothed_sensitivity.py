@@ -13,6 +13,6 @@ def smoothed_sensitivity(beta: float = 0.85) -> Score:
     """
 
     def products(bank: Bank) -> Tensor:
-        return (bank.weight.to(bank.dtype) * bank.grad).abs_()
+        return bank.triplet_sums((bank.weight.to(bank.dtype) * bank.grad).abs_())
 
     return averaged(products, beta)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from adarank.bank import Bank
-from adarank.scores.score import Buffers, Score, refuse_constant_lambda
+from adarank.scores.score import Buffers, Score, module_sums, refuse_constant_lambda
 
 
 def spectral_entropy() -> Score:
@@ -23,11 +23,9 @@ def spectral_entropy() -> Score:
         lam = bank.lam.to(bank.dtype).abs()
         tiny = torch.finfo(lam.dtype).tiny
         energy = (lam / lam.max().clamp_min(tiny)).square()  # relative: the squares of small numbers underflow
-        indices = torch.arange(len(bank.names), device=lam.device)
-        member = (bank.module == indices.unsqueeze(1)).to(lam.dtype)  # [modules, triplets]; products with it are sums
-        p = energy / (member @ energy).clamp_min(tiny)[bank.module]
-        count = member @ (lam != 0).to(lam.dtype)
-        H = (member @ torch.special.entr(p)) / count.clamp_min(2).log()
+        p = energy / module_sums(energy, bank).clamp_min(tiny)[bank.module]
+        count = module_sums((lam != 0).to(lam.dtype), bank)
+        H = module_sums(torch.special.entr(p), bank) / count.clamp_min(2).log()
         return p * H[bank.module]
 
     return Score(refuse_constant_lambda("spectral_entropy"), score=score)

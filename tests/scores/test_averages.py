@@ -6,7 +6,7 @@ import torch
 
 import adarank
 from adarank.bank import Bank
-from adarank.scores import adalora, fisher, sensitivity, smoothed_sensitivity
+from adarank.scores import adalora, fisher, sensitivity, smoothed_sensitivity, taylor
 
 
 def seen(adapters, bank, draw):
@@ -100,7 +100,7 @@ def test_small_half_precision_gradients_are_squared_in_fp32(net):
     torch.testing.assert_close(score.score(buffers, bank), torch.full((bank.triplets,), 3e-8), rtol=1e-2, atol=0)
 
 
-@pytest.mark.parametrize("make", [smoothed_sensitivity, fisher])
+@pytest.mark.parametrize("make", [smoothed_sensitivity, fisher, taylor])
 @pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
 def test_smoothing_factors_outside_the_unit_interval_are_refused(make, value):
     with pytest.raises(adarank.SettingError, match=rf"score\.beta must be at least 0 and below 1 \(got {value}\)"):

@@ -19,6 +19,8 @@ from tests.test_engine import NoSync
 
 NAMES = sorted(p.stem for p in (conf_folder() / "score").glob("*.yaml") if p.stem != "none")
 KINDS = {"svd": "trainable", "lora": "masked"}  # with what becomes of pruned triplets
+SIGNED = {"taylor"}  # it foresees which way the loss changes
+SHARES = {"salience"}  # of a sum over the triplets, those that compaction removes included
 
 
 def make(name) -> Score:
@@ -67,10 +69,10 @@ def test_one_finite_number_a_triplet_and_buffers_of_a_known_shape(name, kind, dt
     assert scores.shape == (controller.bank.triplets,)
     assert scores.dtype == dtype
     assert scores.isfinite().all()
-    assert (scores >= 0).all()
+    assert name in SIGNED or (scores >= 0).all()
     assert scores.unique().numel() > 12  # it tells triplets apart
     shapes = {(controller.bank.weight.numel(),), (controller.bank.triplets,), ()}
-    assert {tuple(b.shape) for b in controller.buffers.values()} <= shapes
+    assert {tuple(b.shape[: max(1, b.ndim - 1)]) for b in controller.buffers.values()} <= shapes
 
 
 @every_case
@@ -89,7 +91,7 @@ def test_half_precision_is_scored_in_fp32(name, kind, dtype):
     found = score.score(buffers, bank)
     assert {b.dtype for b in buffers.values()} <= {torch.float32}
     assert found.dtype == torch.float32
-    assert (found > 0).all()
+    assert (found < 0).all() if name in SIGNED else (found > 0).all()
 
 
 @every_case
@@ -166,7 +168,8 @@ def test_compaction_keeps_the_scores_of_what_it_keeps(name, kind):
     mask, before = controller.bank.mask.clone(), scores_of(controller)
     controller.compact()
     assert 0 < controller.bank.triplets < len(mask)
-    torch.testing.assert_close(scores_of(controller), before[mask], rtol=1e-6, atol=0)
+    if name not in SHARES:
+        torch.testing.assert_close(scores_of(controller), before[mask], rtol=1e-6, atol=0)
     run(net, controller, optimizer, range(25, 28))
     assert scores_of(controller).shape == (controller.bank.triplets,)
 

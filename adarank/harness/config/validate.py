@@ -22,6 +22,7 @@ SCHEDULE_STEPS = {
     "t_f": 0,
     "t": 1,
     "interval": 1,
+    "last_interval": 1,
 }  # settings that may be fractions, and what those are at least
 
 
