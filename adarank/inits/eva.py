@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from adarank.adapters.layers import EMBEDDING, known_layer, layer_of
+from adarank.adapters.layers import known_layer
 from adarank.adapters.lowrank import LowRank
 from adarank.errors import SettingError, number
 from adarank.inits.default import default
 from adarank.inits.init import Init, call, evaluating, taken
-from adarank.inits.inputs import PCA, Inputs
+from adarank.inits.inputs import PCA, Inputs, update
 
 
 class Found(NamedTuple):
@@ -39,33 +39,23 @@ def eva(steps: int = 32, rho: float = 2.0, tau: float = 0.99) -> Init:
     @torch.no_grad()
     def measure(model: nn.Module, asked: Mapping[str, int], batches: Iterable[Any]) -> dict[str, Found]:
         bases = {name: model.get_submodule(name) for name in asked}
-        if embedding := next((name for name, base in bases.items() if layer_of(base) is EMBEDDING), None):
-            raise SettingError(
-                f"init=eva needs inputs that are vectors: {embedding} is an embedding; leave it out of targets"
-            )
         limits = {name: min(round(rho * asked[name]), *known_layer(base).size(base)) for name, base in bases.items()}
-        inputs = Inputs(max(limits.values()))
-        handles = [
-            base.register_forward_pre_hook(partial(inputs.record, name), with_kwargs=True)
-            for name, base in bases.items()
-        ]
+        inputs: Inputs[PCA] = Inputs("eva", partial(update, k=max(limits.values())), responses=True)
         turning = list(asked)
-        try:
+        with inputs.recording(bases):
             for batch in taken("eva", batches, steps):
                 before = dict(inputs.seen)
                 inputs.begin(batch)
                 with evaluating(model):
                     call(model, batch)
-                found = {name: _of(inputs, name, limit) for name, limit in limits.items()}
+                seen = {name: (inputs.of(name), limit) for name, limit in limits.items()}
+                found = {name: Found(pca.V[:limit], pca.ratio[:limit]) for name, (pca, limit) in seen.items()}
                 if sum(len(f.V) for f in found.values()) < sum(asked.values()):
                     continue
                 needed = _ranks(found, asked)
                 turning = [n for n, o in inputs.owner.items() if _turns(before.get(o), inputs.seen[o], needed[n], tau)]
                 if not turning:
                     break
-        finally:
-            for handle in handles:
-                handle.remove()
         held = sum(len(f.V) for f in found.values())
         if held < sum(asked.values()):
             raise SettingError(
@@ -94,14 +84,6 @@ def _ranks(found: Mapping[str, Found], asked: Mapping[str, int]) -> dict[str, in
     best = ratio.sort(descending=True, stable=True).indices[: sum(asked.values())]
     counts = module[best].bincount(minlength=len(asked))
     return dict(zip(asked, counts.tolist(), strict=True))
-
-
-def _of(inputs: Inputs, name: str, limit: int) -> Found:
-    """The directions of a layer so far. Raises SettingError where it has received no input."""
-    if inputs.owner.get(name) not in inputs.seen:
-        raise SettingError(f"init=eva: the batches give {name} no input; leave it out of targets")
-    pca = inputs.seen[inputs.owner[name]]
-    return Found(pca.V[:limit], pca.ratio[:limit])
 
 
 def _turns(before: PCA | None, now: PCA, rank: int, tau: float) -> bool:

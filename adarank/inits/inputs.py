@@ -1,13 +1,18 @@
-"""EVA's statistics of the layers' inputs: a truncated incremental PCA, batch by batch (Ross et al. 2008)."""
+"""Statistics of the layers' inputs, batch by batch; for EVA a truncated incremental PCA (Ross et al. 2008)."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adarank.adapters.layers import CONV2D, layer_of
+from adarank.adapters.layers import CONV2D, EMBEDDING, layer_of
+from adarank.errors import SettingError
+
+S = TypeVar("S")
 
 
 class PCA(NamedTuple):
@@ -47,24 +52,47 @@ def update(before: PCA | None, x: Tensor, k: int) -> PCA:
     return PCA(n, mean, scatter, Vt[:k], sigma[:k])
 
 
-class Inputs:
-    """An incremental PCA of each layer's inputs, keeping k directions; layers with the same input share one.
+class Inputs(Generic[S]):
+    """Statistics of each layer's inputs; layers with the same input share one.
 
-    owner: {layer: the layer whose PCA it shares}; seen: {owner: PCA}. `record` is a forward pre-hook with kwargs.
+    add(statistics so far or None, rows [n, d_in]) -> statistics. responses: whether the positions that the loss of a
+    language model ignores are left out. owner: {layer: the layer whose statistics it shares}; seen: {owner: statistics}.
     """
 
-    def __init__(self, k: int) -> None:
-        self.k = k
+    def __init__(self, init: str, add: Callable[[S | None, Tensor], S], responses: bool) -> None:
+        self.init, self.add, self.responses = init, add, responses
         self.owner: dict[str, str] = {}
-        self.seen: dict[str, PCA] = {}
+        self.seen: dict[str, S] = {}
+
+    @contextmanager
+    def recording(self, bases: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Inside the `with`, every pass is recorded. Raises SettingError for an embedding, whose inputs are not vectors."""
+        if embedding := next((name for name, base in bases.items() if layer_of(base) is EMBEDDING), None):
+            raise SettingError(
+                f"init={self.init} needs inputs that are vectors: {embedding} is an embedding; leave it out of targets"
+            )
+        handles = [
+            base.register_forward_pre_hook(partial(self.record, name), with_kwargs=True) for name, base in bases.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def of(self, name: str) -> S:
+        """The statistics of a layer so far. Raises SettingError where it has received no input."""
+        if self.owner.get(name) not in self.seen:
+            raise SettingError(f"init={self.init}: the batches give {name} no input; leave it out of targets")
+        return self.seen[self.owner[name]]
 
     def begin(self, batch: Any) -> None:
-        """Remember which positions of the batch are neither padding nor, in a language model, ignored by the loss."""
+        """Remember which positions of the batch are padding or, with `responses`, ignored by a language model's loss."""
         self.mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         if self.mask is not None:
             self.mask = self.mask.bool()
             labels = batch.get("labels")
-            if labels is not None and labels.shape == self.mask.shape:
+            if self.responses and labels is not None and labels.shape == self.mask.shape:
                 self.mask = self.mask & (labels != -100)
         self.last: tuple[Tensor, int, str] | None = None
 
@@ -77,7 +105,7 @@ class Inputs:
         if owner == name:
             rows = _rows(base, x, self.mask)
             if len(rows):
-                self.seen[name] = update(self.seen.get(name), rows, self.k)
+                self.seen[name] = self.add(self.seen.get(name), rows)
 
 
 def _rows(base: Any, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -32,7 +32,7 @@ def test_eva_keeps_the_function_of_a_4_bit_base(quantised):
     torch.testing.assert_close(cosine, torch.ones_like(cosine), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("init", ["pissa", "olora", "lora_ga", "gora"])
+@pytest.mark.parametrize("init", ["pissa", "olora", "milora", "corda", "lora_ga", "gora", "lora_one"])
 def test_the_others_are_refused_and_nothing_changes(quantised, init):
     with pytest.raises(SettingError, match=rf"init={init} .*(4-bit|quantised)") as error:
         adarank.adapt(quantised, rank=3, init=init, batches=[(torch.randn(5, 64),)])

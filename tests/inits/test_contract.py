@@ -16,7 +16,8 @@ from tests.inits.conftest import Classifier, some_batches
 from tests.representatives import representatives
 
 NAMES = sorted(p.stem for p in (conf_folder() / "init").glob("*.yaml") if p.stem != "none")
-MOVES = {"gora", "orthonormal"}  # 2502.12171 starts a descent step further, 2510.01938 at λ = 1; the base stays
+# 2502.12171 and 2502.01235 start a descent step further, 2510.01938 at λ = 1; the base stays
+MOVES = {"gora", "lora_one", "orthonormal"}
 # all need a λ that learns; the refusals are tested in tests/methods
 REFUSES = {("gate", "lora"), ("kaiming", "lora"), ("orthonormal", "lora")}
 every = pytest.mark.parametrize("name", NAMES)
