@@ -15,4 +15,19 @@ from adarank.inits.orthonormal import orthonormal
 from adarank.inits.pissa import pissa
 from adarank.inits.ralora import ralora
 
-__all__ = ["corda", "default", "eva", "fisher", "gate", "gora", "kaiming", "lora_ga", "lora_one", "milora", "olora", "orthonormal", "pissa", "ralora"]
+__all__ = [
+    "corda",
+    "default",
+    "eva",
+    "fisher",
+    "gate",
+    "gora",
+    "kaiming",
+    "lora_ga",
+    "lora_one",
+    "milora",
+    "olora",
+    "orthonormal",
+    "pissa",
+    "ralora",
+]
