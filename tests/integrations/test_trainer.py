@@ -1,6 +1,7 @@
 """Inside transformers.Trainer: the same run as a plain loop, checkpoints, refusals."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,35 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, i):
         self.order.append(i)
         return {"input_ids": self.ids[i], "labels": self.labels[i]}
+
+    def inputs(self, rows):
+        return {"input_ids": self.ids[rows]}
+
+
+class Ragged(Rows):
+    """Rows of one to six tokens, padded to the longest of a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.lengths = [1 + i % 6 for i in range(ROWS)]
+
+    def __getitem__(self, i):
+        return {**super().__getitem__(i), "input_ids": self.ids[i, : self.lengths[i]]}
+
+    def inputs(self, rows):
+        longest = max(self.lengths[i] for i in rows)
+        mask = torch.tensor([[at < self.lengths[i] for at in range(longest)] for i in rows]).long()
+        return {"input_ids": self.ids[rows, :longest] * mask, "attention_mask": mask}
+
+
+def padded(features):
+    """A collator that knows nothing of the rows."""
+    ids = [feature["input_ids"] for feature in features]
+    return {
+        "input_ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
+        "attention_mask": torch.nn.utils.rnn.pad_sequence([torch.ones_like(i) for i in ids], batch_first=True),
+        "labels": torch.stack([feature["labels"] for feature in features]),
+    }
 
 
 SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 50}
@@ -82,11 +112,13 @@ def arguments(folder, kind=transformers.TrainingArguments, **options):
     return kind(str(folder), **given | options)
 
 
-def run(folder, trainer=RankTrainer, model=None, controller=None, resume=None, before=None, call=None, **options):
+def run(
+    folder, trainer=RankTrainer, model=None, controller=None, resume=None, before=None, call=None, rows=None, **options
+):
     """Train; returns (model, controller, trainer, rows)."""
     model = bert() if model is None else model
     controller = ranked(model) if controller is None else controller
-    rows = Rows()
+    rows = rows or Rows()
     options = arguments(folder, **options)
     made = trainer(model, options, train_dataset=rows, eval_dataset=rows, controller=controller, **(call or {}))
     if before is not None:
@@ -110,7 +142,7 @@ def summed(outputs, labels, num_items_in_batch=None):
     return F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
 
 
-def plain(order, accumulation, loss, autocast=False, **options):
+def plain(order, accumulation, loss, autocast=False, rows=None, **options):
     """The loop a user would write, on rows in this order: micro-batches of BATCH, the epoch's last one shorter."""
     model = bert()
     controller = ranked(model, **options)
@@ -120,7 +152,7 @@ def plain(order, accumulation, loss, autocast=False, **options):
     controller.attach(optimizer)
     scheduler = transformers.get_scheduler("linear", optimizer, 0, STEPS)
     model.train()
-    rows = Rows()
+    rows = rows or Rows()
     epochs = [order[at : at + ROWS] for at in range(0, len(order), ROWS)]
     for epoch in epochs:
         batches = [epoch[at : at + BATCH] for at in range(0, ROWS, BATCH)]
@@ -130,7 +162,7 @@ def plain(order, accumulation, loss, autocast=False, **options):
             group = batches[at : at + accumulation]
             for batch in group:
                 with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                    logits = model(input_ids=rows.ids[batch]).logits
+                    logits = model(**rows.inputs(batch)).logits
                     part = loss(logits, rows.labels[batch], sum(map(len, group)))
                 part.backward()
             controller.after_backward()
@@ -171,6 +203,36 @@ def test_the_trainer_gives_the_weights_and_ranks_of_a_plain_loop(tmp_path, accum
     assert sum(adarank.ranks(model).values()) == FINAL * 4
     assert len(set(adarank.ranks(model).values())) > 1  # the budget did move
     same(weights(model), weights(other), atol=1e-6)
+
+
+def test_batches_grouped_by_length_are_a_plain_loop_s_on_the_same_rows(tmp_path):
+    names = {field.name for field in fields(transformers.TrainingArguments)}
+    grouped = (
+        {"group_by_length": True} if "group_by_length" in names else {"train_sampling_strategy": "group_by_length"}
+    )
+    call = {"compute_loss_func": summed, "data_collator": padded}
+    model, _, _, rows = run(tmp_path, call=call, rows=Ragged(), gradient_accumulation_steps=2, **grouped)
+    order = rows.order[-3 * ROWS :]  # three epochs; before that the sampler has looked at every length
+    for at in range(0, ROWS, 2 * BATCH):  # the sampler sorts each accumulation's rows, but for the first of them
+        lengths = [rows.lengths[i] for i in order[at : min(at + 2 * BATCH, ROWS)]][1:]
+        assert lengths == sorted(lengths, reverse=True)
+    other, _ = plain(order, 2, cross_entropy, rows=Ragged())
+    assert adarank.ranks(model) == adarank.ranks(other)
+    same(weights(model), weights(other), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_trainer_gives_the_weights_and_ranks_of_a_plain_loop(tmp_path, monkeypatch):
+    """torch_compile=True with inductor on the CPU, which reorders sums."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # TrainingArguments sets it; it is undone with the test
+    options = {"torch_compile": True, "gradient_accumulation_steps": 3}
+    model, controller, made, rows = run(tmp_path, call={"compute_loss_func": summed}, **options)
+    assert isinstance(made.model_wrapped, torch._dynamo.eval_frame.OptimizedModule)
+    other, expected = plain(rows.order, 3, cross_entropy)
+    assert controller.step == expected.step == STEPS
+    assert adarank.ranks(model) == adarank.ranks(other)
+    same(weights(model), weights(other), atol=1e-4)
 
 
 def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path):
