@@ -97,6 +97,10 @@ def make(folder):
                 model.base_model.update_and_allocate(step)
                 optimizer.zero_grad()
         save_file({"logits": logits(model, inputs)}, case / "logits.safetensors")
+        if name == "dora":
+            model(**inputs, labels=labels).loss.backward()
+            gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+            save_file(gradients, case / "gradients.safetensors")
         save_file(inputs, case / "inputs.safetensors")
         (case / "class.txt").write_text(build().__class__.__name__)
         model.save_pretrained(case / "adapter", save_embedding_layers="embedding" in name)

@@ -45,6 +45,18 @@ def test_an_adapter_of_peft_gives_the_same_logits_and_trains_on(made, case):
     assert losses[-1] < 0.99 * losses[0]
 
 
+def test_the_gradients_of_a_dora_are_peft_s(made):
+    model, inputs = base(made, "dora")
+    adapters = adarank.from_peft(model, made / "dora" / "adapter")
+    model(**inputs, labels=torch.tensor([0, 1, 2])).loss.backward()
+    expected = load_file(made / "dora" / "gradients.safetensors")
+    assert len(expected) == 3 * len(adapters)
+    for name, a in adapters.items():
+        for part, found in (("A", a.Q.grad), ("B", a.P.grad.t()), ("magnitude_vector", a.magnitude.grad)):
+            there = expected[f"base_model.model.{name}.lora_{part}.default.weight"]
+            torch.testing.assert_close(found, there, rtol=1e-4, atol=1e-6)
+
+
 def test_ranks_and_head_are_those_of_peft(made):
     model, _ = base(made, "patterns")
     adarank.from_peft(model, made / "patterns" / "adapter")
