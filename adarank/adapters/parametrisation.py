@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from adarank.adapters.lowrank import LowRank
 
 
+def _same_scale(k: int, r: int) -> float:
+    return 1.0
+
+
 class Parametrisation(NamedTuple):
     """How an adapter parametrises the change of a weight. To add one, write adarank/adapters/NAME.py with
 
@@ -45,7 +49,7 @@ class Parametrisation(NamedTuple):
     draw: Callable[["LowRank", str, Tensor, Any], object]
     module: "type[LowRank] | None" = None
     extra: Mapping[str, Callable[[int, int], tuple[int, ...]]] = {}
-    prefix_scale: Callable[[int, int], float] = lambda k, r: 1.0
+    prefix_scale: Callable[[int, int], float] = _same_scale
     shared: "Callable[[Mapping[str, LowRank]], None] | None" = None
     fold: Callable[[Tensor, Mapping[str, Tensor]], Tensor] | None = None
     scale: float = 2.0

@@ -67,6 +67,10 @@ def _draw(adapter: Any, part: str, factor: Tensor, generator: Any) -> None:
         factor.fill_(D_INITIAL if part == "lam" else 0.0)
 
 
+def _b(d_in: int, d_out: int) -> tuple[int]:
+    return (d_out,)
+
+
 def _fold(P: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
     return P * extra["b"]
 
@@ -77,7 +81,7 @@ PARAMETRISATION = Parametrisation(
     split=lora.PARAMETRISATION.split,
     draw=_draw,
     module=Vera,
-    extra={"b": lambda d_in, d_out: (d_out,)},
+    extra={"b": _b},
     shared=_shared,
     fold=_fold,
     scale=1.0,

@@ -1,6 +1,7 @@
 """VeRA (arXiv 2310.11454) against PEFT's on the same projections, and against its equation written out."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -120,7 +121,7 @@ def test_it_is_saved_merged_truncated_and_exported_as_a_lora(tmp_path):
     with adarank.disabled(net):
         torch.testing.assert_close(net(x), base(x))
     assert adarank.truncate(net, 2) == adarank.compact(net) == dict.fromkeys(LAYERS, 2)
-    again = copy.deepcopy(net)
+    again = pickle.loads(pickle.dumps(net))  # noqa: S301 - our own bytes
     again.load_state_dict(net.state_dict())
     torch.testing.assert_close(again(x), net(x))
 
