@@ -144,6 +144,22 @@ def test_the_path_is_for_training_passes_alone_and_ends_with_the_budget():
     assert adapter.path is controller.buffers["path"]
 
 
+def test_a_captured_step_walks_the_same_path():
+    found = []
+    for captured in (False, True):
+        net, _, controller, optimizer = setup(score=igu())
+        if captured:
+            step = adarank.capture(
+                net, optimizer, controller, loss=lambda model, batch: F.cross_entropy(model(batch["x"]), batch["y"])
+            )
+            for t in range(STEPS):
+                step(dict(zip(("x", "y"), data(t), strict=True)))
+        else:
+            run(net, controller, optimizer, range(STEPS))
+        found.append(controller.bank.weight.clone())
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
