@@ -82,6 +82,7 @@ PLACES = {
     "eva rho": (1.5, lambda n: factors(inits.eva(rho=n, tau=0.0))),
     "gora step": (0.5, lambda n: factors(inits.gora(step=n))),
     "gora steps": (1, lambda n: factors(inits.gora(steps=n))),
+    "lora_one gamma": (4.0, lambda n: factors(inits.lora_one(gamma=n), rank=1)),
     "lora_ga gamma": (4.0, lambda n: factors(inits.lora_ga(gamma=n), rank=1)),
 }
 

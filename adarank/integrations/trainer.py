@@ -75,6 +75,11 @@ class RankTrainerMixin(Trainer):
                 "Trainer starts again with a new optimiser and another number of steps; set "
                 "per_device_train_batch_size instead"
             )
+        if getattr(self.args, "sync_ref_model", False):  # TRL's
+            raise SettingError(
+                "sync_ref_model must be False with adapters (got True): it mixes the parameters of two models in their "
+                "order, and the reference model has no adapters"
+            )
         self._check_compaction(
             self.args.load_best_model_at_end, "load_best_model_at_end=True loads weights of other shapes"
         )

@@ -11,7 +11,7 @@ from adarank import SettingError
 from adarank.adapters.lowrank import LowRank
 from tests.inits.conftest import Classifier, some_batches
 
-CHANGING = ["pissa", "olora", "lora_ga"]
+CHANGING = ["pissa", "milora", "olora", "corda", "lora_ga"]
 RANKS = [4, 1, 3, 2, 5, 6]
 changing = pytest.mark.parametrize("init", CHANGING)
 kinds = pytest.mark.parametrize("kind", ["svd", "lora"])

@@ -1,4 +1,4 @@
-"""Trainers derived from transformers.Trainer, unchanged: sentence-transformers' and TRL's."""
+"""Trainers derived from transformers.Trainer, unchanged: sentence-transformers' and TRL's (SFT, DPO, GRPO)."""
 
 import pytest
 import torch
@@ -127,6 +127,122 @@ def test_trl_s_sft_trainer_is_a_plain_loop(tmp_path):
     assert controller.step == STEPS
     assert adarank.ranks(model) == adarank.ranks(other)
     same(weights(model), weights(other), atol=1e-6)
+
+
+def log_probabilities(model, ids, mask, counted):
+    """Σ log p of the counted tokens of every row, written out, and how many there are, [rows] each."""
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+    found = logits.log_softmax(-1).gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
+    return (found * counted[:, 1:]).sum(1), counted[:, 1:].sum(1)
+
+
+def replayed(batches, loss):
+    """The loss of one recorded batch after another, for `loop`."""
+    remaining = iter(batches)
+    return lambda: loss(next(remaining))
+
+
+@pytest.mark.slow
+def test_trl_s_dpo_trainer_is_a_plain_loop(tmp_path):
+    """−log σ(β·(log-ratio of chosen − log-ratio of rejected)) to the base without adapters, on the same rows."""
+    trl = pytest.importorskip("trl")
+    batches = []
+
+    class DPORankTrainer(RankTrainerMixin, trl.DPOTrainer):
+        def training_step(self, model, inputs, *args, **kwargs):
+            batches.append(inputs)
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    model, tokenizer = llama(), byte_tokenizer()
+    tokenizer.eos_token = "[SEP]"
+    controller = ranked(model, targets=("q_proj", "v_proj"), train=())
+    columns = {"prompt": SENTENCES, "chosen": SENTENCES[::-1], "rejected": SENTENCES[2:] + SENTENCES[:2]}
+    args = arguments(tmp_path / "run", kind=trl.DPOConfig, per_device_train_batch_size=4, bf16=False, beta=0.5)
+    DPORankTrainer(
+        model,
+        llama(),
+        args,
+        train_dataset=datasets.Dataset.from_dict(columns),
+        processing_class=tokenizer,
+        controller=controller,
+    ).train()
+
+    other, base = llama(), llama()
+    expected = ranked(other, targets=("q_proj", "v_proj"), train=())
+
+    def dpo(batch):
+        rows = batch["input_ids"], batch["attention_mask"], batch["completion_mask"]
+        with torch.no_grad():
+            reference = log_probabilities(base, *rows)[0]
+        chosen, rejected = (log_probabilities(other, *rows)[0] - reference).chunk(2)
+        return -F.logsigmoid(0.5 * (chosen - rejected)).mean()
+
+    loop(other, expected, replayed(batches, dpo))
+    assert len(batches) == controller.step == STEPS
+    assert adarank.ranks(model) == adarank.ranks(other)
+    same(weights(model), weights(other), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_reference_model_that_follows_the_policy_is_refused(tmp_path):
+    trl = pytest.importorskip("trl")
+
+    class DPORankTrainer(RankTrainerMixin, trl.DPOTrainer):
+        pass
+
+    model, tokenizer = llama(), byte_tokenizer()
+    tokenizer.eos_token = "[SEP]"
+    controller = ranked(model, targets=("q_proj",), train=())
+    rows = datasets.Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]})
+    args = arguments(tmp_path / "run", kind=trl.DPOConfig, bf16=False, sync_ref_model=True)
+    with pytest.raises(adarank.SettingError, match=r"^sync_ref_model must be False with adapters \(got True\)"):
+        DPORankTrainer(model, llama(), args, train_dataset=rows, processing_class=tokenizer, controller=controller)
+
+
+@pytest.mark.slow
+def test_trl_s_grpo_trainer_is_a_plain_loop(tmp_path):
+    """On the completions that were sampled in training, with rewards and advantages computed from their tokens."""
+    trl = pytest.importorskip("trl")
+    batches, group = [], 4
+
+    class GRPORankTrainer(RankTrainerMixin, trl.GRPOTrainer):
+        def _generate_and_score_completions(self, inputs):
+            batches.append(super()._generate_and_score_completions(inputs))
+            return dict(batches[-1])
+
+    def share_of_even_tokens(completion_ids, **_):
+        return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
+
+    model, tokenizer = llama(), byte_tokenizer()
+    tokenizer.eos_token = "[SEP]"
+    controller = ranked(model, targets=("q_proj", "v_proj"), train=())
+    short = {"max_completion_length": 6, "num_generations": group, "loss_type": "grpo", "beta": 0.0}
+    args = arguments(tmp_path / "run", kind=trl.GRPOConfig, per_device_train_batch_size=8, bf16=False, **short)
+    GRPORankTrainer(
+        model,
+        share_of_even_tokens,
+        args,
+        train_dataset=datasets.Dataset.from_dict({"prompt": SENTENCES}),
+        processing_class=tokenizer,
+        controller=controller,
+    ).train()
+
+    other = llama()
+    expected = ranked(other, targets=("q_proj", "v_proj"), train=())
+
+    def grpo(batch):
+        ids, counted = batch["completion_ids"], batch["completion_mask"]
+        even = ((ids % 2 == 0) * counted).sum(1) / counted.sum(1)
+        rewards = even.view(-1, group)
+        advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
+        both = torch.cat([batch["prompt_ids"], ids], 1), torch.cat([batch["prompt_mask"], counted], 1)
+        found, tokens = log_probabilities(other, *both, torch.cat([0 * batch["prompt_mask"], counted], 1))
+        return -(advantages.flatten() * found / tokens).mean()  # the gradient at a ratio of 1 to the sampling model
+
+    loop(other, expected, replayed(batches, grpo))
+    assert len(batches) == controller.step == STEPS
+    assert adarank.ranks(model) == adarank.ranks(other)
+    same(weights(model), weights(other), atol=1e-5)
 
 
 @pytest.mark.slow
