@@ -17,6 +17,7 @@ from adarank.runs.files import read_json, read_object, write_json
 
 FILE = "claims.json"
 LOOKS = "looks.json"
+RATES = "rates.json"  # of all tasks, beside the runs of the comparison
 FAMILIES = ("page", "table")
 CHECKPOINTS = ("last", "best")
 

@@ -18,7 +18,7 @@ FEWEST = 4  # budgets that make a curve
 TITLE = "AURAC: the mean score over log2 rank, from the smallest rank to the largest"
 HEADER = ("method", "ranks", "AURAC", "seeds")
 AGAINST = "AURAC against LoRA's over the same ranks"
-COST = "At equal cost, parameters kept × relative time of a step from {times}: the mean score over the costs both cover"
+COST = "At equal cost (parameters kept × time of a step, from a benchmark): the mean score over the costs both cover"
 POINT = 0.01  # rates within a point of the best do as well, on a metric within -1..1
 
 

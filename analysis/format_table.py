@@ -1,6 +1,6 @@
 """Tables as strings, the same on the terminal, on the page and in the files for a paper."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -72,11 +72,14 @@ def verdict_table(table: Table, family: Family, judged: Sequence[Verdict]) -> li
     return [TextTable(title, verdicts.HEADER, rows, [verdict.comparison.runs for verdict in judged], VERDICT)]
 
 
-def further_tables(table: Table, judged: Sequence[Verdict] = (), declared: bool = False) -> list[TextTable]:
+def further_tables(
+    table: Table, judged: Sequence[Verdict] = (), declared: bool = False, times: Mapping[str, float] | None = None
+) -> list[TextTable]:
     """The tables below the main one: collapsed runs, exploratory comparisons, further test metrics, learning-rate
     trials, accuracy over budgets, the budget counted four ways, measurements by experiments/probe.py.
 
-    judged: the verdicts on this table; declared: whether a study declared them.
+    judged: the verdicts on this table; declared: whether a study declared them; times: of a step by method, relative, from
+    a benchmark.
     """
     runs = [row.runs for row in table.rows]
     failed = [(cells, verdict) for verdict in judged if (cells := verdicts.collapse_cells(verdict))]
@@ -104,6 +107,7 @@ def further_tables(table: Table, judged: Sequence[Verdict] = (), declared: bool 
         result.append(TextTable("Learning-rate trials", TRIALS_HEADER, lines, of_search, TRIALS_HEADER[:7]))
     result += _table(curves.TITLE, curves.HEADER, curves.rows(table))
     result += explore(curves.AGAINST, curves.against_lora(table))
+    result += explore(curves.COST, curves.at_equal_cost(table, times or {}))
     result += _table(prefixes.TITLE, prefixes.HEADER, prefixes.rows(table))
     result += explore(prefixes.AGAINST, prefixes.against_lora(table))
     result += _table(items.TITLE, items.HEADER, items.rows(judged))

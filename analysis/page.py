@@ -23,6 +23,7 @@ from analysis.verdicts import Family, Verdict, collapse_cells
 CARDS = 6  # comparisons with a large card
 FILLED = 3  # large cards that the undecided fill up to
 LISTED = 16  # further comparisons, one line each; the tables hold the rest
+MATRIX_ROWS = 12  # configurations in the table of scores before the others are asked for
 MAPS = 6  # rank maps on the first screen
 NAMED = 3  # examples in a sentence
 SPOKEN = 2  # maps in a sentence
@@ -132,9 +133,21 @@ class Judged(NamedTuple):
     of: str
     against: str
 
+    @property
+    def ahead(self) -> bool:
+        """Whether the first of the two is the better one."""
+        return self.verdict.winner == self.verdict.comparison.methods[0]
 
-def front(runs: Sequence[Run], tables: Sequence[Table], family: Family, declared: Declared | None) -> Front:
-    """Everything that the first screen shows of these tables and the verdicts on them."""
+
+def front(
+    runs: Sequence[Run],
+    tables: Sequence[Table],
+    family: Family,
+    declared: Declared | None,
+    edges: Sequence[str] = (),
+) -> Front:
+    """Everything that the first screen shows of these tables and the verdicts on them. edges: sentences on arms whose
+    learning rate lies at the edge of its grid."""
     tasks = short_names(tables)
     names = [row_names(table) for table in tables]
     judged = [
@@ -145,9 +158,9 @@ def front(runs: Sequence[Run], tables: Sequence[Table], family: Family, declared
     maps = rank_maps(tables, tasks, names)
     cards, lines, left = _cards(judged)
     return Front(
-        facts=_facts(runs, tables, tasks),
+        facts=_facts(runs, tables, tasks, declared),
         standing=standing(declared),
-        warnings=warnings(family, declared),
+        warnings=(*warnings(family, declared), *edges),
         answers=(
             ("Which method is better?", _which_is_better(judged, len(tables))),
             ("How sure is that?", _how_sure(judged, family, tables, tasks)),
@@ -202,12 +215,13 @@ def standing(declared: Declared | None) -> str:
 def warnings(family: Family, declared: Declared | None) -> tuple[str, ...]:
     """Claims that changed after the first run, and declared comparisons without runs; a sentence each."""
     lines = []
-    for i, change in enumerate(declared.changes if declared else ()):
-        after = declared.changes[i + 1].declared if i + 1 < len(declared.changes) else declared.declared
-        runs = f"{change.runs} run{'s' * (change.runs != 1)}"
-        lines.append(
-            f"The claims were changed on {after.replace('T', ' ')}, after {runs}; earlier hash {change.hash[:12]}."
-        )
+    if declared is not None:
+        replaced = [*(change.declared for change in declared.changes[1:]), declared.declared]
+        lines = [
+            f"The claims were changed on {time.replace('T', ' ')}, after {change.runs} run{'s' * (change.runs != 1)}; "
+            f"earlier hash {change.hash[:12]}."
+            for change, time in zip(declared.changes, replaced, strict=False)
+        ]
     missing = [
         f"{claim.contrast.name} on {claim.task}" + (f" at budget {claim.rank}" if claim.rank is not None else "")
         for claim in family.missing
@@ -223,8 +237,8 @@ def rank_maps(tables: Sequence[Table], tasks: Sequence[str], names: Sequence[Map
     for place, (table, task, of_table) in enumerate(zip(tables, tasks, names, strict=True), 1):
         by_rank = sorted(filter(has_map, table.tuned), key=lambda row: row.final_rank or 0.0)
         largest = {table.kinds[row]: row for row in by_rank}  # the last of a kind stays
-        found += [_rank_map(place, task, of_table[row], row) for row in largest.values()]
-    return found[:MAPS]
+        found += [(place, task, of_table[row], row) for row in largest.values()]
+    return [_rank_map(*each) for each in found[:MAPS]]
 
 
 def settings(tables: Sequence[Table], family: Family) -> dict[str, Any]:
@@ -267,7 +281,9 @@ def _names(verdict: Verdict, names: Mapping[Row, str]) -> tuple[str, str]:
     return of, against
 
 
-def _facts(runs: Sequence[Run], tables: Sequence[Table], tasks: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def _facts(
+    runs: Sequence[Run], tables: Sequence[Table], tasks: Sequence[str], declared: Declared | None
+) -> tuple[tuple[str, str], ...]:
     rows = [row for table in tables for row in table.rows]
     kinds = dict.fromkeys(bracketed(table.kinds[row]) for table in tables for row in table.rows)
     seeds = sorted({len(row.scores) for table in tables for row in table.tuned})
@@ -277,13 +293,14 @@ def _facts(runs: Sequence[Run], tables: Sequence[Table], tasks: Sequence[str]) -
     ]
     checkpoints = {rows[0].runs[0].checkpoint} if any(table.split == "test" for table in tables) else {"last"}
     count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    planned = f" of {declared.claims.seeds} planned" if declared else ""
     targets = dict.fromkeys(table.targets for table in tables if table.targets)
     facts = [
         ("model", listed(dict.fromkeys(table.model for table in tables), 4)),
         ("targets", listed(targets, 3)),
         ("tasks" if len(tasks) > 1 else "task", listed(dict.fromkeys(table.task for table in tables), 8)),
         ("methods", listed(kinds, 8)),
-        ("seeds", count),
+        ("seeds", count + planned),
         ("judged by", f"{listed(metrics)}, {listed(checkpoints)} checkpoint"),
         ("runs", state_counts(runs)),
     ]
@@ -306,7 +323,11 @@ def _cards(judged: Sequence[Judged]) -> tuple[tuple[Card, ...], tuple[Card, ...]
 def _card(each: Judged, limit: float) -> Card:
     verdict, rows = each.verdict, each.verdict.comparison.rows
     name = f"{verdict.comparison.name}: " * bool(verdict.comparison.name)
-    details = [f"{verdict.pairs} pairs of seeds, p {_equals(verdict.p)}" if verdict.pairs != 1 else "1 pair of seeds"]
+    details = [f"{verdict.pairs} pair{'s' * (verdict.pairs != 1)} of seeds"]
+    if verdict.interval is not None:
+        details[0] += f", p {_equals(verdict.p)}"
+    elif verdict.kind == "better":
+        details[0] += ", decided by how many runs learned"
     if rows is not None:
         details += [sentence for sentence in (_rates(*rows), _costs(*rows)) if sentence]
     if cells := collapse_cells(verdict):
@@ -356,8 +377,7 @@ def _which_is_better(judged: Sequence[Judged], tables: int) -> str:
     same: dict[tuple[str, str], list[str]] = {}
     for each in judged:
         if each.verdict.kind == "better":
-            ahead = (each.verdict.difference or 0.0) > 0
-            pair = (each.of, each.against) if ahead is each.table.higher_is_better else (each.against, each.of)
+            pair = (each.of, each.against) if each.ahead else (each.against, each.of)
             won.setdefault(pair, []).append(each.task)
         elif each.verdict.kind == "equivalent":
             same.setdefault((each.of, each.against), []).append(each.task)
@@ -372,7 +392,7 @@ def _which_is_better(judged: Sequence[Judged], tables: int) -> str:
             + " that one method is better."
         )
     text = "; ".join(found[:NAMED]) + (f"; {len(found) - NAMED} more below" if len(found) > NAMED else "") + "."
-    return text + (f" Of {len(judged)} comparisons, {rest} {'is' if rest == 1 else 'are'} undecided." if rest else "")
+    return text + (f" Of {len(judged)} comparisons, {rest} {'is' if rest == 1 else 'are'} not decided." if rest else "")
 
 
 def _on(tasks: Sequence[str], tables: int) -> str:
@@ -382,16 +402,23 @@ def _on(tasks: Sequence[str], tables: int) -> str:
 def _how_sure(judged: Sequence[Judged], family: Family, tables: Sequence[Table], tasks: Sequence[str]) -> str:
     if not judged:
         return formats.BLANK
-    pairs = sorted({each.verdict.pairs for each in judged})
-    seeds = f"{pairs[0]} pairs of seeds" if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]} pairs of seeds"
+    pairs = sorted({each.verdict.pairs for each in judged if each.verdict.interval is not None})
+    known = sum(each.verdict.interval is not None for each in judged)
     together = formats.percent(1 - family.alpha)
-    intervals = f"All {len(judged)} intervals hold together" if len(judged) > 1 else "The interval holds"
-    lines = [f"{intervals} with {together} confidence, from {seeds}."]
-    for table, task in zip(tables, tasks, strict=True):
-        failed, runs = (sum(counts) for counts in zip(*(row.failures for row in table.tuned), strict=True))
-        if failed:
-            where = f" on {task}" * (len(tasks) > 1)
-            lines.append(f"{failed} of {runs} runs{where} did not learn.")
+    if known:
+        seeds = f"{pairs[0]} pairs of seeds" if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]} pairs of seeds"
+        intervals = f"All {known} intervals hold together" if known > 1 else "The interval holds"
+        lines = [f"{intervals} with {together} confidence, from {seeds}."]
+    else:
+        lines = ["Too few pairs of seeds for an interval, so nothing is decided."]
+    counts = [[sum(each) for each in zip(*(row.failures for row in table.tuned), strict=True)] for table in tables]
+    failed = [
+        f"{failures} of {runs} runs" + f" on {task}" * (len(tasks) > 1)
+        for (failures, runs), task in zip(counts, tasks, strict=True)
+        if failures
+    ]
+    if failed:
+        lines.append(f"{listed(failed, NAMED)} did not learn.")
     shows = [task for task, assays in zip(tasks, family.assays, strict=True) if any(assay.shows for assay in assays)]
     silent = [task for task in tasks if task not in shows]
     if silent:
@@ -424,10 +451,10 @@ def _what_it_costs(judged: Sequence[Judged]) -> str:
             measured.setdefault(against, []).append(f"{of} {' and '.join(filter(None, (time, memory)))}")
     if not measured:
         return "Not comparable: no two configurations were measured on the same device." if judged else formats.BLANK
-    return " ".join(
-        f"Step time and memory relative to {against}: {'; '.join(parts[:NAMED])}"
-        + (f"; {len(parts) - NAMED} more in the table." if len(parts) > NAMED else ".")
-        for against, parts in list(measured.items())[:2]
+    against, parts = next(iter(measured.items()))
+    more = sum(map(len, measured.values())) - len(parts[:NAMED])
+    return f"Step time and memory relative to {against}: {'; '.join(parts[:NAMED])}" + (
+        f"; {more} more comparison{'s' * (more > 1)} in the table." if more else "."
     )
 
 
@@ -446,16 +473,16 @@ def _where_the_rank_went(maps: Sequence[RankMap], tables: int) -> str:
     parts = []
     for i, each in enumerate(maps[:SPOKEN]):
         means = [float(np.nanmean(line)) for line in each.ranks]
-        most, least = (each.kinds[means.index(mean)] for mean in (max(means), min(means)))
-        high, low = (formats.rank(round(mean, 1)) for mean in (max(means), min(means)))
+        kinds = [each.kinds[means.index(mean)] for mean in (max(means), min(means))]
+        ranks = [formats.rank(round(mean, 1)) for mean in (max(means), min(means))]
         who = "" if i and each.label == maps[i - 1].label else f"{each.label} gives "
         on = f" on {each.task}" * (tables > 1)
-        parts.append(f"{who}most to {most} and least to {least}{on} (mean ranks {high} and {low})")
+        parts.append(f"{who}most to {kinds[0]} and least to {kinds[1]}{on} (mean ranks {listed(ranks)})")
     text = "; ".join(parts) + (f"; {len(maps) - SPOKEN} more below." if len(maps) > SPOKEN else ".")
     known = [each.agreement for each in maps if each.agreement is not None]
     if known:
-        low, high = min(a.value for a in known), max(a.value for a in known)
-        value = f"{low:.2f}" if high - low < BAND else f"{low:.2f} to {high:.2f}"
+        least, most = min(a.value for a in known), max(a.value for a in known)
+        value = f"{least:.2f}" if most - least < BAND else f"{least:.2f} to {most:.2f}"
         text += f" Seeds agree at ρ = {value} (chance: at most {max(a.high for a in known):.2f})."
     return text
 
@@ -470,26 +497,28 @@ def _matrix(
     by_name: dict[str, dict[int, Row]] = {}
     for place, (table, of_table) in enumerate(zip(tables, names, strict=True)):
         tuned = set(table.tuned)
-        for row in table.rows:
-            if row in tuned or row in marks:
-                by_name.setdefault(of_table[row], {})[place] = row
+        chosen = [row for row in table.rows if row in tuned or row in marks]
+        for row in chosen if len(chosen) <= MATRIX_ROWS else table.best_first(chosen):
+            by_name.setdefault(of_table[row], {})[place] = row
     rows = []
     for name, by_place in by_name.items():
         cells = [
-            None if (row := by_place.get(place)) is None else _cell(table, row, tuple(marks.get(row, ())))
+            _cell(table, by_place[place], tuple(marks.get(by_place[place], ()))) if place in by_place else None
             for place, table in enumerate(tables)
         ]
         runs = tuple(run for row in by_place.values() for run in row.runs)
         kept = next(iter(by_place.values())).kept
         rows.append((name, formats.BLANK if kept is None else formats.short_count(kept), tuple(cells), runs))
+    if len(rows) > MATRIX_ROWS:  # those that are shown before the others are asked for
+        decided = {BETTER, WORSE, MARKS["equivalent"]}
+        rows.sort(key=lambda row: not any(sign in decided for cell in row[2] if cell for sign, _ in cell.marks))
     return Matrix(tuple(enumerate(tasks, 1)), tuple(rows))
 
 
 def _mark(each: Judged) -> tuple[str, str]:
     if each.verdict.kind != "better":
         return MARKS[each.verdict.kind], f"{each.verdict.text}, against {each.against}"
-    ahead = ((each.verdict.difference or 0.0) > 0) is each.table.higher_is_better
-    return (BETTER, f"better than {each.against}") if ahead else (WORSE, f"worse than {each.against}")
+    return (BETTER, f"better than {each.against}") if each.ahead else (WORSE, f"worse than {each.against}")
 
 
 def _cell(table: Table, row: Row, marks: tuple[tuple[str, str], ...]) -> Cell:

@@ -1,15 +1,19 @@
 """The report: OUT/report/index.html, one self-contained page, with its figures (PNG, SVG) and tables (CSV, Markdown,
 LaTeX) as files.
 
-python analysis/report.py OUT
+python analysis/report.py OUT [--times FILE]
+
+FILE: the JSON of experiments/bench/step.py. It adds each method's score at equal cost, parameters kept × time of a step.
 """
 
+import argparse
 import itertools
 import json
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -17,9 +21,10 @@ from urllib.parse import quote
 if __package__ in (None, ""):  # run as a script, sys.path[0] is analysis/: the repository's root belongs there
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from adarank.runs.files import write_bytes
+from adarank.runs.files import read_object, write_bytes
 from analysis import claims, export, formats, page
-from analysis.claims import Declared
+from analysis.claims import RATES, Declared
+from analysis.curves import read_times
 from analysis.fairness import notes
 from analysis.figures import Picture, render_across, render_figures
 from analysis.format_table import TextTable, across_tables, format_table, further_tables, runs_table, verdict_table
@@ -29,7 +34,7 @@ from analysis.verdicts import Family, family
 
 SHOWN = 30  # rows of a smaller table that the terminal prints
 WIDTH = 100  # characters of a line where there is no terminal
-ROWS, MATRIX_ROWS = 20, 12  # of a table and of the matrix, before the others are asked for
+ROWS = 20  # of a table, before the others are asked for
 WORDS = ("comparison", "verdict", "state", "reason")  # columns of words, which may need several lines
 LEGEND = (
     "± is the half-width of a 95% t interval of the mean over the n seeds; one seed gives no interval.",
@@ -42,7 +47,8 @@ LEGEND = (
     "peak: the largest peak memory of the seeds. – means that there is no such number.",
     "interval: of the mean paired difference (one seed of both methods), by Student's t. The intervals of a family hold "
     "all together in 95% of families without any difference: each is computed at 0.05 divided by the number of "
-    "comparisons. spread: paired, or pooled over all methods of the table for at most 5 pairs.",
+    "comparisons. spread: paired, or for at most 5 pairs the larger of that and the one pooled over all "
+    "methods of the table.",
     "A verdict is read off that interval. It excludes 0: one method is better. It lies within the margin, and an assay "
     "shows that the task responds to rank: equivalent. Neither: undecided, with the further seeds that the test needs "
     "to find the observed difference (or the margin, if larger) four times in five. Fewer than 3 pairs decide nothing.",
@@ -60,13 +66,21 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Report:
-    """What a folder of runs holds: its runs, the tables of the finished ones, the verdicts on them, and the claims that
-    were declared before the runs, if any were."""
+    """What a folder of runs holds: its runs, the tables of the finished ones, the verdicts on them, the claims that were
+    declared before the runs, if any were, the arms of a study whose best rate lies at the edge of its grid (`edges`), and
+    the relative times of a step by method (`times`), from a benchmark."""
 
     runs: list[Run]
     tables: list[Table]
     family: Family
     declared: Declared | None
+    edges: tuple[str, ...] = ()
+    times: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def front(self) -> page.Front:
+        """What the page's first screen and the terminal say first."""
+        return page.front(self.runs, self.tables, self.family, self.declared, self.edges)
 
 
 class Section(NamedTuple):
@@ -87,8 +101,9 @@ class Section(NamedTuple):
         return [*self.verdicts, self.results, *self.further[:-1]]
 
 
-def load(out: Path) -> Report:
-    """The report on the runs under `out`. Raises FolderError when none is finished or its claims cannot be read."""
+def load(out: Path, times: Path | None = None) -> Report:
+    """The report on the runs under `out`. times: the JSON of experiments/bench/step.py. Raises FolderError when no run is
+    finished, or the claims or the times cannot be read."""
     try:
         declared = claims.load(out)
         looks = claims.read_looks(out, declared) if declared else {}
@@ -98,15 +113,15 @@ def load(out: Path) -> Report:
     if not any(run.state == "finished" for run in runs):
         raise FolderError(f"{out} holds no finished run: {state_counts(runs)}.")
     found = tables(runs)
-    return Report(runs, found, family(found, declared.claims if declared else None, looks), declared)
+    judged = family(found, declared.claims if declared else None, looks)
+    return Report(runs, found, judged, declared, _edges(out), read_times(times) if times else {})
 
 
 def as_text(report: Report, width: int = WIDTH) -> str:
     """For the terminal: the verdicts first, then the tables, the runs that do not count, how to read the tables. No line
     is longer than `width`."""
-    front = page.front(report.runs, report.tables, report.family, report.declared)
-    answers = [f"{question} {answer}" for question, answer in front.answers]
-    lines = [*answers, front.standing, *front.warnings, *assay_lines(report)]
+    answers = [f"{question} {answer}" for question, answer in report.front.answers]
+    lines = [*answers, report.front.standing, *report.front.warnings, *assay_lines(report)]
     parts = ["\n".join(export.wrap(line, width) for line in lines)]
     for table, judged in zip(report.tables, report.family.verdicts, strict=True):
         parts += [export.plain(text_table, width) for text_table in verdict_table(table, report.family, judged)]
@@ -121,7 +136,7 @@ def as_text(report: Report, width: int = WIDTH) -> str:
 def table_text(report: Report, place: int, width: int = WIDTH) -> str:
     """The table number `place`, the smaller tables below it and the notes on them; of longer ones than SHOWN the titles."""
     table, judged = report.tables[place], report.family.verdicts[place]
-    further = further_tables(table, judged, report.declared is not None)
+    further = further_tables(table, judged, report.declared is not None, report.times)
     every = (format_table(table), *(each for each in further if len(each.rows) <= SHOWN))
     parts = [export.plain(text_table, width) for text_table in every]
     lines = [f"{each.title}: {len(each.rows)} rows, on the page." for each in further if len(each.rows) > SHOWN]
@@ -182,12 +197,19 @@ def main(arguments: Sequence[str], show: bool = False) -> int:
     """`report.py OUT` and, with show=True, `compare.py OUT`; returns the exit status."""
     for stream in (sys.stdout, sys.stderr):
         getattr(stream, "reconfigure", lambda **_: None)(errors="replace")  # a terminal without ± or →
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print(f"usage: python analysis/{'compare' if show else 'report'}.py RUNS_FOLDER", file=sys.stderr)
-        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
-    out = Path(arguments[0])
+    name = f"python analysis/{'compare' if show else 'report'}.py"
+    parser = argparse.ArgumentParser(name, description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("runs", type=Path, metavar="RUNS_FOLDER", help="the folder that holds the run folders")
+    parser.add_argument(
+        "--times", type=Path, metavar="FILE", help="the JSON of experiments/bench/step.py, for equal costs"
+    )
     try:
-        report = load(out)
+        options = parser.parse_args(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    out = options.runs
+    try:
+        report = load(out, options.times)
         if show:
             print(as_text(report, shutil.get_terminal_size((WIDTH, 24)).columns), end="\n\n", flush=True)
         page = write_report(out, report)
@@ -198,6 +220,17 @@ def main(arguments: Sequence[str], show: bool = False) -> int:
     return 0
 
 
+def _edges(out: Path) -> tuple[str, ...]:
+    """A sentence for every arm of a study whose best rate lies at the edge of its grid, from OUT/rates.json."""
+    rates, _ = read_object(out / RATES)
+    return tuple(
+        f"{task}, {arm}: the best learning rate, {chosen['rate']:g}, lies at the edge of its grid."
+        for task, arms in rates.items()
+        for arm, chosen in arms.items()
+        if chosen.get("at_the_edge")
+    )
+
+
 def _section(report: Report, place: int, name: str) -> Section:
     table, judged = report.tables[place], report.family.verdicts[place]
     pictures, damaged = render_figures(table, judged, f"_{place + 1}" if len(report.tables) > 1 else "")
@@ -206,7 +239,7 @@ def _section(report: Report, place: int, name: str) -> Section:
         table,
         format_table(table),
         verdict_table(table, report.family, judged),
-        [*further_tables(table, judged, report.declared is not None), runs_table(table)],
+        [*further_tables(table, judged, report.declared is not None, report.times), runs_table(table)],
         (*notes(table), *damaged),
         pictures,
     )
@@ -231,7 +264,7 @@ def _render(
     ids = itertools.count(1)
     return environment.get_template("report.html.j2").render(
         name=name,
-        front=page.front(report.runs, report.tables, report.family, report.declared),
+        front=report.front,
         sections=sections,
         across=across,
         profiles=profiles,
@@ -241,7 +274,7 @@ def _render(
         settings=json.dumps(page.settings(report.tables, report.family)).replace("<", "\\u003c"),
         rank=formats.rank,
         rows_shown=ROWS,
-        matrix_shown=MATRIX_ROWS,
+        matrix_shown=page.MATRIX_ROWS,
         words=WORDS,
         link=lambda run: f"../{quote(run.name)}/",
         next_id=lambda: next(ids),

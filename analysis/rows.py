@@ -74,7 +74,7 @@ class Row:
     devices: frozenset[str]
     arm: str | None
 
-    @property
+    @cached_property
     def dev(self) -> float | None:
         """What the row's learning rate is chosen by: the mean dev value of the checkpoint that its runs are judged by."""
         return mean(run.dev for run in self.runs)

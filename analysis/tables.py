@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ class Table:
         chosen = set(best.values())
         return tuple(row for row in self.rows if row in chosen)
 
-    @property
+    @cached_property
     def tuned(self) -> tuple[Row, ...]:
         """The rows to be judged: of those that differ only in the learning rate, the one that is best on dev.
 
@@ -61,7 +62,7 @@ class Table:
         """
         return self.best(_all_but_learning_rate)
 
-    @property
+    @cached_property
     def shown(self) -> tuple[Row, ...]:
         """The rows for figures that hold FEW: all, or of every kind the best on dev, LoRA and the best first."""
         if len(self.rows) <= FEW:

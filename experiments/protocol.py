@@ -38,7 +38,6 @@ from experiments.pack import pack, unpack
 from experiments.study import Cell, Study, cells, load, rates_of, settings_of, trials, tuned_as, with_map, words
 
 RUN = str(Path(__file__).resolve().parent / "run.py")
-RATES = "rates.json"
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def tune(study: Study, place: Place, task: str) -> dict[str, Any]:
         grids = wider
         print(f"{task}: a best rate lies at the edge of its grid; every grid grows by {new}", flush=True)
     chosen = {name: {**choice, **_added(added, name)} for name, choice in chosen.items()}
-    write_json(place.results / "tuning" / task / RATES, chosen)
+    write_json(place.results / "tuning" / task / claims.RATES, chosen)
     for name, choice in chosen.items():
         edge = ", at the edge of its grid: widen it" if choice["at_the_edge"] else ""
         print(f"{task}, {name}: train.lr={choice['rate']:g} after {choice['trials']} trials{edge}", flush=True)
@@ -199,9 +198,9 @@ def publish(place: Place) -> None:
         if (place.results / name).is_file():
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / name, read_json(place.results / name))
-    if rates := {file.parent.name: read_json(file) for file in sorted(place.results.glob(f"tuning/*/{RATES}"))}:
+    if rates := {file.parent.name: read_json(file) for file in sorted(place.results.glob(f"tuning/*/{claims.RATES}"))}:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / RATES, rates)
+        write_json(folder / claims.RATES, rates)
 
 
 def follow(study: Study, place: Place, tasks: Sequence[str] | None = None, looking: bool = False) -> None:

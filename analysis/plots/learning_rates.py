@@ -17,6 +17,8 @@ def draw(table: Table) -> "style.Figure | None":
     if not several:
         return None
     if len(several) > FEW:
+        from matplotlib.ticker import NullLocator
+
         figure, panels = style.panels(len(several), 2.3, 2.1, across=5)
         for axes, search in zip(panels, several, strict=True):
             axes.sharex(panels[0])
@@ -24,7 +26,9 @@ def draw(table: Table) -> "style.Figure | None":
             _draw_search(axes, search, style.style(0))
             axes.set_title(style.wrapped(search.name, 26), fontsize=9)
             axes.tick_params(labelsize=8)
+            axes.label_outer()  # dozens of panels with numbers of their own take a minute
         panels[0].set_xscale("log")
+        panels[0].xaxis.set_minor_locator(NullLocator())  # of all panels: they share their axes
         figure.supxlabel("learning rate (log scale)", fontsize=10)
         figure.supylabel(f"{table.metric} on dev", fontsize=10)
         return figure

@@ -152,6 +152,7 @@ def test_the_page_works_on_a_desktop(page):
     assert seen["same"] == [["no setting differs", "", ""]]
 
 
+@pytest.mark.slow
 def test_the_first_screen_answers_on_both_sizes(page):
     for size in (DESKTOP, PHONE):
         seen = look(page, size)
@@ -179,6 +180,7 @@ def test_a_page_of_168_runs_is_short_and_its_first_screen_complete(study):
     assert phone["places"][".card svg"][3] <= PHONE[1]
 
 
+@pytest.mark.slow
 def test_the_screenshot_is_not_blank(page, tmp_path):
     chromium(DESKTOP, f"--screenshot={tmp_path / 'page.png'}", page.as_uri())
     pixels = np.asarray(Image.open(tmp_path / "page.png").convert("L"))

@@ -92,3 +92,10 @@ def test_times_that_are_no_benchmark_are_refused(tmp_path):
     (tmp_path / "times.json").write_text('{"models": []}')
     with pytest.raises(FolderError, match="--times must be a JSON file"):
         curves.read_times(tmp_path / "times.json")
+
+
+def test_the_report_compares_at_equal_cost_only_with_times(tmp_path, write_run):
+    write_budgets(tmp_path / "runs", write_run)
+    (tmp_path / "times.json").write_text(json.dumps(TIMES))
+    assert curves.COST not in report.as_text(report.load(tmp_path / "runs"), 400)
+    assert curves.COST in report.as_text(report.load(tmp_path / "runs", tmp_path / "times.json"), 400)

@@ -87,12 +87,23 @@ def test_runs_that_did_not_learn_are_counted_on_the_card(tmp_path, write_run):
     assert card.details[-1] == "did not learn: 2 of 6 against 0 of 6 (Fisher's p 0.455)"
 
 
+def test_a_method_that_learns_more_often_is_the_better_one_without_an_interval(tmp_path, write_run):
+    for seed in range(8):
+        write_run(tmp_path, "lora", seed, metric__test=0.5, metric__majority=0.5)
+        write_run(tmp_path, "adalora", seed, metric__test=0.7 + 0.01 * seed, metric__majority=0.5)
+    front = front_of(tmp_path)
+    (card,) = front.cards
+    assert (card.text, card.interval) == ("adalora better", "–")
+    assert card.details[0] == "8 pairs of seeds, decided by how many runs learned"
+    assert dict(front.answers)["Which method is better?"] == "adalora 12 → 8 is better than lora 8."
+
+
 def test_the_answers_are_sentences(front):
     answers = dict(front.answers)
     better = answers["Which method is better?"]
     assert "adalora 12 → 8 is better than lora 8" in better
     assert "lora 8 is better than sora 12 → 8" in better
-    assert better.endswith("Of 3 comparisons, 1 is undecided.")
+    assert better.endswith("Of 3 comparisons, 1 is not decided.")
     sure = answers["How sure is that?"]
     assert sure.startswith("All 3 intervals hold together with 95% confidence, from 8 pairs of seeds.")
     assert "nothing is called equivalent" in sure
@@ -118,9 +129,9 @@ def test_without_comparisons_the_page_says_so(tmp_path, write_run):
 def test_two_seeds_decide_nothing(quickstart):
     front = front_of(quickstart)
     assert {card.text for card in front.cards} == {"cannot be decided at this n"}
-    assert dict(front.answers)["Which method is better?"] == (
-        "Not decided: none of 2 comparisons shows that one method is better."
-    )
+    answers = dict(front.answers)
+    assert answers["Which method is better?"] == "Not decided: none of 2 comparisons shows that one method is better."
+    assert answers["How sure is that?"].startswith("Too few pairs of seeds for an interval")
 
 
 def test_a_lower_loss_is_better(tmp_path, write_run):
@@ -163,6 +174,19 @@ def test_the_matrix_has_every_method_on_every_task_with_its_mark_and_cost(tmp_pa
     assert rows["lora 8"][0].interval.startswith("0.7350 ± ")
     assert rows["adalora 12 → 8"][1] is None
     assert rows["lora 8"][1].score == "0.9000"
+
+
+def test_of_many_configurations_the_decided_and_the_best_on_dev_come_first_in_the_matrix(tmp_path, write_run):
+    for seed in range(6):
+        write_run(tmp_path, "lora", seed, metric__test=BASE + 0.01 * seed, metric__last=0.5)
+        for i in range(14):
+            gain = -0.05 + 0.0001 * seed if i == 13 else 0.03 * (-1) ** seed
+            write_run(
+                tmp_path, f"m{i}", seed, metric__test=BASE + 0.01 * seed + gain, metric__last=0.6 + 0.01 * (i % 13)
+            )
+    names = [row[0] for row in front_of(tmp_path).matrix.rows]
+    assert names[:3] == ["m13 12 → 8", "m12 12 → 8", "m11 12 → 8"]
+    assert names[-1] == "lora 8"
 
 
 def test_only_maps_that_a_method_chose_are_drawn(tmp_path, write_run):
@@ -262,6 +286,7 @@ def test_declared_claims_their_changes_and_what_is_missing_stand_on_the_first_sc
     front = declared(tmp_path, write_run)
     assert front.standing.startswith("Declared 2")
     assert "by the study little" in front.standing
+    assert dict(front.facts)["seeds"] == "6 of 6 planned"
     changed, missing = front.warnings
     assert "after 3 runs" in changed
     assert missing == "Declared, but not run yet: map on rte at budget 8."

@@ -244,4 +244,6 @@ def test_a_report_that_cannot_be_written_is_status_2_after_the_table(quickstart,
 @pytest.mark.parametrize("arguments", [[], ["a", "b"], ["--wrong"]])
 def test_wrong_usage(arguments, capsys):
     assert report.main(arguments, show=True) == 2
-    assert capsys.readouterr().err == "usage: python analysis/compare.py RUNS_FOLDER\n"
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage == "usage: python analysis/compare.py [-h] [--times FILE] RUNS_FOLDER"
+    assert error.startswith("python analysis/compare.py: error: ")

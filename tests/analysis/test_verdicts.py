@@ -449,6 +449,15 @@ def test_a_claim_is_judged_when_its_seeds_are_run_or_by_its_look(tmp_path, write
         report.load(tmp_path)
 
 
+def test_rates_at_the_edge_of_a_study_s_grid_are_told_first(tmp_path, write_run):
+    pair(tmp_path, write_run, CLEAR)
+    rates = {"cola": {"lora@8": {"rate": 0.005, "at_the_edge": True}, "full": {"rate": 1e-4, "at_the_edge": False}}}
+    (tmp_path / "rates.json").write_text(json.dumps(rates))
+    text = report.as_text(report.load(tmp_path))
+    assert "cola, lora@8: the best learning rate, 0.005, lies at the edge of its grid." in text
+    assert "cola, full" not in text
+
+
 def test_changed_claims_are_shown(tmp_path, write_run):
     claims.write(tmp_path, claims.read(CLAIMS), "study", 0)
     claims.write(tmp_path, claims.read({**CLAIMS, "margins": {"cola": 0.02}}), "study", 5)

@@ -26,7 +26,9 @@ def test_a_sweep_is_written_read_and_timed(tmp_path, monkeypatch, capsys):
     for key, value in found["median"].items():
         assert value == pytest.approx(sum(one[key] for one in found["rounds"]) / 2)
     parts = [found["rounds"][0][key] for key in ("import_s", "load_s", "text_s")]
-    assert sum(parts) == pytest.approx(found["rounds"][0]["total_s"], rel=0.05)
+    assert sum(parts) == pytest.approx(found["rounds"][0]["analysis_s"], rel=0.05)
+    assert found["rounds"][0]["page_s"] > found["rounds"][0]["analysis_s"]
+    assert found["page_bytes"] > 100_000
     assert "40 configurations x 6 seeds" in capsys.readouterr().out
 
 
@@ -35,5 +37,6 @@ def test_the_seeds_of_a_configuration_share_their_records(tmp_path):
     lora, adalora = (sorted(tmp_path.glob(f"{method}-*")) for method in ("lora", "adalora"))
     assert (len(lora), len(adalora)) == (3, 3)
     assert not any((folder / "allocations.jsonl").exists() for folder in lora)
+    assert all((folder / "metrics.jsonl").exists() for folder in (*lora, *adalora))
     assert {len((folder / "allocations.jsonl").read_text().splitlines()) for folder in adalora} == {4}
     assert {path.name for path in tmp_path.iterdir()} == {folder.name for folder in (*lora, *adalora)}
