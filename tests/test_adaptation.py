@@ -107,7 +107,7 @@ def test_parameter_counts_are_exact(net):
         ({"rank": True}, "(got True)"),
         ({"rank": {"layers.0.up": 2}}, "rank has no entry for the target 'layers.0.down'"),
         ({"rank": {**dict.fromkeys(ALL, 2), "layers.9.up": 2}}, "rank names 'layers.9.up', which is not a target"),
-        ({"adapter": "lara"}, "adapter must be one of dora, lora, svd, svd_dora (got 'lara')"),
+        ({"adapter": "lara"}, "adapter must be one of dora, lora, matryoshka, svd, svd_dora, vera (got 'lara')"),
         ({"alpha": 0}, "alpha must be a number above 0, or None for 2·rank (got 0)"),
         ({"dropout": 1.0}, "dropout must be at least 0 and less than 1 (got 1.0)"),
         ({"init": "pizza"}, f"init must be one of {', '.join(adarank.inits.__all__)} (got 'pizza')"),
