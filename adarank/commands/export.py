@@ -13,8 +13,10 @@ def export_folder(folder: Path, out: Path, uniform_rank: bool = False) -> str:
     config, state = peft_state(opened.tensors, opened.description, uniform_rank)
     with new_folder(out) as path:
         write_files(path, dict(zip(FILES, (config, state), strict=True)))
-    ranks = len(config["rank_pattern"])
+    pattern = config["rank_pattern"]
+    largest = max([config["r"], *pattern.values()])
     whole = f", modules_to_save {', '.join(config['modules_to_save'])}" if config["modules_to_save"] else ""
     modules, stacks = len(config["target_modules"]), len(config.get("target_parameters", ()))
     targets = f"{modules} modules" + f" and {stacks} stacks of experts" * bool(stacks)
-    return f"{out}: LoRA of rank {config['r']} on {targets}, {ranks} of them of another rank{whole}"
+    others = f"{len(pattern)} of them of another rank, the largest rank is {largest}"
+    return f"{out}: LoRA of rank {config['r']} on {targets}, {others}{whole}"

@@ -10,6 +10,7 @@ for each module, its scale stays that of init_r, and it has no rsLoRA.
 import math
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from adarank.adapters.layers import CONV1D, CONV2D, EMBEDDING, LINEAR
 from adarank.adapters.saving import put_adapter, read_files
 from adarank.errors import SettingError
 from adarank.integrations.peft_export import FILES, PREFIX
+from adarank.targets import near
 
 PEFT_TYPES = {"LORA": "lora", "ADALORA": "svd"}  # and the kind that each becomes
 # Settings that are read here.
@@ -44,9 +46,10 @@ def from_peft(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any
     """Load a LoRA or AdaLoRA adapter of PEFT into a freshly loaded base, so that you can keep training it.
 
     Returns {module name: adapter} of kind "lora" or "svd"; they are trainable, and so are the modules in
-    modules_to_save. Raises SettingError, before anything is changed, where a file is missing or damaged, the adapter
-    uses a setting that is not supported (DoRA, trained biases, inits that change the base …; the message names it), or
-    the model is not the base that it was made for (the message names the differing shapes). Only safetensors are read.
+    modules_to_save. Warns of keys of rank_pattern and alpha_pattern that match nothing. Raises SettingError, before
+    anything is changed, where a file is missing or damaged, the adapter uses a setting that is not supported (DoRA,
+    trained biases, inits that change the base …; the message names it), or the model is not the base that it was made
+    for (the message names the differing shapes). Only safetensors are read.
 
     Example:
         >>> import adarank, tempfile
@@ -102,6 +105,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tens
         embedding = parts.pop("embedding", None) is not None
         converted, modules[name] = _module(path, config, name, parts, embedding)
         tensors |= {f"{name}.{part}": value.contiguous() for part, value in converted.items()}
+    if kind == "lora":
+        _report_unmatched(path, config, list(modules))
     description = {
         "kind": kind,
         "dropout": config.get("lora_dropout") or 0.0,
@@ -194,6 +199,18 @@ def _by_pattern(path: Path, pattern: Mapping[str, Any], name: str, default: Any)
         raise SettingError(
             f"{path} is damaged: rank_pattern or alpha_pattern is not a map of regular expressions"
         ) from None
+
+
+def _report_unmatched(path: Path, config: Mapping[str, Any], names: list[str]) -> None:
+    """Warn of a key of rank_pattern or alpha_pattern that matches none of the adapter's modules and so has no effect."""
+    for setting in ("rank_pattern", "alpha_pattern"):
+        for key in config.get(setting) or {}:
+            if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
+                warnings.warn(
+                    f"{path}: the key {key!r} of {setting} matches no module of the adapter; near names: "
+                    f"{near(key, names)}",
+                    stacklevel=4,
+                )
 
 
 def _saved_module(path: Path, config: Mapping[str, Any], name: str) -> str:

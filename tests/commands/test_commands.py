@@ -219,6 +219,7 @@ def test_export_equals_to_peft(folders, capsys):
     adarank.to_peft(model, folder / "direct")
     out = command(capsys, "export", folder / "run", folder / "exported", "--format", "peft")
     assert "on 4 modules" in out
+    assert "the largest rank is 4" in out
     assert "modules_to_save classifier" in out
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (folder / "exported" / name).read_bytes() == (folder / "direct" / name).read_bytes()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -42,6 +43,25 @@ def test_an_adapter_of_peft_gives_the_same_logits_and_trains_on(made, case):
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < 0.98 * losses[0]
+
+
+@pytest.mark.parametrize("setting", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_matches_nothing_is_reported_with_near_names(tmp_path, setting):
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(4, 4) for name in ("query", "value")})
+    adapters = adarank.adapt(model, "lora", rank={"query": 2, "value": 1})
+    with torch.no_grad():
+        for adapter in adapters.values():
+            adapter.P.fill_(1.0)
+    adarank.to_peft(model, tmp_path / "adapter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_peft(tmp_path / "adapter")  # its own patterns match
+    file = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    config[setting]["qeury"] = 3
+    file.write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match=rf"'qeury' of {setting} matches no module of the adapter; near names: query"):
+        read_peft(tmp_path / "adapter")
 
 
 def test_ranks_and_head_are_those_of_peft(made):
