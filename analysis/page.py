@@ -433,7 +433,7 @@ def _how_sure(judged: Sequence[Judged], family: Family, tables: Sequence[Table],
     if silent:
         where = f" on {listed(silent, NAMED)}" if len(tasks) > 1 else ""
         lines.append(
-            f"No assay shows a response to rank{where}, so nothing is called equivalent{' there' * bool(shows)}."
+            f"No assay shows a large enough response to rank{where}, so nothing is called equivalent{' there' * bool(shows)}."
         )
     open_ = [each.verdict for each in judged if each.verdict.text.startswith("undecided (about")]
     more = sorted(verdict.more for verdict in open_ if verdict.more)

@@ -1,12 +1,10 @@
 """LoRA-drop's importance: the size of what a whole module adds to its layer's output (arXiv 2402.07721)."""
 
-import torch
 from torch import Tensor
 
 from adarank.adapters.layers import CONV2D
 from adarank.adapters.lowrank import LowRank
-from adarank.bank import Bank
-from adarank.scores.score import Buffers, Score, smoothing
+from adarank.scores.score import Score, averaged_activation
 
 
 def module_output(beta: float = 0.85) -> Score:
@@ -18,19 +16,7 @@ def module_output(beta: float = 0.85) -> Score:
     bias correction. x is the input of the low-rank path, after its dropout. A step whose activations overflowed is left
     out. beta: in [0, 1); else raises SettingError.
     """
-    beta = smoothing("beta", beta)
-
-    def init(bank: Bank) -> Buffers:
-        return {"square": bank.triplet_buffer()}
-
-    def observe(buffers: Buffers, bank: Bank) -> None:
-        square, current = buffers["square"], bank.activation
-        square.copy_(torch.where(current.isfinite(), square.lerp(current, 1 - beta), square))
-
-    def score(buffers: Buffers, bank: Bank) -> Tensor:
-        return buffers["square"].clone()
-
-    return Score(init, observe, score, mean_square)
+    return averaged_activation(mean_square, beta)
 
 
 def mean_square(adapter: LowRank, x: Tensor) -> Tensor:

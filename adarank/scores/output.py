@@ -6,7 +6,7 @@ from torch import Tensor
 from adarank.adapters.layers import CONV2D
 from adarank.adapters.lowrank import LowRank
 from adarank.bank import Bank
-from adarank.scores.score import Buffers, Score, smoothing
+from adarank.scores.score import Score, averaged_activation
 
 
 def output(beta: float = 0.85) -> Score:
@@ -17,20 +17,12 @@ def output(beta: float = 0.85) -> Score:
     low-rank path, after its dropout. A step whose activations overflowed is left out.
     beta: in [0, 1); else raises SettingError.
     """
-    beta = smoothing("beta", beta)
 
-    def init(bank: Bank) -> Buffers:
-        return {"square": bank.triplet_buffer()}
-
-    def observe(buffers: Buffers, bank: Bank) -> None:
-        square, current = buffers["square"], bank.activation
-        square.copy_(torch.where(current.isfinite(), square.lerp(current, 1 - beta), square))
-
-    def score(buffers: Buffers, bank: Bank) -> Tensor:
+    def score(square: Tensor, bank: Bank) -> Tensor:
         _, p = bank.row_norms()
-        return bank.scale * bank.lam.abs() * p * buffers["square"].sqrt()
+        return bank.scale * bank.lam.abs() * p * square.sqrt()
 
-    return Score(init, observe, score, mean_square)
+    return averaged_activation(mean_square, beta, score)
 
 
 def mean_square(adapter: LowRank, x: Tensor) -> Tensor:

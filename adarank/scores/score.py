@@ -96,3 +96,25 @@ def averaged(values: Callable[[Bank], Tensor], beta: float) -> Score:
         return buffers["average"].clone()
 
     return Score(init, observe, score)
+
+
+def averaged_activation(
+    activation: Callable[[LowRank, Tensor], Tensor],
+    beta: float,
+    score: Callable[[Tensor, Bank], Tensor] = lambda average, bank: average.clone(),
+) -> Score:
+    """The exponential moving average of what `activation` measures in the forward passes, as `averaged` of gradients.
+
+    activation(adapter, x) -> [r]; score(average, bank) -> [triplets]. A step whose activations overflowed is left out.
+    beta: in [0, 1); else raises SettingError.
+    """
+    beta = smoothing("beta", beta)
+
+    def init(bank: Bank) -> Buffers:
+        return {"square": bank.triplet_buffer()}
+
+    def observe(buffers: Buffers, bank: Bank) -> None:
+        square, current = buffers["square"], bank.activation
+        square.copy_(torch.where(current.isfinite(), square.lerp(current, 1 - beta), square))
+
+    return Score(init, observe, lambda buffers, bank: score(buffers["square"], bank), activation)

@@ -22,7 +22,13 @@ MISSES = {
     "elalora": "as increlora",
     "flexlora": "as increlora",
     "dynamic_dora": "a triplet's share in its own module says nothing about the module's part in the whole change",
+    "salientlora": "its magnitudes are normalised in every module and so do not compare modules",
+    "igulora": "Ī/Ū is large where a triplet's importance is steady, not where it is large",
+    "lora_drop": "it keeps whole modules, the largest outputs first: three of four triplets each, two of them planted",
 }
+ENOUGH = {
+    "vera": 0.8
+}  # its factors are random and frozen: two vectors for each module cannot express the teacher's change
 
 
 @cache
@@ -36,7 +42,7 @@ def test_a_method_learns_keeps_its_budget_and_finds_what_was_planted(method):
     if (reason := planted.why_not(overrides)) is not None:
         pytest.skip(reason)
     row = planted.measure(overrides, seed=0, steps=STEPS, rates=[RATE])
-    assert row["loss"] < 0.5
+    assert row["loss"] < ENOUGH.get(method, 0.5)
     assert row["budget"] is None or row["kept"] == row["budget"]
     if not row["adaptive"]:
         return
