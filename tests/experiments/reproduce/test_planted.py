@@ -24,7 +24,7 @@ MISSES = {
     "dynamic_dora": "a triplet's share in its own module says nothing about the module's part in the whole change",
     "salientlora": "its magnitudes are normalised in every module and so do not compare modules",
     "igulora": "Ī/Ū is large where a triplet's importance is steady, not where it is large",
-    "lora_drop": "it keeps whole modules, the largest outputs first: three of four triplets each, two of them planted",
+    "lora_drop": "it keeps whole modules, the largest outputs first: three of four triplets each, of which two are planted modules",
 }
 ENOUGH = {
     "vera": 0.8
