@@ -1,0 +1,105 @@
+"""Supersenses: the gloss of a noun → which of WordNet's 25 lexicographer files it stands in. A task with many classes that
+is far from saturated after short training.
+
+    python experiments/supersense.py /usr/share/wordnet FOLDER
+    adarank run task=files task.path=FOLDER task.max_length=32 method=adalora
+
+The source is the file data.noun of WordNet 3.0 (https://wordnet.princeton.edu; Debian's package wordnet-base), under
+WordNet's own permissive licence. The text is the gloss without its quoted examples; noun.Tops, whose 51 synsets are the
+roots of the others, is left out; of synsets with the same gloss the first is kept. The rows are shuffled with a fixed seed and
+divided into dev (2,000), test (5,000) and train (the rest).
+"""
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from adarank.errors import SettingError
+from adarank.runs.files import write_text
+
+SEED, DEV, TEST = 0, 2000, 5000
+# The lexicographer files 04 to 28 in their order (WordNet's lexnames(5WN)); 03 is noun.Tops.
+CLASSES = [
+    "act",
+    "animal",
+    "artifact",
+    "attribute",
+    "body",
+    "cognition",
+    "communication",
+    "event",
+    "feeling",
+    "food",
+    "group",
+    "location",
+    "motive",
+    "object",
+    "person",
+    "phenomenon",
+    "plant",
+    "possession",
+    "process",
+    "quantity",
+    "relation",
+    "shape",
+    "state",
+    "substance",
+    "time",
+]
+
+
+def rows(wordnet: Path) -> list[dict[str, str]]:
+    """{text, label} of the noun synsets outside noun.Tops, each gloss once, in the order of the file.
+
+    wordnet: the folder with data.noun. Raises SettingError without it."""
+    path = wordnet / "data.noun"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise SettingError(f"WORDNET must be a folder with WordNet's file data.noun (got {wordnet})") from None
+    found: dict[str, str] = {}
+    for line in lines:
+        if line.startswith("  "):  # the licence
+            continue
+        fields, _, gloss = line.partition(" | ")
+        number = int(fields.split()[1])
+        if number > 3:
+            found.setdefault(definition(gloss), f"noun.{CLASSES[number - 4]}")
+    return [{"text": text, "label": label} for text, label in found.items()]
+
+
+def definition(gloss: str) -> str:
+    """A gloss without the quoted examples at its end."""
+    return gloss.partition('; "')[0].strip().rstrip(";").rstrip()
+
+
+def splits(found: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """train, dev and test, drawn with a fixed seed."""
+    shuffled = random.Random(SEED).sample(found, len(found))
+    return {"dev": shuffled[:DEV], "test": shuffled[DEV : DEV + TEST], "train": shuffled[DEV + TEST :]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wordnet", type=Path, help="the folder with WordNet's data.noun")
+    parser.add_argument("out", type=Path, help="the folder for train.jsonl, dev.jsonl and test.jsonl")
+    options = parser.parse_args()
+    try:
+        found = rows(options.wordnet)
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, split in splits(found).items():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in split)
+        write_text(options.out / f"{name}.jsonl", text)
+        print(f"{name}: {len(split):,} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
