@@ -53,7 +53,8 @@ def adapt(
         rank: triplets per module at creation, one number or {module name: number}.
         targets: a list of module names' endings, one ending or regular expression, or "all-linear" (`find_targets`).
             "experts", alone or in a list, is every matrix of every expert that Transformers stacks in one tensor, each
-            with an adapter of its own (`…mlp.experts.gate_up_proj.3`); nothing else selects them. Layers inside the modules in `train` are left out; a target that matches no others is refused.
+            with an adapter of its own (`…mlp.experts.gate_up_proj.3`); nothing else selects them. Layers inside the
+            modules in `train` are left out; a target that matches no others is refused.
         alpha: the scale is s = alpha / rank, fixed at creation; None: 2·rank, so that s = 2 ("vera": rank, s = 1).
         dropout: probability of dropping an input of the low-rank path in training.
         init: the name of an init in `adarank.inits`, or a configured one. EVA and GoRA measure where rank is needed and
@@ -153,8 +154,8 @@ def adapt(
         )
     if experts := [name for name in missed if name in stacks]:
         warnings.warn(
-            f"the targets leave out the experts in {_first(experts)}, which stay frozen (targets='experts' gives each of "
-            "them adapters of its own)",
+            f"the targets leave out the experts in {_first(experts)}, which stay frozen (targets='experts' gives each "
+            "of them adapters of its own)",
             stacklevel=2,
         )
     return adapters
@@ -169,7 +170,7 @@ def measured(
 ) -> tuple[Any, Mapping[str, int]]:
     """(what `init` learns from the batches, the ranks that it gives the targets); (None, asked) where it needs none.
 
-    Raises SettingError where it cannot measure one of the targets, before the model is run.
+    Raises SettingError if it cannot measure one of the targets, before the model is run.
     """
     if init.measure is not None:
         if expert := next((name for name in asked if layer_of(layer_at(model, name)) is EXPERT), None):
@@ -192,7 +193,7 @@ def checked_ranks(
         known = set(names)
         if unknown := [name for name in rank if name not in known]:
             raise SettingError(
-                f"rank names {unknown[0]!r}, which is not a target; near names: {near(unknown[0], names)}"
+                f"rank names {unknown[0]!r}, which is not a target; similar names: {near(unknown[0], names)}"
             )
         if missing := [name for name in names if name not in rank]:
             raise SettingError(f"rank has no entry for the target {missing[0]!r}; give every target its rank")

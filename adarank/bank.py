@@ -28,9 +28,10 @@ Entry = tuple[str, int]
 class Block(NamedTuple):
     """The factors of one row length d in Q or in P, which `stack` brings to [modules, r, d], r being the largest rank.
 
-    weight, grad: [rows, d], views of the bank. triplets: the triplet of every row of the stack, int64 [modules, r], 0 in
-    padding. identity: [modules, r, r], or [1, r, r] without padding; 0 in padding. positions: the row of the flattened
-    stack for every row of `weight`, int64 [rows]; None where all modules have one rank, so that nothing is padded.
+    weight, grad: [rows, d], views of the bank. triplets: the triplet of every row of the stack, int64 [modules, r], 0
+    in padding. identity: [modules, r, r], or [1, r, r] without padding; 0 in padding. positions: the row of the
+    flattened stack for every row of `weight`, int64 [rows]; None if all modules have one rank, so that nothing is
+    padded.
     """
 
     weight: Tensor
@@ -40,7 +41,7 @@ class Block(NamedTuple):
     positions: Tensor | None
 
     def stack(self) -> Tensor:
-        """The weights, [modules, r, d], with zeros as padding: a view where there is none."""
+        """The weights, [modules, r, d], with zeros as padding: a view if there is none."""
         rows = self.weight
         if self.positions is not None:
             rows = rows.new_zeros(self.triplets.numel(), rows.shape[1]).index_copy_(0, self.positions, rows)
@@ -79,7 +80,8 @@ def involves_pruned(mask: Tensor) -> Tensor:
 
 
 class _Slot(NamedTuple):
-    """A tensor of an adapter and its segment of the flat buffers (`weight` with a storage of its own); owner[part] is where the module stores it."""
+    """A tensor of an adapter and its segment of the flat buffers (`weight` with a storage of its own); owner[part] is
+    where the module stores it."""
 
     owner: dict[str, Any]
     part: str
@@ -212,8 +214,8 @@ class Bank:
     def sync_views(self) -> None:
         """Make gradients, and weights that were moved or copied since, views of the flat buffers again.
 
-        Idempotent. A parameter without a gradient gets one of zeros, and one that does not require a gradient gets none,
-        so that optimisers skip it; gradients that autograd allocated are copied in one foreach operation. Raises
+        Idempotent. A parameter without a gradient gets one of zeros, and one that does not require a gradient gets
+        none, so that optimisers skip it; gradients that autograd allocated are copied in one foreach operation. Raises
         RuntimeError if an adapter's Parameters were replaced without the bank.
         """
         if any(slot.owner[slot.part] is not slot.tensor for slot in self._slots if slot.grad is not None):
@@ -259,7 +261,8 @@ class Bank:
             self.fixed = self.flatten(pieces) if fixed else None
 
     def point_gradients(self, reached: Sequence[bool]) -> None:
-        """Make .grad of every factor of a reached module its view of `grad`, and None of the others. reached: [modules]."""
+        """Make .grad of every factor of a reached module its view of `grad`, and None of the others. reached:
+        [modules]."""
         for (_, i), slot in zip(self._entries, self._slots, strict=False):
             if slot.grad is not None:
                 slot.tensor.grad = slot.grad.detach() if reached[i] and slot.tensor.numel() else None
@@ -309,7 +312,8 @@ class Bank:
         return torch.cat(norms)
 
     def row_sums(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Per triplet: the sums of `values`, flat [numel] as `weight`, over row i of Q and row i of P, [triplets] each."""
+        """Per triplet: the sums of `values`, flat [numel] as `weight`, over row i of Q and row i of P, [triplets]
+        each."""
         sums = torch.cat([values[first:end].view(-1, d).sum(1) for first, end, d in self._segments])
         return sums[self._rows["Q"]], sums[self._rows["P"]]
 

@@ -131,9 +131,9 @@ def parser() -> argparse.ArgumentParser:
         "adarank.commands.frame:write_table",
         ("runs", "kind", "--csv", "--parquet"),
         "write the runs of a folder, or their metrics or ranks, as one table",
-        "Writes what adarank.frame returns: one row per run with its settings, results and costs, or one row per record "
-        "of metrics, per allocation, per module of an allocation, or per predicted row of test. Reads run folders and "
-        "packed results, finished or not.",
+        "Writes what adarank.frame returns: one row per run with its settings, results and costs, or one row per "
+        "record of metrics, per allocation, per module of an allocation, or per predicted row of test. Reads run "
+        "folders and packed results, finished or not.",
     )
     commands.add_parser("probe", help="measure a finished run's weights: ablations, weight change, forgetting")
     add(
@@ -177,16 +177,17 @@ def parser() -> argparse.ArgumentParser:
         "adarank.commands.compress:compress_folder",
         ("folder", "out", "--budget", "--prefix"),
         "shrink an adapter to the largest singular values of all modules together, or to its first triplets",
-        "Of all ways to distribute a budget over the modules --budget changes the weights least; --prefix cuts every module "
-        "to one rank. Prints the loss of each module. An adapter in PEFT's format stays in that format. Needs no base model.",
+        "Of all ways to distribute a budget over the modules --budget changes the weights least; --prefix cuts every "
+        "module to one rank. Prints the loss of each module. An adapter in PEFT's format stays in that format. Needs "
+        "no base model.",
     )
     add(
         "suggest",
         "adarank.commands.suggest:suggest_folder",
         ("model", "data", "--out", "--budget", "--method", "--steps", "--set"),
         "measure a rank for every module and write it as a LoraConfig of PEFT",
-        "Reads a few batches, without training, and writes adapter_config.json with rank_pattern and alpha_pattern, the "
-        "same settings for axolotl, and a picture of the ranks. The mean rank is the budget exactly.",
+        "Reads a few batches, without training, and writes adapter_config.json with rank_pattern and alpha_pattern, "
+        "the same settings for axolotl, and a picture of the ranks. The mean rank is the budget exactly.",
     )
     return whole
 

@@ -14,7 +14,7 @@ from adarank.errors import SettingError, whole_number
 
 
 class Compressed(NamedTuple):
-    """ranks: {module name: triplets left}; lost: {module name: ‖ΔW − ΔW'‖_F / ‖ΔW‖_F}, 0 where ΔW is 0; overall: the
+    """ranks: {module name: triplets left}; lost: {module name: ‖ΔW − ΔW'‖_F / ‖ΔW‖_F}, 0 if ΔW is 0; overall: the
     same ratio over all modules together."""
 
     ranks: dict[str, int]
@@ -32,7 +32,7 @@ def compress(model: nn.Module, budget: int) -> Compressed:
     Where an init subtracted ΔW₀ from the base, ΔW is the whole change of the original weight, and the base gets ΔW₀
     back. Fewer triplets than `budget` are left where fewer singular values are above rounding error.
 
-    The adapters get new Parameters: create the optimiser and the controller afterwards. Raises SettingError where
+    The adapters get new Parameters: create the optimiser and the controller afterwards. Raises SettingError if
     `budget` is not a whole number of at least 1, or the model has no adapters that can be compressed.
 
     Example:

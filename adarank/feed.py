@@ -90,7 +90,7 @@ class Feed:
 
 
 def feed_of(bank: Bank, autocast: torch.dtype | None) -> Feed | None:
-    """The feed of `bank` under autocast to that dtype; None where one of its adapters computes in its own way."""
+    """The feed of `bank` under autocast to that dtype; None if one of its adapters computes in its own way."""
     adapters = bank.adapters
     alike = len({(a.learns_lambda, a.masked) for a in adapters}) == 1
     dtypes = {a.layer.matrix(a.base).dtype for a in adapters} if autocast is None else {autocast}

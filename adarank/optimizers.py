@@ -175,7 +175,7 @@ class StepOrder:
         return True
 
     def overflow(self, optimizer: Optimizer) -> Tensor | None:
-        """A flag on the device: did this step overflow? None where nothing can tell.
+        """A flag on the device: did this step overflow? None if nothing can tell.
 
         For such a step a gradient scaler calls the hooks of *fused* optimisers only, and leaves its flag in `found_inf`
         (other steps have unscaled gradients by then). The step counts: reading the flag would synchronise.

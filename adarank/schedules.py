@@ -29,7 +29,8 @@ class Schedule:
     initial, final: budgets, in triplets (or parameters) of all modules together; total: steps T; begin: allocations
     happen after this step; settled: the step from which the budget is final, scores are no longer observed and the
     mask, once made, stays; interval: steps between allocations before that, which are those after the steps offset + k·
-    interval; curve: step -> budget in between; steps: the steps of these allocations, where they are not at an interval.
+    interval; curve: step -> budget in between; steps: the steps of these allocations, where they are not at an
+    interval.
     """
 
     initial: int
@@ -90,9 +91,9 @@ def linear(initial: int, final: int, t_i: int, t_f: int, total: int, interval: i
 def accelerating(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int = 1) -> Schedule:
     """b(t) = b_0 − (b_0 − b_T)((t − t_i)/(T − t_i − t_f))³ for t_i < t < T − t_f, its fall rounded down.
 
-    Slow at first, where `cubic` is fast (dynamic DoRA, arXiv 2405.17357, as its code computes it). Arguments and errors:
-    see the module; initial >= final.
-    Example: accelerating(432, 288, t_i=100, t_f=300, total=1000, interval=10).budget(400) == 414.
+    Slow at first, where `cubic` is fast (dynamic DoRA, arXiv 2405.17357, as its code computes it). Arguments and
+    errors: see the module; initial >= final. Example: accelerating(432, 288, t_i=100, t_f=300, total=1000,
+    interval=10).budget(400) == 414.
     """
     initial, final = _falling(initial, final)
     return _phased(initial, final, t_i, t_f, total, interval, lambda k, n: initial - (initial - final) * k**3 // n**3)
@@ -175,10 +176,10 @@ def constant(
 ) -> Schedule:
     """`initial` from the first step to the last; allocations move it between modules.
 
-    A control, and what prune-and-expand methods and gates need. from_t_i: allocate after the steps t_i + interval,
-    t_i + 2·interval, … (ElaLoRA's and FlexLoRA's code) instead of the multiples of `interval` (AdaLoRA's code, and every
-    other schedule). Other arguments and errors: see the module; initial == final.
-    Example: constant(8, 8, t_i=3, t_f=2, total=12, interval=4, from_t_i=True).allocations() == [7, 11].
+    A control, and what prune-and-expand methods and gates need. from_t_i: allocate after the steps t_i + interval, t_i
+    + 2·interval, … (ElaLoRA's and FlexLoRA's code) instead of the multiples of `interval` (AdaLoRA's code, and every
+    other schedule). Other arguments and errors: see the module; initial == final. Example: constant(8, 8, t_i=3, t_f=2,
+    total=12, interval=4, from_t_i=True).allocations() == [7, 11].
     """
     initial, final = _budgets(initial, final)
     if initial != final:
@@ -235,7 +236,7 @@ def never(budget: int) -> Schedule:
 
 
 def _steps(t_i: int, t_f: int, total: int, interval: int) -> tuple[int, int, int, int]:
-    """The arguments as ints. Raises SettingError, naming the setting, where the phases do not fit into `total` steps."""
+    """The arguments as ints. Raises SettingError, naming the setting, if the phases do not fit into `total` steps."""
     total = whole_number("train.steps", total)
     t_i, t_f = whole_number("schedule.t_i", t_i, 0), whole_number("schedule.t_f", t_f, 0)
     interval = whole_number("schedule.interval", interval)
@@ -273,8 +274,8 @@ def _phased(
     curve: Callable[[int, int], int],
     at: frozenset[int] | None = None,
 ) -> Schedule:
-    """`initial` up to step t_i, `final` from step T − t_f, and between them curve(k, n): k of n steps after t_i. at: the
-    steps of the allocations, None for the multiples of interval."""
+    """`initial` up to step t_i, `final` from step T − t_f, and between them curve(k, n): k of n steps after t_i. at:
+    the steps of the allocations, None for the multiples of interval."""
     t_i, t_f, total, interval = _steps(t_i, t_f, total, interval)
     n = total - t_f - t_i
     schedule = Schedule(initial, final, total, t_i, total - t_f, interval, lambda step: curve(step - t_i, n), at)

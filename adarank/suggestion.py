@@ -17,9 +17,9 @@ from adarank.targets import Targets, find_targets
 class SuggestedRanks(dict[str, int]):
     """{module name: rank}, in the model's order, with what PEFT's LoraConfig takes.
 
-    PEFT refuses a rank of 0: modules of rank 0 are in neither `target_modules` nor the patterns. The patterns list every
-    other module, so that they hold whatever r and lora_alpha are; their keys are regular expressions. alpha_pattern makes
-    the scale α / r = 2 in every module, as in `adarank.adapt`.
+    PEFT refuses a rank of 0: modules of rank 0 are in neither `target_modules` nor the patterns. The patterns list
+    every other module, so that they hold whatever r and lora_alpha are; their keys are regular expressions.
+    alpha_pattern makes the scale α / r = 2 in every module, as in `adarank.adapt`.
     """
 
     @property

@@ -26,8 +26,8 @@ Targets = str | Sequence[str]
 
 # The strings that `targets` means in the architectures (Transformers' model_type) that runs were named by before their
 # projections were recognised (`projections`), as regular expressions for whole names, of q, k and v (with {0} for the
-# letter, {1} for the word), of the attention's output projection and of the MLP. They enter a run's identity: what stands
-# here never changes, and a new architecture needs an entry only where it is not recognised.
+# letter, {1} for the word), of the attention's output projection and of the MLP. They enter a run's identity: what
+# stands here never changes, and a new architecture needs an entry only where it is not recognised.
 _BERT = (
     r".*\.attention\.self\.{1}",
     r".*\.attention\.output\.dense",
@@ -144,7 +144,7 @@ def resolve_targets(
 def recognise_targets(model: nn.Module, targets: str, architecture: str = "of this model") -> str:
     """The regular expression that selects what targets=qv|qkv|attention|mlp means in `model` (see `projections`).
 
-    Numbers in names stand for any number, so that the expression does not depend on the depth. Raises SettingError where
+    Numbers in names stand for any number, so that the expression does not depend on the depth. Raises SettingError if
     the projections are not recognised, where the model has no attention, or where they share a matrix with others.
     """
     found = projections(model)
@@ -262,7 +262,7 @@ def _is_feed_forward(name: str) -> bool:
 
 
 def _named_layers(model: nn.Module) -> list[str]:
-    """Names of the linears in the model's blocks or, where there are none, of every layer with a matrix."""
+    """Names of the linears in the model's blocks or, if there are none, of every layer with a matrix."""
     blocks = in_blocks(model)
     return block_linears(model) or [
         name.rpartition(".")[0]
@@ -282,13 +282,13 @@ def _attention_free(model: nn.Module) -> bool:
 
 def resolve_places(architecture: str, places: Targets) -> Targets:
     """The layers that "houlsby" or "pfeiffer" means in an architecture (Transformers' model_type); module names are
-    returned unchanged. Raises SettingError where the architecture has no such places."""
+    returned unchanged. Raises SettingError if the architecture has no such places."""
     if places not in ("houlsby", "pfeiffer"):
         return places
     if architecture not in _PLACES:
         raise SettingError(
-            f"places={places} is not defined for the architecture {architecture or 'of this model'}; give the endings of "
-            "module names, such as [mlp.down_proj]"
+            f"places={places} is not defined for the architecture {architecture or 'of this model'}; give the endings "
+            "of module names, such as [mlp.down_proj]"
         )
     return _PLACES[architecture][str(places)]
 
@@ -304,7 +304,7 @@ def near(name: str, names: Iterable[str]) -> str:
 
 def wanted_names(setting: str, value: Targets) -> tuple[list[str], bool]:
     """The names in a setting, and whether its value is one string, which may be a regular expression. Raises
-    SettingError where there is no name, or the string is not an expression."""
+    SettingError if there is no name, or the string is not an expression."""
     if not isinstance(value, str):
         if not value:
             also = ", or be 'all-linear'" * (setting == "targets")
@@ -350,10 +350,10 @@ def block_linears(model: nn.Module) -> list[str]:
 def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> list[str]:
     """Module names that `targets` selects, in the model's order, without those inside the modules that `train` selects.
 
-    targets: a sequence of suffixes ("query" or "attention.query"), one string (a suffix, or a regular expression
-    that must match a whole name), or "all-linear" (see `block_linears`). Of experts stacked in one tensor, "experts"
-    selects every matrix, and the whole name of one selects it; no other target does. Raises SettingError where a target
-    matches nothing, only modules of none of the `layers.LAYER_TYPES`, only modules that `train` trains as a whole, or a layer
+    targets: a sequence of suffixes ("query" or "attention.query"), one string (a suffix, or a regular expression that
+    must match a whole name), or "all-linear" (see `block_linears`). Of experts stacked in one tensor, "experts" selects
+    every matrix, and the whole name of one selects it; no other target does. Raises SettingError if a target matches
+    nothing, only modules of none of the `layers.LAYER_TYPES`, only modules that `train` trains as a whole, or a layer
     that cannot be wrapped.
 
     Example:
@@ -397,7 +397,7 @@ def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> lis
                     f"targets={target!r} matches only {', '.join(sorted(other))} modules; an adapter can wrap "
                     f"{', '.join(layer.name for layer in LAYER_TYPES)}"
                 )
-            raise SettingError(f"targets={target!r} matches no module; near names: {near(target, layers)}")
+            raise SettingError(f"targets={target!r} matches no module; similar names: {near(target, layers)}")
         found |= free.intersection(selected)
     names = [name for name in layers if name in found]
     check_layers(model, names)
@@ -405,14 +405,14 @@ def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> lis
 
 
 def _selects(target: str, name: str, module: nn.Module, regex: bool) -> bool:
-    """Whether a target selects a layer. Only the word "experts" selects experts, so that no pattern does so by accident: a
-    large model has thousands."""
+    """Whether a target selects a layer. Only the word "experts" selects experts, so that no pattern does so by
+    accident: a large model has thousands."""
     return target == EXPERTS if isinstance(module, Expert) else matches(name, target, regex)
 
 
 def _check_experts(target: str, regex: bool, modules: Mapping[str, nn.Module]) -> None:
-    """Raise SettingError for a pattern of experts' names, and for the target "experts" in a model that has none which can
-    be adapted."""
+    """Raise SettingError for a pattern of experts' names, and for the target "experts" in a model that has none which
+    can be adapted."""
     if target != EXPERTS:
         if any(isinstance(module, Expert) and matches(name, target, regex) for name, module in modules.items()):
             raise SettingError(
@@ -455,13 +455,13 @@ def _slot(model: nn.Module, name: str) -> tuple[int, str]:
 
 
 def trained_modules(model: nn.Module, train: Targets) -> list[str]:
-    """Names of the modules that the suffixes in `train` select. Raises SettingError where one matches nothing."""
+    """Names of the modules that the suffixes in `train` select. Raises SettingError if one matches nothing."""
     names = [name for name, _ in model.named_modules() if name]
     selected = []
     for wanted in [train] if isinstance(train, str) else train:
         hits = [name for name in names if matches(name, wanted, regex=False)]
         if not hits:
-            raise SettingError(f"train={wanted!r} matches no module; near names: {near(wanted, names)}")
+            raise SettingError(f"train={wanted!r} matches no module; similar names: {near(wanted, names)}")
         selected += hits
     return selected
 

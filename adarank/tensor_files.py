@@ -29,9 +29,9 @@ def write_tensors(
     """Write `tensors` into an open binary file in the safetensors format.
 
     Holds at most one tensor or, where it is contiguous, 64 MiB beside the tensors themselves, which may lie on any
-    device. whole: called on each tensor just before it is written; it returns a tensor of the same shape and dtype, such
-    as a sharded one put together. Tensors that share memory are written once for each name. Raises TypeError for a dtype
-    that the format does not have.
+    device. whole: called on each tensor just before it is written; it returns a tensor of the same shape and dtype,
+    such as a sharded one put together. Tensors that share memory are written once for each name. Raises TypeError for a
+    dtype that the format does not have.
     """
     names = order(tensors)
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}

@@ -16,11 +16,12 @@ from adarank.errors import SettingError, whole_number
 def truncate(model: nn.Module, rank: int) -> dict[str, int]:
     """Keep the first `rank` triplets of every adapter and prune the others; returns {module name: triplets kept}.
 
-    For adapters of which every prefix is trained: MatryoshkaLoRA (arXiv 2605.07850), whose scale becomes s_r, and DyLoRA
-    (arXiv 2210.07558). Of others `adarank.compress` keeps more. Modules with fewer triplets stay as they are. The pruned
-    triplets are masked, so that saving, merging and exporting leave them out; `adarank.compact` removes them from memory.
+    For adapters of which every prefix is trained: MatryoshkaLoRA (arXiv 2605.07850), whose scale becomes s_r, and
+    DyLoRA (arXiv 2210.07558). Of others `adarank.compress` keeps more. Modules with fewer triplets stay as they are.
+    The pruned triplets are masked, so that saving, merging and exporting leave them out; `adarank.compact` removes them
+    from memory.
 
-    Raises SettingError where `rank` is not a whole number of at least 1, or the model has no adapters.
+    Raises SettingError if `rank` is not a whole number of at least 1, or the model has no adapters.
 
     Example:
         >>> import adarank

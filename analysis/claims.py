@@ -106,7 +106,8 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Declared:
-    """The claims of a study as its results state them. declared: an ISO time; changes: earlier versions, oldest first."""
+    """The claims of a study as its results state them. declared: an ISO time; changes: earlier versions, oldest
+    first."""
 
     study: str
     hash: str
@@ -123,8 +124,8 @@ class Look(NamedTuple):
 
 
 def read_looks(folder: Path, declared: Declared) -> dict[tuple[str, str, str], Look]:
-    """{(task, of, against): its last look} from a folder's looks.json, empty where there is none under these claims.
-    Raises ClaimsError where it is damaged."""
+    """{(task, of, against): its last look} from a folder's looks.json, empty if there is none under these claims.
+    Raises ClaimsError if it is damaged."""
     content, fault = read_object(folder / LOOKS)
     try:
         if fault:
@@ -201,7 +202,7 @@ def digest(claims: Claims) -> str:
 
 
 def load(folder: Path) -> Declared | None:
-    """The claims in a folder's claims.json; None where there is no such file. Raises ClaimsError where it is damaged or
+    """The claims in a folder's claims.json; None if there is no such file. Raises ClaimsError if it is damaged or
     was edited by hand."""
     path = folder / FILE
     try:
@@ -228,7 +229,7 @@ def write(folder: Path, claims: Claims, study: str, runs: int) -> Declared:
     """Declare the claims of a study in `folder` and return what its claims.json holds.
 
     runs: finished runs of the comparison. Claims that replace others keep them as a change where there are such runs.
-    The same claims leave the file as it is. Raises ClaimsError where there are runs and no claims were declared."""
+    The same claims leave the file as it is. Raises ClaimsError if there are runs and no claims were declared."""
     known = load(folder)
     if known is None and runs:
         raise ClaimsError(
@@ -285,7 +286,7 @@ def _contrast(content: Any, where: str, tasks: Sequence[str] | None, arms: Seque
 
 
 def _budgets(of: str, against: str, where: str, arms: Sequence[str]) -> tuple[int, ...] | None:
-    """The budgets that both methods have, those of one where the other has none, None where neither has any."""
+    """The budgets that both methods have, those of one where the other has none, or None if neither has any."""
     found: list[tuple[int, ...]] = []
     for side, method in (("of", of), ("against", against)):
         split = [arm.rpartition("@")[::2] for arm in arms if "@" in arm]

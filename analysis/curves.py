@@ -101,8 +101,8 @@ def at_equal_cost(table: Table, times: Mapping[str, float]) -> list[Comparison]:
 
 
 def read_times(path: Path) -> dict[str, float]:
-    """{method: time of a step relative to LoRA's} from the JSON of experiments/bench/step.py, the geometric mean over its
-    models. Raises FolderError where the file is none."""
+    """{method: time of a step relative to LoRA's} from the JSON of experiments/bench/step.py, the geometric mean over
+    its models. Raises FolderError if the file is none."""
     try:
         models = json.loads(path.read_text(encoding="utf-8"))["models"].values()
         medians = [{name: float(ms) for name, ms in model["median_ms"].items()} for model in models]

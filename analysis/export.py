@@ -28,8 +28,9 @@ LATEX = {letter: rf"$\{name}$" for letter, name in GREEK.items()} | {
 def plain(table: TextTable, width: int | None = None) -> str:
     """The table with its title, columns aligned: the first to the left, the others to the right.
 
-    width: the longest line. A wider table shows the columns that decide and says how many it leaves to the page; if these
-    are too wide, their names stand on several lines; then the first column is wrapped; then every row becomes a list.
+    width: the longest line. A wider table shows the columns that decide and says how many it leaves to the page; if
+    these are too wide, their names stand on several lines; then the first column is wrapped; then every row becomes a
+    list.
     """
     title = table.title if width is None else wrap(table.title, width)
     names, rows = [list(table.header)], list(map(list, table.rows))
@@ -120,7 +121,8 @@ def _width(lines: Sequence[Sequence[str]]) -> int:
 
 
 def _folded(line: Sequence[str], width: int) -> list[list[str]]:
-    """The line with its first cell in pieces of `width`, the further ones indented; the other cells stand on the first."""
+    """The line with its first cell in pieces of `width`, the further ones indented; the other cells stand on the
+    first."""
     pieces = textwrap.wrap(line[0], width, subsequent_indent="  ") or [""]
     return [[piece, *(line[1:] if i == 0 else [""] * (len(line) - 1))] for i, piece in enumerate(pieces)]
 

@@ -115,8 +115,8 @@ def _scales(table: Table) -> list[str]:
 
 
 def _dtypes(table: Table) -> list[str]:
-    """Rows that trained or computed in different dtypes, or on bases stored in different ones (4-bit bases aside, which a
-    method's name shows; full fine-tuning has no frozen base)."""
+    """Rows that trained or computed in different dtypes, or on bases stored in different ones (4-bit bases aside, which
+    a method's name shows; full fine-tuning has no frozen base)."""
     lines = []
     for part, verb in (("trained", "train parameters"), ("compute", "compute"), ("base", "store the frozen base")):
         rows: dict[str, list[str]] = defaultdict(list)

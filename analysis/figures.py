@@ -94,7 +94,8 @@ def render_across(tables: Sequence[Table]) -> tuple[Picture, ...]:
     return tuple(
         _picture(
             f"profile_{i}" if len(drawn) > 1 else "profile",
-            f"Performance profile: the share of pairs in which a configuration beats LoRA by more than τ. {over.title}.",
+            "Performance profile: the share of pairs in which a configuration beats LoRA by more than τ. "
+            f"{over.title}.",
             figure,
         )
         for i, (over, figure) in enumerate(drawn, 1)
@@ -104,7 +105,7 @@ def render_across(tables: Sequence[Table]) -> tuple[Picture, ...]:
 def figures(
     table: Table, judged: Sequence[Verdict], metrics: style.Records, allocations: style.Records
 ) -> Iterator[tuple[str, str, "style.Figure | None"]]:
-    """Name, caption and figure, None where there is nothing to draw.
+    """Name, caption and figure, or None if there is nothing to draw.
 
     judged: the verdicts on the table; metrics: the records of the runs of `table.shown`; allocations: those of its
     adaptive rows, ranks as {module: rank}.
@@ -118,13 +119,14 @@ def figures(
     selection = tuned if len(table.tuned) <= LISTED else chosen
     margin = judged[0].margin if judged else None
     caption = (
-        "The comparisons of the family: mean difference over common seeds, and its interval, which holds together with all "
+        "The comparisons of the family: mean difference over common seeds, and its interval, which holds together "
+        "with all "
         "others" + (f"; the band is ±{margin:g}." if margin else ".") + selection
     )
     yield "forest", caption, forest.draw([v for v in judged if v.comparison.label in labels], table.metric, margin)
     caption = (
-        f"Learning curves: {table.metric} on dev and training loss over training steps, mean over seeds; band: its 95% t "
-        f"interval, or the range of fewer than {learning_curves.FEWEST} seeds.{chosen}"
+        f"Learning curves: {table.metric} on dev and training loss over training steps, mean over seeds; band: its 95% "
+        f"t interval, or the range of fewer than {learning_curves.FEWEST} seeds.{chosen}"
     )
     yield "learning_curves", caption, learning_curves.draw(table, rows, metrics)
     for name, cost in pareto.COSTS.items():

@@ -30,7 +30,7 @@ def header(table: Table, first: str = "run") -> tuple[str, ...]:
 
 
 def read(run: Run) -> list[Forgotten]:
-    """The measurements in the run's forgetting.json; empty where there is none that can be read."""
+    """The measurements in the run's forgetting.json; empty if there is none that can be read."""
     return read_measurement(run, FORGETTING, _parse) or []
 
 

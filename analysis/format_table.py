@@ -78,8 +78,8 @@ def further_tables(
     """The tables below the main one: collapsed runs, exploratory comparisons, further test metrics, learning-rate
     trials, accuracy over budgets, the budget counted four ways, measurements by experiments/probe.py.
 
-    judged: the verdicts on this table; declared: whether a study declared them; times: of a step by method, relative, from
-    a benchmark.
+    judged: the verdicts on this table; declared: whether a study declared them; times: of a step by method, relative,
+    from a benchmark.
     """
     runs = [row.runs for row in table.rows]
     failed = [(cells, verdict) for verdict in judged if (cells := verdicts.collapse_cells(verdict))]

@@ -73,7 +73,7 @@ def share(found: tuple[float, float, float] | None) -> str:
 
 
 def as_number(value: str | None) -> float | None:
-    """The number that a setting's text is, None where it is none."""
+    """The number that a setting's text is, or None if it is none."""
     try:
         return None if value is None else float(value)
     except ValueError:

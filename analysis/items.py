@@ -20,7 +20,7 @@ PAIRS_HEADER = ("comparison", "seed", "only the first right", "only the second r
 
 
 def right(run: Run) -> NDArray[np.bool_] | None:
-    """[rows], whether the run's last checkpoint predicts each test row's class; None where predictions.npz has no
+    """[rows], whether the run's last checkpoint predicts each test row's class; None if predictions.npz has no
     classes or cannot be read."""
     try:
         with np.load(run.folder / PREDICTIONS, allow_pickle=False) as content:

@@ -157,7 +157,7 @@ def read_counts(path: Path) -> list[dict[str, Any]]:
 
 
 def read_measurement(run: Run, name: str, parse: Callable[[Any], T]) -> T | None:
-    """What `parse` makes of a JSON file in the run's folder; None where it is missing, damaged or incomplete."""
+    """What `parse` makes of a JSON file in the run's folder; None if it is missing, damaged or incomplete."""
     try:
         return parse(json.loads((run.folder / name).read_bytes()))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

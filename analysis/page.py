@@ -111,7 +111,8 @@ class Maps(NamedTuple):
 @dataclass(frozen=True)
 class Front:
     """The first screen. facts: (name, value); warnings: what a reader must know of the claims; answers: (question,
-    sentences); cards: the comparisons with a large card, then those with a line; left: how many only the tables hold."""
+    sentences); cards: the comparisons with a large card, then those with a line; left: how many only the tables
+    hold."""
 
     facts: tuple[tuple[str, str], ...]
     standing: str
@@ -244,7 +245,7 @@ def rank_maps(tables: Sequence[Table], tasks: Sequence[str], names: Sequence[Map
 
 def settings(tables: Sequence[Table], family: Family) -> dict[str, Any]:
     """What the page's comparison of two configurations reads. names: of all configurations; settings: {name: the value
-    of each, None where it has none}, of those that are not the same everywhere; first: the two to begin with."""
+    of each, or None if it has none}, of those that are not the same everywhere; first: the two to begin with."""
     rows = [(table, row) for table in tables for row in table.rows]
     tasks = dict(zip(map(id, tables), short_names(tables), strict=True))
     names = [table.labels[row] + f" on {tasks[id(table)]}" * (len(tables) > 1) for table, row in rows]
@@ -367,7 +368,7 @@ def _rates(row: Row, other: Row) -> str:
 
 
 def _ratios(row: Row, other: Row) -> tuple[float | None, float | None]:
-    """Step time and peak memory in units of the other's, None where they were not measured on one device."""
+    """Step time and peak memory in units of the other's, or None if they were not measured on one device."""
     return relative_time(row, other), relative_cost(row, other, attrgetter("peak_mib"))
 
 
@@ -433,7 +434,8 @@ def _how_sure(judged: Sequence[Judged], family: Family, tables: Sequence[Table],
     if silent:
         where = f" on {listed(silent, NAMED)}" if len(tasks) > 1 else ""
         lines.append(
-            f"No assay shows a large enough response to rank{where}, so nothing is called equivalent{' there' * bool(shows)}."
+            f"No assay shows a large enough response to rank{where}, so nothing is called "
+            f"equivalent{' there' * bool(shows)}."
         )
     open_ = [each.verdict for each in judged if each.verdict.text.startswith("undecided (about")]
     more = sorted(verdict.more for verdict in open_ if verdict.more)
@@ -528,7 +530,7 @@ def _mark(each: Judged) -> tuple[str, str]:
 
 
 def _cell(table: Table, row: Row, marks: tuple[tuple[str, str], ...]) -> Cell:
-    """Costs relative to the row's LoRA, absolute for LoRA itself and where there is none."""
+    """Costs relative to the row's LoRA, absolute for LoRA itself and if there is none."""
     baseline = table.baselines.get(row)
     if baseline is None or baseline is row:
         costs = [f"{formats.significant(row.step_ms)} ms" * bool(row.step_ms)]

@@ -14,8 +14,8 @@ from analysis.tables import Lines, Table
 from analysis.verdicts import Comparison, compare_by_key
 
 TITLE = (
-    "AURAC from one run: the mean score over log2 rank of its prefix ranks, beside LoRA's from a tuned run for each rank "
-    "(all at the best checkpoint)"
+    "AURAC from one run: the mean score over log2 rank of its prefix ranks, beside LoRA's from a tuned run for each "
+    "rank (all at the best checkpoint)"
 )
 HEADER = ("method", "prefix ranks", "AURAC from one run", "seeds", "LoRA, a run for each rank", "its seeds")
 BEST = {"dev": "best", "test": "test"}  # {split: the summary's metric of the best checkpoint}
@@ -23,13 +23,14 @@ AGAINST = "AURAC from one run against LoRA's from a tuned run for each rank, ove
 
 
 def read(run: Run) -> dict[float, float]:
-    """{rank: score} of the run's prefixes.json, on the split that the run is judged by; empty where there is none that
+    """{rank: score} of the run's prefixes.json, on the split that the run is judged by; empty if there is none that
     can be read."""
     return read_measurement(run, PREFIXES, lambda content: _parse(run, content)) or {}
 
 
 def by_seed(row: Row) -> dict[int, dict[float, float]]:
-    """{seed: {rank: score}} over the ranks, ascending, that all measured runs of the row have; at least two, else empty."""
+    """{seed: {rank: score}} over the ranks, ascending, that all measured runs of the row have; at least two, else
+    empty."""
     measured = {run.seed: scores for run in row.runs if (scores := read(run))}
     common = sorted(set.intersection(*(set(scores) for scores in measured.values()))) if measured else []
     return {seed: {r: scores[r] for r in common} for seed, scores in measured.items()} if len(common) > 1 else {}
@@ -91,7 +92,7 @@ def _tuned_areas(by_rank: Mapping[float, Row]) -> dict[int, float]:
 
 
 def _lora(table: Table, ranks: list[float]) -> tuple[str, dict[float, Row]] | None:
-    """(LoRA's kind, its tuned row at each of `ranks`); None where one of them is missing."""
+    """(LoRA's kind, its tuned row at each of `ranks`); None if one of them is missing."""
     kind, by_rank = curves.of_lora(curves.curves(table)) or ("", {})
     return (kind, {rank: by_rank[rank] for rank in ranks}) if set(ranks) <= by_rank.keys() else None
 

@@ -3,7 +3,8 @@ LaTeX) as files.
 
 python analysis/report.py OUT [--times FILE]
 
-FILE: the JSON of experiments/bench/step.py. It adds each method's score at equal cost, parameters kept × time of a step.
+FILE: the JSON of experiments/bench/step.py. It adds each method's score at equal cost, parameters kept × time of a
+step.
 """
 
 import argparse
@@ -33,23 +34,23 @@ from analysis.tables import Table, tables
 from analysis.verdicts import Family, family
 
 SHOWN = 30  # rows of a smaller table that the terminal prints
-WIDTH = 100  # characters of a line where there is no terminal
+WIDTH = 100  # characters of a line if there is no terminal
 SECTIONS = 4  # of a page; of more all but the first three are folded
 ROWS = 20  # of a table, before the others are asked for
 WORDS = ("comparison", "verdict", "state", "reason")  # columns of words, which may need several lines
 LEGEND = (
     "± is the half-width of a 95% t interval of the mean over the n seeds; one seed gives no interval.",
-    "The metric is measured on test with the last checkpoint (metric.test_last), or on dev where there is no test split. "
+    "The metric is measured on test with the last checkpoint (metric.test_last), or on dev if there is no test split. "
     "The value at the checkpoint that is best on dev has a column of its own: adaptive methods choose it among fewer "
     "checkpoints than fixed ones. Runs that have no test value of the last checkpoint are judged by the best.",
     "mean rank: per module, from creation to the end. triplets: kept at the end, all modules together.",
     "kept: parameters a finished model needs beyond its frozen base, head included; in full fine-tuning all of them.",
     "step: median over seeds; ÷ LoRA: relative to the LoRA row with the same rank and most settings in common.",
     "peak: the largest peak memory of the seeds. – means that there is no such number.",
-    "interval: of the mean paired difference (one seed of both methods), by Student's t. The intervals of a family hold "
-    "all together in 95% of families without any difference: each is computed at 0.05 divided by the number of "
-    "comparisons. spread: paired, or for at most 5 pairs the larger of that and the one pooled over all "
-    "methods of the table.",
+    "interval: of the mean paired difference (one seed of both methods), by Student's t. The intervals of a family "
+    "hold all together in 95% of families without any difference: each is computed at 0.05 divided by the number of "
+    "comparisons. spread: paired, or for at most 5 pairs the larger of that and the one pooled over all methods of "
+    "the table.",
     "A verdict is read off that interval. It excludes 0: one method is better. It lies within the margin, and an assay "
     "shows that the task responds to rank: equivalent. Neither: undecided, with the further seeds that the test needs "
     "to find the observed difference (or the margin, if larger) four times in five. Fewer than 3 pairs decide nothing.",
@@ -67,9 +68,9 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Report:
-    """What a folder of runs holds: its runs, the tables of the finished ones, the verdicts on them, the claims that were
-    declared before the runs, if any were, the arms of a study whose best rate lies at the edge of its grid (`edges`), and
-    the relative times of a step by method (`times`), from a benchmark."""
+    """What a folder of runs holds: its runs, the tables of the finished ones, the verdicts on them, the claims that
+    were declared before the runs, if any were, the arms of a study whose best rate lies at the edge of its grid
+    (`edges`), and the relative times of a step by method (`times`), from a benchmark."""
 
     runs: list[Run]
     tables: list[Table]
@@ -103,8 +104,8 @@ class Section(NamedTuple):
 
 
 def load(out: Path, times: Path | None = None) -> Report:
-    """The report on the runs under `out`. times: the JSON of experiments/bench/step.py. Raises FolderError when no run is
-    finished, or the claims or the times cannot be read."""
+    """The report on the runs under `out`. times: the JSON of experiments/bench/step.py. Raises FolderError when no run
+    is finished, or the claims or the times cannot be read."""
     try:
         declared = claims.load(out)
         looks = claims.read_looks(out, declared) if declared else {}
@@ -119,8 +120,8 @@ def load(out: Path, times: Path | None = None) -> Report:
 
 
 def as_text(report: Report, width: int = WIDTH) -> str:
-    """For the terminal: the verdicts first, then the tables, the runs that do not count, how to read the tables. No line
-    is longer than `width`."""
+    """For the terminal: the verdicts first, then the tables, the runs that do not count, how to read the tables. No
+    line is longer than `width`."""
     answers = [f"{question} {answer}" for question, answer in report.front.answers]
     lines = [*answers, report.front.standing, *report.front.warnings, *assay_lines(report)]
     parts = ["\n".join(export.wrap(line, width) for line in lines)]
@@ -135,7 +136,8 @@ def as_text(report: Report, width: int = WIDTH) -> str:
 
 
 def table_text(report: Report, place: int, width: int = WIDTH) -> str:
-    """The table number `place`, the smaller tables below it and the notes on them; of longer ones than SHOWN the titles."""
+    """The table number `place`, the smaller tables below it and the notes on them; of longer ones than SHOWN the
+    titles."""
     table, judged = report.tables[place], report.family.verdicts[place]
     further = further_tables(table, judged, report.declared is not None, report.times)
     every = (format_table(table), *(each for each in further if len(each.rows) <= SHOWN))
@@ -154,8 +156,8 @@ def assay_lines(report: Report) -> list[str]:
                 lines.append(f"{table.title}: the assay shows ({found}).")
             elif assay.interval and assay.interval[0] > 0:
                 lines.append(
-                    f"{table.title}: this task responds to rank by less than three margins ({found}); nothing is called "
-                    "equivalent."
+                    f"{table.title}: this task responds to rank by less than three margins ({found}); nothing is "
+                    "called equivalent."
                 )
             else:
                 lines.append(

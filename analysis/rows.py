@@ -22,7 +22,7 @@ SHUFFLE_SEED = "ranks_shuffle_seed"
 
 
 class Budget(NamedTuple):
-    """Means over the seeds, None where unknown. initial, mean, final: triplets of all modules together, at creation,
+    """Means over the seeds, or None if unknown. initial, mean, final: triplets of all modules together, at creation,
     averaged over the training steps, at the end; parameters: exact, of the finished model beyond its frozen base."""
 
     initial: float | None
@@ -37,14 +37,14 @@ class Budget(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One configuration over its seeds. Numbers are means over the seeds; None where no run has one.
+    """One configuration over its seeds. Numbers are means over the seeds; None if no run has one.
 
-    scores: {seed: test value of the checkpoint that the runs are judged by, or last dev value}; other_scores: {seed: test
-    value of the other checkpoint, best or last}, of the seeds that have both; collapsed: seeds whose score is at or
-    below that of always predicting the most frequent class (`majority`), and diverged: seeds of runs that ended in NaN,
-    which have no score; mean, half_width: of `scores`; best, last: dev values; scale: α/r in effect; ranks: {module:
-    final rank}; kept: parameters needed beyond the frozen base; step_ms: median over the seeds, in ms; peak_mib: the
-    largest; arm: the study's name for it.
+    scores: {seed: test value of the checkpoint that the runs are judged by, or last dev value}; other_scores: {seed:
+    test value of the other checkpoint, best or last}, of the seeds that have both; collapsed: seeds whose score is at
+    or below that of always predicting the most frequent class (`majority`), and diverged: seeds of runs that ended in
+    NaN, which have no score; mean, half_width: of `scores`; best, last: dev values; scale: α/r in effect; ranks:
+    {module: final rank}; kept: parameters needed beyond the frozen base; step_ms: median over the seeds, in ms;
+    peak_mib: the largest; arm: the study's name for it.
     """
 
     configuration: str
@@ -76,7 +76,8 @@ class Row:
 
     @cached_property
     def dev(self) -> float | None:
-        """What the row's learning rate is chosen by: the mean dev value of the checkpoint that its runs are judged by."""
+        """What the row's learning rate is chosen by: the mean dev value of the checkpoint that its runs are judged
+        by."""
         return mean(run.dev for run in self.runs)
 
     @property
@@ -203,7 +204,7 @@ def mean_over_training(records: Sequence[Mapping[str, Any]], start: float | None
 
 
 def source(run: Run) -> str:
-    """The folder name of the run whose rank map this run trains with; "" where its settings name none."""
+    """The folder name of the run whose rank map this run trains with; "" if its settings name none."""
     return PurePath((read_config(run.folder) or {}).get("ranks_from", "")).name
 
 
@@ -237,7 +238,7 @@ def _map_key(row: Row, without: set[str]) -> Hashable:
 
 
 def _pool(rows: list[Row]) -> Row | None:
-    """The row of all their runs, with the settings they share; None where a seed would count twice."""
+    """The row of all their runs, with the settings they share; None if a seed would count twice."""
     if len(rows) == 1:
         return rows[0]
     runs = [run for row in rows for run in row.runs]
@@ -250,7 +251,7 @@ def _pool(rows: list[Row]) -> Row | None:
 
 
 def _majority(metric: Mapping[str, Any]) -> float | None:
-    """The metric's value where the most frequent class is always predicted, None where the run did not record it."""
+    """The metric's value where the most frequent class is always predicted, or None if the run did not record it."""
     return number(metric.get("majority")) if metric.get("higher_is_better") is not False else None
 
 

@@ -47,7 +47,7 @@ class Probe(NamedTuple):
 
 class Agreement(NamedTuple):
     """Of a score with the loss increase: Spearman's correlation, that with the increase's magnitude, overlap of the top
-    quarter, and the overlap expected by chance. size: None where all magnitudes are equal."""
+    quarter, and the overlap expected by chance. size: None if all magnitudes are equal."""
 
     correlation: float
     size: float | None
@@ -56,7 +56,7 @@ class Agreement(NamedTuple):
 
 
 class Fidelity(NamedTuple):
-    """`Agreement` of one score in one run, with intervals over resampled triplets; None where something is constant."""
+    """`Agreement` of one score in one run, with intervals over resampled triplets; None if something is constant."""
 
     score: str
     correlation: float | None
@@ -70,12 +70,12 @@ class Fidelity(NamedTuple):
 
 
 def read(run: Run) -> Probe | None:
-    """The run's probe.json; None where there is none that can be read."""
+    """The run's probe.json; None if there is none that can be read."""
     return read_measurement(run, PROBE, _parse)
 
 
 def fidelities(run: Run) -> list[Fidelity]:
-    """Every score in the run's probe.json, the best correlated first; empty where there is none that can be read.
+    """Every score in the run's probe.json, the best correlated first; empty if there is none that can be read.
 
     The first entry is the loss increase itself, on half of the rows against the other half: its precision.
     """
@@ -117,7 +117,7 @@ def measure(
 
 
 def agreement(score: Array, increase: Array) -> Agreement | None:
-    """Agreement of a score [triplets] with the loss increase [triplets]; None where either is constant."""
+    """Agreement of a score [triplets] with the loss increase [triplets]; None if either is constant."""
     correlation, top = stats.spearman(score, increase), _top(increase)
     if correlation is None:
         return None
@@ -180,7 +180,7 @@ def against_pruning_score(table: Table, aspect: Aspect = "correlation") -> list[
 
 
 def _correlation(score: Array, increase: Array, generator: np.random.Generator) -> tuple[float | None, Interval]:
-    """Spearman's correlation with its BCa interval; None where either is constant."""
+    """Spearman's correlation with its BCa interval; None if either is constant."""
     if (value := stats.spearman(score, increase)) is None:
         return None, None
     a, b = stats.ranks.mean_ranks(score), stats.ranks.mean_ranks(increase)

@@ -20,7 +20,7 @@ class Table:
     """Rows that can be compared, in reading order.
 
     settings: those in which the rows differ; labels: a short name for each row; kinds: what each row is, whatever its
-    ranks and learning rate; baselines: the LoRA row that each row is measured against, empty where there is none;
+    ranks and learning rate; baselines: the LoRA row that each row is measured against, empty if there is none;
     budgets: what each row was allowed.
     """
 

@@ -1,8 +1,9 @@
 """Verdicts on paired scores: paired t tests whose intervals hold together over a whole family of comparisons.
 
 One interval decides: it lies within the margin (equivalent, where the task responds to rank at all), excludes 0 (one is
-better), or neither (undecided). Where too few pairs learned anything, only how often the methods collapse can decide. A study declares its family beforehand (claims.json); a folder without claims gets a
-default family, each method against LoRA. Whatever else is compared is exploratory and has no verdict.
+better), or neither (undecided). Where too few pairs learned anything, only how often the methods collapse can decide. A
+study declares its family beforehand (claims.json); a folder without claims gets a default family, each method against
+LoRA. Whatever else is compared is exploratory and has no verdict.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -77,7 +78,8 @@ class Assay:
 
 @dataclass(frozen=True)
 class Verdict:
-    """kind and text: `<method> better`, `equivalent`, `undecided (about n more seeds)` or `cannot be decided at this n`.
+    """kind and text: `<method> better`, `equivalent`, `undecided (about n more seeds)` or `cannot be decided at this
+    n`.
 
     The other fields are its evidence. interval: simultaneous over the family, of which the test has level `level`; p:
     corrected (Bonferroni); sign_flip: uncorrected; effect: Hedges' g; improvement: the share of pairs won;
@@ -136,8 +138,9 @@ class AcrossTasks(NamedTuple):
 
 
 class Standardised(NamedTuple):
-    """A configuration against LoRA over tasks. g: Hedges' g of each task; pairs: all differences in standard deviations of
-    their task, higher is better; middle: the interquartile mean of the pairs and its interval, from MANY_TASKS on."""
+    """A configuration against LoRA over tasks. g: Hedges' g of each task; pairs: all differences in standard deviations
+    of their task, higher is better; middle: the interquartile mean of the pairs and its interval, from MANY_TASKS
+    on."""
 
     name: str
     effect: stats.OverTasks
@@ -226,8 +229,8 @@ def judge(
 ) -> list[Verdict]:
     """A verdict on each comparison of one table. level: of each test, already divided by the size of the family.
 
-    responds: whether an assay showed that a difference can be seen; without it nothing is called equivalent. pooled: the
-    spread over all methods and its freedom, by default of these comparisons.
+    responds: whether an assay showed that a difference can be seen; without it nothing is called equivalent. pooled:
+    the spread over all methods and its freedom, by default of these comparisons.
     """
     pooled = pooled or _pooled_spread(comparisons)
     return [_judge(c, margin, 1.0 if higher_is_better else -1.0, level, responds, pooled) for c in comparisons]
@@ -239,7 +242,7 @@ def exploratory(comparisons: Iterable[Comparison], higher_is_better: bool = True
 
 
 def against_reference(table: Table, scores: Scores = attrgetter("scores")) -> list[Comparison]:
-    """Each tuned row against its LoRA row, or against the first row where there is no LoRA, on common seeds."""
+    """Each tuned row against its LoRA row, or against the first row if there is no LoRA, on common seeds."""
     tuned = table.tuned
     pairs = [(row, table.baselines.get(row, tuned[0])) for row in tuned]
     found = [compare(table, row, other, scores=scores) for row, other in pairs if row is not other]
@@ -382,7 +385,7 @@ def _judge(
 
 
 def _learns_more_often(c: Comparison, level: float) -> str | None:
-    """The method whose runs collapse less often, by Fisher's exact test at `level`; None where that is not decided."""
+    """The method whose runs collapse less often, by Fisher's exact test at `level`; None if that is not decided."""
     if c.rows is None:
         return None
     (k, n), (j, m) = (row.failures for row in c.rows)
@@ -415,7 +418,8 @@ def _text(
 
 
 def _more(estimate: stats.Estimate, margin: float | None, level: float) -> int | None:
-    """Further seeds until the test finds the observed difference, or the margin where that is larger, with 80% power."""
+    """Further seeds until the test finds the observed difference, or the margin where that is larger, with 80%
+    power."""
     columns = max(1, round(estimate.freedom / (estimate.pairs - 1)))
     target = max(abs(estimate.mean), margin or 0.0)
     needed = stats.pairs_needed(target, estimate.spread, level, columns=columns)
@@ -435,7 +439,7 @@ def _pooled_spread(comparisons: Sequence[Comparison]) -> tuple[float, int] | Non
 def _claimed(
     table: Table, claims: Claims, looks: Mapping[tuple[str, str, str], Look]
 ) -> list[tuple[Claim, Comparison, float | None]]:
-    """The declared comparisons of the table's task, of arms that have runs, each with the level of its test: None where
+    """The declared comparisons of the table's task, of arms that have runs, each with the level of its test: None if
     neither all planned seeds are run nor a look judged it."""
     rows = {row.arm: row for row in table.rows if row.arm}
     task = study_task(table, claims)

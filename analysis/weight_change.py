@@ -16,7 +16,7 @@ HEADER = ("run", "modules", "norm of ΔW, of W's", "rank", "effective rank", "st
 
 
 class Module(NamedTuple):
-    """Measurements of one module. sigma: ΔW's largest singular values; amplification, at_random: None where nothing
+    """Measurements of one module. sigma: ΔW's largest singular values; amplification, at_random: None if nothing
     changed; drift: of P and Q from orthonormal rows, None in full fine-tuning."""
 
     sigma: tuple[float, ...]
@@ -38,7 +38,7 @@ class WeightChange(NamedTuple):
 
 
 def read(run: Run) -> WeightChange | None:
-    """The run's delta.json; None where there is none that can be read."""
+    """The run's delta.json; None if there is none that can be read."""
     return read_measurement(run, DELTA, _parse)
 
 

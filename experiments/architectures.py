@@ -1,4 +1,5 @@
-"""In how many architectures `targets` finds the right modules: every text and vision model of the installed Transformers.
+"""In how many architectures `targets` finds the right modules: every text and vision model of the installed
+Transformers.
 
     python experiments/architectures.py --json experiments/results/architectures.json
 
@@ -113,7 +114,8 @@ def linears(model: nn.Module) -> list[str]:
 
 
 def by_hand(model: nn.Module, found: Mapping[str, list[str]], truth: Mapping[str, list[str]]) -> dict[str, str]:
-    """{shorthand: what is wrong}. truth: kinds of linears (`place_of`) that are q, k and v, the output, and the rest."""
+    """{shorthand: what is wrong}. truth: kinds of linears (`place_of`) that are q, k and v, the output, and the
+    rest."""
     wrong = {}
     for shorthand, parts in (("qkv", ["qkv"]), ("attention", ["qkv", "o"]), ("all", ["qkv", "o", "rest"])):
         kinds = {kind for part in parts for kind in truth.get(part, [])}
@@ -176,7 +178,8 @@ def uneven(model: nn.Module, selected: Iterable[str]) -> str:
 
 
 def attention_of(modules: Mapping[str, nn.Module], name: str) -> str:
-    """The outermost module that holds `name`, inside its block, and whose class is called an attention; else its parent."""
+    """The outermost module that holds `name`, inside its block, and whose class is called an attention; else its
+    parent."""
     place = place_of(name)
     prefix = f"{place.stack}.{place.block}"
     parts = place.path.split(".")[:-1]

@@ -3,7 +3,8 @@
     python experiments/collect.py runs/demo experiments/results/quickstart.json
     python experiments/collect.py runs/demo experiments/results/probe.json --name probe.json
 
-Runs are found at any depth below OUT, as run folders or packed by experiments/pack.py, and named by their path below OUT.
+Runs are found at any depth below OUT, as run folders or packed by experiments/pack.py, and named by their path below
+OUT.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Bring the committed results into the present form: names of settings and runs, files, and what summaries state. A second
-call changes nothing.
+"""Bring the committed results into the present form: names of settings and runs, files, and what summaries state. A
+second call changes nothing.
 
     python experiments/migrate_results.py --data GLUE [experiments/results]
 
-Every packed run (experiments/pack.py), compressed or in the former plain JSON, gets the present names of its settings. It
-is written as `<method>-<digest>-s<seed>.json.gz`, the name that experiments/run.py gives the run now. The digest covers
-the data, so --data names the folder with GLUE's tasks. Summaries of runs on classes gain `metric.majority`, the metric's
-value where the most frequent class is always predicted.
+Every packed run (experiments/pack.py), compressed or in the former plain JSON, gets the present names of its settings.
+It is written as `<method>-<digest>-s<seed>.json.gz`, the name that experiments/run.py gives the run now. The digest
+covers the data, so --data names the folder with GLUE's tasks. Summaries of runs on classes gain `metric.majority`, the
+metric's value where the most frequent class is always predicted.
 """
 
 import argparse
@@ -94,7 +94,8 @@ def name_of(spec: Spec, data: Path | None, rank_map: RankMap | None = None) -> s
 
 
 def with_majority(summary: Mapping[str, Any], spec: Spec, data: Path | None) -> dict[str, Any]:
-    """The summary with metric.majority, of the split that the run was judged on; unchanged where its task has no classes."""
+    """The summary with metric.majority, of the split that the run was judged on; unchanged where its task has no
+    classes."""
     assert spec.task is not None
     metric, task = summary["metric"], task_of(spec.task.target, tuple(spec.task.settings.items()), spec.holdout, data)
     judged = task.dev if metric.get("test") is None else task.test

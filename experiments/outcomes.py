@@ -1,4 +1,5 @@
-"""What the finished runs of a study came to, as experiments/pack.py stored them, and the rate that the trials choose."""
+"""What the finished runs of a study came to, as experiments/pack.py stored them, and the rate that the trials
+choose."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ def choose(trials: Sequence[Outcome], rates: Iterable[float], lost: Sequence[flo
     """The rate of the best mean on dev, the mean of every rate, and whether the best lies at the edge of its grid.
 
     lost: the rate of each trial that diverged; such a rate has no mean and is never chosen. Trials of rates outside the
-    grid do not count. Raises SettingError where rates differ in their number of trials, or all of them diverged."""
+    grid do not count. Raises SettingError if rates differ in their number of trials, or all of them diverged."""
     by_rate = {rate: [trial.dev for trial in trials if trial.rate == rate] for rate in sorted(rates)}
     counts = {rate: len(values) + lost.count(rate) for rate, values in by_rate.items()}
     if len(set(counts.values())) != 1 or not all(counts.values()):

@@ -34,8 +34,8 @@ def plan(study: Study, source: Path) -> dict[str, Any]:
     known = {task: _by_arm(study, source, task) for task in study.tasks}
     if not any(any(stages.values()) for stages in known.values()):
         raise SettingError(
-            f"--plan must find finished runs of the study's tasks in --results or --from (got {source}); run the trials, "
-            "or name the results of an earlier study"
+            f"--plan must find finished runs of the study's tasks in --results or --from (got {source}); run the "
+            "trials, or name the results of an earlier study"
         )
     rows = [row for task in study.tasks for row in _rows(study, task, known[task])]
     minutes = {task: _minutes(study, known[task]) for task in study.tasks}

@@ -50,8 +50,8 @@ class Place:
 
 
 def run(study: Study, place: Place, stage: str, task: str, cell: Cell, rates: Any, seeds: Any) -> None:
-    """Run every pair of a rate and a seed, except finished ones, and pack them; exits where run.py failed, unless trials
-    merely diverged, which says enough about their rate.
+    """Run every pair of a rate and a seed, except finished ones, and pack them; exits where run.py failed, unless
+    trials merely diverged, which says enough about their rate.
 
     stage: "tuning" or "seeds", which keeps the trials out of the comparison. Trials do not measure test, unless the
     study sets `test` itself."""
@@ -70,10 +70,11 @@ def run(study: Study, place: Place, stage: str, task: str, cell: Cell, rates: An
 
 
 def tune(study: Study, place: Place, task: str) -> dict[str, Any]:
-    """{arm, or method where it has one rate for all budgets: the result of `choose`}, written to tuning/TASK/rates.json.
+    """{arm, or method where it has one rate for all budgets: the result of `choose`}, written to
+    tuning/TASK/rates.json.
 
     While a best rate lies at the edge of its grid, every grid grows by one rate at that end, so that each method has as
-    many trials, up to `extend` times. Raises SettingError where the study refuses a rate that stays at the edge."""
+    many trials, up to `extend` times. Raises SettingError if the study refuses a rate that stays at the edge."""
     grids = {name: rates_of(study, task, name) for name, method in study.methods.items() if "rates" in method}
     new, added = dict(grids), dict[str, list[float]]()
     for step in range(study.extend + 1):

@@ -22,9 +22,10 @@ class Study:
     """settings: of every run; tasks, methods: by name, as in experiments/studies/; budgets: values of rank; tuning and
     seeds: of the trials and of the comparison, without overlap.
 
-    claims: what the study will judge (None: it declares nothing); checkpoint: the one whose metric chooses the rates and
-    is judged; rates_per: "cell" (a method at a budget) or "method"; extend: by how many steps a grid of rates may grow
-    where the best rate lies at its edge; edge: whether a rate that stays there is refused ("refuse" or "accept")."""
+    claims: what the study will judge (None: it declares nothing); checkpoint: the one whose metric chooses the rates
+    and is judged; rates_per: "cell" (a method at a budget) or "method"; extend: by how many steps a grid of rates may
+    grow where the best rate lies at its edge; edge: whether a rate that stays there is refused ("refuse" or
+    "accept")."""
 
     settings: Settings
     tasks: Mapping[str, Settings]
@@ -52,7 +53,7 @@ class Cell(NamedTuple):
 
 
 def load(path: Path) -> Study:
-    """The checked study in a YAML file. Raises SettingError where there is none."""
+    """The checked study in a YAML file. Raises SettingError if there is none."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -62,7 +63,7 @@ def load(path: Path) -> Study:
 
 
 def read(content: Any, name: str = "") -> Study:
-    """The checked study. Raises SettingError where a part is missing or unknown, methods differ in their number of
+    """The checked study. Raises SettingError if a part is missing or unknown, methods differ in their number of
     rates, seeds are used twice, or the claims cannot be judged."""
     parts = {field.name: field.default is MISSING for field in fields(Study) if field.name != "name"}
     required = {part for part, needed in parts.items() if needed}

@@ -105,7 +105,7 @@ class RayTasks(Launcher):  # type: ignore[misc]
 
 
 def _check_address(address: str) -> None:
-    """Raise OSError where nothing listens at host:port; Ray itself would wait for minutes."""
+    """Raise OSError if nothing listens at host:port; Ray itself would wait for minutes."""
     place = urlsplit(f"//{address}")
     if place.port is not None:
         socket.create_connection((place.hostname or "", place.port), timeout=10).close()

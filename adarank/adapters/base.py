@@ -89,15 +89,16 @@ def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def train_whole(model: nn.Module, names: Sequence[str]) -> None:
-    """Let the modules with these names train as a whole, and warn of anything in the model that trains in half precision."""
+    """Let the modules with these names train as a whole, and warn of anything in the model that trains in half
+    precision."""
     for name in names:
         model.get_submodule(name).requires_grad_(True)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
             module = name.rpartition(".")[0]
             warnings.warn(
-                f"{name} trains in {str(parameter.dtype).removeprefix('torch.')}, whose rounding loses most updates; call "
-                f"model.get_submodule({module!r}).float() before adapting, and train under torch.autocast",
+                f"{name} trains in {str(parameter.dtype).removeprefix('torch.')}, whose rounding loses most updates; "
+                f"call model.get_submodule({module!r}).float() before adapting, and train under torch.autocast",
                 stacklevel=3,
             )
             return
@@ -149,7 +150,7 @@ def fingerprint(model: nn.Module) -> dict[str, list[Any]]:
 
 
 def differs_from(model: nn.Module, saved: Mapping[str, list[Any]]) -> str | None:
-    """The first parameter of an unadapted `model` whose values are not those of a `fingerprint`; None where none is."""
+    """The first parameter of an unadapted `model` whose values are not those of a `fingerprint`; None if none is."""
     parameters = dict(model.named_parameters())
     for name, (numel, values) in saved.items():
         here = parameters.get(name)

@@ -16,7 +16,7 @@ def bitfit(model: nn.Module, train: Sequence[str] = ()) -> dict[str, nn.Paramete
     """BitFit (arXiv 2106.10199): train every bias, those of the LayerNorms included, and freeze all other parameters.
 
     train: endings of the names of modules that are trained as a whole (the head). Returns {parameter name: bias}. The
-    number of biases is the model's: there is no rank. Raises SettingError where it has no bias (Llama) or has adapters.
+    number of biases is the model's: there is no rank. Raises SettingError if it has no bias (Llama) or has adapters.
     """
     model = unwrapped(model)
     biases = {n: p for n, p in model.named_parameters() if n.rpartition(".")[2].endswith("bias")}

@@ -110,10 +110,11 @@ def bottlenecks(
     """Put a bottleneck after each of `places` and freeze everything else (arXiv 1902.00751, 2005.00247).
 
     places: the layers to follow: "houlsby" or "pfeiffer", where those papers put them in the model's architecture, or
-    the endings of names or one regular expression, like `targets` of `adarank.adapt`: output projections (see `bottleneck`), or the LayerNorms of a post-norm model. rank, targets: the
-    width is the one whose number of parameters is closest to that of LoRA with this rank on these targets (see
-    `width_like_lora`). norms: the LayerNorms are trained, too, and count against the budget (Houlsby's paper;
-    AdapterHub leaves them frozen). train: endings of the names of modules that stay trainable, such as the head.
+    the endings of names or one regular expression, like `targets` of `adarank.adapt`: output projections (see
+    `bottleneck`), or the LayerNorms of a post-norm model. rank, targets: the width is the one whose number of
+    parameters is closest to that of LoRA with this rank on these targets (see `width_like_lora`). norms: the LayerNorms
+    are trained, too, and count against the budget (Houlsby's paper; AdapterHub leaves them frozen). train: endings of
+    the names of modules that stay trainable, such as the head.
 
     Returns {module name: bottleneck}, in the model's order. Raises SettingError, before anything is changed.
     """
@@ -152,7 +153,7 @@ def width_like_lora(
 
 
 def find_places(model: nn.Module, places: Targets, train: Targets = ()) -> list[str]:
-    """Module names that `places` selects outside the modules in `train`. Raises SettingError where one matches no layer
+    """Module names that `places` selects outside the modules in `train`. Raises SettingError if one matches no layer
     there that a bottleneck can follow."""
     wanted, regex = wanted_names("places", places)
     whole = inside(model, train)
@@ -162,7 +163,7 @@ def find_places(model: nn.Module, places: Targets, train: Targets = ()) -> list[
         if not any(matches(name, place, regex) for name in layers):
             outside = " outside the modules in train" * bool(whole)
             raise SettingError(
-                f"places={place!r} matches no projection or LayerNorm{outside}; near names: {near(place, layers)}"
+                f"places={place!r} matches no projection or LayerNorm{outside}; similar names: {near(place, layers)}"
             )
     return [name for name in layers if any(matches(name, place, regex) for place in wanted)]
 

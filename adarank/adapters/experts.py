@@ -1,6 +1,6 @@
 """Experts stacked in one tensor: every expert's matrix is a layer of its own, with a low-rank adapter of its own.
 
-Transformers keeps the experts of a block in two stacks, gate_up_proj (up_proj where there is no gate) and down_proj,
+Transformers keeps the experts of a block in two stacks, gate_up_proj (up_proj if there is no gate) and down_proj,
 both [experts, d_out, d_in] or, in some families, [experts, d_in, d_out]:
 
     before                            after
@@ -14,9 +14,9 @@ The base of adapter "mlp.experts.gate_up_proj.3" is an `Expert` (see `adarank.ad
 the stack. That name does not exist in the plain model; `layer_at` finds the layer it stands for, `put_layer` puts an
 adapter there, or the plain experts back.
 
-Only classes with Transformers' decorator @use_experts_implementation can be wrapped, because it fixes what their forward
-pass computes: up projection, gate or activation, down projection, weighted sum. They are recognised by the attributes
-that it gives them, so that Transformers is not imported here.
+Only classes with Transformers' decorator @use_experts_implementation can be wrapped, because it fixes what their
+forward pass computes: up projection, gate or activation, down projection, weighted sum. They are recognised by the
+attributes that it gives them, so that Transformers is not imported here.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,8 @@ class Experts(Wrapper):
         self.train(base.training)
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """hidden_states [tokens, d], each token's experts [tokens, k] (int64) and their weights [tokens, k] -> [tokens, d].
+        """hidden_states [tokens, d], each token's experts [tokens, k] (int64) and their weights [tokens, k] -> [tokens,
+        d].
 
         The tokens are sorted by expert, and each expert gets its own. In training an adapter whose expert gets none has
         a gradient of zeros, as it would if the stack were one parameter.
@@ -87,9 +88,9 @@ class Experts(Wrapper):
         return product
 
     def _is_groupable(self, x: Tensor) -> bool:
-        """Whether `_grouped` can take the place of the loop over experts. The loop serves every device and dtype, as the
-        implementation "eager" of Transformers does, and adapters of any class that are recorded, scaled, bypassed, or around
-        some experts alone."""
+        """Whether `_grouped` can take the place of the loop over experts. The loop serves every device and dtype, as
+        the implementation "eager" of Transformers does, and adapters of any class that are recorded, scaled, bypassed,
+        or around some experts alone."""
         implementation, dtype = getattr(self.base.config, "_experts_implementation", None), _compute_dtype(x)
         if implementation in (None, "eager") or not hasattr(F, "grouped_mm"):
             return False
@@ -114,8 +115,9 @@ class Experts(Wrapper):
     def _grouped(self, chosen: Tensor, ends: Tensor, part: str, x: Tensor) -> Tensor:
         """The products of all experts with their rows at once, without a loop that waits for the device.
 
-        x: [rows, d_in], sorted by expert; chosen: int64 [rows], the expert of each; ends: int32 [experts], where the rows of
-        each end. The factors are padded with zeros to the largest rank, and that to a multiple of 8, for the kernels.
+        x: [rows, d_in], sorted by expert; chosen: int64 [rows], the expert of each; ends: int32 [experts], where the
+        rows of each end. The factors are padded with zeros to the largest rank, and that to a multiple of 8, for the
+        kernels.
         """
         base, adapters, dtype = self.base, self._adapters(part), _compute_dtype(x)
         first, weight, x = adapters[0], getattr(base, part), x.to(dtype)
@@ -132,8 +134,8 @@ class Experts(Wrapper):
         return out + F.grouped_mm(h, P.to(dtype), offs=ends)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
-        """Show each adapter the weight of its base where the state dict holds the stack, as it is shown that of any other
-        layer: an adapter that finds none subtracts the ΔW₀ of its init from the present weight."""
+        """Show each adapter the weight of its base where the state dict holds the stack, as it is shown that of any
+        other layer: an adapter that finds none subtracts the ΔW₀ of its init from the present weight."""
         for part in stack_names(self.base):
             for number, matrix in enumerate(state_dict.get(f"{prefix}base.{part}", ())):
                 state_dict[f"{prefix}{part}.{number}.base.weight"] = matrix
@@ -194,10 +196,11 @@ def put_layer(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def keep_names(model: nn.Module) -> None:
-    """Make save_pretrained of the Transformers models inside `model` keep the names of their parameters while experts in
-    them have adapters; undo that where they have none.
+    """Make save_pretrained of the Transformers models inside `model` keep the names of their parameters while experts
+    in them have adapters; undo that if they have none.
 
-    Otherwise it splits the stacks, and everything whose name contains a stack's, as the published checkpoints have them.
+    Otherwise it splits the stacks, and everything whose name contains a stack's, as the published checkpoints have
+    them.
     """
     for module in model.modules():
         own = module.__dict__

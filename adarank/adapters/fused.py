@@ -76,8 +76,8 @@ class Fed(NamedTuple):
     """What a low-rank path is given in place of its own factors, and where its gradients go (see `adarank.feed.Feed`).
 
     gained_Q: λ ⊙ Q [r, d_in]; P [r, d_out]; d_gained_Q, d_P: ∂L/∂(λ ⊙ Q) and ∂L/∂P, written here; all in the dtype of
-    the computation. anchor: a tensor that requires a gradient, so that the path has one whatever x is. reached: set by the
-    backward pass, which adds to the gradients where it is set already.
+    the computation. anchor: a tensor that requires a gradient, so that the path has one whatever x is. reached: set by
+    the backward pass, which adds to the gradients where it is set already.
     """
 
     gained_Q: Tensor

@@ -10,7 +10,8 @@ A layer's weight is thought of as one matrix W [d_out, d_in] and its low-rank ch
     Linear4bit   weight, dequantised           two products in the input's dtype
     Expert       one matrix of a stack         two products
 
-Conv1D, Linear4bit and modules of stacked experts are recognised by their names or attributes, so that neither Transformers nor bitsandbytes is imported here.
+Conv1D, Linear4bit and modules of stacked experts are recognised by their names or attributes, so that neither
+Transformers nor bitsandbytes is imported here.
 """
 
 import math
@@ -175,7 +176,7 @@ LAYER_TYPES = (LINEAR, CONV1D, CONV2D, EMBEDDING, LINEAR_4BIT, EXPERT)
 
 
 def layer_of(base: nn.Module) -> Layer | None:
-    """The type of `base`; None where it cannot be wrapped, like subclasses with their own lookup or convolution."""
+    """The type of `base`; None if it cannot be wrapped, like subclasses with their own lookup or convolution."""
     cls: Any = type(base)
     if cls is nn.Linear:
         return LINEAR
@@ -247,30 +248,31 @@ FOREIGN = ("peft.", "loralib.", "adapters.methods.")  # modules that define the 
 
 
 def check_unadapted(model: nn.Module) -> None:
-    """Raise SettingError where `model` already has adapters: ours, or those of another library."""
+    """Raise SettingError if `model` already has adapters: ours, or those of another library."""
     if wrappers_of(model):
         raise SettingError("the model already has adapters; merge them first, or start from a freshly loaded base")
     for name, module in model.named_modules():
         if any(cls.__module__.startswith(FOREIGN) for cls in type(module).__mro__):
             raise SettingError(
-                f"the model already has adapters of another library ({name or 'it'} is a {type(module).__name__}); merge "
-                "them first (PEFT: model.merge_and_unload()), or load them with adarank.from_peft into a fresh base"
+                f"the model already has adapters of another library ({name or 'it'} is a {type(module).__name__}); "
+                "merge them first (PEFT: model.merge_and_unload()), or load them with adarank.from_peft into a fresh "
+                "base"
             )
 
 
 def _computed(base: nn.Module) -> str | None:
-    """Why nothing can be added to the weight of `base`, where it is not a parameter; None where it is one."""
+    """Why nothing can be added to the weight of `base`, where it is not a parameter; None if it is one."""
     owner, part = storage_of(base)
     if isinstance(owner._parameters.get(part), Tensor):
         return None
     return (
-        "its weight is computed in each forward pass (remove_parametrizations, remove_weight_norm, remove_spectral_norm "
-        "and prune.remove of torch.nn.utils turn it into a parameter)"
+        "its weight is computed in each forward pass (remove_parametrizations, remove_weight_norm, "
+        "remove_spectral_norm and prune.remove of torch.nn.utils turn it into a parameter)"
     )
 
 
 def refusal(base: nn.Module, parent: nn.Module) -> str | None:
-    """Why a layer of a known type, a child of `parent`, cannot be wrapped; None where it can."""
+    """Why a layer of a known type, a child of `parent`, cannot be wrapped; None if it can."""
     if why := _computed(base):
         return why
     if isinstance(base, Expert):
@@ -295,7 +297,7 @@ def refusal(base: nn.Module, parent: nn.Module) -> str | None:
 
 
 def _refusal_of_experts(base: Expert) -> str | None:
-    """Why the experts that `base` is one of cannot be wrapped, although their class can; None where they can.
+    """Why the experts that `base` is one of cannot be wrapped, although their class can; None if they can.
 
     accelerate replaces the forward of modules that it spreads over devices, and only moves their inputs."""
     owner, weight = base.owner, base.weight
@@ -312,7 +314,7 @@ def _refusal_of_experts(base: Expert) -> str | None:
 
 
 def check_mergeable(bases: Mapping[str, Any]) -> None:
-    """Raise SettingError where W + ΔW in the weight of a layer, by its name, would not add ΔW to what it computes."""
+    """Raise SettingError if W + ΔW in the weight of a layer, by its name, would not add ΔW to what it computes."""
     for name, base in bases.items():
         why = _computed(base)
         if why is None and base.weight.is_meta:

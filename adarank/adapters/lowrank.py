@@ -165,7 +165,7 @@ class LowRank(Wrapper):
         self.base = self.layer.merged(self.base, P.t() @ Q, -1)
 
     def start(self) -> Tensor | None:
-        """ΔW₀ [d_out, d_in], which an init subtracted from the base's weight; None where it left the base alone."""
+        """ΔW₀ [d_out, d_in], which an init subtracted from the base's weight; None if it left the base alone."""
         return None if self.start_Q is None or self.start_P is None else self.start_P.t() @ self.start_Q
 
     def __getstate__(self) -> dict[str, Any]:

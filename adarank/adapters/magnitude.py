@@ -63,7 +63,7 @@ class Magnitude(LowRank):
         assert self.merged_with is not None, "unmerging follows merging"
         factor = self.merged_with.to(self.Q).unsqueeze(1)
         merged = _weight(self)
-        original = torch.where(factor == 0, 0.0, merged / factor - super().delta())  # m = 0 where W is 0
+        original = torch.where(factor == 0, 0.0, merged / factor - super().delta())  # m = 0 if W is 0
         self.merged_with = None
         return self.layer.merged(self.base, merged - original, -1)
 
@@ -82,7 +82,7 @@ class Magnitude(LowRank):
 
 
 def _weight(adapter: LowRank) -> Tensor:
-    """The base's W [d_out, d_in], in the factors' dtype. Raises SettingError where it is offloaded."""
+    """The base's W [d_out, d_in], in the factors' dtype. Raises SettingError if it is offloaded."""
     if adapter.base.weight.is_meta:
         raise SettingError(
             f"adapter={adapter.kind} computes with the norms of its base's weight, which is offloaded; load the model "

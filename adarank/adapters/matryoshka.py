@@ -3,8 +3,8 @@
     training     W + Σ_{r in S} s_r·B_r A_r = W + B diag(w) A      w_i = Σ_{r in S, r > i} s_r      (algorithm 1)
     evaluation   W + s·B A;  the first r of k triplets (`adarank.truncate`): W + s_r·B_r A_r
 
-A_r, B_r are the first r triplets, i counts from 0, k is the number of active triplets, S the powers of two below k and k
-itself, and s_r = s·√(k/r), so that s_k = s.
+A_r, B_r are the first r triplets, i counts from 0, k is the number of active triplets, S the powers of two below k and
+k itself, and s_r = s·√(k/r), so that s_k = s.
 """
 
 import torch

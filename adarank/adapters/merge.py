@@ -42,7 +42,7 @@ def merge(model: nn.Module) -> None:
     merged model may be adapted again; `unmerge` is then refused until the new adapters are merged as well, and undoes
     that last merge only.
 
-    Raises SettingError, before anything is changed, where there is nothing to merge, for bottlenecks, and for a layer
+    Raises SettingError, before anything is changed, if there is nothing to merge, for bottlenecks, and for a layer
     that would not compute with W + ΔW: its weight is computed or offloaded, or its forward was replaced.
 
     Example:
@@ -107,7 +107,7 @@ def _correct_marks(model: nn.Module) -> list[tuple[Any, str, Any]]:
 def unmerge(model: nn.Module) -> None:
     """Undo the last `merge` within rounding: subtract ΔW from the weights and put the adapters back.
 
-    Raises SettingError, before anything is changed, where the model was not merged, or has been adapted again or had a
+    Raises SettingError, before anything is changed, if the model was not merged, or has been adapted again or had a
     merged module replaced since. See `merge` for an example.
     """
     model = unwrapped(model, changes=True)

@@ -52,12 +52,13 @@ BOTTLENECK, NONE = "bottleneck", "none"  # kinds that are no parametrisation; no
 def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, description) of a model's adapters and of all its other trainable parameters, on the CPU.
 
-    Tensors: "<module>.Q" [r, d_in], "<module>.lam" [r], "<module>.P" [r, d_out] of the r kept triplets, and the
-    further parameters of its parametrisation; "<module>.start_Q", "<module>.start_P" where an init subtracted ΔW₀ from
-    the base, which a freshly loaded base still contains; "<module>.down" [m, d], "<module>.down_bias" [m],
-    "<module>.up" [d, m] and "<module>.up_bias" [d] of a bottleneck; and "<parameter>" or "<buffer>" for each other
-    trainable parameter and each buffer that training has changed, by its name in the base. BitFit and a trained head have only the last. Raises SettingError where nothing
-    was adapted: there is no adapter, and either all or none of the model's parameters are trainable.
+    Tensors: "<module>.Q" [r, d_in], "<module>.lam" [r], "<module>.P" [r, d_out] of the r kept triplets, and the further
+    parameters of its parametrisation; "<module>.start_Q", "<module>.start_P" where an init subtracted ΔW₀ from the
+    base, which a freshly loaded base still contains; "<module>.down" [m, d], "<module>.down_bias" [m], "<module>.up"
+    [d, m] and "<module>.up_bias" [d] of a bottleneck; and "<parameter>" or "<buffer>" for each other trainable
+    parameter and each buffer that training has changed, by its name in the base. BitFit and a trained head have only
+    the last. Raises SettingError if nothing was adapted: there is no adapter, and either all or none of the model's
+    parameters are trainable.
     """
     model = unwrapped(model)
     adapters, bottlenecks = adapters_of(model), bottlenecks_of(model)
@@ -143,7 +144,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Write the adapters and all other trainable parameters, such as the head, into `folder`.
 
     The folder is created if it is missing, and each of its two files is written completely or not at all. Pruned
-    triplets are left out. Raises SettingError where the model has no adapters and no part of it is trained.
+    triplets are left out. Raises SettingError if the model has no adapters and no part of it is trained.
 
     Example:
         >>> import adarank, copy, tempfile
@@ -206,7 +207,7 @@ def put_adapter(
     for name, source in {**sources, **{name: name for name in buffers}}.items():
         if name not in others:
             raise SettingError(
-                f"{path} holds a trained {name}, which the model lacks; near names: {near(name, others)}"
+                f"{path} holds a trained {name}, which the model lacks; similar names: {near(name, others)}"
             )
         _check_shape(path, source, tensors, others[name].shape)
     _check_ties(path, parameters, sources, tensors, every=tied is not None)
@@ -241,7 +242,7 @@ def put_adapter(
 def _check_ties(
     path: Path, parameters: Mapping[str, Tensor], sources: Mapping[str, str], tensors: Mapping[str, Tensor], every: bool
 ) -> None:
-    """Raise SettingError where the model ties a trained parameter to one that has other values in the saved model.
+    """Raise SettingError if the model ties a trained parameter to one that has other values in the saved model.
 
     sources: {name of a trained parameter: its tensor}; every: whether these are all the names that they have there.
     """
@@ -255,7 +256,8 @@ def _check_ties(
     for name, parameter in parameters.items() if every else ():
         if id(parameter) in first and name not in sources:
             raise SettingError(
-                f"{path} was made for another base: it trained {first[id(parameter)]} and not {name}, which are tied here"
+                f"{path} was made for another base: it trained {first[id(parameter)]} and not {name}, which are tied "
+                "here"
             )
 
 
@@ -289,7 +291,7 @@ def _lowrank_plan(
 
 
 def check_factors(path: Path, name: str, info: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: str) -> None:
-    """Raise SettingError where a low-rank module's tensors have other shapes than its part of the description says."""
+    """Raise SettingError if a low-rank module's tensors have other shapes than its part of the description says."""
     start, d_in, d_out = info.get("start_rank"), info["in_features"], info["out_features"]
     sizes = {"Q": (info["rank"], d_in), "lam": (info["rank"],), "P": (info["rank"], d_out)}
     sizes |= {"start_Q": (start, d_in), "start_P": (start, d_out)}
@@ -363,7 +365,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dic
 
 
 def _check_module(path: Path, name: str, info: Any, into_bottleneck: bool) -> None:
-    """Raise SettingError where a module's part of adapter.json lacks a field or a field has the wrong type."""
+    """Raise SettingError if a module's part of adapter.json lacks a field or a field has the wrong type."""
     needed: dict[str, Any] = {"rank": int, "scale": (float, int), "in_features": int, "out_features": int}
     if into_bottleneck:
         needed = {"width": int, "features": int, "activation": str}
@@ -384,7 +386,9 @@ def parts_of(info: Mapping[str, Any], kind: str) -> tuple[str, ...]:
 
 def _get(layers: Mapping[str, T], name: str, path: Path) -> T:
     if name not in layers:
-        raise SettingError(f"{path} was made for another base: it adapts {name}, near names here: {near(name, layers)}")
+        raise SettingError(
+            f"{path} was made for another base: it adapts {name}, similar names here: {near(name, layers)}"
+        )
     return layers[name]
 
 

@@ -11,6 +11,6 @@ def effective_rank(sigma: Tensor) -> float:
 
 
 def stable_rank(sigma: Tensor) -> float:
-    """‖ΔW‖_F² / ‖ΔW‖₂² = Σσ² / σ₁² (Rudelson and Vershynin 2007): at most the rank; 0 where nothing changed."""
+    """‖ΔW‖_F² / ‖ΔW‖₂² = Σσ² / σ₁² (Rudelson and Vershynin 2007): at most the rank; 0 if nothing changed."""
     largest = sigma.max() if len(sigma) else 0.0
     return float((sigma / largest).square().sum()) if largest > 0 else 0.0

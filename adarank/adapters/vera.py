@@ -1,8 +1,9 @@
 """VeRA (arXiv 2310.11454, eq. 2): W + diag(b) B diag(d) A with random A and B that are frozen and the same everywhere.
 
-A = Q [r, d_in] and B = Pᵀ [d_out, r] are the first d_in columns and d_out rows of one pair for all modules, which has the
-sides of the largest. Trained are d = λ [r], 0.1 at the start, and b [d_out], 0 at the start. A and B are drawn as PEFT
-0.21 draws them, from Kaiming's uniform distribution and a seed of their own, so that they do not depend on the run's.
+A = Q [r, d_in] and B = Pᵀ [d_out, r] are the first d_in columns and d_out rows of one pair for all modules, which has
+the sides of the largest. Trained are d = λ [r], 0.1 at the start, and b [d_out], 0 at the start. A and B are drawn as
+PEFT 0.21 draws them, from Kaiming's uniform distribution and a seed of their own, so that they do not depend on the
+run's.
 """
 
 import math

@@ -12,8 +12,8 @@ from adarank.truncation import truncate_saved
 
 
 def compress_folder(folder: Path, out: Path, budget: int | None, prefix: int | None = None) -> str:
-    """Write OUT in FOLDER's format: the largest singular values, of a mean rank of at most `budget`, or the first `prefix`
-    triplets of every module. Returns a table of the ranks, and for a budget of what is lost."""
+    """Write OUT in FOLDER's format: the largest singular values, of a mean rank of at most `budget`, or the first
+    `prefix` triplets of every module. Returns a table of the ranks, and for a budget of what is lost."""
     if (budget is None) == (prefix is None):
         raise SettingError("compress needs one of --budget N and --prefix R")
     opened = open_folder(folder)

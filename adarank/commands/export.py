@@ -8,7 +8,8 @@ from adarank.integrations.peft_export import FILES, peft_state
 
 
 def export_folder(folder: Path, out: Path, uniform_rank: bool = False) -> str:
-    """Write OUT; returns the sentence to print. Only `adarank.to_peft`, with the base, finds names that PEFT confuses."""
+    """Write OUT; returns the sentence to print. Only `adarank.to_peft`, with the base, finds names that PEFT
+    confuses."""
     opened = open_folder(folder)
     config, state = peft_state(opened.tensors, opened.description, uniform_rank)
     with new_folder(out) as path:

@@ -19,7 +19,7 @@ from adarank.runs.files import ADAPTER, SUMMARY, read_json
 
 class Opened(NamedTuple):
     """tensors, description: as `adarank.adapters.saving.read_adapter` returns them; path: the folder that held them;
-    peft: whether they were in PEFT's format; summary: the run's summary.json, {} where the folder is not a run's."""
+    peft: whether they were in PEFT's format; summary: the run's summary.json, {} if the folder is not a run's."""
 
     tensors: dict[str, Tensor]
     description: dict[str, Any]
@@ -60,7 +60,8 @@ def open_folder(folder: Path) -> Opened:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder, renamed to `out` unless something fails. SettingError where `out` cannot be written or exists."""
+    """A temporary folder, renamed to `out` unless something fails. SettingError where `out` cannot be written or
+    exists."""
     if out.exists() or out.is_symlink():
         raise SettingError(f"OUT={out} already exists and is not overwritten; give a folder that does not exist yet")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")

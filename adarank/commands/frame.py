@@ -17,8 +17,8 @@ def write_table(out: Path, kind: str, csv: Path | None, parquet: Path | None) ->
         )
     if parquet and find_spec("pyarrow") is None:
         raise SettingError(
-            f"--parquet={parquet} needs the package pyarrow, which is not installed; install adarank[parquet], or choose "
-            "--csv"
+            f"--parquet={parquet} needs the package pyarrow, which is not installed; install adarank[parquet], or "
+            "choose --csv"
         )
     table = frame(out, kind)
     try:

@@ -55,8 +55,8 @@ def merge_folder(folder: Path, out: Path, base: str | None = None) -> str:
             if part is not None:
                 part.save_pretrained(path)
     return (
-        f"{out}: {type(model).__name__} with {len(adapters)} adapters merged; load it with its from_pretrained. On a probe "
-        f"input merging changed the outputs by at most {change:.1e} (the largest is {before.abs().max():.1e})"
+        f"{out}: {type(model).__name__} with {len(adapters)} adapters merged; load it with its from_pretrained. On a "
+        f"probe input merging changed the outputs by at most {change:.1e} (the largest is {before.abs().max():.1e})"
     )
 
 
@@ -83,7 +83,7 @@ def _outputs(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _base(opened: Opened, base: str) -> tuple[Any, Any]:
-    """The base as the class that was trained, in its own dtype, and its tokenizer or other processor, None where it has
+    """The base as the class that was trained, in its own dtype, and its tokenizer or other processor, or None if it has
     none. The adapter must hold weights that the base lacks."""
     import transformers
 

@@ -73,7 +73,7 @@ def peft_config(model: Any, ranks: SuggestedRanks, budget: int, head: Sequence[s
     """adapter_config.json of a LoRA that has yet to be trained; head: modules that train as a whole.
 
     r and lora_alpha are those of the budget and every module's own are in the patterns, at one scale: engines that read
-    lora_alpha / r alone, such as vLLM, compute what PEFT does. Raises SettingError where PEFT, which compares the endings
+    lora_alpha / r alone, such as vLLM, compute what PEFT does. Raises SettingError if PEFT, which compares the endings
     of names, would adapt another module as well.
     """
     linears = [model.get_submodule(name) for name in ranks.target_modules]
@@ -137,7 +137,7 @@ def _columns(file: Path) -> Columns:
 
 
 def _kind(columns: Columns, settings: Sequence[str]) -> str:
-    """The task that reads such columns: chat, instruct or files. Raises SettingError where there is none."""
+    """The task that reads such columns: chat, instruct or files. Raises SettingError if there is none."""
     typed = typed_keys(settings)
     for kind, keys, names in (
         ("chat", {"task.messages"}, ("messages",)),
@@ -148,8 +148,9 @@ def _kind(columns: Columns, settings: Sequence[str]) -> str:
         if keys & typed or all(name in columns for name in names):
             return kind
     raise SettingError(
-        "DATA must have the columns messages; prompt and response; instruction and output; or text and label (its columns "
-        f"are {', '.join(columns) or 'none'}), or --set must name them, such as task.prompt=question task.response=answer"
+        "DATA must have the columns messages; prompt and response; instruction and output; or text and label (its "
+        f"columns are {', '.join(columns) or 'none'}), or --set must name them, such as task.prompt=question "
+        "task.response=answer"
     )
 
 
@@ -227,8 +228,8 @@ def _report(model: Any, ranks: SuggestedRanks, budget: int, out: Path) -> list[s
     vllm = f"--max-lora-rank {served}" if served else f"none of its --max-lora-rank is {largest}"
     return [
         f"mean rank by module: {by_kind}",
-        f"{len(ranks)} modules, {zero} of rank 0, mean rank {fmean(ranks.values()):g}, largest {largest}; {parameters:,} "
-        f"parameters ({uniform:,} at uniform rank {budget})",
+        f"{len(ranks)} modules, {zero} of rank 0, mean rank {fmean(ranks.values()):g}, largest {largest}; "
+        f"{parameters:,} parameters ({uniform:,} at uniform rank {budget})",
         f'PEFT and TRL: peft.LoraConfig.from_pretrained("{out}"); axolotl: the lines of {out / AXOLOTL}; vLLM: {vllm}',
         f"{out}: {FILES[0]}, {AXOLOTL}, {PICTURE}",
     ]

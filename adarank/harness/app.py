@@ -33,7 +33,7 @@ from adarank.runs.lock import RunLocked
 def job(config: DictConfig) -> float | None:
     """One run, alone or in a sweep, in whatever process a launcher chose.
 
-    Returns the best dev metric, of a run that was finished before, too: a sweeper's objective. None where there is none.
+    Returns the best dev metric, of a run that was finished before, too: a sweeper's objective. None if there is none.
     """
     hydra_config = HydraConfig.get()
     words = list(hydra_config.overrides.task)

@@ -39,14 +39,14 @@ def choose_precision(precision: str, device: torch.device) -> str:
 def choose_dtype(asked: str, stored: str, precision: str, device: torch.device) -> str:
     """How frozen weights are stored: a key of `adarank.harness.models.DTYPES`.
 
-    asked: the setting model.dtype; stored: the checkpoint's dtype; precision: of the computation, resolved. auto is bf16
-    for a bf16 checkpoint under bf16 autocast on CUDA, and otherwise fp32, or fp64 for a checkpoint in fp64. Raises
+    asked: the setting model.dtype; stored: the checkpoint's dtype; precision: of the computation, resolved. auto is
+    bf16 for a bf16 checkpoint under bf16 autocast on CUDA, and otherwise fp32, or fp64 for a checkpoint in fp64. Raises
     SettingError for bf16 weights in an fp32 computation.
     """
     if asked == "bf16" and precision != "bf16":
         raise SettingError(
-            f"model.dtype must be fp32 or auto with train.precision={precision} (got bf16); frozen weights in bf16 need "
-            "train.precision=bf16"
+            f"model.dtype must be fp32 or auto with train.precision={precision} (got bf16); frozen weights in bf16 "
+            "need train.precision=bf16"
         )
     if asked != "auto":
         return asked

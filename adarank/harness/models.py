@@ -58,11 +58,11 @@ class Built:
 class Base:
     """A base model that was found but not built.
 
-    name: for people; fingerprint: changes with its weights; architecture: Transformers' model_type;
-    build(outputs, task_type, dtype) -> `Built`, by default a sequence classifier (outputs = 1: regression), whose head
-    comes from torch's global generator and is in fp32 at least; dtype: of its other parameters. targets: {shorthand:
-    module names' endings} that overrule the architecture's map. stored: the dtype of the checkpoint; dtype, attention:
-    the settings model.dtype and model.attention. skeleton(task_type): the same model without weights, on the meta device.
+    name: for people; fingerprint: changes with its weights; architecture: Transformers' model_type; build(outputs,
+    task_type, dtype) -> `Built`, by default a sequence classifier (outputs = 1: regression), whose head comes from
+    torch's global generator and is in fp32 at least; dtype: of its other parameters. targets: {shorthand: module names'
+    endings} that overrule the architecture's map. stored: the dtype of the checkpoint; dtype, attention: the settings
+    model.dtype and model.attention. skeleton(task_type): the same model without weights, on the meta device.
     """
 
     name: str
@@ -178,13 +178,13 @@ def _pickles_alone(what: str, file: str) -> SettingError:
     """The refusal of weights that no safetensors file holds."""
     return SettingError(
         f"{what} has its weights only as a pickle, {file}, which could run code when it is loaded; set "
-        "model.allow_bin=true to read nothing but tensors from it (torch.load with weights_only=True), or use a copy or "
-        "a revision that has safetensors"
+        "model.allow_bin=true to read nothing but tensors from it (torch.load with weights_only=True), or use a copy "
+        "or a revision that has safetensors"
     )
 
 
 def _stored(files: Iterable[Path]) -> str:
-    """The dtype in which safetensors files or pickles hold most of their values; fp32 where it is none of `DTYPES`."""
+    """The dtype in which safetensors files or pickles hold most of their values; fp32 if it is none of `DTYPES`."""
     counts: Counter[str] = Counter()
     for file in files:
         if file.suffix == ".bin":
@@ -422,12 +422,13 @@ def _built(model: Any, processor: Any, task_type: "TaskType", what: str, missing
 
 
 def _no_warning(input_ids: Any, attention_mask: Any) -> None:
-    """In place of a check of Transformers that reads the ids on the host: batches have a mask wherever a row is padded."""
+    """In place of a check of Transformers that reads the ids on the host: batches have a mask wherever a row is
+    padded."""
 
 
 def name_padding(model: Any, tokenizer: Any) -> None:
-    """Pad with the end token where a tokenizer names no padding token, as those of decoders often do, and tell the model
-    which token pads."""
+    """Pad with the end token where a tokenizer names no padding token, as those of decoders often do, and tell the
+    model which token pads."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
@@ -435,7 +436,8 @@ def name_padding(model: Any, tokenizer: Any) -> None:
 
 
 def kept_in_fp32(model: Any) -> set[str]:
-    """The names, or parts of names, of modules that Transformers keeps in fp32: their forward pass needs it (T5's wo)."""
+    """The names, or parts of names, of modules that Transformers keeps in fp32: their forward pass needs it (T5's
+    wo)."""
     kept = (getattr(model, f"_keep_in_fp32_modules{strict}", None) or () for strict in ("", "_strict"))
     return set(itertools.chain(*kept))
 
@@ -464,8 +466,8 @@ def tiny(
     dtype: Dtype = "auto",
     attention: Attention = "auto",
 ) -> Base:
-    """A random model over bytes, or over images of 32 × 32 pixels in patches of 8 × 8: arch is one of TINY; heads of 32,
-    twice the width inside the MLP."""
+    """A random model over bytes, or over images of 32 × 32 pixels in patches of 8 × 8: arch is one of TINY; heads of
+    32, twice the width inside the MLP."""
     if arch not in TINY:
         raise SettingError(f"model.arch must be one of {', '.join(TINY)} (got {arch})")
     if width < 32 or width % 32:

@@ -106,7 +106,7 @@ def is_stopped() -> bool:
 
 
 def job_return(overrides: Sequence[str], value: float | None = None) -> JobReturn:
-    """What a launcher returns for a job of another process. value: its best dev metric, None where it has none."""
+    """What a launcher returns for a job of another process. value: its best dev metric, or None if it has none."""
     result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
     result.return_value = value
     return result

@@ -16,7 +16,8 @@ INACCURACY = 0.05  # largest ‖C C⁻¹ − 1‖_F
 
 
 class Covariance(NamedTuple):
-    """total: the sum over batches of XᵀX [d_in, d_in], each batch's X divided by its largest entry; batches: their number."""
+    """total: the sum over batches of XᵀX [d_in, d_in], each batch's X divided by its largest entry; batches: their
+    number."""
 
     total: Tensor
     batches: int
@@ -26,9 +27,10 @@ def corda(steps: int = 256, mode: Literal["ipm", "kpm"] = "ipm") -> Init:
     """W C = U S Vᵀ with the inputs' C = mean XᵀX: the adapter gets r triplets of W = U S (Vᵀ C⁻¹), the base the rest.
 
     "lora": A = √(S/s) Vᵀ C⁻¹, B = U √(S/s); "svd": A's rows split into direction (Q) and length (λ). mode: "ipm",
-    instruction-previewed, takes the first r, whose inputs are those of the new task; "kpm", knowledge-preserved, the last
-    r, least used by inputs whose knowledge is to stay. As in the authors' code, each batch is divided by its largest entry,
-    and C gets a damping that doubles until its inverse is accurate. Padding is left out. The model is unchanged.
+    instruction-previewed, takes the first r, whose inputs are those of the new task; "kpm", knowledge-preserved, the
+    last r, least used by inputs whose knowledge is to stay. As in the authors' code, each batch is divided by its
+    largest entry, and C gets a damping that doubles until its inverse is accurate. Padding is left out. The model is
+    unchanged.
     """
     if mode not in ("ipm", "kpm"):
         raise SettingError(f"init.mode must be one of ipm, kpm (got {mode!r})")

@@ -11,7 +11,7 @@ from adarank.inits.init import Init
 def gate() -> Init:
     """Q ~ U(±1/√d_in), P = 0, λ ~ N(0, 1); ΔW = 0, so the model is unchanged. For adapter="svd".
 
-    Draws from torch's global generator, module by module. Raises SettingError where λ is not trained.
+    Draws from torch's global generator, module by module. Raises SettingError if λ is not trained.
     """
 
     def fill(adapter: LowRank, found: Any) -> None:

@@ -18,7 +18,7 @@ def weight_gradients(
 ) -> dict[str, Tensor]:
     """{module name: G [d_out, d_in]}, the mean gradient of at most `steps` batches, on the CPU, in fp32 or wider.
 
-    See `each_gradient`. Raises SettingError where a weight is quantised, or the output for a batch has no loss.
+    See `each_gradient`. Raises SettingError if a weight is quantised, or the output for a batch has no loss.
     """
     weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in names}
     sums = {n: torch.zeros(w.shape, dtype=torch.promote_types(w.dtype, torch.float32)) for n, w in weights.items()}

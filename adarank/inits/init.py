@@ -64,7 +64,7 @@ def take_out(adapter: LowRank) -> None:
 
 
 def taken(name: str, batches: Iterable[Any], steps: int) -> Iterator[Any]:
-    """At most `steps` of the batches; SettingError where there are none."""
+    """At most `steps` of the batches; SettingError if there are none."""
     steps = whole_number("init.steps", steps)
     remaining = iter(batches)
     first = next(remaining, None)

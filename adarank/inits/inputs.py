@@ -28,7 +28,7 @@ class PCA(NamedTuple):
 
     @property
     def ratio(self) -> Tensor:
-        """The share of the variance that each direction explains, σ² / scatter, [k]; 0 where the variance is 0."""
+        """The share of the variance that each direction explains, σ² / scatter, [k]; 0 if the variance is 0."""
         return torch.where(self.scatter > 0, self.sigma**2 / self.scatter, torch.zeros_like(self.sigma))
 
 
@@ -56,7 +56,8 @@ class Inputs(Generic[S]):
     """Statistics of each layer's inputs; layers with the same input share one.
 
     add(statistics so far or None, rows [n, d_in]) -> statistics. responses: whether the positions that the loss of a
-    language model ignores are left out. owner: {layer: the layer whose statistics it shares}; seen: {owner: statistics}.
+    language model ignores are left out. owner: {layer: the layer whose statistics it shares}; seen: {owner:
+    statistics}.
     """
 
     def __init__(self, init: str, add: Callable[[S | None, Tensor], S], responses: bool) -> None:
@@ -66,7 +67,8 @@ class Inputs(Generic[S]):
 
     @contextmanager
     def recording(self, bases: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Inside the `with`, every pass is recorded. Raises SettingError for an embedding, whose inputs are not vectors."""
+        """Inside the `with`, every pass is recorded. Raises SettingError for an embedding, whose inputs are not
+        vectors."""
         if embedding := next((name for name, base in bases.items() if layer_of(base) is EMBEDDING), None):
             raise SettingError(
                 f"init={self.init} needs inputs that are vectors: {embedding} is an embedding; leave it out of targets"
@@ -81,13 +83,14 @@ class Inputs(Generic[S]):
                 handle.remove()
 
     def of(self, name: str) -> S:
-        """The statistics of a layer so far. Raises SettingError where it has received no input."""
+        """The statistics of a layer so far. Raises SettingError if it has received no input."""
         if self.owner.get(name) not in self.seen:
             raise SettingError(f"init={self.init}: the batches give {name} no input; leave it out of targets")
         return self.seen[self.owner[name]]
 
     def begin(self, batch: Any) -> None:
-        """Remember which positions of the batch are padding or, with `responses`, ignored by a language model's loss."""
+        """Remember which positions of the batch are padding or, with `responses`, ignored by a language model's
+        loss."""
         self.mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         if self.mask is not None:
             self.mask = self.mask.bool()

@@ -12,7 +12,7 @@ def kaiming() -> Init:
     """Q ~ U(±√(6/d_in)), P ~ U(±√(6/r)), λ = 0, so that the model is unchanged. For adapters whose λ is trained.
 
     These are torch's kaiming_uniform_ of A [r, d_in] and B [d_out, r], so that P's entries are about 20 times as large
-    as at AdaLoRA's start. Draws from torch's global generator, module by module. Raises SettingError where λ is not
+    as at AdaLoRA's start. Draws from torch's global generator, module by module. Raises SettingError if λ is not
     trained.
     """
 

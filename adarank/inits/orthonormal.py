@@ -12,9 +12,9 @@ from adarank.inits.init import Init
 def orthonormal(lam: float = 1.0) -> Init:
     """Rows of Q and of P are random orthonormal sets, and every λ is `lam`. For adapters whose λ is trained.
 
-    With StelLA's λ = 1 training starts at W + s·PᵀQ, away from the pretrained function: the paper and its code leave the
-    base as it is. lam=0 starts at the base. Draws from torch's global generator, module by module. Raises SettingError
-    where λ is not trained or `lam` is not a number.
+    With StelLA's λ = 1 training starts at W + s·PᵀQ, away from the pretrained function: the paper and its code leave
+    the base as it is. lam=0 starts at the base. Draws from torch's global generator, module by module. Raises
+    SettingError where λ is not trained or `lam` is not a number.
     """
     lam = number("init.lam", lam, "a number", lambda value: True)
 

@@ -16,7 +16,8 @@ class Weight(NamedTuple):
 
 
 def in_proportion(min_rank: int, most: float) -> Callable[[Mapping[str, Weight], Mapping[str, int]], dict[str, int]]:
-    """The `ranks` of an init: r_i ∝ value_i, from `min_rank` to `most` times the requested rank, with the requested total.
+    """The `ranks` of an init: r_i ∝ value_i, from `min_rank` to `most` times the requested rank, with the requested
+    total.
 
     See `gora.share` for the rounding. A module of which less than min_rank is requested keeps at least that. Raises
     SettingError unless min_rank >= 0 and most >= 1.

@@ -15,7 +15,8 @@ each expert are padded with zeros to the largest of the stack:
 
     A [E·r, d_in], expert by expert        B [d_out, r·E], triplet by triplet, an entry for each expert
 
-It wraps a module of experts once for each of its stacks, the first one innermost. Its LoRA of a parameter has no dropout.
+It wraps a module of experts once for each of its stacks, the first one innermost. Its LoRA of a parameter has no
+dropout.
 """
 
 import os
@@ -52,11 +53,11 @@ def to_peft(model: nn.Module, folder: str | os.PathLike[str], uniform_rank: bool
     """Write the adapters into `folder` as a LoRA that `PeftModel.from_pretrained` loads onto the original base.
 
     Adapters with a magnitude ("dora", "svd_dora") become a DoRA, use_dora=True, in which rank 0 is a triplet of zeros.
-    Pruned triplets are left out. Where an init subtracted ΔW₀ from the base, the change of the original weight,
-    ΔW − ΔW₀ of rank ≤ 2r, is decomposed by QR and SVD in fp64, and singular values below rounding error are dropped.
-    Experts are padded with zeros to the largest rank in their stack, and the exported adapter has no dropout, which PEFT
-    cannot apply to experts. uniform_rank: pad all modules with zeros to the largest rank, for engines that accept only
-    one; no patterns.
+    Pruned triplets are left out. Where an init subtracted ΔW₀ from the base, the change of the original weight, ΔW −
+    ΔW₀ of rank ≤ 2r, is decomposed by QR and SVD in fp64, and singular values below rounding error are dropped. Experts
+    are padded with zeros to the largest rank in their stack, and the exported adapter has no dropout, which PEFT cannot
+    apply to experts. uniform_rank: pad all modules with zeros to the largest rank, for engines that accept only one; no
+    patterns.
 
     Raises SettingError, before anything is written, for anything that a LoRA adapter cannot hold: bottlenecks, modules
     trained in part, a model with no rank left; with uniform_rank also for other trained modules.
@@ -128,8 +129,8 @@ def peft_state(
     buffers = description.get("buffers", {})
     if outside := [name for name in buffers if not any(name.startswith(module + ".") for module in whole)]:
         raise SettingError(
-            f"training changed {outside[0]}, a buffer that a LoRA of PEFT cannot hold, because its module was not trained "
-            "as a whole; name the module in train=, or use adarank.merge and model.save_pretrained instead"
+            f"training changed {outside[0]}, a buffer that a LoRA of PEFT cannot hold, because its module was not "
+            "trained as a whole; name the module in train=, or use adarank.merge and model.save_pretrained instead"
         )
     state |= {PREFIX + name: tensors[name] for name in (*description["trained"], *buffers)}
     state |= {PREFIX + name: tensors[source].clone() for name, source in description.get("tied", {}).items()}
@@ -233,7 +234,7 @@ def _laid_out(name: str, info: Mapping[str, Any], A: Tensor, B: Tensor) -> dict[
 
 
 def task_of(model_class: str, whole: Sequence[str]) -> str | None:
-    """PEFT's task_type for a Transformers class whose modules `whole` are trained as a whole; None where the head does not
+    """PEFT's task_type for a Transformers class whose modules `whole` are trained as a whole; None if the head does not
     have one of the names that PEFT looks for."""
     task = next((task for end, task in TASKS.items() if model_class.endswith(end)), None)
     return None if task in HEADS and not HEADS[task] & set(whole) else task
@@ -257,7 +258,7 @@ def _whole(description: Mapping[str, Any], uniform_rank: bool) -> list[str]:
 
 
 def check_names(model: nn.Module, config: Mapping[str, Any]) -> None:
-    """Raise SettingError where PEFT, which compares the endings of names, would affect another module as well."""
+    """Raise SettingError if PEFT, which compares the endings of names, would affect another module as well."""
     targets = {*config["target_modules"], *config.get("target_parameters", ())}
     whole = set(config["modules_to_save"] or ())
     for name, _ in model.named_modules():

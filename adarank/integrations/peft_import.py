@@ -49,7 +49,7 @@ def from_peft(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any
     """Load a LoRA, DoRA or AdaLoRA adapter of PEFT into a freshly loaded base, so that you can keep training it.
 
     Returns {module name: adapter} of kind "lora", "dora" or "svd"; they are trainable, and so are the modules in
-    modules_to_save. Raises SettingError, before anything is changed, where a file is missing or damaged, the adapter
+    modules_to_save. Raises SettingError, before anything is changed, if a file is missing or damaged, the adapter
     uses a setting that is not supported (trained biases, inits that change the base …; the message names it), or
     the model is not the base that it was made for (the message names the differing shapes). Only safetensors are read.
 
@@ -181,7 +181,7 @@ def _module(
 
 
 def _scale(path: Path, config: Mapping[str, Any], name: str, rank: int) -> float:
-    """s, as PEFT computes it. Raises SettingError where it is not a number above 0."""
+    """s, as PEFT computes it. Raises SettingError if it is not a number above 0."""
     try:
         if config["peft_type"] == "ADALORA":
             alpha, initial = config.get("lora_alpha", 8), float(config.get("init_r", 12))

@@ -50,7 +50,7 @@ class RankTrainerMixin(Trainer):
     """Inherit from it before a Trainer class; the keyword `controller` is a RankController over the model's adapters.
 
     The schedule's total must be the number of optimiser steps that the Trainer takes (`max_steps`, or epochs × steps
-    per epoch). Raises SettingError where it is not, for FSDP, DeepSpeed and nn.DataParallel, and for compaction where
+    per epoch). Raises SettingError if it is not, for FSDP, DeepSpeed and nn.DataParallel, and for compaction where
     the Trainer would load or share the Parameters that compaction replaces; RuntimeError where the controller and the
     Trainer are at different steps (a checkpoint without optimiser state, a second `train()`).
     """

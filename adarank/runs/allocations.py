@@ -35,7 +35,7 @@ def line(record: Mapping[str, Any], modules: Sequence[str]) -> str:
 
 
 def document(records: Sequence[Mapping[str, Any]]) -> str:
-    """The whole file that holds `records`, trimmed; "" where there is no record."""
+    """The whole file that holds `records`, trimmed; "" if there is no record."""
     if not records:
         return ""
     modules = list(records[0]["ranks"])

@@ -35,12 +35,12 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises OSError where it cannot be read and ValueError where it is no JSON."""
+    """The content of a JSON file. Raises OSError if it cannot be read and ValueError if it is no JSON."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_object(path: Path) -> tuple[dict[str, Any], str]:
-    """(a JSON object, what is wrong with the file); ({}, "") where there is no such file. Raises nothing."""
+    """(a JSON object, what is wrong with the file); ({}, "") if there is no such file. Raises nothing."""
     try:
         value = read_json(path)
     except FileNotFoundError:
@@ -51,14 +51,14 @@ def read_object(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """(the objects of a JSONL file, the numbers from 1 of the other lines); both empty where there is no such file."""
+    """(the objects of a JSONL file, the numbers from 1 of the other lines); both empty if there is no such file."""
     lines = parsed_lines(path)
     records = [line for line in lines if line is not None]
     return records, [number for number, line in enumerate(lines, start=1) if line is None]
 
 
 def parsed_lines(path: Path) -> list[dict[str, Any] | None]:
-    """The object on every line of a JSONL file, None where there is none; [] where there is no such file."""
+    """The object on every line of a JSONL file, or None if there is none; [] if there is no such file."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -87,8 +87,8 @@ def finite(value: Any) -> Any:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file in the same folder to write into, renamed to `path` at the end unless something fails. An OSError
-    names `path`."""
+    """A temporary file in the same folder to write into, renamed to `path` at the end unless something fails. An
+    OSError names `path`."""
     unique = uuid.uuid4().hex[:12]  # process numbers repeat across the machines of a cluster
     temporary = path.with_name(f".{path.name}.{unique}.tmp")
     try:
@@ -111,7 +111,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def is_unwritable(error: BaseException, folder: Path) -> bool:
-    """Whether an error says that `folder` cannot be written (its disk is full, say), rather than anything about the run."""
+    """Whether an error says that `folder` cannot be written (its disk is full, say), rather than anything about the
+    run."""
     if not isinstance(error, OSError):
         return False
     inside = isinstance(error.filename, str) and Path(error.filename).is_relative_to(folder)
@@ -121,7 +122,7 @@ def is_unwritable(error: BaseException, folder: Path) -> bool:
 def write_traceback(path: Path | None) -> str:
     """Write the traceback of the exception that is being handled; returns "(traceback: PATH)" for a message.
 
-    Where `path` is None or cannot be written, the traceback is printed to stderr instead, and the text is empty.
+    If `path` is None or cannot be written, the traceback is printed to stderr instead, and the text is empty.
     """
     try:
         if path is not None:

@@ -64,7 +64,7 @@ Part = tuple[dict[str, Any], dict[str, list[Any]]]  # (the keys of a run, column
 
 @dataclass(frozen=True)
 class Run:
-    """One run. summary, settings: {} where it has none; the others read its files when they are called."""
+    """One run. summary, settings: {} if it has none; the others read its files when they are called."""
 
     name: str
     state: str
@@ -88,13 +88,14 @@ class Run:
 
 
 def frame(out: Path | str, kind: str = "runs") -> "pandas.DataFrame":
-    """The runs below the folder `out`, at any depth, as a DataFrame. Run folders (finished, failed or running) and packed
-    runs are read alike.
+    """The runs below the folder `out`, at any depth, as a DataFrame. Run folders (finished, failed or running) and
+    packed runs are read alike.
 
     kind: "runs" has one row per run: its settings, typed, results and costs; "metrics" one row per record of
-    metrics.jsonl; "allocations" one row per allocation; "ranks" one row per module and allocation; "predictions" one row
-    per row of test and checkpoint. Without runs the table has its columns and no row. Raises SettingError where `out` is no
-    folder, `kind` is none of these, pandas is not installed, or a file that no run leaves half written is damaged.
+    metrics.jsonl; "allocations" one row per allocation; "ranks" one row per module and allocation; "predictions" one
+    row per row of test and checkpoint. Without runs the table has its columns and no row. Raises SettingError if `out`
+    is no folder, `kind` is none of these, pandas is not installed, or a file that no run leaves half written is
+    damaged.
 
     Example: frame("runs/demo").groupby("method")["metric.test_last"].agg(["mean", "std"])
     """
@@ -254,8 +255,8 @@ def _table(rows: Sequence[Mapping[str, Any]], first: Sequence[str], last: Sequen
 
 
 def _column(name: str, values: Sequence[Any]) -> "pandas.Series[Any]":
-    """The values with their own type: bool, int64, float64 or text; where whole numbers or booleans are missing, pandas'
-    nullable type. Values of several types become text, as tables show them."""
+    """The values with their own type: bool, int64, float64 or text; where whole numbers or booleans are missing,
+    pandas' nullable type. Values of several types become text, as tables show them."""
     pandas = _pandas()
     known = [value for value in values if value is not None]
     types, whole = set(map(type, known)), len(known) == len(values)

@@ -43,9 +43,9 @@ class RunLocked(RunFailed):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Path | None]:
-    """Hold the lock of `folder`, which exists. Raises RunLocked where another process, or this one, holds it already.
+    """Hold the lock of `folder`, which exists. Raises RunLocked if another process, or this one, holds it already.
 
-    Yields the file that has to be touched every few seconds to keep the lock, None where the kernel keeps it.
+    Yields the file that has to be touched every few seconds to keep the lock, or None if the kernel keeps it.
     """
     descriptor = _lock_folder(folder)
     path = _create_lock_file(folder) if descriptor is None else None
@@ -59,9 +59,9 @@ def locked(folder: Path) -> Iterator[Path | None]:
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
-    """{"pid", "host"} of the live process that holds the lock of `folder`, None where nobody does.
+    """{"pid", "host"} of the live process that holds the lock of `folder`, or None if nobody does.
 
-    Both are None where it has not written its status yet. Looking keeps no run from starting.
+    Both are None if it has not written its status yet. Looking keeps no run from starting.
     """
     try:
         descriptor = _flock(folder, shared=True)
@@ -82,7 +82,7 @@ def holder(folder: Path) -> dict[str, Any] | None:
 
 
 def refuse_locked(folder: Path) -> None:
-    """Raise RunLocked where a live process holds the lock of `folder`."""
+    """Raise RunLocked if a live process holds the lock of `folder`."""
     if (found := holder(folder)) is not None:
         raise _run_locked(folder, found)
 
@@ -93,7 +93,7 @@ def _run_locked(folder: Path, found: dict[str, Any]) -> RunLocked:
 
 
 def _lock_folder(folder: Path) -> int | None:
-    """The open descriptor of the locked folder, None where the kernel has no lock for it."""
+    """The open descriptor of the locked folder, or None if the kernel has no lock for it."""
     while True:
         try:
             return _flock(folder, shared=False)
@@ -103,7 +103,7 @@ def _lock_folder(folder: Path) -> int | None:
 
 
 def _flock(folder: Path, shared: bool) -> int | None:
-    """The descriptor of the folder under flock, None where there is none. Raises BlockingIOError where it is taken."""
+    """The descriptor of the folder under flock, or None if there is none. Raises BlockingIOError if it is taken."""
     if fcntl is None or not _is_local(folder):
         return None
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # closed on exec, as all of Python's
@@ -138,7 +138,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _is_local(folder: Path) -> bool:
-    """Whether the folder is on a file system that no other host mounts; True where /proc does not tell."""
+    """Whether the folder is on a file system that no other host mounts; True if /proc does not tell."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -183,7 +183,7 @@ def _number(path: Path) -> int:
 
 
 def _holder_of(path: Path) -> dict[str, Any] | None:
-    """The content of a lock file, None where its holder is dead. Raises FileNotFoundError where the file is gone."""
+    """The content of a lock file, or None if its holder is dead. Raises FileNotFoundError if the file is gone."""
     try:
         age = _now(path.parent) - path.stat().st_mtime
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -206,7 +206,7 @@ def _is_alive(pid: int, started: str | None) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks; None where /proc does not tell. A zombie has ended."""
+    """When a process began, in the kernel's ticks; None if /proc does not tell. A zombie has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:

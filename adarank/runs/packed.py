@@ -24,7 +24,7 @@ def run_name(file: Path) -> str:
 
 def read_record(file: Path) -> dict[str, Any]:
     """The content of a packed run: config, summary, metrics, modules, allocations, and where it has them measures and
-    predictions. Raises SettingError where the file is damaged."""
+    predictions. Raises SettingError if the file is damaged."""
     try:
         record: dict[str, Any] = json.loads(gzip.decompress(file.read_bytes()))
     except (gzip.BadGzipFile, zlib.error, EOFError, ValueError):

@@ -26,7 +26,7 @@ def write(folder: Path, columns: Columns) -> None:
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
-    """The columns of the file in a run's folder, {} where there is none. Raises SettingError for a damaged file."""
+    """The columns of the file in a run's folder, {} if there is none. Raises SettingError for a damaged file."""
     path = folder / PREDICTIONS
     if not path.is_file():
         return {}
@@ -41,7 +41,7 @@ def packed(columns: Columns) -> Packed:
     """Labels and predictions of classes as texts of one character per row, which compress well; {} for other
     predictions. Scores are left out.
 
-    error: label XOR prediction, 0 where it is right; change: the last checkpoint's prediction XOR the best one's.
+    error: label XOR prediction, 0 if it is right; change: the last checkpoint's prediction XOR the best one's.
     """
     if "prediction" not in columns or columns["prediction"].dtype.kind != "i":
         return {}

@@ -8,7 +8,7 @@ from adarank.runs.files import CONFIG
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """`config.yaml` of a run's folder, see `flat`; None where it is missing or cannot be read."""
+    """`config.yaml` of a run's folder, see `flat`; None if it is missing or cannot be read."""
     import yaml  # type: ignore[import-untyped]
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is installed

@@ -32,12 +32,12 @@ BEAT = 5.0  # seconds between heartbeats
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """status.json, {} where it is missing or damaged."""
+    """status.json, {} if it is missing or damaged."""
     return read_object(folder / STATUS)[0]
 
 
 def is_finished(folder: Path, force: bool, retry: str) -> bool:
-    """Whether `folder` holds the finished run. Raises RunFailed where the run failed before and neither `force` nor
+    """Whether `folder` holds the finished run. Raises RunFailed if the run failed before and neither `force` nor
     retry="failed" asks for another try."""
     if force:
         return False
@@ -55,7 +55,7 @@ def is_resumable(folder: Path) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the run's folder. Raises SettingError where it cannot be made."""
+    """Make the run's folder. Raises SettingError if it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -81,7 +81,7 @@ def unwritable(out: Path | str, error: OSError) -> SettingError:
 
 
 def check_writable(out: str) -> None:
-    """Raise SettingError where `out` cannot be made or written. Nothing is left behind."""
+    """Raise SettingError if `out` cannot be made or written. Nothing is left behind."""
     existing = _existing(Path(out).expanduser())
     if not existing.is_dir():
         raise SettingError(f"out={out} cannot be written ({existing} is a file); choose a folder that you can write to")
@@ -94,7 +94,7 @@ def check_writable(out: str) -> None:
 
 
 def check_space(out: str, folder: Path, needed: Mapping[str, int]) -> None:
-    """Raise SettingError where the disk of `out` has no room for what a run in `folder` will save.
+    """Raise SettingError if the disk of `out` has no room for what a run in `folder` will save.
 
     needed: {name: bytes at most}. What an earlier attempt left in the folder counts, since it is replaced.
     """
@@ -131,8 +131,8 @@ class Heartbeat:
     """
 
     def __init__(self, folder: Path, lock: Path | None, step: int = 0, steps: int = 0) -> None:
-        """lock: the lock's file, touched at every beat, None where the kernel keeps it; step, steps: where the run starts
-        and will end, from which `adarank status` estimates the time left."""
+        """lock: the lock's file, touched at every beat, or None if the kernel keeps it; step, steps: where the run
+        starts and will end, from which `adarank status` estimates the time left."""
         self.folder, self.lock, self.step = folder, lock, step
         self._more: dict[str, Any] = {"steps": steps, "started": _now(), "started_step": step}
         self._over = threading.Event()

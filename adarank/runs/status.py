@@ -31,14 +31,15 @@ class Row:
 
 
 def read(out: Path) -> list[Row]:
-    """The runs below `out`, sorted by name. Raises SettingError where there is no such folder."""
+    """The runs below `out`, sorted by name. Raises SettingError if there is no such folder."""
     if not out.is_dir():
         raise SettingError(f"OUT must be a folder that holds runs (got {out})")
     return [_row(folder, folder.relative_to(out).as_posix()) for folder in run_folders(out)]
 
 
 def run_folders(out: Path) -> list[Path]:
-    """The run folders below `out`, or `out` itself, sorted by path. Links are followed, and each folder is found once."""
+    """The run folders below `out`, or `out` itself, sorted by path. Links are followed, and each folder is found
+    once."""
     found, seen = [], set()
     for parent, names, files in os.walk(out, followlinks=True):
         real = os.path.realpath(parent)
@@ -51,7 +52,7 @@ def run_folders(out: Path) -> list[Path]:
 
 
 def state_of(folder: Path, status: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """A run's state: one of STATES, or "diverged". status, summary: the content of its two files, {} where missing."""
+    """A run's state: one of STATES, or "diverged". status, summary: the content of its two files, {} if missing."""
     state = str(status.get("state", summary.get("status")))
     if state == "running":
         return "running" if lock.holder(folder) is not None else "stale"

@@ -14,8 +14,8 @@ def salience(window: int = 200, correlation: float = 0.9, slope: float = 2.0, in
     magnitude: m_i = Σ_t R_t |λ_i(t)|, divided by its sum over the module. R_t is 1/ℓ_t, scaled to [0, 1] over the
         series, and ℓ_t the orthogonality loss at step t: steps at which λ is nearer to a singular value count more.
     influence domain: an edge i → j where the correlation of λ_i and λ_j is at least `correlation` and the regression of
-        λ_j on λ_i has a slope b_ij of at least `slope`. d_i = Σ_j b_ij d_j over i's edges, where a triplet without edges
-        counts 1; divided by the sum of d over all triplets with edges, and 0 for the others.
+        λ_j on λ_i has a slope b_ij of at least `slope`. d_i = Σ_j b_ij d_j over i's edges, where a triplet without
+        edges counts 1; divided by the sum of d over all triplets with edges, and 0 for the others.
 
     The paper removes the weakest edge of every cycle first (Algorithm 1). There is none: b_ij = r_ij σ_j/σ_i, so that
     around a cycle the slopes' product is that of the correlations, at most 1, but at least slopeᵏ > 1. Sorted by σ, the
@@ -60,7 +60,8 @@ def salience(window: int = 200, correlation: float = 0.9, slope: float = 2.0, in
 
 
 def _magnitude(lam: Tensor, loss: Tensor, recorded: Tensor, bank: Bank) -> Tensor:
-    """Each triplet's share in its module's Σ_t R_t |λ(t)|, [triplets]. lam: [triplets, window]; loss, recorded: [window]."""
+    """Each triplet's share in its module's Σ_t R_t |λ(t)|, [triplets]. lam: [triplets, window]; loss, recorded:
+    [window]."""
     tiny = torch.finfo(lam.dtype).tiny
     inverse = 1 / loss.clamp_min(tiny)
     low = inverse.masked_fill(~recorded, torch.inf).amin()

@@ -22,8 +22,9 @@ class Score(NamedTuple):
 
     init(bank) -> buffers: makes the running averages, {name: tensor}. Each is flat over the parameters ([numel], as
     `bank.buffer()` makes it), over the triplets ([triplets], or [triplets, k]) or a scalar. They are saved in the
-    optimiser's state dict, shrink with compaction and are zeroed wherever a triplet starts again. A scalar called "path"
-    multiplies λ in training passes, of plain adapters alone, until the last step that is observed; it is 1 from then on.
+    optimiser's state dict, shrink with compaction and are zeroed wherever a triplet starts again. A scalar called
+    "path" multiplies λ in training passes, of plain adapters alone, until the last step that is observed; it is 1 from
+    then on.
 
     observe(buffers, bank): updates them in place from `bank.weight` and `bank.grad`, once per optimiser step.
 

@@ -13,8 +13,8 @@ EPSILON = 1e-8  # added to ‖ΔW‖, as in the authors' code
 def share(beta: float = 0.9) -> Score:
     """‖ΔW_i‖_F / (‖ΔW‖_F + 1e-8) with ΔW_i = λ_i P_i Q_iᵀ and ΔW the sum over its module, averaged over the steps.
 
-    A ← β A + (1−β) share, from zero, without bias correction, after every step. A module's scale s cancels. The shares of
-    a module add up to at least 1, so that a module with a large ΔW has no larger scores than one with a small one.
+    A ← β A + (1−β) share, from zero, without bias correction, after every step. A module's scale s cancels. The shares
+    of a module add up to at least 1, so that a module with a large ΔW has no larger scores than one with a small one.
     beta: in [0, 1); else raises SettingError. Works with constant λ, too.
     """
     beta = smoothing("beta", beta)

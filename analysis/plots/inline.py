@@ -47,8 +47,8 @@ def axis(kind: str, mean: float, interval: tuple[float, float] | None, margin: f
 def rank_cells(
     values: NDArray[np.float64], limits: tuple[float, float], palette: str, title: str, digits: int = 1
 ) -> str:
-    """Cells of `values` [rows, columns], coloured over `limits`; NaN: no cell. Where they are large enough, each holds its
-    number. palette: a colour map of Matplotlib; digits: of the numbers below ten."""
+    """Cells of `values` [rows, columns], coloured over `limits`; NaN: no cell. Where they are large enough, each holds
+    its number. palette: a colour map of Matplotlib; digits: of the numbers below ten."""
     rows, columns = values.shape
     wide, high = _cell(rows, columns)
     colours = levels(palette)
@@ -82,7 +82,8 @@ def row_names(names: Sequence[str], columns: int) -> str:
 
 
 def levels(palette: str) -> list[tuple[str, str]]:
-    """LEVELS colours of one of Matplotlib's colour maps as #rrggbb, the lowest first, each with the ink to write on it."""
+    """LEVELS colours of one of Matplotlib's colour maps as #rrggbb, the lowest first, each with the ink to write on
+    it."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 

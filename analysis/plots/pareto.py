@@ -15,7 +15,7 @@ BLUE, GREY = style.COLOURS[0], "#888888"
 
 
 class Cost(NamedTuple):
-    """of: a row's cost, None where unknown; label: of the axis; measured: it depends on the device; log: its scale."""
+    """of: a row's cost, or None if unknown; label: of the axis; measured: it depends on the device; log: its scale."""
 
     of: Callable[[Row], float | None]
     label: str

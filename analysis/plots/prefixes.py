@@ -11,7 +11,7 @@ from analysis.tables import Table
 @style.styled
 def draw(table: Table) -> "style.Figure | None":
     """The metric over the prefix ranks of every measured row, mean over seeds, with a dot for each seed, and of every
-    method that has tuned runs for a curve. None where no row was measured."""
+    method that has tuned runs for a curve. None if no row was measured."""
     measured = prefixes.measured_rows(table)
     if not measured:
         return None

@@ -32,7 +32,7 @@ def draw(table: Table, rows: Sequence[Row], allocations: style.Records) -> "styl
 
 
 def last_quantiles(row: Row, allocations: style.Records) -> NDArray[np.float64] | None:
-    """Quantiles (0, 25, 50, 75, 100%) of the last recorded scores [modules, 5], NaN where a module has none."""
+    """Quantiles (0, 25, 50, 75, 100%) of the last recorded scores [modules, 5], NaN if a module has none."""
     for run in row.runs:
         for record in reversed(allocations.get(run.name, ())):
             scores: Any = record.get("score_quantiles")

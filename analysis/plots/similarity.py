@@ -25,7 +25,8 @@ class Pair(NamedTuple):
 
 @style.styled
 def draw(table: Table) -> "style.Figure | None":
-    """A row of panels per pair of runs, at most PAIRS: φ on either side, next to its chance level; None without pairs."""
+    """A row of panels per pair of runs, at most PAIRS: φ on either side, next to its chance level; None without
+    pairs."""
     names = {run.folder.name: label for label, run in table.labelled_runs()}
     pairs = [pair for _, run in table.labelled_runs() for pair in read(run, names)][:PAIRS]
     if not pairs:

@@ -37,7 +37,7 @@ def draw(table: Table, rows: Sequence[Row], allocations: style.Records) -> "styl
 
 
 def path_of(row: Row, allocations: style.Records) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Edges in steps [intervals + 1] and ranks [modules, intervals], NaN where a record lacks a module."""
+    """Edges in steps [intervals + 1] and ranks [modules, intervals], NaN if a record lacks a module."""
     for run in row.runs:
         known = {step: r["ranks"] for r in allocations.get(run.name, ())
                  if (step := number(r.get("step"))) is not None and isinstance(r.get("ranks"), dict)}  # fmt: skip

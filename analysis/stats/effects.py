@@ -32,7 +32,7 @@ class OverTasks(NamedTuple):
 def improvement(scores: ArrayLike, others: ArrayLike, level: float = 0.05) -> Share | None:
     """The chance that a method wins a pair (same seed, higher is better); ties count half. None without pairs.
 
-    scores, others: [n], NaN where a run is missing. The interval is Wilson's (1927) score interval, of coverage
+    scores, others: [n], NaN if a run is missing. The interval is Wilson's (1927) score interval, of coverage
     1 - level.
     """
     d = np.asarray(scores, dtype=np.float64) - np.asarray(others, dtype=np.float64)
@@ -48,7 +48,7 @@ def improvement(scores: ArrayLike, others: ArrayLike, level: float = 0.05) -> Sh
 
 
 def hedges_g(estimate: Estimate) -> float | None:
-    """The mean paired difference in standard deviations of one difference, bias-corrected; None where nothing varies.
+    """The mean paired difference in standard deviations of one difference, bias-corrected; None if nothing varies.
 
     Hedges 1981, with the exact factor Γ(f/2) / (√(f/2) Γ((f-1)/2)), f degrees of freedom; None below 2.
     """
@@ -122,7 +122,7 @@ def _correction(freedom: int) -> float:
 
 
 def _paule_mandel(effects: NDArray[np.float64], within: NDArray[np.float64]) -> float:
-    """The between-task variance at which the weighted squared deviations equal their expectation; 0 where less."""
+    """The between-task variance at which the weighted squared deviations equal their expectation; 0 if less."""
 
     def excess(tau2: float) -> float:
         weights = 1 / (within + tau2)

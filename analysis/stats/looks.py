@@ -28,8 +28,9 @@ SIMULATIONS = 200_000
 
 class Judgement(NamedTuple):
     """What a look says. word: "better" or "worse" (a difference above or below 0 is proven), "equivalent" (it is proven
-    to lie within the margin, by the interval at `level`), "hopeless", "go on", or at the last look "undecided"; p: of the paired t test, to be at
-    most `level`; chance: the conditional power that "hopeless" goes by, None at the last look."""
+    to lie within the margin, by the interval at `level`), "hopeless", "go on", or at the last look "undecided"; p: of
+    the paired t test, to be at most `level`; chance: the conditional power that "hopeless" goes by, None at the last
+    look."""
 
     word: str
     difference: float
@@ -43,7 +44,7 @@ def judge(differences: ArrayLike, looks: Sequence[int], alpha: float, margin: fl
 
     Hopeless means: the chance to prove a difference at the last look, if the true one is the larger of the margin and
     the observed, and the chance to prove equivalence, if the true difference is 0, are both below HOPELESS. This only
-    ever stops earlier, so that it adds no false "better". Raises ValueError where n is not among the looks.
+    ever stops earlier, so that it adds no false "better". Raises ValueError if n is not among the looks.
     """
     d = np.asarray(differences, dtype=np.float64)
     n, last = d.size, looks[-1]

@@ -52,7 +52,7 @@ def block_spread(scores: ArrayLike) -> tuple[float, int]:
 
 
 def interval(estimate: Estimate, level: float) -> tuple[float, float] | None:
-    """The t interval of the mean with coverage 1 - level; None where there is no degree of freedom.
+    """The t interval of the mean with coverage 1 - level; None if there is no degree of freedom.
 
     It excludes 0 exactly where `p_value` is below `level`.
     """
@@ -63,7 +63,7 @@ def interval(estimate: Estimate, level: float) -> tuple[float, float] | None:
 
 
 def p_value(estimate: Estimate) -> float:
-    """Two-sided p that the mean is 0; 1 where there is no degree of freedom."""
+    """Two-sided p that the mean is 0; 1 if there is no degree of freedom."""
     if estimate.freedom < 1:
         return 1.0
     if estimate.error == 0.0:
@@ -92,7 +92,7 @@ def sign_flip_p(differences: ArrayLike, generator: np.random.Generator) -> float
 
 
 def _settled(spread: float, values: NDArray[np.float64]) -> float:
-    """0 where the spread is only the rounding of the values."""
+    """0 if the spread is only the rounding of the values."""
     return spread if spread > 1e-12 * float(np.abs(values).max(initial=0.0)) else 0.0
 
 

@@ -22,7 +22,7 @@ def mean_ranks(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
-    """Spearman's rank correlation of `x` and `y` [n], ties by mean ranks; None where either is constant."""
+    """Spearman's rank correlation of `x` and `y` [n], ties by mean ranks; None if either is constant."""
     if not (np.ptp(x) and np.ptp(y)):
         return None
     from scipy.stats import spearmanr

@@ -15,9 +15,9 @@ for; kernels, and `busy_ms`, the sum of their times; `peak_mib` and `reserved_mi
 retries; the losses of the first eight steps and a hash of the weights after them. Captured losses and weights must be
 those without graphs bit for bit, where these repeat themselves, and losses near the eager ones.
 
-What does not fit into --budget seconds is listed as skipped. The JSON is written again after every contender. On the CPU
-graphs are tapes (experiments/bench/tape.py): captured = fed is checked, and that nothing inside a graph would make a
-GPU's host wait; times say nothing. Exit status 1: a contender failed, or a check did.
+What does not fit into --budget seconds is listed as skipped. The JSON is written again after every contender. On the
+CPU graphs are tapes (experiments/bench/tape.py): captured = fed is checked, and that nothing inside a graph would make
+a GPU's host wait; times say nothing. Exit status 1: a contender failed, or a check did.
 """
 
 import argparse
@@ -208,10 +208,10 @@ def measure(
 
 
 def compare(case: Case, steps: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Captured against the same code without graphs (fed; eager where there is nothing to feed): losses and weights must
+    """Captured against the same code without graphs (fed; eager if there is nothing to feed): losses and weights must
     be equal, if that code gives the same weights in both passes: on a GPU not all kernels do. Captured and fed against
-    eager: losses must be near. The largest relative difference of the losses of the first CHECKED steps, and whether the
-    weights after them are the same."""
+    eager: losses must be near. The largest relative difference of the losses of the first CHECKED steps, and whether
+    the weights after them are the same."""
     first = {name: passes[0] for name, passes in steps.items() if "losses" in passes[0]}
     found = {}
     for name in first:
@@ -356,7 +356,8 @@ def show(name: str, found: Mapping[str, Any], aims: bool) -> None:
     for pair, aim in found.get("aims", {}).items() if aims else ():
         interval = f"[{aim['low']:.3f}, {aim['high']:.3f}]"
         print(
-            f"  {pair:48s} {aim['median']:.3f} {interval}, at most {aim['at_most']}: {'met' if aim['met'] else 'missed'}"
+            f"  {pair:48s} {aim['median']:.3f} {interval}, at most {aim['at_most']}: "
+            f"{'met' if aim['met'] else 'missed'}"
         )
     for pair, check in found.get("losses", {}).items():
         print(f"  {pair:52s} losses differ by up to {check['difference']:.1e}, weights are {_same(check)}")

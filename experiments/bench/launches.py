@@ -8,10 +8,10 @@ operation, and behind a few others, are counted as CUDA has them (`launches`). T
 the count does not depend on it. AdaLoRA observes, allocates and masks in every step; a step "between allocations" is
 one in which no allocation is due.
 
-"captured" counts the step of `adarank.capture` as it computes without graphs; a replay launches the same kernels, in one
-call for each graph. Its "feed" is what the bank does for the adapters once a step. The base's forward and backward are
-those of the frozen model, and what a contender adds is its adapters', less the few launches that an adapted first block
-saves, whose input needs no gradient. Copies of a batch into a graph's memory are left out.
+"captured" counts the step of `adarank.capture` as it computes without graphs; a replay launches the same kernels, in
+one call for each graph. Its "feed" is what the bank does for the adapters once a step. The base's forward and backward
+are those of the frozen model, and what a contender adds is its adapters', less the few launches that an adapted first
+block saves, whose input needs no gradient. Copies of a batch into a graph's memory are left out.
 
 `profiled` compares the same count with the kernels that a profiler saw on an H100 (experiments/results/step_h100.json:
 steps without clipping, the decoder at its full width, other versions of torch, Transformers and PEFT, and four launches

@@ -3,8 +3,9 @@
     python experiments/bench/looks.py --json experiments/results/looks.json
 
 Each cell draws paired differences of a true effect (in standard deviations of a difference), judges them at every look
-until a word other than "go on" falls, and counts the words. `better` where the effect is 0, or `worse`, is an error, and
-so is `equivalent` where the effect is the margin or more. Beside it, what a t test of all seeds at the same level finds.
+until a word other than "go on" falls, and counts the words. `better` where the effect is 0, or `worse`, is an error,
+and so is `equivalent` where the effect is the margin or more. Beside it, what a t test of all seeds at the same level
+finds.
 """
 
 import argparse

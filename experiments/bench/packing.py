@@ -2,9 +2,9 @@
 
     python experiments/bench/packing.py --json experiments/results/packing_cpu.json
 
-A random Llama and one batch of random tokens, whose row lengths are log-normal, as those of instructions are. The passes
-alternate; reported are the tokens computed, the median seconds of each, the loss, and what packing and the check before
-training take.
+A random Llama and one batch of random tokens, whose row lengths are log-normal, as those of instructions are. The
+passes alternate; reported are the tokens computed, the median seconds of each, the loss, and what packing and the check
+before training take.
 """
 
 import argparse

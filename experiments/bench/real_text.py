@@ -4,9 +4,9 @@
     python experiments/bench/real_text.py --data GLUE --tasks rte --batches 24 --precisions bf16 --rounds 5
     python experiments/bench/real_text.py --tiny
 
-GLUE is a folder with SST-2 and RTE, as for `task=sst2 task.path=GLUE`; rotten_tomatoes needs none. MiniLM-L6 is trained on
-the rows and in the order of seed 0. PEFT and adarank adapt the same linears with the same ranks: LoRA has r = 8, AdaLoRA
-starts at 12 and ends at 8.
+GLUE is a folder with SST-2 and RTE, as for `task=sst2 task.path=GLUE`; rotten_tomatoes needs none. MiniLM-L6 is trained
+on the rows and in the order of seed 0. PEFT and adarank adapt the same linears with the same ranks: LoRA has r = 8,
+AdaLoRA starts at 12 and ends at 8.
 
     trainer_lora, trainer_adalora         transformers.Trainer and its DataCollatorWithPadding; update_and_allocate in a
                                           callback after each optimiser step
@@ -19,8 +19,8 @@ to its next optimiser step, with the same rows, in alternating order, and so tim
 batches, loss, gradients, clipping, optimiser, allocation, callbacks. On the CPU it is the process's own time, with one
 thread unless --threads; on CUDA, where one contender at a time is on the card, the time between events. A ratio is the
 median of the rounds' ratios with its 95 % interval. Peak memory is that of a few steps in a process of its own, above
-what is held before the contender's model is copied. On a CPU without bf16 instructions, bf16 is several times slower than
-fp32 and says little: use --precisions fp32 there.
+what is held before the contender's model is copied. On a CPU without bf16 instructions, bf16 is several times slower
+than fp32 and says little: use --precisions fp32 there.
 """
 
 import argparse

@@ -63,7 +63,8 @@ def table(found: dict[str, Any]) -> str:
 
 
 def text_table(found: dict[str, Any]) -> str:
-    """A row for each cell: the plain loop's seconds per 100 rows, and the median ratio of every other contender to it."""
+    """A row for each cell: the plain loop's seconds per 100 rows, and the median ratio of every other contender to
+    it."""
     others = {which: name for which, name in ON_TEXT.items() if which != "peft_lora"}
     heads = ["rows ÷ plain loop's time", "plain loop, s per 100 rows", *others.values()]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]

@@ -2,9 +2,9 @@
 
     python experiments/bench/saving.py [--layers 22 --width 1024 --steps 12 --seconds 10] [--method full] [--json FILE]
 
-The model and its task (prompts of random letters) are written into a temporary folder, and `adarank run` trains them in a
-process of its own. Reported: the process's peak resident memory, the sizes of weights, gradients and AdamW's averages,
-which no run can do without, and what is left above them.
+The model and its task (prompts of random letters) are written into a temporary folder, and `adarank run` trains them in
+a process of its own. Reported: the process's peak resident memory, the sizes of weights, gradients and AdamW's
+averages, which no run can do without, and what is left above them.
 """
 
 import argparse

@@ -6,10 +6,10 @@
 A ratio is the median of the rounds' ratios, with its 95 % interval. On the CPU every round runs one step of each
 contender, and the time is the process's own (one thread unless --threads). On CUDA one contender at a time is on the
 card, round i of one is compared with round i of another, and the time is measured with events. AdaLoRA stands in its
-allocation phase and masks in every step. `controller` is the share of its step that penalty and allocator take, measured
-in further steps after the rounds, because timing a part of a step waits for the GPU. `bound` is what no low-rank adapter
-of this kind can beat on the machine: the frozen floor plus the adapter's six thin products alone (no autograd, no Python
-around them, no optimiser), timed in the same way.
+allocation phase and masks in every step. `controller` is the share of its step that penalty and allocator take,
+measured in further steps after the rounds, because timing a part of a step waits for the GPU. `bound` is what no
+low-rank adapter of this kind can beat on the machine: the frozen floor plus the adapter's six thin products alone (no
+autograd, no Python around them, no optimiser), timed in the same way.
 """
 
 import argparse

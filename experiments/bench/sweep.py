@@ -2,10 +2,11 @@
 
     python experiments/bench/sweep.py --json experiments/results/sweep_cpu.json
 
-Two measurements, in processes of their own, as a user starts them. `sweep`: the same jobs (one seed each) one after
-the other and by two workers (hydra/launcher=joblib), with the same number of threads a job; the ratio of the times,
-in alternating order, once each per round. `start`: one run of the model and task, the time from the command to the first step
-(imports, model, tokenised data), with an empty cache and with a full one, as a share of a run of `--whole` seconds.
+Two measurements, in processes of their own, as a user starts them. `sweep`: the same jobs (one seed each) one after the
+other and by two workers (hydra/launcher=joblib), with the same number of threads a job; the ratio of the times, in
+alternating order, once each per round. `start`: one run of the model and task, the time from the command to the first
+step (imports, model, tokenised data), with an empty cache and with a full one, as a share of a run of `--whole`
+seconds.
 """
 
 import argparse

@@ -2,16 +2,15 @@
 
     python experiments/bench/verdicts.py --json experiments/results/verdicts_simulated.json
 
-A sweep is a page of three tasks, each with LoRA and five other methods, n seeds of each. A score is that of its seed plus
-noise, such that the difference of two methods has a standard deviation of one point, rounded to the accuracy of 1,000
-rows. Every page is judged by the code that judges a folder without declared claims (analysis/verdicts.py), so that all
-15 comparisons are one family. A page counts as wrong when any verdict calls a method better although none is.
+A sweep is a page of three tasks, each with LoRA and five other methods, n seeds of each. A score is that of its seed
+plus noise, such that the difference of two methods has a standard deviation of one point, rounded to the accuracy of
+1,000 rows. Every page is judged by the code that judges a folder without declared claims (analysis/verdicts.py), so
+that all 15 comparisons are one family. A page counts as wrong when any verdict calls a method better although none is.
 
-    null          no method differs
-    skewed        no method differs, the noise is exponential
-    unequal       no method differs, one has noise of three times the size
-    collapse      no method differs, but in one of them 15 % of the runs end at the majority class
-    better        one method of every task is 1.5 standard deviations better; the share of them that is found, on the page
+    null          no method differs skewed        no method differs, the noise is exponential unequal       no method
+    differs, one has noise of three times the size collapse      no method differs, but in one of them 15 % of the runs
+    end at the majority class better        one method of every task is 1.5 standard deviations better; the share of
+    them that is found, on the page
                   of three tasks and on a page of a single one
     margin        one method differs by the margin; how often it is called equivalent where an assay shows
 """

@@ -120,7 +120,8 @@ def contender(
     wrap: Callable[[nn.Module], Any] = lambda m: m,
 ) -> Contender:
     """One of CONTENDERS over its own copy of `base`. Every one trains the head as well; `wrap` (torch.compile, say) is
-    applied to the finished model. The adaptive ones stand in the middle of their allocation phase and mask every step."""
+    applied to the finished model. The adaptive ones stand in the middle of their allocation phase and mask every
+    step."""
     model: Any = deepcopy(base)
     if which == "full":
         return _plain(model, inputs, wrap)

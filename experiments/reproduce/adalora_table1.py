@@ -67,7 +67,8 @@ def task(name: str, scale: str, data: Path | None, of_scale: Mapping[str, Any]) 
 
 
 def scores(results: Path, task: str, method: str, rank: int | None) -> dict[int, tuple[float, float]]:
-    """{seed: test metric in points, of the best checkpoint and of the last} of the finished runs; rank: None for any."""
+    """{seed: test metric in points, of the best checkpoint and of the last} of the finished runs; rank: None for
+    any."""
     found = {}
     for record in map(read_record, record_files(results / "seeds" / task / method)):
         metric = record["summary"]["metric"]
@@ -86,7 +87,8 @@ def difference(one: Mapping[int, Any], other: Mapping[int, Any], which: int) -> 
 
 
 def cell(asked: Study, paper: Mapping[str, Any], results: Path, task: str, rank: int, other: str) -> dict[str, Any]:
-    """AdaLoRA − other at one task and budget, of the last checkpoint, which is compared with the paper's, and of the best."""
+    """AdaLoRA − other at one task and budget, of the last checkpoint, which is compared with the paper's, and of the
+    best."""
     ranked = asked.methods[other].get("ranked", True)
     ours = scores(results, task, "adalora", rank), scores(results, task, other, rank if ranked else None)
     found = {which: difference(*ours, i) for i, which in enumerate(("best", "last"))}

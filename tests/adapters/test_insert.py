@@ -176,14 +176,14 @@ def test_the_head_trains_and_modes_are_kept(net):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"places": ["dwon"]}, "places='dwon' matches no projection or LayerNorm; near names: down"),
+        ({"places": ["dwon"]}, "places='dwon' matches no projection or LayerNorm; similar names: down"),
         ({"places": []}, r"places must name at least one module \(got \[\]\)"),
         ({"places": "("}, r"places='\(' is neither a name nor a regular expression"),
         ({"places": ["down"], "rank": 0}, r"^rank must be a whole number of at least 1 \(got 0\)$"),
         ({"places": ["down"], "rank": True}, r"\(got True\)"),
         ({"places": ["down"], "activation": "sin"}, r"activation must be one of gelu, relu, silu \(got 'sin'\)"),
         ({"places": ["down"], "targets": ["nowhere"]}, "targets='nowhere' matches no module"),
-        ({"places": ["down"], "train": ["haed"]}, "train='haed' matches no module; near names: head"),
+        ({"places": ["down"], "train": ["haed"]}, "train='haed' matches no module; similar names: head"),
     ],
 )
 def test_bad_arguments_are_refused_and_change_nothing(net, arguments, says):

@@ -48,7 +48,7 @@ def lengths(lists: Sequence[Sequence[int]]) -> np.ndarray:
 def check_lengths(
     lengths: np.ndarray, texts: Sequence[str], split: str, setting: str, value: int, tokenizer: Any
 ) -> None:
-    """Raise SettingError where a row has more tokens than the model reads, `tokenizer.model_max_length`.
+    """Raise SettingError if a row has more tokens than the model reads, `tokenizer.model_max_length`.
 
     lengths: tokens of each row, [rows]; texts: the rows; setting, value: what limits their tokens, and to how many.
     """

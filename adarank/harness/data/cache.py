@@ -1,8 +1,8 @@
 """Tokenised rows and resized images on disk, so that the jobs of a sweep do not prepare the same rows again.
 
 One file per split in the folder that ADARANK_CACHE names (empty: no cache), by default ~/.cache/adarank, named by the
-digest of everything that decides its content: data, tokeniser and length, or image processor. Jobs may share the folder,
-since files are written atomically. You can delete it at any time.
+digest of everything that decides its content: data, tokeniser and length, or image processor. Jobs may share the
+folder, since files are written atomically. You can delete it at any time.
 """
 
 import hashlib
@@ -102,7 +102,8 @@ def write(name: str | None, tokens: Mapping[str, list[list[int]]]) -> None:
 def stacked(name: str | None, count: int, rows: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
     """`count` arrays of one shape and dtype as one array [count, …], memory-mapped from the cached file of that name.
 
-    rows: makes the arrays, where nothing is cached. Without a cache, or if it cannot be written, the array is in memory.
+    rows: makes the arrays, where nothing is cached. Without a cache, or if it cannot be written, the array is in
+    memory.
     """
     where = folder()
     if where is None or name is None:

@@ -106,7 +106,7 @@ def computes_in_chunks(model: Any) -> bool:
 
 
 def chunked_token_losses(model: Any, inputs: Mapping[str, Tensor], labels: Tensor, chunk: int | None = None) -> Tensor:
-    """[rows, tokens]: the cross-entropy of what every position predicts, 0 where that is not counted.
+    """[rows, tokens]: the cross-entropy of what every position predicts, 0 if that is not counted.
 
     model: a causal language model, perhaps in DDP; inputs: its arguments; labels: what each position predicts, int64
     [rows, tokens], IGNORED where it does not count; such positions are not given to the head. chunk: tokens of a chunk,

@@ -101,7 +101,7 @@ def in_bins(
 
 
 def block_mask(owner: Tensor, dtype: torch.dtype, window: int | None = None) -> Tensor:
-    """[bins, 1, tokens, tokens], added to attention scores: 0 where a token […, i, :] may see a token […, :, j], else the
+    """[bins, 1, tokens, tokens], added to attention scores: 0 if a token […, i, :] may see a token […, :, j], else the
     dtype's minimum. owner: the row of each token, int64 [bins, tokens]; window: the most tokens that one sees, itself
     included."""
     seen = (owner[:, :, None] == owner[:, None, :]).tril()[:, None]
@@ -127,8 +127,8 @@ def way_to_pack(model: Any, longest: int, precision: str, device: torch.device) 
     """The first way in which the model computes packed rows as it computes them alone, None if there is none.
 
     longest: tokens of the longest row that will be packed. Tried with random tokens in evaluation mode, with rows
-    longer than the model's windows where training has such rows: if the first row of a bin changes, the second must
-    not move, and it must equal that row alone, padded to nothing. Compared are the inputs of the output matrix, [tokens,
+    longer than the model's windows where training has such rows: if the first row of a bin changes, the second must not
+    move, and it must equal that row alone, padded to nothing. Compared are the inputs of the output matrix, [tokens,
     width], or the logits of a model that does not name one.
     """
     config = model.config.get_text_config()

@@ -19,7 +19,7 @@ MULTIPLE = 16  # tokens: rows are padded to multiples of it, so that few shapes 
 
 
 def why_not_captured(spec: Spec, controller: RankController | None) -> str | None:
-    """The setting that keeps a step from being captured, and why; None where nothing does."""
+    """The setting that keeps a step from being captured, and why; None if nothing does."""
     train = spec.train
     if world() > 1:
         return "several processes train the model together"
@@ -43,7 +43,7 @@ def why_not_captured(spec: Spec, controller: RankController | None) -> str | Non
 
 
 def check_capture(spec: Spec, controller: RankController | None) -> None:
-    """Raise SettingError where train.capture=true cannot be kept."""
+    """Raise SettingError if train.capture=true cannot be kept."""
     if spec.train.capture is True and (why := why_not_captured(spec, controller)) is not None:
         raise SettingError(f"train.capture must be auto or false here, because {why} (got true)")
 
@@ -58,10 +58,10 @@ def captured_step(
     device: torch.device,
     graphs: Any = None,
 ) -> Callable[[Mapping[str, Tensor]], Tensor] | None:
-    """(batch) -> the detached loss of one whole step; None where steps run as they are written in the training loop.
+    """(batch) -> the detached loss of one whole step; None if steps run as they are written in the training loop.
 
-    With `auto` a step is captured on CUDA alone. rows: the encoded training rows, whose `pad` is the token that pads them.
-    graphs: as in `adarank.capture`, for tests; None: CUDA graphs on CUDA, else none.
+    With `auto` a step is captured on CUDA alone. rows: the encoded training rows, whose `pad` is the token that pads
+    them. graphs: as in `adarank.capture`, for tests; None: CUDA graphs on CUDA, else none.
     """
     capture = spec.train.capture
     graphs = graphs or ("auto" if device.type == "cuda" else False)

@@ -32,14 +32,14 @@ def check_settings(spec: Spec, task: Task) -> None:
         raise SettingError(f"train.packing must be false for task type {kind}, {why} (got true)")
     if spec.train.chunked_loss is True:
         raise SettingError(
-            f"train.chunked_loss must be auto or false for task type {kind}, which trains no causal language model (got "
-            "true)"
+            f"train.chunked_loss must be auto or false for task type {kind}, which trains no causal language model "
+            "(got true)"
         )
 
 
 def prepare_causal(prepared: Prepared, spec: Spec, task: Task, rows: Any, device: torch.device) -> Prepared:
     """The prepared model with what `train.packing` and `train.chunked_loss` ask for, after trying whether it computes
-    the same. rows: the encoded training rows. Raises SettingError where it does not. Other types of task pass through.
+    the same. rows: the encoded training rows. Raises SettingError if it does not. Other types of task pass through.
     """
     if task.task_type != "generate":
         return prepared

@@ -1,4 +1,5 @@
-"""A run's state on disk, from which it resumes as if it had never stopped; no pickle, and never a second copy in memory.
+"""A run's state on disk, from which it resumes as if it had never stopped; no pickle, and never a second copy in
+memory.
 
 checkpoint/state.safetensors holds the tensors, and its metadata everything else as JSON, with a reference in place of
 each tensor: trained parameters, buffers and masks, the optimiser with the controller inside, the learning-rate curve,
@@ -36,7 +37,7 @@ SECONDS, SHARE = 60.0, 0.05  # auto: at least so many seconds apart, and at most
 @dataclass
 class Progress:
     """Where the loop stands. step: optimiser steps done; best, best_step: the best checkpoint so far, from step 1, or 0
-    where there is none yet; last: the metrics of the last evaluation; seconds: of a step, one entry per record; train_s,
+    if there is none yet; last: the metrics of the last evaluation; seconds: of a step, one entry per record; train_s,
     eval_s: seconds so far; rows, tokens: trained so far, without padding."""
 
     best: float
@@ -75,8 +76,8 @@ def _size(tensors: Iterable[Tensor]) -> int:
 
 
 def write_sharded(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, completely or not at all, by rank 0; sharded tensors are put together one at a time, for
-    which every rank calls this. Raises OSError on every rank where the file cannot be written."""
+    """Write a safetensors file, completely or not at all, by rank 0; sharded tensors are put together one at a time,
+    for which every rank calls this. Raises OSError on every rank where the file cannot be written."""
     pieces = (full_tensor(tensors[name].detach()) for name in order(tensors))
 
     def write() -> None:
@@ -97,7 +98,7 @@ class Saver:
     minute, and so that saving takes less than 5 % of the time), and loads.
 
     folder: the run's checkpoint/; resume: whether to continue from the state in it. step: the step that the run
-    continues from; None where it starts from the beginning. Raises RunFailed for a damaged file.
+    continues from; None if it starts from the beginning. Raises RunFailed for a damaged file.
     """
 
     def __init__(self, folder: Path, seconds: float | str | None, resume: bool) -> None:
@@ -122,7 +123,7 @@ class Saver:
     def save(self, model: nn.Module, optimizer: Any, scheduler: Any, progress: Progress, at_once: bool = False) -> None:
         """Replace the state if it is due, or at once; never where seconds is None.
 
-        Raises OSError where the file cannot be written; the old one is whole then.
+        Raises OSError if the file cannot be written; the old one is whole then.
         """
         if self.seconds is None or not (at_once or on_main(self._is_due)):
             return
@@ -145,8 +146,8 @@ class Saver:
         self._spent += self._cost
 
     def keep_best(self, model: nn.Module, step: int) -> None:
-        """Write what is trained now, after `step`, as the best checkpoint so far. The one before it stays as long as the
-        saved state goes with it. Raises OSError."""
+        """Write what is trained now, after `step`, as the best checkpoint so far. The one before it stays as long as
+        the saved state goes with it. Raises OSError."""
         began = time.monotonic()
         write_sharded(self._best(step), trained_tensors(model))
         if self.seconds is None:
@@ -186,7 +187,7 @@ class Saver:
                 path.unlink()
 
     def load(self, model: nn.Module, optimizer: Any, scheduler: Any) -> Progress | None:
-        """Put the saved state into freshly prepared pieces; None where the run starts from the beginning."""
+        """Put the saved state into freshly prepared pieces; None if the run starts from the beginning."""
         if self.step is None:
             return None
         with _opened(self.folder / STATE) as file:

@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node=2 experiments/run.py method=adalora …
 
-Rank 0 writes, prints and holds the lock; its results and errors reach the others through `on_main`. Every rank reads the
-same settings and data and so raises the same SettingError; a rank that may have failed alone ends at once (`fail`), so
-that torchrun ends and reports the others. Without torchrun there is one rank, the main one, and nothing here does
+Rank 0 writes, prints and holds the lock; its results and errors reach the others through `on_main`. Every rank reads
+the same settings and data and so raises the same SettingError; a rank that may have failed alone ends at once (`fail`),
+so that torchrun ends and reports the others. Without torchrun there is one rank, the main one, and nothing here does
 anything. torch is imported only where it is used, for the command line's sake.
 """
 
@@ -37,7 +37,7 @@ def is_main() -> bool:
 def join() -> None:
     """Meet the other ranks (gloo, and nccl on CUDA, one device a rank); once a process, nothing with one rank.
 
-    Raises SettingError where a node has fewer devices than processes.
+    Raises SettingError if a node has fewer devices than processes.
     """
     import torch
     from torch import distributed as dist
@@ -87,7 +87,8 @@ def of_all(value: T) -> list[T]:
 
 
 def fail(message: str) -> NoReturn:
-    """End this process, which may have failed alone: the others would wait for it in a collective. torchrun ends them."""
+    """End this process, which may have failed alone: the others would wait for it in a collective. torchrun ends
+    them."""
     print(f"error: {message} (rank {rank()})", file=sys.stderr, flush=True)
     leave(1)
 
@@ -100,7 +101,7 @@ def leave(status: int) -> NoReturn:
 
 
 def end(status: int) -> int:
-    """At the end of the command: part from the other ranks. Returns `status` where there are none, else leaves with it."""
+    """At the end of the command: part from the other ranks. Returns `status` if there are none, else leaves with it."""
     if world() == 1:
         return status
     if "torch" in sys.modules:

@@ -105,8 +105,8 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
                 if not is_unwritable(error, folder):
                     raise
                 message = (
-                    f"{run.title} stopped because {folder} cannot be written ({error.strerror}); its files stay, and the "
-                    "same command resumes the run"
+                    f"{run.title} stopped because {folder} cannot be written ({error.strerror}); its files stay, and "
+                    "the same command resumes the run"
                 )
                 if distributed.world() > 1:
                     distributed.fail(message)
@@ -148,8 +148,9 @@ def best_of(folder: Path) -> float | None:
 def train_in_folder(
     run: Resolved, prepared: Prepared, encoded: Mapping[str, Any], about: Mapping[str, Any], held: Path | None
 ) -> None:
-    """Train in the run's folder, from the last checkpoint where the run was interrupted or failed. held: the lock's file,
-    if any. Whatever fails, in training or after it, is the run's failure: its checkpoint stays for retry=failed."""
+    """Train in the run's folder, from the last checkpoint where the run was interrupted or failed. held: the lock's
+    file, if any. Whatever fails, in training or after it, is the run's failure: its checkpoint stays for
+    retry=failed."""
     spec, folder, metrics = run.spec, run.folder, run.task.metrics
     record = spec.record()
     resumes = on_main(partial(state.is_resumable, folder)) and not spec.force
@@ -207,7 +208,8 @@ def train_in_folder(
 
 
 def predict(run: Resolved, model: nn.Module, rows: Encoded) -> dict[str, Any]:
-    """Write predictions.jsonl, the best checkpoint's predictions of a test without labels; returns where and how many."""
+    """Write predictions.jsonl, the best checkpoint's predictions of a test without labels; returns where and how
+    many."""
     lines = classify.predict(model, rows, run.task.labels, run.spec.train, run.device)
     on_main(lambda: write_text(run.folder / UNLABELLED, "".join(map(json_line, lines))))
     print(f"  test has no labels: predictions of its {len(lines)} rows in {UNLABELLED}", flush=True)
@@ -261,7 +263,7 @@ def describe(run: Resolved, prepared: Prepared, provenance: Mapping[str, Any]) -
 
 def dtypes(model: nn.Module) -> dict[str, str | None]:
     """{base: of the frozen parameters, trained: of the trained ones}: the dtype that holds most of their values, null
-    where there are none; "nf4" where the base is quantised."""
+    if there are none; "nf4" where the base is quantised."""
     counts: dict[str, Counter[str]] = {"base": Counter(), "trained": Counter()}
     for parameter in model.parameters():
         full = str(parameter.dtype).removeprefix("torch.")
@@ -296,8 +298,9 @@ def results(outcome: Outcome, prepared: Prepared, run: Resolved) -> dict[str, An
 
 
 def final_rank(prepared: Prepared, spec: Spec) -> dict[str, Any] | None:
-    """Ranks of every target module in the model's order, rank 0 included; None for methods without a rank. budget_triplets
-    is None where the budget is counted in parameters; it and budget are where the allocator keeps no budget."""
+    """Ranks of every target module in the model's order, rank 0 included; None for methods without a rank.
+    budget_triplets is None if the budget is counted in parameters; it and budget are where the allocator keeps no
+    budget."""
     if not prepared.adapters:
         return None
     ranks = {**dict.fromkeys(prepared.unadapted, 0), **adarank.ranks(prepared.model)}

@@ -1,4 +1,5 @@
-"""`train.microbatches`: which rows share a forward pass, so that fewer tokens are padding and the gradient stays the same.
+"""`train.microbatches`: which rows share a forward pass, so that fewer tokens are padding and the gradient stays the
+same.
 
 The rows of a step are those of `train.batch_size`. Within each process's share of them, rows of similar length are put
 into passes of their own, and a pass counts as much in the loss as it has rows or tokens. How many passes pay depends on
@@ -31,7 +32,7 @@ GPU_OVERHEAD = {"fp32": 6e9, "bf16": 5e10}
 
 
 def why_one_pass(spec: Spec, task_type: TaskType) -> str | None:
-    """Why rows that share a forward pass are never divided in this run, None where they may be."""
+    """Why rows that share a forward pass are never divided in this run, or None if they may be."""
     if spec.train.packing:
         return "train.packing=true, which leaves no padding to save"
     if task_type.ONE_PASS is not None:
@@ -64,9 +65,9 @@ def pass_overhead(model: nn.Module, device: torch.device, precision: str) -> flo
 def local_passes(part: np.ndarray, lengths: np.ndarray, passes: int | str, overhead: float) -> list[np.ndarray]:
     """This process's rows of `part`, one array for each of its forward passes.
 
-    part: the numbers of the rows that all processes share, [rows], a multiple of the processes; lengths: tokens of every
-    row; passes, overhead: see `microbatches`. Every process has as many passes as the others, because sharded weights
-    are gathered in each.
+    part: the numbers of the rows that all processes share, [rows], a multiple of the processes; lengths: tokens of
+    every row; passes, overhead: see `microbatches`. Every process has as many passes as the others, because sharded
+    weights are gathered in each.
     """
     shares = np.split(part, world())
     if passes == "auto" and len(shares) > 1:

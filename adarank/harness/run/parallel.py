@@ -1,4 +1,5 @@
-"""A model in several processes: replicas (DDP) or pieces (FSDP2), such that a step is that of one process with the whole batch.
+"""A model in several processes: replicas (DDP) or pieces (FSDP2), such that a step is that of one process with the
+whole batch.
 
 shard=none    every rank holds the model; DDP averages the gradients while they are computed
 shard=fsdp2   frozen weights lie in pieces and are gathered block by block; what trains (the bank, the head) stays
@@ -36,8 +37,8 @@ def can_shard() -> bool:
 
 @torch.no_grad()
 def broadcast_model(model: nn.Module) -> None:
-    """Rank 0's weights, factors and buffers for every rank. They are the same by construction (every rank measures the same
-    batches), but not to the last bit on unlike devices. Raises RunFailed where even the ranks differ."""
+    """Rank 0's weights, factors and buffers for every rank. They are the same by construction (every rank measures the
+    same batches), but not to the last bit on unlike devices. Raises RunFailed if even the ranks differ."""
     tensors = [*model.parameters(), *model.buffers()]
     if len({tuple(shapes) for shapes in of_all([tuple(t.shape) for t in tensors])}) > 1:
         raise RunFailed(
@@ -64,8 +65,8 @@ def shard(model: nn.Module) -> None:
 
 
 def replicate(model: nn.Module) -> Any:
-    """The model in DDP. Left out of it: what never gets a gradient (factors of modules at rank 0), and buffers (masks are
-    equal by construction)."""
+    """The model in DDP. Left out of it: what never gets a gradient (factors of modules at rank 0), and buffers (masks
+    are equal by construction)."""
     parameters = trained(model)
     left_out = [name for name, p in model.named_parameters() if not p.numel()]
     left_out += [name for name, _ in model.named_buffers()]

@@ -43,9 +43,9 @@ def prepare(
     batches: Iterable[Mapping[str, Tensor]] | None = None,
     rank_map: RankMap | None = None,
 ) -> Prepared:
-    """Adapt `built.model` as the settings say. targets: None for methods that take none; batches: for inits that look at
-    data, model inputs with labels, on `device`; rank_map: the ranks of ranks_from. Raises SettingError before anything
-    is trained or written."""
+    """Adapt `built.model` as the settings say. targets: None for methods that take none; batches: for inits that look
+    at data, model inputs with labels, on `device`; rank_map: the ranks of ranks_from. Raises SettingError before
+    anything is trained or written."""
     model = built.model
     if spec.adapter is None:
         store(model, built.dtype)
@@ -135,8 +135,8 @@ def _ranks(limits: Mapping[str, int], spec: Spec) -> int | dict[str, int]:
     smallest = min(limits, key=lambda name: limits[name])
     if spec.initial_rank > limits[smallest]:
         raise SettingError(
-            f"{'init_rank' if spec.adaptive else 'rank'} must be a whole number from 1 to {limits[smallest]}, the smaller "
-            f"side of {smallest} (got {spec.initial_rank})"
+            f"{'init_rank' if spec.adaptive else 'rank'} must be a whole number from 1 to {limits[smallest]}, the "
+            f"smaller side of {smallest} (got {spec.initial_rank})"
         )
     held = spec.held_rank
     return held if held <= limits[smallest] else {name: min(held, limit) for name, limit in limits.items()}
@@ -181,18 +181,20 @@ def check_optimizer(name: str, device: torch.device) -> None:
 
 
 def enable_gradient_checkpointing(model: Any) -> None:
-    """Let the model's blocks recompute their activations in the backward pass. Raises SettingError where they cannot."""
+    """Let the model's blocks recompute their activations in the backward pass. Raises SettingError if they cannot."""
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise SettingError(
-            f"train.gradient_checkpointing must be false with {type(model).__name__}, which does not support it (got true)"
+            f"train.gradient_checkpointing must be false with {type(model).__name__}, which does not support it (got "
+            "true)"
         )
     newer = getattr(model, "activation_checkpointing_enable", None)  # its name in newer Transformers
     (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def make_optimizer(model: nn.Module, adapters: Mapping[str, LowRank], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW, as `config.optimizer` says, over everything that trains. Weights decay; biases and norms (vectors outside the
-    adapters) do not. config.loraplus_lr_ratio: LoRA+ (arXiv 2402.12354), the learning rate of every P (B) ÷ config.lr.
+    """AdamW, as `config.optimizer` says, over everything that trains. Weights decay; biases and norms (vectors outside
+    the adapters) do not. config.loraplus_lr_ratio: LoRA+ (arXiv 2402.12354), the learning rate of every P (B) ÷
+    config.lr.
     """
     factors = {id(p) for a in adapters.values() for p in (a.Q, a.lam, a.P)}
     faster = {id(a.P) for a in adapters.values()} if config.loraplus_lr_ratio != 1.0 else set()

@@ -1,6 +1,7 @@
 """ranks_from: the final ranks of a finished run, or a permutation of them, as the fixed ranks of a new one.
 
-Was it the rank map that helped, or how training came to it? Retrain the map (ranks_shuffle=none) and permutations of it.
+Was it the rank map that helped, or how training came to it? Retrain the map (ranks_shuffle=none) and permutations of
+it.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ class RankMap(NamedTuple):
 
 
 def read_rank_map(source: str) -> RankMap:
-    """The ranks in the summary of the run folder `source`. Raises SettingError where it holds no finished run with ranks."""
+    """The ranks in the summary of the run folder `source`. Raises SettingError if it holds no finished run with
+    ranks."""
     summary, fault = read_object(Path(source).expanduser() / SUMMARY)
     if fault or not summary:
         raise SettingError(
@@ -45,14 +47,14 @@ def fixed_ranks(rank_map: RankMap, limits: Mapping[str, int], shuffle: str = "no
 
     limits: {module name: the largest rank that fits it} of the modules to adapt, which must be the map's. shuffle:
     "within_family" moves ranks only between modules of one kind (see `adarank.runs.modules.place_of`), "all" between
-    all. Every permutation whose ranks fit is equally likely. Raises SettingError where a name or rank does not fit.
+    all. Every permutation whose ranks fit is equally likely. Raises SettingError if a name or rank does not fit.
     """
     final = rank_map.final
     if differing := sorted(final.keys() ^ limits.keys()):
         where = "is not a target here" if differing[0] in final else "had no adapter there"
         raise SettingError(
-            f"ranks_from must be a run with this model and these targets ({len(differing)} modules differ: {differing[0]}, "
-            f"for one, {where})"
+            f"ranks_from must be a run with this model and these targets ({len(differing)} modules differ: "
+            f"{differing[0]}, for one, {where})"
         )
     if too_large := [name for name, rank in final.items() if rank > limits[name]]:
         raise SettingError(
@@ -75,8 +77,8 @@ def fixed_ranks(rank_map: RankMap, limits: Mapping[str, int], shuffle: str = "no
 def _permuted(
     names: list[str], ranks: Mapping[str, int], limits: Mapping[str, int], draw: np.random.Generator
 ) -> dict[str, int]:
-    """The largest rank first, each to a module drawn from the free ones that it fits. What a rank fits a smaller one fits,
-    too, so that there always is one, and how many there are does not depend on the draws before."""
+    """The largest rank first, each to a module drawn from the free ones that it fits. What a rank fits a smaller one
+    fits, too, so that there always is one, and how many there are does not depend on the draws before."""
     permuted: dict[str, int] = {}
     for rank in sorted((ranks[name] for name in names), reverse=True):
         free = [name for name in names if name not in permuted and limits[name] >= rank]

@@ -32,7 +32,7 @@ UNLIMITED = 10**30  # as Transformers' tokenisers say it
 
 @dataclass(frozen=True)
 class Resolved:
-    """One run before its model is built. targets: what the adapter gets, None where it takes none; rank_map: of
+    """One run before its model is built. targets: what the adapter gets, or None if it takes none; rank_map: of
     ranks_from; dtype: how frozen weights are stored."""
 
     spec: Spec
@@ -111,8 +111,8 @@ def frozen_dtype(spec: Spec, base: Base, device: torch.device) -> str:
 def longest_input(model: Any) -> int:
     """The tokens that a model has positions for, UNLIMITED where its positions are only relative.
 
-    The model's config decides: tokenisers often state a smaller number (256 for some sentence encoders that read 512) or
-    one where there is no limit (T5). Models in RoBERTa's line count positions from after the padding token's number, so
+    The model's config decides: tokenisers often state a smaller number (256 for some sentence encoders that read 512)
+    or one if there is no limit (T5). Models in RoBERTa's line count positions from after the padding token's number, so
     that a table of 514 reads 512 tokens.
     """
     config = model.config.get_text_config()
@@ -130,7 +130,7 @@ def longest_input(model: Any) -> int:
 
 
 def check_image_size(model: Any, processor: Any, name: str) -> None:
-    """Raise SettingError where the model does not read images of the size to which its processor resizes them."""
+    """Raise SettingError if the model does not read images of the size to which its processor resizes them."""
     pixels = processor(np.zeros((64, 64, 3), dtype=np.uint8), return_tensors="pt")["pixel_values"]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -144,7 +144,7 @@ def check_image_size(model: Any, processor: Any, name: str) -> None:
 
 
 def set_attention(model: Any, attention: str) -> None:
-    """Let a Transformers model compute attention as model.attention says. Raises SettingError where it cannot."""
+    """Let a Transformers model compute attention as model.attention says. Raises SettingError if it cannot."""
     from transformers.utils import is_flash_attn_2_available
 
     if attention == "flash_attention_2" and not is_flash_attn_2_available():

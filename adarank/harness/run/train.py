@@ -44,8 +44,8 @@ class Diverged(RunFailed):
 @dataclass
 class Outcome:
     """What a run found: the metric on dev, best and last, and on test at the best checkpoint, where `tested` holds all
-    metrics, and at the last step; times; rows and tokens, without padding, trained per second; peak memory; predictions:
-    of test's rows, as predictions.npz holds them."""
+    metrics, and at the last step; times; rows and tokens, without padding, trained per second; peak memory;
+    predictions: of test's rows, as predictions.npz holds them."""
 
     best: float
     best_step: int
@@ -78,10 +78,10 @@ def train(
     splits: "train", "dev" and, where there is one, "test", as `task_type` encodes them. metrics: names; the first
     chooses the best checkpoint. beat(step) is called often; keep(model) once, before test, with the best checkpoint's
     weights in the model. For an adaptive method only checkpoints at the final budget may be best. Under torchrun every
-    rank runs this loop with its share of each batch; files are written by rank 0 alone. saver: holds the best checkpoint;
-    resumes from its state, where it has one, and saves at the records and after the last step, so that whatever fails
-    from then on costs no training. None: nothing is left of this call on disk. Raises Diverged where the loss is no
-    longer finite.
+    rank runs this loop with its share of each batch; files are written by rank 0 alone. saver: holds the best
+    checkpoint; resumes from its state, where it has one, and saves at the records and after the last step, so that
+    whatever fails from then on costs no training. None: nothing is left of this call on disk. Raises Diverged where the
+    loss is no longer finite.
     """
     if saver is None:
         with TemporaryDirectory() as folder:
@@ -265,7 +265,8 @@ def is_settled(controller: RankController | None) -> bool:
 
 
 def drift_now(controller: RankController | None) -> dict[str, float]:
-    """How far the factors are from orthonormal, R / γ of AdaLoRA's penalty, whatever γ is; nothing where λ is constant."""
+    """How far the factors are from orthonormal, R / γ of AdaLoRA's penalty, whatever γ is; nothing where λ is
+    constant."""
     if controller is None or not controller.bank.adapters[0].learns_lambda:
         return {}
     return {"orthogonality": orthogonality_value(controller.bank, gamma=1.0).item()}
@@ -274,8 +275,8 @@ def drift_now(controller: RankController | None) -> dict[str, float]:
 def allocation_record(allocation: Allocation) -> dict[str, Any]:
     """What is logged of an allocation, as plain Python values; ranks: {module name: rank}.
 
-    step: the optimiser step that it followed, counted from 0; score_quantiles: {module name: the 0, 25, 50, 75 and 100 %
-    quantiles of its scores}; slack: budget − what was spent, in the budget's unit.
+    step: the optimiser step that it followed, counted from 0; score_quantiles: {module name: the 0, 25, 50, 75 and 100
+    % quantiles of its scores}; slack: budget − what was spent, in the budget's unit.
     """
     levels = torch.linspace(0, 1, 5, dtype=allocation.scores.dtype, device=allocation.scores.device)
     counts = torch.bincount(allocation.module, minlength=len(allocation.names)).tolist()

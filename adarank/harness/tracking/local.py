@@ -19,7 +19,7 @@ class LocalLog:
     """Appends to the files of `folder`, which exists: one whole line per call, flushed at once.
 
     step: None starts with empty files; a number keeps the lines up to that step, for a run that resumes there.
-    Either way an earlier summary is removed, since the run is not finished now. Raises OSError where the folder cannot
+    Either way an earlier summary is removed, since the run is not finished now. Raises OSError if the folder cannot
     be written and RunFailed where the lines to keep are damaged.
     """
 
@@ -76,7 +76,7 @@ def cut_back(folder: Path, step: int) -> None:
 
     metrics.jsonl counts the steps done and allocations.jsonl counts from 0, so that its step is one less. Test metrics
     will be measured again, whatever their step, and are dropped. So is a last line without its newline, which a crash
-    has torn; a missing file stays missing. Raises RunFailed where another line is damaged.
+    has torn; a missing file stays missing. Raises RunFailed if another line is damaged.
     """
     metrics, ranks = folder / METRICS, folder / ALLOCATIONS
     if metrics.exists():
@@ -113,7 +113,7 @@ def replay_steps(folder: Path, log: "Log") -> None:
 
 
 def _whole(path: Path, read: Callable[[Path], tuple[Records, list[int]]]) -> Records:
-    """The records of a JSONL file without a torn last line. Raises RunFailed where another line is damaged."""
+    """The records of a JSONL file without a torn last line. Raises RunFailed if another line is damaged."""
     records, bad = read(path)
     if bad and bad[0] <= path.read_bytes().count(b"\n"):  # only a torn line has no newline
         raise RunFailed(f"{path}: line {bad[0]} is damaged; force=true runs it again")

@@ -19,7 +19,7 @@ def sync(out: Path, project: str | None = None, entity: str | None = None) -> No
     """Send every finished run below `out` that W&B lacks or that has changed, under its id, and print what was sent.
 
     project, entity: None takes those of the run's own tracker, else "adarank" and the user's default. The runs of one
-    folder are one group. Raises SettingError where `out` is not a folder, RunFailed where a run cannot be sent.
+    folder are one group. Raises SettingError if `out` is not a folder, RunFailed where a run cannot be sent.
     """
     counts = {"sent": 0, "there already": 0, "not finished": 0}
     for row in status.read(out):

@@ -16,7 +16,7 @@ STATE = ".wandb.json"
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """id and digest (None where W&B lacks something); a new id where there is none yet."""
+    """id and digest (None if W&B lacks something); a new id if there is none yet."""
     try:
         state = read_json(folder / STATE)
         return {"id": state["id"], "digest": state["digest"]}

@@ -224,8 +224,8 @@ def test_a_batch_that_does_not_divide_is_refused(world, monkeypatch):
     ("changes", "world", "message"),
     [
         ({}, 1, "has no effect in a single process"),
-        ({"quantization": NF4}, 2, "does not go with a 4-bit base"),
-        ({"adapter": None, "optimizer": "adamw_8bit"}, 2, "does not go with train.optimizer=adamw_8bit"),
+        ({"quantization": NF4}, 2, "cannot be combined with a 4-bit base"),
+        ({"adapter": None, "optimizer": "adamw_8bit"}, 2, "cannot be combined with train.optimizer=adamw_8bit"),
     ],
 )
 def test_sharding_that_cannot_be_is_refused(changes, world, message, monkeypatch):

@@ -175,7 +175,7 @@ def test_alpha_over_the_rank_that_the_run_had(source, tmp_path):
 @pytest.mark.parametrize(
     ("more", "says"),
     representatives([
-        (("score=adalora",), "score has no effect with ranks_from, which fixes every rank; leave out score="),
+        (("score=adalora",), "score has no effect with ranks_from, which fixes every rank; remove score="),
         (("schedule=cubic",), "schedule has no effect with ranks_from"),
         (("allocator=uniform",), "allocator has no effect with ranks_from"),
         (("init_rank=4",), "init_rank=4 has no effect with method=adalora: its rank is fixed"),

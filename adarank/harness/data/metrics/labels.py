@@ -32,8 +32,8 @@ def compute(names: Sequence[str], logits: np.ndarray, labels: np.ndarray) -> dic
 
 
 def majority(name: str, labels: np.ndarray, classes: int) -> float:
-    """The value of a metric of classes where every row is predicted to be of the class that is most frequent in `labels`,
-    the first of several. labels: class indices [rows]."""
+    """The value of a metric of classes where every row is predicted to be of the class that is most frequent in
+    `labels`, the first of several. labels: class indices [rows]."""
     most = int(np.bincount(labels, minlength=classes).argmax())
     return compute([name], np.tile(np.eye(classes)[most], (len(labels), 1)), labels)[name]
 

@@ -22,9 +22,10 @@ class TaskType(Protocol):
     """What a module in this folder has to have.
 
     `rows` are whatever its `encode` returns. Everything else asks them only for len(rows), the number of training rows,
-    and for rows.lengths, their tokens (1 for an image), int64 [rows]. A batch is what the model is called with, {input name: [batch,
-    …]}, with targets under Transformers' own names, so that inits that read data can use `model(**batch).loss`. The
-    first dimension of every tensor counts rows, so that a batch can be divided among processes.
+    and for rows.lengths, their tokens (1 for an image), int64 [rows]. A batch is what the model is called with, {input
+    name: [batch, …]}, with targets under Transformers' own names, so that inits that read data can use
+    `model(**batch).loss`. The first dimension of every tensor counts rows, so that a batch can be divided among
+    processes.
     """
 
     @property
@@ -41,13 +42,14 @@ class TaskType(Protocol):
 
     @property
     def ONE_PASS(self) -> str | None:
-        """Which rows have to share their forward pass whatever `train.microbatches` is, and why; None where they do not."""
+        """Which rows have to share their forward pass whatever `train.microbatches` is, and why; None if they do
+        not."""
 
     def check(self, config: Any, model: str) -> None:
         """Raise SettingError if a model cannot do such tasks. config: Transformers'; model: its name in messages."""
 
     def outputs(self, task: Task) -> int:
-        """The head's outputs per row (num_labels); 0 where the model decides."""
+        """The head's outputs per row (num_labels); 0 if the model decides."""
 
     def encode(self, task: Task, split: str, processor: Any, /) -> Any:
         """The encoded rows of the task's "train", "dev" or "test". Raises SettingError for rows that cannot be used.

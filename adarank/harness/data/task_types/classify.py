@@ -112,7 +112,8 @@ def columns(logits: Tensor, labels: Tensor) -> Columns:
 def predict(
     model: nn.Module, rows: Encoded, classes: Sequence[str], config: TrainConfig, device: torch.device
 ) -> list[dict[str, Any]]:
-    """One prediction per row, in the rows' order: the class and the probability of each, or the target of a regression."""
+    """One prediction per row, in the rows' order: the class and the probability of each, or the target of a
+    regression."""
     logits, order = _all_logits(model, rows, config, device, collate)
     logits = logits[np.argsort(order)]
     if not classes:

@@ -58,7 +58,7 @@ class Encoded:
     """A split as tokens.
 
     input_ids, labels: one list per pair of a text and a reference; prompts, references: the texts that evaluation
-    answers, [] where it answers none; end: the token that ends an answer; parts: see `Prompts.part`, of `prompts`.
+    answers, [] if it answers none; end: the token that ends an answer; parts: see `Prompts.part`, of `prompts`.
     """
 
     input_ids: list[list[int]]
@@ -170,7 +170,7 @@ def _conversations(
 
 
 def _labelled(task: Task, split: str, tokenizer: Any, template: str) -> cache.Tokens:
-    """The tokens and labels of every conversation, truncated. Raises SettingError where no token of one counts."""
+    """The tokens and labels of every conversation, truncated. Raises SettingError if no token of one counts."""
     rows: Prompts = getattr(task, split)
     pairs: cache.Tokens = {"input_ids": [], "labels": []}
     last, row_of_last = -1, 0  # the place of the first token that counts, where it comes last
@@ -230,7 +230,7 @@ def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """[batch, longest − 1]: the cross-entropy of every token but the first of each row, 0 where it does not count.
+    """[batch, longest − 1]: the cross-entropy of every token but the first of each row, 0 if it does not count.
 
     batch: see `collate`, or packed by `adarank.harness.data.packing`. A model marked by `losses.enable_chunks` computes
     its logits in chunks.
@@ -276,7 +276,8 @@ def evaluate_texts(
 ) -> dict[str, float]:
     """loss: the mean over all tokens that count (its exp is the perplexity); the other metrics where texts are
     answered. losses: see `token_losses`; texts: writes the answers; per_row: receives the loss of every pair of a text
-    and a reference, its mean over the tokens that count, as `score`, float32. Pruned triplets do not count (λ ⊙ mask)."""
+    and a reference, its mean over the tokens that count, as `score`, float32. Pruned triplets do not count (λ ⊙
+    mask)."""
     model.eval()
     sizes = rows.lengths
 

@@ -1,8 +1,8 @@
 """Classification of images: a head on a vision model, one class per image. Loss and metrics are those of `classify`.
 
-Every image is read, oriented as its EXIF data says, converted to RGB and resized once, before training, by the model's own
-image processor; the result, uint8 in most cases, is cached. Batches are then only rescaled and normalised. Nothing is
-augmented, so that every method sees the same pixels.
+Every image is read, oriented as its EXIF data says, converted to RGB and resized once, before training, by the model's
+own image processor; the result, uint8 in most cases, is cached. Batches are then only rescaled and normalised. Nothing
+is augmented, so that every method sees the same pixels.
 """
 
 import struct
@@ -47,7 +47,8 @@ def check(config: Any, model: str) -> None:
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         raise SettingError(
             f"{model} must be a model that classifies images for this task (got the architecture {config.model_type}); "
-            "choose a ViT or DINOv2, for example model=hub model.name=google/vit-base-patch16-224-in21k, or model=tiny_vit"
+            "choose a ViT or DINOv2, for example model=hub model.name=google/vit-base-patch16-224-in21k, or "
+            "model=tiny_vit"
         )
 
 
@@ -125,8 +126,8 @@ def opened(source: "Path | bytes", name: str) -> "Image":
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise SettingError(
-            f"{where} cannot be read as an image ({reason}); correct or remove it: images must be files that Pillow opens, "
-            "with 8 bits per channel or 16-bit grey"
+            f"{where} cannot be read as an image ({reason}); correct or remove it: images must be files that Pillow "
+            "opens, with 8 bits per channel or 16-bit grey"
         ) from None
 
 

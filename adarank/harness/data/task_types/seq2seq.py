@@ -74,7 +74,7 @@ def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """[batch, longest reference]: the cross-entropy of every token, 0 where padded. The model shifts labels."""
+    """[batch, longest reference]: the cross-entropy of every token, 0 if padded. The model shifts labels."""
     logits = at_least_fp32(model(**batch, use_cache=False).logits)
     return F.cross_entropy(logits.transpose(1, 2), batch["labels"], ignore_index=IGNORED, reduction="none")
 

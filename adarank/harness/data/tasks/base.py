@@ -75,11 +75,11 @@ class Task:
     """A loaded task.
 
     train, dev, test: the rows, in the form that the task's type takes (classify: `Split`, images: `Images`); test may
-    be None; unlabelled_test: test rows without labels, a `Split` of a classify task, which a run predicts at its end; labels: the
-    class names in index order, empty if there are no classes; metrics: the first is reported and chooses the best
-    checkpoint (on dev); max_length: tokens kept of a row, 0 where rows have no tokens; fingerprint: SHA-256 (hex) of the rows, part of the run's
-    identity; task_type: a key of `task_types.TASK_TYPES`; options: further plain values that the type needs, part of
-    the run's identity.
+    be None; unlabelled_test: test rows without labels, a `Split` of a classify task, which a run predicts at its end;
+    labels: the class names in index order, empty if there are no classes; metrics: the first is reported and chooses
+    the best checkpoint (on dev); max_length: tokens kept of a row, 0 if rows have no tokens; fingerprint: SHA-256 (hex)
+    of the rows, part of the run's identity; task_type: a key of `task_types.TASK_TYPES`; options: further plain values
+    that the type needs, part of the run's identity.
     """
 
     name: str

@@ -32,10 +32,10 @@ def chat(
     or .parquet), or from the hub's data set `name` (train, dev, test: its splits). Without a dev split, dev is taken
     from train.
 
-    messages: the column that holds, for every row, a list of {"role": "system" | "user" | "assistant", "content": text};
-    other keys of a message are not read. All assistant turns count in the loss. The last one is the reference that the
-    model's answer to the turns before it is compared with; what follows it is left out. Raises SettingError, naming
-    file and row.
+    messages: the column that holds, for every row, a list of {"role": "system" | "user" | "assistant", "content":
+    text}; other keys of a message are not read. All assistant turns count in the loss. The last one is the reference
+    that the model's answer to the turns before it is compared with; what follows it is left out. Raises SettingError,
+    naming file and row.
     """
     title, read = read_own("chat", path, name, config, revision, {"train": train, "dev": dev, "test": test})
     rows = {split: conversations(source, table, messages) for split, (source, table) in read.items()}

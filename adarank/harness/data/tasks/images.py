@@ -55,8 +55,8 @@ def images(
     metric: str | None = None,
     limit: int | None = None,
 ) -> Task:
-    """Images from the folder `path`, or from the hub's data set `name` (image, label: its columns; train, dev, test: its
-    splits).
+    """Images from the folder `path`, or from the hub's data set `name` (image, label: its columns; train, dev, test:
+    its splits).
 
     path holds folders train, optionally dev (or val, validation) and test, each with one folder of images per class; or
     the classes' folders alone. A dev that is missing takes a tenth of train's images in every class, in a salted order
@@ -78,8 +78,8 @@ def images(
 
 
 def digits(limit: int | None = None) -> Task:
-    """scikit-learn's 1,797 handwritten digits of 8 × 8 grey pixels (Alpaydin and Kaynak 1998); dev and test take a tenth
-    of every class."""
+    """scikit-learn's 1,797 handwritten digits of 8 × 8 grey pixels (Alpaydin and Kaynak 1998); dev and test take a
+    tenth of every class."""
     check_sizes(limit)
     _require_pillow("digits")
     from sklearn.datasets import load_digits
@@ -203,7 +203,7 @@ def _carved(splits: Mapping[str, Labelled], wanted: Sequence[str]) -> dict[str, 
 def _labelled(
     source: str, images: list[Path | bytes], label: list[str], order: tuple[str, ...] | None = None
 ) -> Labelled:
-    """Images with their digests. Raises SettingError for a file that cannot be read, and where there is no row."""
+    """Images with their digests. Raises SettingError for a file that cannot be read, and if there is no row."""
     if not images:
         raise SettingError(f"{source} has no rows; every split needs at least one")
     return Labelled(source, images, label, order, [_digest(image) for image in images])

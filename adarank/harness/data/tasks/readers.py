@@ -64,7 +64,7 @@ def delimited(
 
 
 def _lines(file: IO[bytes], source: str) -> Iterator[str]:
-    """The lines of a UTF-8 file. Raises SettingError, naming the line, where they are not UTF-8."""
+    """The lines of a UTF-8 file. Raises SettingError, naming the line, if they are not UTF-8."""
     for number, line in enumerate(file, 1):
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -180,8 +180,8 @@ def read_splits(path: str, required: Sequence[str]) -> dict[str, tuple[str, Colu
         elif split in required:
             names = " or ".join(f"{split}{suffix}" for suffix in (*TEXT, ".parquet"))
             raise SettingError(
-                f"task.path={path} has no {split} file; it must hold {names}, of which all but the last may be packed as "
-                f".gz ({holds(where)})"
+                f"task.path={path} has no {split} file; it must hold {names}, of which all but the last may be packed "
+                f"as .gz ({holds(where)})"
             )
     return splits
 

@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 class Table:
     """A split as read.
 
-    source: where it comes from, for messages; label: None where the rows have none; names: the columns of text, pair and
+    source: where it comes from, for messages; label: None if the rows have none; names: the columns of text, pair and
     label; order: the classes in index order, if the source defines one.
     """
 
@@ -95,10 +95,11 @@ def assemble(
     """A `Task` of checked rows: labels become indices or targets, then `limit` rows per split are kept and
     fingerprinted.
 
-    train's labels decide: whole numbers and words are classes (sorted, numbers by size; or in train's own order), numbers
-    of which one has a fraction are regression targets, and so are all numbers where the metric is one of regression. A
-    test without labels is only predicted. metric: one name, several (the first is reported), or None: accuracy, or
-    pearson_spearman for regression. Raises SettingError, naming file and row, for values that cannot be used.
+    train's labels decide: whole numbers and words are classes (sorted, numbers by size; or in train's own order),
+    numbers of which one has a fraction are regression targets, and so are all numbers where the metric is one of
+    regression. A test without labels is only predicted. metric: one name, several (the first is reported), or None:
+    accuracy, or pearson_spearman for regression. Raises SettingError, naming file and row, for values that cannot be
+    used.
     """
     check_sizes(limit, max_length)
     tables = {"train": train, "dev": dev} | ({} if test is None else {"test": test})
@@ -143,8 +144,9 @@ def _number(value: Any) -> int | float | None:
 def typed_labels(
     splits: Mapping[str, Sequence[Any]], words: bool = False, targets: bool = False
 ) -> dict[str, list[Any]]:
-    """The labels of all splits, typed as train's are: int if all of these are whole numbers, however they are spelled (1,
-    "1", 1.0), float if all are numbers, otherwise str. Labels of other splits that are no such number stay as they are.
+    """The labels of all splits, typed as train's are: int if all of these are whole numbers, however they are spelled
+    (1, "1", 1.0), float if all are numbers, otherwise str. Labels of other splits that are no such number stay as they
+    are.
 
     words: as str, whatever they spell; targets: numbers are float, whole or not.
     """
