@@ -190,10 +190,10 @@ def test_the_base_s_memory_is_counted_to_the_byte(double):
 
 def test_8_bit_optimisers_where_they_do_not_run(monkeypatch):
     with pytest.raises(
-        SettingError, match=r"must be adamw or adamw_8bit on cpu \(got paged_adamw_8bit, which runs on cuda only\)$"
+        SettingError, match=r"must be adamw or adamw_8bit on cpu \(got paged_adamw_8bit, which only runs on cuda\)$"
     ):
         prepare.check_optimizer("paged_adamw_8bit", CPU)
-    with pytest.raises(SettingError, match=r"must be adamw on mps \(got adamw_8bit, which runs on cuda or cpu only\)$"):
+    with pytest.raises(SettingError, match=r"must be adamw on mps \(got adamw_8bit, which only runs on cuda or cpu\)$"):
         prepare.check_optimizer("adamw_8bit", torch.device("mps"))
     prepare.check_optimizer("adamw_8bit", CPU)
     prepare.check_optimizer("adamw", torch.device("mps"))

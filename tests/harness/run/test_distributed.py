@@ -280,7 +280,7 @@ def test_killed_and_resumed_in_another_number_of_processes(words, processes, mod
     launched("kill", 12, *words, *out, program=STOPPED, status=1)
     (state,) = (tmp_path / "two").glob("*/checkpoint/state.safetensors")
     done = inside(*alone, *out) if processes == 1 else launched(*words, *out, processes=processes)
-    assert "resumes from its checkpoint after step 12" in done.stdout
+    assert "resumes from the checkpoint after step 12" in done.stdout
     assert not state.exists()
     assert_alike(tmp_path / "one", tmp_path / "two")
 
