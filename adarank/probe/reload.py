@@ -37,8 +37,8 @@ class FinishedRun:
 
 
 def read_spec(folder: Path) -> Spec:
-    """The settings of the finished run in `folder`, with the paths of its data and model where they were, whatever the
-    present folder. Raises SettingError if there is none."""
+    """The settings of the finished run in `folder`, with the original paths of its data and model, whatever the working
+    directory. Raises SettingError if there is none."""
     summary, fault = read_object(folder / SUMMARY)
     try:
         record: Any = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ def load_trained_weights(run: FinishedRun) -> dict[str, nn.Module]:
         tensors, description = read_adapter(folder)
         for name, parameter in run.model.named_parameters():
             if name in description["trained"]:
-                parameter.data = parameter.data.to(tensors[name].dtype)  # loading must not round what was trained
+                parameter.data = parameter.data.to(tensors[name].dtype)  # loading must not round trained weights
         adapters: dict[str, nn.Module] = put_adapter(run.model, tensors, description, folder)
         store(run.model, run.built.dtype)
         run.model.to(run.device)

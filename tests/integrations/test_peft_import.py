@@ -218,7 +218,7 @@ def test_tensors_that_do_not_belong_are_refused(made, copied):
     rewrite(lambda found: found | {query: torch.zeros(3, 32)})
     assert "factors of bert.encoder.layer.0.attention.self.query do not fit" in refused(base(made, "lora")[0], folder)
     rewrite(lambda found: found | {query: torch.zeros(4, 32), "base_model.model.classifier.bias": torch.zeros(3)})
-    assert "holds classifier.bias, which is neither a LoRA factor nor in modules_to_save" in refused(
+    assert "contains classifier.bias, which is neither a LoRA factor nor in modules_to_save" in refused(
         base(made, "lora")[0], folder
     )
 
