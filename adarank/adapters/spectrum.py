@@ -1,4 +1,4 @@
-"""How many directions a change of a weight really has, from its singular values."""
+"""Measures of the effective number of directions in a weight change, from its singular values."""
 
 import torch
 from torch import Tensor

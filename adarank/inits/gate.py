@@ -17,7 +17,7 @@ def gate() -> Init:
     def fill(adapter: LowRank, found: Any) -> None:
         if not adapter.learns_lambda:
             raise SettingError(
-                f"init=gate draws λ at random, and adapter={adapter.kind} does not train it; use adapter=svd"
+                f"init=gate draws λ at random, but adapter={adapter.kind} does not train it; use adapter=svd"
             )
         for part in ("Q", "P"):
             lora.PARAMETRISATION.draw(adapter, part, getattr(adapter, part), None)

@@ -214,8 +214,8 @@ def _warn_of_idle_keys(path: Path, config: Mapping[str, Any], names: Sequence[st
             expression = re.escape(key.removesuffix(".lora_E")) if literal else key
             if not any(re.match(rf"(.*\.)?({expression})$", name) for name in names):
                 warnings.warn(
-                    f"{path}: the key {key!r} of {setting} matches no module of the adapter, and has no effect; similar "
-                    f"names: {near(key.removesuffix('.lora_E'), names)}",
+                    f"{path}: the key {key!r} of {setting} matches no module of the adapter and has no effect; "
+                    f"similar names: {near(key.removesuffix('.lora_E'), names)}",
                     stacklevel=4,
                 )
 

@@ -215,7 +215,7 @@ def test_experts_have_magnitudes_of_their_own_which_peft_cannot_hold(tmp_path):
 def test_an_offloaded_weight_is_refused_and_the_model_is_as_before(net):
     net.embed.to("meta")
     net.embed._hf_hook = type("Hook", (), {"execution_device": torch.device("cpu")})()
-    with pytest.raises(SettingError, match="adapter=dora computes with the norms of its base's weight, which is offl"):
+    with pytest.raises(SettingError, match="adapter=dora needs the norms of its base's weight, which is offl"):
         adarank.adapt(net, "dora", rank=2, targets=["embed"])
     assert type(net.embed) is nn.Linear
 

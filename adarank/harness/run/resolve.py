@@ -111,7 +111,7 @@ def frozen_dtype(spec: Spec, base: Base, device: torch.device) -> str:
 def longest_input(model: Any) -> int:
     """The number of tokens for which a model has positions, UNLIMITED if its positions are only relative.
 
-    The model's config decides, because tokenizers often state a smaller number (256 for some sentence encoders that read
+    The model's config decides, because tokenizers often state a smaller number (256 for some encoders that read
     512) or a limit that does not exist (T5). RoBERTa and its relatives start counting positions after the padding
     token's id, so that a table of 514 positions reads 512 tokens.
     """
@@ -144,7 +144,7 @@ def check_image_size(model: Any, processor: Any, name: str) -> None:
 
 
 def set_attention(model: Any, attention: str) -> None:
-    """Set the attention implementation of a Transformers model to model.attention. Raises SettingError if it cannot."""
+    """Set the attention implementation of a Transformers model to model.attention, or raise SettingError."""
     from transformers.utils import is_flash_attn_2_available
 
     if attention == "flash_attention_2" and not is_flash_attn_2_available():
