@@ -1,4 +1,4 @@
-"""What fine-tuning learned and what it forgot: the run's metric, and how far the base model's abilities fell."""
+"""Learning and forgetting: the run's metric, and how much the base model's abilities declined."""
 
 from typing import Any, NamedTuple
 

@@ -1,6 +1,7 @@
-"""Every prefix rank of one run: the metric against rank, and the area under it beside that of separately tuned runs.
+"""Every prefix rank of one run: the metric against rank, and the area under it compared with that of separately tuned
+runs.
 
-All values are those of the best checkpoint, of which the run's folder holds the adapter.
+All values are those of the best checkpoint, whose adapter is in the run's folder.
 """
 
 from collections.abc import Mapping
@@ -37,12 +38,12 @@ def by_seed(row: Row) -> dict[int, dict[float, float]]:
 
 
 def areas(measured: Mapping[int, Mapping[float, float]]) -> dict[int, float]:
-    """{seed: AURAC} of what `by_seed` returns."""
+    """{seed: AURAC} for the result of `by_seed`."""
     return {seed: stats.area_under_curve(list(s), list(s.values())) for seed, s in measured.items()}
 
 
 def rows(table: Table) -> Lines:
-    """A line for HEADER of every row with measured prefixes."""
+    """A line for HEADER for every row with measured prefixes."""
     lines, runs = [], []
     for row, measured in measured_rows(table).items():
         ranks = list(next(iter(measured.values())))
@@ -74,18 +75,18 @@ def against_lora(table: Table) -> list[Comparison]:
 
 
 def measured_rows(table: Table) -> dict[Row, dict[int, dict[float, float]]]:
-    """{row: what `by_seed` returns} of the tuned rows with measured prefixes."""
+    """{row: the result of `by_seed`} for the tuned rows with measured prefixes."""
     return {row: measured for row in table.tuned if (measured := by_seed(row))}
 
 
 def at_best(row: Row) -> dict[int, float]:
-    """{seed: value of the best checkpoint}, on the split that the row's runs are judged by."""
+    """{seed: value of the best checkpoint}, on the split by which the row's runs are judged."""
     values = {run.seed: number(run.summary["metric"].get(BEST[run.score[0]])) for run in row.runs}
     return {seed: value for seed, value in values.items() if value is not None}
 
 
 def _tuned_areas(by_rank: Mapping[float, Row]) -> dict[int, float]:
-    """{seed: AURAC} of tuned runs, one for each rank, of the seeds that every rank has."""
+    """{seed: AURAC} of tuned runs, one per rank, for the seeds that every rank has."""
     scores = {rank: at_best(row) for rank, row in by_rank.items()}
     seeds = sorted(set.intersection(*map(set, scores.values())))
     return areas({seed: {rank: of_rank[seed] for rank, of_rank in scores.items()} for seed in seeds})

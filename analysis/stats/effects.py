@@ -1,4 +1,4 @@
-"""How large a difference is: in standard deviations, as a chance to win, over several tasks, over several ranks."""
+"""The size of a difference: in standard deviations, as a chance to win, over several tasks, over several ranks."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Share(NamedTuple):
 
 class OverTasks(NamedTuple):
     """A mean standardised difference over tasks. tau: the standard deviation of the true effects between tasks; i2: the
-    share of the variation between tasks that is not noise within them; tasks: how many."""
+    share of the variation between tasks that is not noise within them; tasks: their number."""
 
     mean: float
     interval: tuple[float, float] | None
@@ -44,7 +44,7 @@ def improvement(scores: ArrayLike, others: ArrayLike, level: float = 0.05) -> Sh
     z, n, p = float(ndtri(1 - level / 2)), d.size, float(np.mean((d > 0) + 0.5 * (d == 0)))
     center, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = (center - half) / (1 + z * z / n), (center + half) / (1 + z * z / n)
-    return Share(p, min(low, p), max(high, p))  # which they are but for rounding
+    return Share(p, min(low, p), max(high, p))  # true up to rounding anyway
 
 
 def hedges_g(estimate: Estimate) -> float | None:
@@ -79,7 +79,7 @@ def over_tasks(estimates: Sequence[Estimate], level: float = 0.05) -> OverTasks 
 
 def interquartile_mean(values: ArrayLike) -> NDArray[np.float64]:
     """The mean of the middle half along the last axis (Agarwal et al. 2021, arXiv 2108.13264); values at the border
-    count in parts."""
+    count in part."""
     x = np.sort(np.asarray(values, dtype=np.float64), axis=-1)
     n = x.shape[-1]
     weights = np.clip(np.minimum(np.arange(1, n + 1) - n / 4, 3 * n / 4 - np.arange(n)), 0, 1)

@@ -1,4 +1,4 @@
-"""What a paired t test can find: its power, the pairs that it needs, the difference that it would see."""
+"""The power of a paired t test, the number of pairs that it needs, and the difference that it can detect."""
 
 import math
 from functools import cache
@@ -29,9 +29,9 @@ def pairs_needed(
 ) -> int | None:
     """The fewest pairs with which a two-sided paired t test at `level` finds `difference` with `power`.
 
-    spread: the standard deviation of one paired difference; columns: degrees of freedom that each further seed brings
-    (methods - 1 where the spread is pooled). None if the difference is 0 or more than `most` pairs are needed; 2
-    where nothing varies.
+    spread: the standard deviation of one paired difference; columns: degrees of freedom that each further seed adds
+    (methods - 1 if the spread is pooled). None if the difference is 0 or more than `most` pairs are needed; 2 if
+    nothing varies.
     """
     if difference == 0.0:
         return None
