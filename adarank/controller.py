@@ -70,8 +70,8 @@ class RankController:
     svd_before_allocation: replaces every module's factors by the singular value decomposition of its ΔW before each
         allocation, without touching optimiser state: for pruning after training (PARA).
     magnitude_after_pruning: what an allocation does to the magnitudes m of adapters that have them ("dora",
-    "svd_dora"):
-        "keep", nothing; "rescale", m / ‖W + ΔW‖ stays; "reset", m = ‖W + ΔW‖ (see `adarank.adapters.magnitude`).
+        "svd_dora"): "keep", nothing; "rescale", m / ‖W + ΔW‖ stays; "reset", m = ‖W + ΔW‖ (see
+        `adarank.adapters.magnitude`).
     compaction: "off", pruned triplets stay in memory. "final", they are removed once the budget is final.
         "progressive", also earlier, each after `compact_after` consecutive allocations without it (None: never); it
         cannot come back then, and each allocation reads a flag back from the device. Compaction creates new

@@ -91,9 +91,9 @@ def linear(initial: int, final: int, t_i: int, t_f: int, total: int, interval: i
 def accelerating(initial: int, final: int, t_i: int, t_f: int, total: int, interval: int = 1) -> Schedule:
     """b(t) = b_0 − (b_0 − b_T)((t − t_i)/(T − t_i − t_f))³ for t_i < t < T − t_f, with the decrease rounded down.
 
-    Slow at first, when `cubic` is fast (dynamic DoRA, arXiv 2405.17357, as in its code). Arguments and
-    errors: see the module; initial >= final. Example: accelerating(432, 288, t_i=100, t_f=300, total=1000,
-    interval=10).budget(400) == 414.
+    Slow at first, when `cubic` is fast (dynamic DoRA, arXiv 2405.17357, as in its code). Arguments and errors: see the
+    module; initial >= final.
+    Example: accelerating(432, 288, t_i=100, t_f=300, total=1000, interval=10).budget(400) == 414.
     """
     initial, final = _falling(initial, final)
     return _phased(initial, final, t_i, t_f, total, interval, lambda k, n: initial - (initial - final) * k**3 // n**3)
@@ -156,8 +156,8 @@ def growing(
 
     For methods that grow (IncreLoRA, arXiv 2308.12043, which fixes the number of triplets added per allocation; here
     the final budget is fixed). curve: "linear" (e = 1), as in IncreLoRA's code; "cubic" (e = 3), fast at first. Other
-    arguments and errors: see the module; initial <= final. Example: growing(72, 288, t_i=100, t_f=300, total=1000,
-    interval=10).budget(400) == 180.
+    arguments and errors: see the module; initial <= final.
+    Example: growing(72, 288, t_i=100, t_f=300, total=1000, interval=10).budget(400) == 180.
     """
     if curve not in (exponents := {"linear": 1, "cubic": 3}):
         raise SettingError(f"schedule.curve must be one of {', '.join(exponents)} (got {curve})")
@@ -178,8 +178,8 @@ def constant(
 
     A control, and the schedule for prune-and-expand methods and gates. from_t_i: allocate after the steps t_i +
     interval, t_i + 2·interval, … (ElaLoRA's and FlexLoRA's code) instead of the multiples of `interval` (AdaLoRA's
-    code, and every other schedule). Other arguments and errors: see the module; initial == final. Example: constant(8,
-    8, t_i=3, t_f=2, total=12, interval=4, from_t_i=True).allocations() == [7, 11].
+    code, and every other schedule). Other arguments and errors: see the module; initial == final.
+    Example: constant(8, 8, t_i=3, t_f=2, total=12, interval=4, from_t_i=True).allocations() == [7, 11].
     """
     initial, final = _budgets(initial, final)
     if initial != final:

@@ -1,4 +1,4 @@
-"""A controlled comparison: tune every method alike, then run the seeds. docs/protocol.md says why.
+"""Runs a controlled comparison: tunes every method in the same way, then runs the seeds. docs/protocol.md explains why.
 
     python experiments/protocol.py experiments/studies/controls.yaml --out runs/controls --results results/controls
 
@@ -42,7 +42,7 @@ RUN = str(Path(__file__).resolve().parent / "run.py")
 
 @dataclass(frozen=True)
 class Place:
-    """Where the runs go. words: further words for every run, after all others."""
+    """The folders of the runs and results. words: further words for every run, after all others."""
 
     out: Path
     results: Path
@@ -193,7 +193,7 @@ def declare(study: Study, place: Place) -> None:
 
 
 def publish(place: Place) -> None:
-    """Copy claims, looks and chosen rates beside the runs of the comparison, where the report reads them."""
+    """Copy claims, looks and chosen rates next to the runs of the comparison, where the report reads them."""
     folder = place.out / "seeds"
     for name in (claims.FILE, claims.LOOKS):
         if (place.results / name).is_file():
@@ -205,7 +205,8 @@ def publish(place: Place) -> None:
 
 
 def follow(study: Study, place: Place, tasks: Sequence[str] | None = None, looking: bool = False) -> None:
-    """The whole protocol, resumed where an earlier call stopped. looking: judge the claims at the study's looks."""
+    """Follow the whole protocol, resuming where an earlier call stopped. looking: judge the claims at the study's
+    looks."""
     for task in tasks or ():
         if task not in study.tasks:
             raise SettingError(f"--tasks must be among {', '.join(study.tasks)} (got {task})")

@@ -35,7 +35,8 @@ def gora(
     r_min and r_max). The paper rounds and clips each rank, so that the total drifts; here the proportionality factor is
     chosen so that the clipped ranks have the requested total, and rounding is by largest remainder. shares="script":
     the rule that the authors' released scripts run, ⌊[B·I_i / ΣI] / (d_in + d_out)⌋ with B = Σ r·(d_in + d_out),
-    clipped; the total is not kept. factors: A ~ U(±1/√d_in), B = −ξ·G Aᵀ(AAᵀ)⁻¹ with s·ξ = step·√(d_in / r): the
+    clipped; the total is not kept.
+    factors: A ~ U(±1/√d_in), B = −ξ·G Aᵀ(AAᵀ)⁻¹ with s·ξ = step·√(d_in / r): the
     projection keeps about r/d_in of ‖G‖², so that ‖ΔW₀‖ ≈ step·‖G‖. G: the mean over `steps` batches. The paper does
     *not* subtract ΔW₀ from the base: training starts one step further, with the same ΔW₀ whatever s is. own_scale: s =
     α/r_i of the module's own rank (α/√r_i with rslora, the scripts' scale) instead of the requested rank; needs alpha.

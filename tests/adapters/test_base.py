@@ -1,4 +1,5 @@
-"""The model under the adapters: wrappers around it, buffers that training changes, and the fingerprint of its weights."""
+"""The model under the adapters: wrappers around it, buffers that training changes, and the fingerprint of its
+weights."""
 
 import warnings
 

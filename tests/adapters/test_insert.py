@@ -137,7 +137,8 @@ def test_the_width_is_the_nearest_there_is(rank, targets, norms):
 
 
 def test_deberta_v3_base_s_widths_beside_adalora_s_table_7():
-    """Rank 8 on all linears of 12 blocks of 768: there 32 and 64 for 1.2 M parameters, here a little above for 1.33 M."""
+    """Rank 8 on all linears of 12 blocks of 768: there 32 and 64 for 1.2 M parameters, here a little above for 1.33
+    M."""
     linears = nn.ModuleList(
         nn.ModuleList([nn.Linear(768, 768, device="meta") for _ in range(4)])
         + nn.ModuleList([nn.Linear(768, 3072, device="meta"), nn.Linear(3072, 768, device="meta")])

@@ -366,8 +366,8 @@ def test_numbers_that_cannot_be(make, says):
             global_top(min_rank=3),
             "triplets",
             (16, 8),
-            "allocator.min_rank must be at most 2 (got 3, which takes 11 triplets over all modules, but the budget falls "
-            "to 8)",
+            "allocator.min_rank must be at most 2 (got 3, which takes 11 triplets over all modules, but the budget "
+            "falls to 8)",
         ),
         (
             global_top(max_rank=1),

@@ -34,7 +34,8 @@ def main(arguments):
         patch.setattr(sys, "argv", ["run.py", *map(str, arguments)])
         patch.setenv("HYDRA_FULL_ERROR", "1")
         patch.setattr(movie_reviews, "_reviews", reviews)
-        # both compose a job a second time, for hydra.mode, which is not set, and for errors that composing it shows anyway
+        # both compose a job a second time, for hydra.mode, which is not set, and for errors that composing it shows
+        # anyway
         patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
         patch.setattr(Sweeper, "validate_batch_is_legal", lambda *_: None)
         return app.main()

@@ -1,4 +1,5 @@
-"""Whatever starts the jobs: an exception that nobody foresaw is that job's error, and fail_fast keeps others from starting."""
+"""Whatever starts the jobs: an exception that nobody foresaw is that job's error, and fail_fast keeps others from
+starting."""
 
 import importlib.util
 

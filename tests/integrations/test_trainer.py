@@ -428,7 +428,8 @@ def test_epochs_count_and_a_controller_without_a_schedule_fits_any_length(tmp_pa
 def test_a_second_run_asks_for_a_controller_of_its_own(tmp_path):
     *_, trainer, _ = run(tmp_path)
     with pytest.raises(
-        RuntimeError, match=r"Trainer is at step 0, but its RankController is at 12; .* a new run needs a new controller"
+        RuntimeError,
+        match=r"Trainer is at step 0, but its RankController is at 12; .* a new run needs a new controller",
     ):
         trainer.train()
 

@@ -120,7 +120,8 @@ def test_tiny_shrinks_whole_steps_with_the_run():
         (["method=lora", "max_rank_factor=2"], "max_rank_factor=2.0 has no effect with method=lora: its rank is fixed"),
         (
             ["max_rank_factor=2"],
-            "max_rank_factor=2.0 has no effect with method=adalora: with pruned_triplets=trainable the number of triplets held never grows",
+            "max_rank_factor=2.0 has no effect with method=adalora: with pruned_triplets=trainable the number of "
+            "triplets held never grows",
         ),
         (
             ["method=full", "train.loraplus_lr_ratio=4"],
@@ -172,8 +173,8 @@ def test_tiny_shrinks_whole_steps_with_the_run():
         (["train.eval_share=0"], "train.eval_share must be a number above 0 (got 0.0)"),
         (
             ["train.eval_every=10", "train.eval_share=2"],
-            "train.eval_share=2.0 has no effect with method=adalora: train.eval_every is a number of steps, none of which "
-            "is skipped; remove it",
+            "train.eval_share=2.0 has no effect with method=adalora: train.eval_every is a number of steps, none of "
+            "which is skipped; remove it",
         ),
         (["checkpoint_seconds=-1"], "checkpoint_seconds must be a number of at least 0, null or auto (got -1)"),
         (["checkpoint_seconds=often"], "checkpoint_seconds must be a number of at least 0, null or auto (got often)"),

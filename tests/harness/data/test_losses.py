@@ -1,4 +1,5 @@
-"""The cross-entropy in chunks against Transformers' whole logits: loss, gradients, what the head is given, what is kept."""
+"""The cross-entropy in chunks against Transformers' whole logits: loss, gradients, what the head is given, what is
+kept."""
 
 import weakref
 

@@ -238,8 +238,8 @@ def result(out):
 
 
 def killed_until_finished(out, arguments, kills, draw):
-    """Run, kill -9 after a random while, run again, `kills` times; then let it finish, in this process. Returns in how many
-    starts it went on from a checkpoint."""
+    """Run, kill -9 after a random while, run again, `kills` times; then let it finish, in this process. Returns in how
+    many starts it went on from a checkpoint."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     resumes = 0
     for _ in range(kills):

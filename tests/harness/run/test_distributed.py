@@ -301,7 +301,10 @@ def test_a_rank_that_fails_alone_says_so_once_and_ends_all(rank, model, tmp_path
 def test_what_every_rank_refuses_is_said_once(model, tmp_path):
     done = launched("-m", "method=lora,full", "train.batch_size=7,8", *model, f"out={tmp_path}", status=1)
     said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert said == ["error: train.batch_size must be a multiple of 2, the number of processes that share a batch (got 7)"] * 2
+    assert (
+        said
+        == ["error: train.batch_size must be a multiple of 2, the number of processes that share a batch (got 7)"] * 2
+    )
     assert "2 of 4 jobs failed" in done.stderr
     assert len(list(tmp_path.glob("*/summary.json"))) == 2
     assert "exitcode  : 2" in done.stderr

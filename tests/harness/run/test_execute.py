@@ -34,8 +34,8 @@ def task(path: str) -> Task:
 
 
 class Tracker:
-    """A copy of the run that does harm: it puts a folder where the summary will be written, or ends the process when the
-    run finishes."""
+    """A copy of the run that does harm: it puts a folder where the summary will be written, or ends the process when
+    the run finishes."""
 
     def __init__(self, folder, harm):
         self.folder, self.harm = folder, harm

@@ -1,4 +1,5 @@
-"""A sweep that ran without W&B arrives whole, once, as one group; with the real package and a server on the loopback."""
+"""A sweep that ran without W&B arrives whole, once, as one group; with the real package and a server on the
+loopback."""
 
 import json
 from functools import partial
