@@ -27,7 +27,7 @@ from adarank.optimizers import unwrap
 Loss = Callable[[Any, Mapping[str, Tensor]], Tensor]
 SHAPES = 8  # of batches that have a graph; others run without
 WARM_UP = 2  # steps before the first graph: they make the optimiser's state and the libraries' workspaces
-SMALLEST_REMOVAL = 0.1  # of the triplets, for which graphs are made anew while the budget still falls
+SMALLEST_REMOVAL = 0.1  # of the triplets, for which graphs are recaptured while the budget still falls
 
 
 def capture(
@@ -239,7 +239,7 @@ class CapturedStep:
                     self.controller.forget_gradients()
                 self._update()
             self._updates[observes] = graph
-        self.optimizer.zero_grad()  # what is recorded next begins without
+        self.optimizer.zero_grad()  # the next recording starts without gradients
         return loss
 
     def _record(self, work: Callable[[], Any]) -> tuple[Any, Any]:
@@ -321,7 +321,7 @@ class CapturedStep:
             parameter.grad = gradient
 
     def _lay_out(self) -> None:
-        """Begin without graphs, on the bank as it is now."""
+        """Begin without graphs, on the bank's current layout."""
         adapters = adapters_of(self.model)
         if self.controller is not None:
             self.controller.sync_views()
@@ -373,7 +373,7 @@ class CapturedStep:
                     state["step"] = state["step"].to(self.device)
 
     def _keep_rates(self) -> None:
-        """Copy learning rates that were set anew into the tensors that the graphs read."""
+        """Copy changed learning rates into the tensors that the graphs read."""
         for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
             if group["lr"] is not rate:
                 rate.fill_(float(group["lr"]))

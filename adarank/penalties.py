@@ -65,8 +65,8 @@ def variance(gamma: float = 0.1) -> Penalty:
     """R = γ · mean of Var(row) over all rows of Q and P (unbiased variances), until the budget is final.
 
     The dimensional equilibrium modulator (DEM) of dynamic DoRA (arXiv 2405.17357), as its code computes it: it evens
-    out the entries of every triplet's factors. If pruned triplets are frozen, their rows stay as they are. gamma: γ >=
-    0, else raises SettingError.
+    out the entries of every triplet's factors. If pruned triplets are frozen, their rows do not change. gamma: γ >= 0,
+    else raises SettingError.
     """
     gamma = number("penalty.gamma", gamma, "at least 0", lambda g: g >= 0)
 

@@ -369,9 +369,9 @@ def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> lis
     if targets == "all-linear":
         names = [name for name in block_linears(model) if model.get_submodule(name) not in whole]
         if not names:
-            beside = " outside the modules in train" * bool(whole)
+            outside = " outside the modules in train" * bool(whole)
             raise SettingError(
-                f"targets='all-linear' found no nn.Linear in the model{beside}; name the modules to adapt"
+                f"targets='all-linear' found no nn.Linear in the model{outside}; name the modules to adapt"
             )
         check_layers(model, names)
         return names

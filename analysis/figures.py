@@ -137,7 +137,7 @@ def figures(
         yield name, caption, pareto.draw(table, cost)
     caption = f"Learning rates: {table.metric} on dev over each method's grid, the chosen rate circled."
     yield "learning_rates", caption, learning_rates.draw(table)
-    caption = "Accuracy against rank: the first triplets of one run, mean over seeds, beside runs tuned for each rank."
+    caption = "Accuracy against rank: the first triplets of one run, mean over seeds, and runs tuned for each rank."
     yield "prefix_ranks", caption, prefixes.draw(table)
     caption = (
         f"The budget during training: mean rank per module after each allocation, first seed with records.{chosen}"

@@ -91,7 +91,7 @@ def _parse(content: Any) -> list[Forgotten]:
 
 
 def _by_measure(row: Row) -> dict[str, dict[int, Forgotten]]:
-    """{measure: {seed: what was forgotten}} of the row's runs."""
+    """{measure: {seed: measurement}} of the row's runs."""
     measures: dict[str, dict[int, Forgotten]] = {}
     for run in row.runs:
         for forgotten in read(run):

@@ -15,8 +15,8 @@ from analysis.tables import Lines, Table
 from analysis.verdicts import Comparison, compare_by_key
 
 TITLE = (
-    "AURAC from one run: the mean score over log2 rank of its prefix ranks, beside LoRA's from a tuned run for each "
-    "rank (all at the best checkpoint)"
+    "AURAC from one run: the mean score over log2 rank of its prefix ranks, and LoRA's from a tuned run for each rank "
+    "(all at the best checkpoint)"
 )
 HEADER = ("method", "prefix ranks", "AURAC from one run", "seeds", "LoRA, a run for each rank", "its seeds")
 BEST = {"dev": "best", "test": "test"}  # {split: the summary's metric of the best checkpoint}

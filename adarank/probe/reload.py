@@ -1,4 +1,4 @@
-"""The model of a finished run: its base as it was before training, then its trained weights."""
+"""The model of a finished run: its base before training, then its trained weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ def read_spec(folder: Path) -> Spec:
 
 
 def open_run(folder: Path) -> FinishedRun:
-    """The run in `folder` with its base rebuilt, initialised and quantised as it was.
+    """The run in `folder` with its base rebuilt, initialised and quantised in the same way.
 
     Raises SettingError if there is no finished run, or its data or model are no longer available.
     """

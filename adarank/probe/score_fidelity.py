@@ -57,7 +57,7 @@ def measure(folder: Path, rows: int, passes: int) -> dict[str, Any]:
 def resume(
     journal: Path, head: Mapping[str, Any], rest: Callable[[int], Iterator[Ablation]], total: int
 ) -> list[Ablation]:
-    """All batches: those in `journal`, then rest(number of them), each appended to it as it is finished.
+    """All batches: those in `journal`, then rest(number of them), each appended to it once it is finished.
 
     head: identifies the measurement; a journal with another head is discarded. A truncated last line is measured again.
     """
