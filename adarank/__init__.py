@@ -1,6 +1,6 @@
 """adarank: low-rank adapters whose rank budget adapts.
 
-Importing the package is fast: torch is imported with the first name that needs it.
+Importing the package is fast, because torch is imported only when a name that needs it is first used.
 """
 
 from importlib import import_module

@@ -24,16 +24,17 @@ class ActivationRecorder:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was recorded, and record from now on with the adapters' current ranks."""
+        """Discard the records, and from now on record with the adapters' current ranks."""
         self.sums = [torch.zeros(a.rank, dtype=self.bank.dtype, device=a.Q.device) for a in self.bank.adapters]
         self.passes = [0] * len(self.sums)
 
     def mean(self) -> Tensor:
-        """The mean over the passes since the last call and the processes of torch.distributed, [triplets]; resets."""
+        """Return the mean over the passes since the last call and over the processes of torch.distributed, [triplets],
+        and reset."""
         like = self.bank.triplet_buffer()  # the model may have moved since the last pass
         means = torch.cat([(s / max(n, 1)).to(like) for s, n in zip(self.sums, self.passes, strict=True)])
         self.reset()
-        # data-parallel training averages gradients over the processes, but not what was recorded
+        # data-parallel training averages gradients over the processes, but not these records
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(means)
             means /= torch.distributed.get_world_size()

@@ -1,4 +1,4 @@
-"""Adapters into a model, and what they reach of it: adapt, ranks, reach, trainable_parameters."""
+"""Adapts a model and reports on its adapters: adapt, ranks, reach, trainable_parameters."""
 
 import math
 import warnings
@@ -48,24 +48,25 @@ def adapt(
     Args:
         model: any nn.Module that is not itself a target.
         adapter: "svd" (P, λ and Q are trained; AdaLoRA, arXiv 2303.10512), "lora" (λ is the constant 1 and B = Pᵀ
-            starts at 0; arXiv 2106.09685), "svd_dora" and "dora" (the same with DoRA's magnitude of every output; arXiv
-            2402.09353), the name of another file in adarank/adapters, or a `Parametrisation`.
+            starts at 0; arXiv 2106.09685), "svd_dora" and "dora" (the same with DoRA's magnitude for every output;
+            arXiv 2402.09353), the name of another file in adarank/adapters, or a `Parametrisation`.
         rank: triplets per module at creation, one number or {module name: number}.
-        targets: a list of module names' endings, one ending or regular expression, or "all-linear" (`find_targets`).
-            "experts", alone or in a list, is every matrix of every expert that Transformers stacks in one tensor, each
-            with an adapter of its own (`…mlp.experts.gate_up_proj.3`); nothing else selects them. Layers inside the modules in `train` are left out; a target that matches no others is refused.
+        targets: a list of endings of module names, one ending or regular expression, or "all-linear" (`find_targets`).
+            "experts", alone or in a list, selects every matrix of every expert that Transformers stacks in one tensor,
+            each with a separate adapter (`…mlp.experts.gate_up_proj.3`); nothing else selects them. Layers inside the
+            modules in `train` are excluded; a target that matches no others is refused.
         alpha: the scale is s = alpha / rank, fixed at creation; None: 2·rank, so that s = 2 ("vera": rank, s = 1).
         dropout: probability of dropping an input of the low-rank path in training.
         init: the name of an init in `adarank.inits`, or a configured one. EVA and GoRA measure where rank is needed and
-            may move it between modules; the scale stays that of the requested rank.
-        batches: data for the inits that measure. Each batch is passed as model(**batch) or, if it is not a mapping, as
-            model(*batch); the output needs a .loss where an init needs gradients.
+            may move it between modules; the scale remains that of the requested rank.
+        batches: data for inits that measure. Each batch is passed as model(**batch) or, if it is not a mapping, as
+            model(*batch); the output needs a .loss if an init needs gradients.
         train: endings of the names of modules that stay trainable as a whole, such as the head.
         rslora: s = alpha / √rank instead (arXiv 2312.03732); needs alpha.
 
     Returns:
         {module name: adapter}, in the model's order. An adapter has the factors `Q` [r, d_in], `lam` [r] and `P`
-        [r, d_out] (fp32, or wider where the base is), the boolean `mask` [r] (False: pruned) and the `scale` s.
+        [r, d_out] (fp32, or wider if the base is), the boolean `mask` [r] (False: pruned) and the `scale` s.
 
     Raises:
         SettingError: an argument cannot be used. The message is one sentence, and the model is unchanged.
@@ -153,8 +154,8 @@ def adapt(
         )
     if experts := [name for name in missed if name in stacks]:
         warnings.warn(
-            f"the targets leave out the experts in {_first(experts)}, which stay frozen (targets='experts' gives each of "
-            "them adapters of its own)",
+            f"the targets leave out the experts in {_first(experts)}, which stay frozen (targets='experts' gives each "
+            "of them adapters of its own)",
             stacklevel=2,
         )
     return adapters
@@ -167,18 +168,19 @@ def _first(names: Sequence[str]) -> str:
 def measured(
     init: Any, model: nn.Module, asked: Mapping[str, int], batches: Iterable[Any] | None
 ) -> tuple[Any, Mapping[str, int]]:
-    """(what `init` learns from the batches, the ranks that it gives the targets); (None, asked) where it needs none.
+    """(the result of `init`'s measurement on the batches, the ranks that it gives the targets); (None, asked) if it
+    measures nothing.
 
-    Raises SettingError where it cannot measure one of the targets, before the model is run.
+    Raises SettingError if it cannot measure one of the targets, before the model is run.
     """
     if init.measure is not None:
         if expert := next((name for name in asked if layer_of(layer_at(model, name)) is EXPERT), None):
             raise SettingError(
-                f"init={init.name} measures layers by their inputs or gradients, and stacked experts ({expert}) have "
-                "none of their own; use an init that needs the weights alone, such as default, pissa or olora"
+                f"init={init.name} measures layers by their inputs or gradients, but stacked experts ({expert}) have "
+                "none of their own; use an init that needs only the weights, such as default, pissa or olora"
             )
         if batches is None:
-            raise SettingError(f"init={init.name} looks at data, and batches is not given; pass an iterable of batches")
+            raise SettingError(f"init={init.name} uses data, but batches is not given; pass an iterable of batches")
     keep_gradients(model)
     found = None if init.measure is None else init.measure(model, asked, batches)
     return found, asked if init.ranks is None else init.ranks(found, asked)
@@ -192,7 +194,7 @@ def checked_ranks(
         known = set(names)
         if unknown := [name for name in rank if name not in known]:
             raise SettingError(
-                f"rank names {unknown[0]!r}, which is not a target; near names: {near(unknown[0], names)}"
+                f"rank names {unknown[0]!r}, which is not a target; similar names: {near(unknown[0], names)}"
             )
         if missing := [name for name in names if name not in rank]:
             raise SettingError(f"rank has no entry for the target {missing[0]!r}; give every target its rank")
@@ -206,15 +208,15 @@ def checked_ranks(
 
 class Reach(NamedTuple):
     """share: the fraction of the base's matrix parameters (everything with two or more axes) that adapters wrap;
-    missed: names of frozen matrices in the blocks that no adapter wraps, because their layer is of none of the
-    `layers.LAYER_TYPES` or because they are stacks of experts that the targets leave out."""
+    missed: names of frozen matrices in the blocks that no adapter wraps, because their layer is none of the
+    `layers.LAYER_TYPES` or because they are stacks of experts that the targets exclude."""
 
     share: float
     missed: list[str]
 
 
 def reach(model: nn.Module) -> Reach:
-    """How much of its base an adapted model's adapters reach; see `Reach`.
+    """How much of the base the adapters of a model reach; see `Reach`.
 
     Example:
         >>> from torch import nn
@@ -260,9 +262,9 @@ def ranks(model: nn.Module) -> dict[str, int]:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, int]:
-    """Exact numbers of parameters. Every parameter of the model is in exactly one of adapter, other and frozen.
+    """Exact parameter counts. Every parameter of the model is in exactly one of adapter, other and frozen.
 
-    adapter: in the low-rank factors and bottlenecks; kept: of those, all but the ones in pruned triplets; other:
+    adapter: in the low-rank factors and bottlenecks; kept: the same without pruned triplets; other:
     trainable outside the adapters (the head, BitFit's biases, everything in full fine-tuning); trainable = adapter +
     other; frozen; total = trainable + frozen. Parameters shared by several modules count once, and those of a 4-bit
     layer count as the weights that they store.

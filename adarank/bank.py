@@ -1,12 +1,12 @@
 """One flat buffer behind the adapters' ordinary Parameters.
 
-    weight:  [ all Q | all λ | all P ]      every Parameter lies in its segment; the model does not notice
+    weight:  [ all Q | all λ | all P ]      every Parameter occupies a segment, which the model does not notice
     grad:    [ all Q | all λ | all P ]      after `sync_views`, every .grad is a view of the same segment
 
-Each Parameter has a storage object of its own over its segment's memory. Were it a view, everything that saves a model
-and asks which tensors share a storage (safetensors, accelerate) would take all factors for one.
+Each Parameter has its own storage object over its segment's memory. If it were a view, libraries that save a model and
+check which tensors share a storage (safetensors, accelerate) would treat all factors as one tensor.
 
-Inside their part, Q and P are ordered by row length and rank, so that factors of one row length are contiguous and one
+Within their parts, Q and P are ordered by row length and rank, so that factors of one row length are contiguous and one
 batched operation handles them all; λ and the mask keep the modules' order. A *triplet* is row i of a module's Q, entry
 i of its λ and row i of its P; triplets are numbered module by module.
 """
@@ -26,11 +26,13 @@ Entry = tuple[str, int]
 
 
 class Block(NamedTuple):
-    """The factors of one row length d in Q or in P, which `stack` brings to [modules, r, d], r being the largest rank.
+    """The factors of one row length d in Q or in P, which `stack` arranges as [modules, r, d], where r is the largest
+    rank.
 
-    weight, grad: [rows, d], views of the bank. triplets: the triplet of every row of the stack, int64 [modules, r], 0 in
-    padding. identity: [modules, r, r], or [1, r, r] without padding; 0 in padding. positions: the row of the flattened
-    stack for every row of `weight`, int64 [rows]; None where all modules have one rank, so that nothing is padded.
+    weight, grad: [rows, d], views of the bank. triplets: the triplet of every row of the stack, int64 [modules, r], 0
+    in padding. identity: [modules, r, r], or [1, r, r] without padding; 0 in padding. positions: the row of the
+    flattened stack for every row of `weight`, int64 [rows]; None if all modules have the same rank, so that nothing is
+    padded.
     """
 
     weight: Tensor
@@ -40,7 +42,7 @@ class Block(NamedTuple):
     positions: Tensor | None
 
     def stack(self) -> Tensor:
-        """The weights, [modules, r, d], with zeros as padding: a view where there is none."""
+        """The weights, [modules, r, d], padded with zeros; a view if nothing is padded."""
         rows = self.weight
         if self.positions is not None:
             rows = rows.new_zeros(self.triplets.numel(), rows.shape[1]).index_copy_(0, self.positions, rows)
@@ -65,7 +67,7 @@ class Block(NamedTuple):
 
 
 def _block(weight: Tensor, grad: Tensor, triplets: list[Tensor]) -> Block:
-    """triplets: those of each module, on the CPU."""
+    """triplets: the triplets of each module, on the CPU."""
     filled = pad_sequence([torch.ones_like(numbers) for numbers in triplets], batch_first=True)
     padded = not filled.all()
     identity = torch.diag_embed(filled if padded else filled[:1]).to(weight)
@@ -74,12 +76,13 @@ def _block(weight: Tensor, grad: Tensor, triplets: list[Tensor]) -> Block:
 
 
 def involves_pruned(mask: Tensor) -> Tensor:
-    """Whether row or column belongs to a pruned triplet: mask bool [modules, r] -> bool [modules, r, r]."""
+    """Whether the row or the column belongs to a pruned triplet: mask bool [modules, r] -> bool [modules, r, r]."""
     return ~(mask.unsqueeze(1) & mask.unsqueeze(2))
 
 
 class _Slot(NamedTuple):
-    """A tensor of an adapter and its segment of the flat buffers (`weight` with a storage of its own); owner[part] is where the module stores it."""
+    """A tensor of an adapter and its segment of the flat buffers (`weight` with its own storage); the module stores the
+    tensor in owner[part]."""
 
     owner: dict[str, Any]
     part: str
@@ -100,13 +103,13 @@ class Bank:
 
     weight, grad: flat [numel], in the factors' dtype. lam, lam_grad: [triplets], views of them. mask: bool [triplets].
     module: int64 [triplets], the index of each triplet's module in `names`. cost: int64 [triplets], d_in + d_out + 1.
-    blocks: see `Block`. Q_segments: (start, end, row length) of the stretches of the flat buffers that hold rows of Q;
+    blocks: see `Block`. Q_segments: (start, end, row length) of the segments of the flat buffers that hold rows of Q;
     Q_triplets: the triplet of each of these rows, in their order, int64 [triplets]. frozen: whether pruned triplets are
-    frozen, so that penalties leave them out. activation: [triplets], if the score records activations (see
+    frozen, so that penalties skip them. activation: [triplets], if the score records activations (see
     `adarank.scores.score.Score`). fixed: bool [numel], the Parameters that did not require a gradient at the last
     `sync_views`; None if all did.
 
-    Raises SettingError if there are no adapters, or if they lie on several devices or in several dtypes.
+    Raises SettingError if there are no adapters, or if they are on several devices or have several dtypes.
     """
 
     activation: Tensor
@@ -121,12 +124,12 @@ class Bank:
 
     @property
     def triplets(self) -> int:
-        """The number of triplets of all modules together, pruned ones included."""
+        """The total number of triplets of all modules, including pruned ones."""
         return len(self.mask)
 
     @torch.no_grad()
     def allocate(self) -> None:
-        """Copy the adapters' current tensors into new flat buffers and make them views of these."""
+        """Copy the adapters' current tensors into new flat buffers and turn them into views of these."""
         placements = {f"{a.Q.dtype} on {a.Q.device}" for a in self.adapters}
         if len(placements) > 1:
             raise SettingError(f"all adapters must have one device and one dtype (got {', '.join(sorted(placements))})")
@@ -167,7 +170,7 @@ class Bank:
         self.cost = costs[self.module]
 
     def unflatten(self, flat: Tensor) -> dict[Entry, Tensor]:
-        """Views of a flat buffer laid out as `weight`: {("Q" | "lam" | "P", index of the module): tensor}."""
+        """Views of a flat buffer with the layout of `weight`: {("Q" | "lam" | "P", index of the module): tensor}."""
         pieces = flat.split([shape.numel() for shape in self._shapes])
         return {e: p.view(s) for e, p, s in zip(self._entries, pieces, self._shapes, strict=True)}
 
@@ -210,10 +213,10 @@ class Bank:
 
     @torch.no_grad()
     def sync_views(self) -> None:
-        """Make gradients, and weights that were moved or copied since, views of the flat buffers again.
+        """Turn gradients, and weights that have been moved or copied, into views of the flat buffers again.
 
-        Idempotent. A parameter without a gradient gets one of zeros, and one that does not require a gradient gets none,
-        so that optimisers skip it; gradients that autograd allocated are copied in one foreach operation. Raises
+        Idempotent. A parameter without a gradient gets one of zeros, and one that does not require a gradient gets
+        none, so that optimisers skip it; gradients that autograd allocated are copied in one foreach operation. Raises
         RuntimeError if an adapter's Parameters were replaced without the bank.
         """
         if any(slot.owner[slot.part] is not slot.tensor for slot in self._slots if slot.grad is not None):
@@ -225,10 +228,10 @@ class Bank:
             self.allocate()
         sources, targets, fixed = [], [], []
         for i, (owner, part, _, weight, grad) in enumerate(self._slots):
-            tensor = owner[part]  # .to() replaces buffers by new objects
+            tensor = owner[part]  # .to() replaces buffers with new objects
             if tensor.shape != weight.shape:
                 raise RuntimeError(
-                    f"an adapter's {part} has the shape {tuple(tensor.shape)}, and the RankController was created for "
+                    f"an adapter's {part} has the shape {tuple(tensor.shape)}, but the RankController was created for "
                     f"{tuple(weight.shape)}; load the model's state before creating the controller, or, to resume a "
                     "compacted run, load the optimiser's state before the model's"
                 )
@@ -249,7 +252,7 @@ class Bank:
             else:
                 sources.append(tensor.grad)
                 targets.append(grad)
-            tensor.grad = grad.detach()  # an object of its own: moving the model replaces its memory
+            tensor.grad = grad.detach()  # a separate object, because moving the model replaces its memory
         if sources:
             torch._foreach_copy_(targets, sources)
         if fixed != self._fixed_entries:
@@ -259,7 +262,8 @@ class Bank:
             self.fixed = self.flatten(pieces) if fixed else None
 
     def point_gradients(self, reached: Sequence[bool]) -> None:
-        """Make .grad of every factor of a reached module its view of `grad`, and None of the others. reached: [modules]."""
+        """Set .grad of every factor of a reached module to its view of `grad`, and that of the others to None. reached:
+        [modules]."""
         for (_, i), slot in zip(self._entries, self._slots, strict=False):
             if slot.grad is not None:
                 slot.tensor.grad = slot.grad.detach() if reached[i] and slot.tensor.numel() else None
@@ -284,7 +288,7 @@ class Bank:
         return torch.cat([like.new_full((a.rank,), a.scale) for a in self.adapters])
 
     def row_norms(self) -> tuple[Tensor, Tensor]:
-        """‖row i of Q‖ and ‖row i of P‖ of every triplet, [triplets] each, of dtype `dtype`."""
+        """‖row i of Q‖ and ‖row i of P‖ for every triplet, [triplets] each, of dtype `dtype`."""
         rows = [self.weight[first:end].view(-1, d) for first, end, d in self._segments]
         norms = torch.cat([torch.linalg.vector_norm(row, dim=1, dtype=self.dtype) for row in rows])
         return norms[self._rows["Q"]], norms[self._rows["P"]]
@@ -292,13 +296,14 @@ class Bank:
     def triplet_sums(self, values: Tensor) -> Tensor:
         """Per triplet: the value of λ_i plus the means over row i of Q and over row i of P.
 
-        values: flat [numel], as `weight`; returns [triplets]. With s(w) it is AdaLoRA's eq. 7 (arXiv 2303.10512).
+        values: flat [numel], like `weight`; returns [triplets]. For s(w) this is AdaLoRA's eq. 7 (arXiv 2303.10512).
         """
         means = torch.cat([values[first:end].view(-1, d).mean(1) for first, end, d in self._segments])
         return values[self._lam] + means[self._rows["Q"]] + means[self._rows["P"]]
 
     def orthogonality_norms(self) -> Tensor:
-        """‖AAᵀ − I‖_F of every factor A (Q or P), [2·modules]; without pruned triplets' rows where these are frozen."""
+        """‖AAᵀ − I‖_F of every factor A (Q or P), [2·modules]; without the rows of pruned triplets if these are
+        frozen."""
         norms = []
         for block in self.blocks:
             weight = block.stack()
@@ -309,12 +314,13 @@ class Bank:
         return torch.cat(norms)
 
     def row_sums(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Per triplet: the sums of `values`, flat [numel] as `weight`, over row i of Q and row i of P, [triplets] each."""
+        """Per triplet: the sums of `values`, flat [numel] like `weight`, over row i of Q and row i of P, [triplets]
+        each."""
         sums = torch.cat([values[first:end].view(-1, d).sum(1) for first, end, d in self._segments])
         return sums[self._rows["Q"]], sums[self._rows["P"]]
 
     def broadcast_to_parameters(self, triplets: Tensor) -> Tensor:
-        """Repeat a value per triplet, [triplets], for each of its parameters: flat [numel], laid out as `weight`."""
+        """Repeat each triplet's value, [triplets], for each of its parameters: flat [numel], with `weight`'s layout."""
         per_module = triplets.split([a.rank for a in self.adapters])
         pieces = {(part, i): per_module[i] for part, i in self._entries}
         shaped = (
@@ -325,6 +331,7 @@ class Bank:
 
     @torch.no_grad()
     def zero_pruned(self) -> None:
-        """λ ← 0 for pruned triplets, unless λ is fixed. Filled, not multiplied: a NaN would survive a product."""
+        """λ ← 0 for pruned triplets, unless λ is fixed. It fills rather than multiplies, since a NaN would survive a
+        product."""
         pruned = ~self.mask if self.fixed is None else ~self.mask & ~self.fixed[self._lam]
         self.lam.masked_fill_(pruned, 0.0)

@@ -1,6 +1,6 @@
 """The `adarank` command. Exit status: 0 done, 1 a run or command failed, 2 an argument or setting cannot be used.
 
-Nothing heavy is imported before a command needs it, so that the help answers at once.
+Heavy imports wait until a command needs them, so that the help appears at once.
 """
 
 import argparse
@@ -17,7 +17,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "folder": {
         "type": Path,
         "metavar": "FOLDER",
-        "help": "a folder that adarank.save_adapter wrote, a finished run's folder, or a LoRA or AdaLoRA folder of PEFT",
+        "help": "a folder written by adarank.save_adapter, a finished run's folder, or PEFT's folder of a LoRA or "
+        "AdaLoRA",
     },
     "out": {"type": Path, "metavar": "OUT", "help": "the folder to write; it must not exist yet"},
     "kind": {
@@ -28,11 +29,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "--csv": {"type": Path, "metavar": "FILE", "help": "the CSV file to write"},
     "--parquet": {"type": Path, "metavar": "FILE", "help": "the Parquet file to write (needs pyarrow)"},
-    "--project": {"help": "W&B's project; default: that of the run's tracker, or else adarank"},
-    "--entity": {"help": "W&B's user or team; default: that of the run's tracker, or else your own"},
+    "--project": {"help": "W&B project; default: the one of the run's tracker, or else adarank"},
+    "--entity": {"help": "W&B user or team; default: the one of the run's tracker, or else your own"},
     "--base": {
         "metavar": "MODEL",
-        "help": "the base model's folder, or its name on the Hugging Face hub; default: the one that the adapter names",
+        "help": "the base model's folder or its name on the Hugging Face hub; default: the base that the adapter names",
     },
     "--uniform-rank": {
         "action": "store_true",
@@ -58,26 +59,26 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "metavar": "METHOD",
         "help": "eva (the default; needs no gradients), gora, fisher or ralora",
     },
-    "--steps": {"type": int, "default": 8, "metavar": "N", "help": "batches that are read at most (default: 8)"},
+    "--steps": {"type": int, "default": 8, "metavar": "N", "help": "maximum number of batches to read (default: 8)"},
     "--set": {
         "dest": "settings",
         "nargs": "+",
         "default": (),
         "metavar": "KEY=VALUE",
-        "help": "settings of 'adarank run' about the model, its targets and the data, such as targets=qv task.path=GLUE "
+        "help": "settings of 'adarank run' for the model, its targets and the data, such as targets=qv task.path=GLUE "
         "train.batch_size=4 task.max_tokens=1024",
     },
     "--budget": {
         "type": int,
         "metavar": "N",
-        "help": "mean rank per module, like rank=N of a run: N times the number of modules, distributed freely among "
+        "help": "mean rank per module, like rank=N of a run: N times the number of modules, distributed freely over "
         "them",
     },
     "--prefix": {
         "type": int,
         "metavar": "R",
-        "help": "instead: the first R triplets of every module, for adapters trained at every prefix rank (MatryoshkaLoRA, "
-        "DyLoRA)",
+        "help": "keep the first R triplets of every module instead, for adapters trained at every prefix rank "
+        "(MatryoshkaLoRA, DyLoRA)",
     },
 }
 
@@ -96,7 +97,7 @@ def _probe(words: Sequence[str]) -> int:
     return main(words)
 
 
-PASSED_ON = {"run": _run, "probe": _probe}  # commands that read all words after their name themselves
+PASSED_ON = {"run": _run, "probe": _probe}  # commands that parse their own arguments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -104,26 +105,26 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
         prog="adarank",
         description="Low-rank adapters whose rank budget adapts: run experiments, inspect and convert adapters.",
-        epilog="'adarank COMMAND --help' describes a command.",
+        epilog="Run 'adarank COMMAND --help' for the help of a command.",
     )
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, call: str, arguments: Sequence[str], summary: str, description: str) -> argparse.ArgumentParser:
-        """A command that passes `arguments`, names in ARGUMENTS, to the function `call` ("module:name")."""
+        """Add a command that passes `arguments` (names in ARGUMENTS) to the function `call` ("module:name")."""
         command = commands.add_parser(name, help=summary, description=description)
         actions = [command.add_argument(argument, **ARGUMENTS[argument]) for argument in arguments]
         command.set_defaults(call=call, arguments=[action.dest for action in actions])
         return command
 
     commands.add_parser("run", help="train and evaluate one run, or a sweep with -m (settings as key=value)")
-    summary = "list every setting of a run with its default and its meaning"
+    summary = "list every setting of a run with its default and an explanation"
     add("settings", "adarank.harness.config.help:describe", (), summary, "")
     add(
         "status",
         "adarank.runs.status:watch",
         ("runs",),
         "show the state of every run of a sweep",
-        "Prints one line for each run (state, step, time left, result or last error) and the totals. On a terminal it "
+        "Prints one line per run (state, step, time left, result or last error) and the totals. On a terminal it "
         "refreshes while any run is running.",
     )
     add(
@@ -131,9 +132,9 @@ def parser() -> argparse.ArgumentParser:
         "adarank.commands.frame:write_table",
         ("runs", "kind", "--csv", "--parquet"),
         "write the runs of a folder, or their metrics or ranks, as one table",
-        "Writes what adarank.frame returns: one row per run with its settings, results and costs, or one row per record "
-        "of metrics, per allocation, per module of an allocation, or per predicted row of test. Reads run folders and "
-        "packed results, finished or not.",
+        "Writes the table that adarank.frame returns: one row per run with its settings, results and costs, or one "
+        "row per metrics record, per allocation, per module and allocation, or per test prediction. Reads packed "
+        "results and run folders, finished or not.",
     )
     commands.add_parser("probe", help="measure a finished run's weights: ablations, weight change, forgetting")
     add(
@@ -141,18 +142,18 @@ def parser() -> argparse.ArgumentParser:
         "adarank.harness.tracking.sync:sync",
         ("runs", "--project", "--entity"),
         "send the finished runs of a sweep to W&B",
-        "Sends the files of every finished run to W&B, as one group. Runs that W&B already has are not sent again; a "
-        "run that changed replaces its W&B run.",
+        "Sends the files of every finished run to W&B, as one group. Skips runs that W&B already has; a run that has "
+        "changed replaces its W&B run.",
     )
     add(
         "inspect",
         "adarank.commands.inspect:report",
         ("folder",),
         "show an adapter's ranks, parameters and spectrum",
-        "Prints one line for each module: its rank, its parameters, the norm of its change of the weight, the largest "
-        "and smallest singular value, effective rank (the exponential of the entropy of the singular values' shares), "
-        "stable rank (squared norm over squared largest singular value), and a bar for each singular value. Needs no "
-        "base model.",
+        "Prints one line per module: its rank, its parameters, the norm of its weight change, the largest and smallest "
+        "singular value, the effective rank (the exponential of the entropy of the normalised singular values), the "
+        "stable rank (squared norm over squared largest singular value), and one bar per singular value. Needs no base "
+        "model.",
     )
     add(
         "merge",
@@ -160,8 +161,8 @@ def parser() -> argparse.ArgumentParser:
         ("folder", "out", "--base"),
         "write the base with the adapter merged into its weights",
         "Writes a plain Transformers model, which from_pretrained loads without adarank and which is as fast as the "
-        "base at inference, with its tokenizer or image processor and, for a run, its class names. Prints the largest "
-        "change of the outputs on a probe input.",
+        "base at inference, with its tokenizer or image processor and, for a run, its class names. Prints how much the "
+        "outputs on a probe input change at most.",
     )
     export = add(
         "export",
@@ -176,17 +177,18 @@ def parser() -> argparse.ArgumentParser:
         "compress",
         "adarank.commands.compress:compress_folder",
         ("folder", "out", "--budget", "--prefix"),
-        "shrink an adapter to the largest singular values of all modules together, or to its first triplets",
-        "Of all ways to distribute a budget over the modules --budget changes the weights least; --prefix cuts every module "
-        "to one rank. Prints the loss of each module. An adapter in PEFT's format stays in that format. Needs no base model.",
+        "shrink an adapter to its largest singular values over all modules, or to its first triplets",
+        "--budget distributes a budget over the modules so that the weights change least; --prefix cuts every module "
+        "to the same rank. Prints each module's loss. An adapter in PEFT's format stays in that format. Needs no "
+        "base model.",
     )
     add(
         "suggest",
         "adarank.commands.suggest:suggest_folder",
         ("model", "data", "--out", "--budget", "--method", "--steps", "--set"),
-        "measure a rank for every module and write it as a LoraConfig of PEFT",
-        "Reads a few batches, without training, and writes adapter_config.json with rank_pattern and alpha_pattern, the "
-        "same settings for axolotl, and a picture of the ranks. The mean rank is the budget exactly.",
+        "measure a rank for every module and write the ranks as a LoraConfig of PEFT",
+        "Reads a few batches, without training, and writes adapter_config.json with rank_pattern and alpha_pattern, "
+        "the same settings for axolotl, and a picture of the ranks. The mean rank equals the budget exactly.",
     )
     return whole
 

@@ -1,7 +1,8 @@
-"""Remove pruned triplets for good: gather the remaining rows into new Parameters, optimiser state included.
+"""Removes pruned triplets permanently by gathering the remaining rows, and their optimiser state, into new Parameters.
 
 The Parameters are new because replacing the data of old ones breaks autograd graphs still in use and DDP's buckets
-(wrap the model in DDP again afterwards). The model's function changes by rounding only: a pruned triplet's λ is zero.
+(wrap the model in DDP again afterwards). The model's function only changes by rounding, since a pruned triplet's λ is
+zero.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ def compact(model: nn.Module, optimizer: Any = None) -> dict[str, int]:
 
     optimizer: the optimiser that trains the adapters, if there is one, or a list of several; its parameters and state
     shrink with them, and so does a RankController attached to it. Its state may hold scalars and tensors of the
-    parameter's shape. A module without remaining triplets computes its base alone. Raises SettingError, before anything
+    parameter's shape. A module without remaining triplets computes only its base. Raises SettingError, before anything
     changes, for a model without adapters and for any other optimiser state.
     """
     adapters = adapters_of(unwrapped(model, changes=True))

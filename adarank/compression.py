@@ -1,4 +1,4 @@
-"""Compress finished adapters to a smaller budget: the best low-rank approximation of all of them together."""
+"""Compresses finished adapters to a smaller budget with the best low-rank approximation of all of them together."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from adarank.errors import SettingError, whole_number
 
 
 class Compressed(NamedTuple):
-    """ranks: {module name: triplets left}; lost: {module name: ‖ΔW − ΔW'‖_F / ‖ΔW‖_F}, 0 where ΔW is 0; overall: the
+    """ranks: {module name: triplets left}; lost: {module name: ‖ΔW − ΔW'‖_F / ‖ΔW‖_F}, 0 if ΔW is 0; overall: the
     same ratio over all modules together."""
 
     ranks: dict[str, int]
@@ -29,10 +29,10 @@ def compress(model: nn.Module, budget: int) -> Compressed:
     For use after training, without data: PARA (arXiv 2604.27796). The singular values come from QR and SVD of the
     factors and include the scale s, so that modules with different scales can be compared; pruned triplets do not
     count. Of all ranks that add up to the budget these have the smallest Σ ‖ΔW − ΔW'‖²_F (Eckart–Young in each).
-    Where an init subtracted ΔW₀ from the base, ΔW is the whole change of the original weight, and the base gets ΔW₀
-    back. Fewer triplets than `budget` are left where fewer singular values are above rounding error.
+    If an init subtracted ΔW₀ from the base, ΔW is the whole change of the original weight, and the base gets ΔW₀ back.
+    Fewer triplets than `budget` remain if fewer singular values exceed rounding error.
 
-    The adapters get new Parameters: create the optimiser and the controller afterwards. Raises SettingError where
+    The adapters get new Parameters: create the optimiser and the controller afterwards. Raises SettingError if
     `budget` is not a whole number of at least 1, or the model has no adapters that can be compressed.
 
     Example:
@@ -65,7 +65,7 @@ def compress(model: nn.Module, budget: int) -> Compressed:
 def compress_saved(
     tensors: Mapping[str, Tensor], description: Mapping[str, Any], budget: int
 ) -> tuple[dict[str, Tensor], dict[str, Any], Compressed]:
-    """`compress` for what `adarank.adapters.saving.read_adapter` returns; (tensors, description, ranks and loss)."""
+    """`compress` for the result of `adarank.adapters.saving.read_adapter`: (tensors, description, ranks and loss)."""
     parametrisation = lookup(description["kind"])
     if parametrisation is None:
         raise SettingError(f"an adapter of kind {description['kind']!r} has no low-rank ΔW to compress")
@@ -87,8 +87,8 @@ def compress_saved(
 def largest(
     changes: Mapping[str, tuple[Tensor, Tensor, Tensor]], budget: int, parametrisations: Iterable[Parametrisation]
 ) -> tuple[dict[str, tuple[Tensor, Tensor, Tensor]], Compressed]:
-    """({module: (V, σ, U)} of the `budget` largest singular values of all changes (Q, gain, P), ranks and loss). Raises
-    SettingError for a parametrisation whose change of the weight is more than its triplets."""
+    """({module: (V, σ, U)} with the `budget` largest singular values of all changes (Q, gain, P), ranks and loss).
+    Raises SettingError for a parametrisation whose weight change is more than its triplets."""
     for parametrisation in parametrisations:
         if not parametrisation.is_plain:
             raise SettingError(f"an adapter of kind {parametrisation.name!r} is more than a low-rank ΔW to compress")
@@ -112,7 +112,7 @@ def largest(
 
 
 def _replace(adapter: LowRank, factors: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Set new factors, none of them pruned, around the original base."""
+    """Set new factors, none of which are pruned, around the original base."""
     start = adapter.start()
     if start is not None:
         adapter.base = adapter.layer.merged(adapter.base, start, 1)

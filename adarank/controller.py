@@ -69,8 +69,9 @@ class RankController:
         two.
     svd_before_allocation: replaces every module's factors by the singular value decomposition of its ΔW before each
         allocation, without touching optimiser state: for pruning after training (PARA).
-    magnitude_after_pruning: what an allocation does to the magnitudes m of adapters that have them ("dora", "svd_dora"):
-        "keep", nothing; "rescale", m / ‖W + ΔW‖ stays; "reset", m = ‖W + ΔW‖ (see `adarank.adapters.magnitude`).
+    magnitude_after_pruning: what an allocation does to the magnitudes m of adapters that have them ("dora",
+        "svd_dora"): "keep", nothing; "rescale", m / ‖W + ΔW‖ stays; "reset", m = ‖W + ΔW‖ (see
+        `adarank.adapters.magnitude`).
     compaction: "off", pruned triplets stay in memory. "final", they are removed once the budget is final.
         "progressive", also earlier, each after `compact_after` consecutive allocations without it (None: never); it
         cannot come back then, and each allocation reads a flag back from the device. Compaction creates new
@@ -174,8 +175,8 @@ class RankController:
         total = int(self.cost.sum())
         if frozen := next((a.kind for a in adapters if not isinstance(a.Q, nn.Parameter)), None):
             raise SettingError(
-                f"a RankController has nothing to allocate with adapter={frozen!r}, whose factors are frozen and shared: "
-                "a triplet costs one trained number; train it at a fixed rank, without allocator and penalty"
+                f"a RankController has nothing to allocate with adapter={frozen!r}, whose factors are frozen and "
+                "shared: a triplet costs one trained number; train it at a fixed rank, without allocator and penalty"
             )
         constant_lambda = not all(a.learns_lambda for a in adapters)
         if self.pruned_triplets == "trainable" and schedule.initial != total:

@@ -1,4 +1,4 @@
-"""The errors that reach a user as one sentence."""
+"""The errors that users see as one sentence."""
 
 import math
 from collections.abc import Callable
@@ -18,10 +18,10 @@ class RunFailed(RuntimeError):
 
 
 def number(name: str, value: Any, valid: str, fits: Callable[[Any], bool], whole: bool = False, of: str = "") -> Any:
-    """`value` as Python's own int or float: NumPy's and torch's scalars are accepted, booleans are not.
+    """`value` as a Python int or float; NumPy and torch scalars are accepted, booleans are not.
 
-    Raises SettingError, "`name` must be `valid` (got `value`)`of`", where it is not a finite number that `fits`; whole:
-    a float does not fit, either.
+    Raises SettingError, "`name` must be `valid` (got `value`)`of`", unless it is a finite number for which `fits` is
+    true. With `whole`, floats are refused, too.
     """
     plain = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
     kind = int if whole else int | float
@@ -31,8 +31,8 @@ def number(name: str, value: Any, valid: str, fits: Callable[[Any], bool], whole
 
 
 def whole_number(name: str, value: Any, least: int = 1, most: int | None = None, of: str = "") -> int:
-    """`value` as an int from `least` to `most` (None: without an upper end), else SettingError; see `number`. `of`
-    explains the range in the message."""
+    """`value` as an int from `least` to `most` (None: no upper limit). Raises SettingError otherwise, as `number` does;
+    `of` explains the range in the message."""
     valid = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
     fits = lambda n: n >= least and (most is None or n <= most)  # noqa: E731
     return number(name, value, valid, fits, True, of)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The bank feeds its adapters: what each would do by itself is done once a step, for all of them together.
+"""The bank feeds its adapters: work that each would repeat is done once per step for all of them together.
 
     begin       the factors in the dtype of the computation, and λ ⊙ Q               all modules
     forward     h = (λ ⊙ Q) xᵀ,  out = x Wᵀ + b + s·hᵀ P                             each module
@@ -17,7 +17,7 @@ from adarank.bank import Bank
 
 
 class Feed:
-    """Feeds the adapters of `bank`, whose products compute in `dtype`, until the bank is laid out anew.
+    """Feeds the adapters of `bank`, whose products compute in `dtype`, until the layout of the bank changes.
 
     Every adapter must be one that `can_be_fed`; λ is trained in all of them or in none, and masked in all or none.
     """
@@ -46,7 +46,7 @@ class Feed:
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Prepare what the next forward pass computes with, and hand it to the adapters."""
+        """Prepare the tensors for the next forward pass and hand them to the adapters."""
         weight = self.bank.weight
         if self.casts:
             start = len(self.gained_Q) if self.gains else 0
@@ -61,13 +61,14 @@ class Feed:
             adapter.fed = fed if adapter.rank else None
 
     def leave(self) -> None:
-        """Take it from them again: every other pass computes with the factors."""
+        """Take the tensors away again, since all other passes use the factors."""
         for adapter in self.bank.adapters:
             adapter.fed = None
 
     @torch.no_grad()
     def finish(self) -> None:
-        """After the backward pass: every factor's gradient in the bank, and .grad of those that it reached."""
+        """After the backward pass, compute every factor's gradient in the bank, and set .grad of those that it
+        reached."""
         weight, grad = self.bank.weight, self.bank.grad
         if self.casts:
             grad.copy_(self.gradients)
@@ -85,12 +86,12 @@ class Feed:
         self.bank.point_gradients([fed.reached[0] for fed in self.fed])
 
     def _lam(self) -> Tensor:
-        """λ as the pass computes with it, [triplets]."""
+        """λ as used in the pass, [triplets]."""
         return self.bank.lam.masked_fill(~self.bank.mask, 0.0) if self.masked else self.bank.lam
 
 
 def feed_of(bank: Bank, autocast: torch.dtype | None) -> Feed | None:
-    """The feed of `bank` under autocast to that dtype; None where one of its adapters computes in its own way."""
+    """The feed of `bank` under autocast to that dtype; None if any of its adapters cannot be fed."""
     adapters = bank.adapters
     alike = len({(a.learns_lambda, a.masked) for a in adapters}) == 1
     dtypes = {a.layer.matrix(a.base).dtype for a in adapters} if autocast is None else {autocast}

@@ -27,7 +27,7 @@ from adarank.optimizers import unwrap
 Loss = Callable[[Any, Mapping[str, Tensor]], Tensor]
 SHAPES = 8  # of batches that have a graph; others run without
 WARM_UP = 2  # steps before the first graph: they make the optimiser's state and the libraries' workspaces
-SMALLEST_REMOVAL = 0.1  # of the triplets, for which graphs are made anew while the budget still falls
+SMALLEST_REMOVAL = 0.1  # of the triplets, for which graphs are recaptured while the budget still falls
 
 
 def capture(
@@ -50,23 +50,23 @@ def capture(
         optimizer.step()
         optimizer.zero_grad()
 
-    model: with adapters of adarank or without. controller: attached to `optimizer` here, if it is not yet; None for fixed
-    ranks. loss: (model, batch) -> scalar; None: model(**batch).loss. max_grad_norm: 0 switches clipping off. autocast:
-    the dtype of autocast in the forward pass; None for none. batch: {name: tensor}; the first `SHAPES` shapes get a graph
-    each, so pad to few lengths (`pad_to_multiple_of=16` in Transformers' collators).
+    model: with adapters of adarank or without. controller: attached to `optimizer` here, if it is not yet; None for
+    fixed ranks. loss: (model, batch) -> scalar; None: model(**batch).loss. max_grad_norm: 0 switches clipping off.
+    autocast: the dtype of autocast in the forward pass; None for none. batch: {name: tensor}; the first `SHAPES` shapes
+    get a graph each, so pad to few lengths (`pad_to_multiple_of=16` in Transformers' collators).
 
     graphs: "auto", CUDA graphs on a CUDA device, if the step can be captured, else a warning says why not. True: raises
     SettingError in place of the warning. False, and "auto" on other devices: no graphs. For tests: a class with
     `recording()`, a context manager that records and computes, and `replay()`.
 
     A step cannot be captured if its score records activations, if processes share it (DDP, FSDP2), if bitsandbytes
-    computes in it, if activations are recomputed, if the optimiser has no `capturable` form, and wherever a value is read
-    back from the device. With graphs, progressive compaction waits until a tenth of the triplets can go.
+    computes in it, if activations are recomputed, if the optimiser has no `capturable` form, and wherever a value is
+    read back from the device. With graphs, progressive compaction waits until a tenth of the triplets can go.
 
-    Learning rates may change between steps, by hand or by a scheduler. Create the scheduler before this call; the steps of
-    a later one wait for the device. The model's weights and the optimiser's state may change by `load_state_dict`. A score,
-    a penalty and a loss must be functions of tensors, because anything else that they read is read only once. Pass
-    `autocast` in place of calling the step under autocast, which would also reach the penalty.
+    Learning rates may change between steps, by hand or by a scheduler. Create the scheduler before this call; the steps
+    of a later one wait for the device. The model's weights and the optimiser's state may change by `load_state_dict`. A
+    score, a penalty and a loss must be functions of tensors, because anything else that they read is read only once.
+    Pass `autocast` in place of calling the step under autocast, which would also reach the penalty.
 
     Example:
         >>> import adarank
@@ -239,7 +239,7 @@ class CapturedStep:
                     self.controller.forget_gradients()
                 self._update()
             self._updates[observes] = graph
-        self.optimizer.zero_grad()  # what is recorded next begins without
+        self.optimizer.zero_grad()  # the next recording starts without gradients
         return loss
 
     def _record(self, work: Callable[[], Any]) -> tuple[Any, Any]:
@@ -299,7 +299,8 @@ class CapturedStep:
         self.optimizer.step()
 
     def _note_gradients(self) -> None:
-        """After a backward pass without a graph: which parameters get a gradient, and memory for those outside the bank."""
+        """After a backward pass without a graph: which parameters get a gradient, and memory for those outside the
+        bank."""
         if self.controller is not None:
             self._modules = [True] * len(self.controller.bank.adapters)
         elif self.feed is not None:
@@ -320,7 +321,7 @@ class CapturedStep:
             parameter.grad = gradient
 
     def _lay_out(self) -> None:
-        """Begin without graphs, on the bank as it is now."""
+        """Begin without graphs, on the bank's current layout."""
         adapters = adapters_of(self.model)
         if self.controller is not None:
             self.controller.sync_views()
@@ -372,7 +373,7 @@ class CapturedStep:
                     state["step"] = state["step"].to(self.device)
 
     def _keep_rates(self) -> None:
-        """Copy learning rates that were set anew into the tensors that the graphs read."""
+        """Copy changed learning rates into the tensors that the graphs read."""
         for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
             if group["lr"] is not rate:
                 rate.fill_(float(group["lr"]))

@@ -1,4 +1,4 @@
-"""What the library needs from optimisers: steps in the right order, and state that can be gathered row by row."""
+"""Checks on optimisers: they must step in the right order, and their state must be gatherable row by row."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +23,8 @@ def unwrap(optimizer: Any) -> Optimizer:
 def check_optimizers(optimizers: Sequence[Optimizer], factors: Mapping[str, nn.Parameter]) -> None:
     """Raise RuntimeError unless each of `factors` is in exactly one of `optimizers`; a frozen one may be in none.
 
-    Also raises for an optimiser that is given twice or has a controller already, and SettingError for one whose step
-    needs several evaluations of its closure.
+    Also raises RuntimeError for an optimiser that is given twice or already has a controller, and SettingError for one
+    whose step needs several evaluations of its closure.
     """
     if not optimizers or len({id(o) for o in optimizers}) < len(optimizers):
         raise RuntimeError(f"attach needs one optimiser, or several different ones (got {len(optimizers)})")
@@ -47,7 +47,7 @@ def check_optimizers(optimizers: Sequence[Optimizer], factors: Mapping[str, nn.P
 
 def evaluates_repeatedly(optimizer: Optimizer) -> str:
     return (
-        f"{type(optimizer).__name__} evaluates its closure several times per step, and the RankController needs one "
+        f"{type(optimizer).__name__} evaluates its closure several times per step, but the RankController needs one "
         "gradient per step; use an optimiser that evaluates it once, such as torch.optim.AdamW"
     )
 
@@ -55,8 +55,8 @@ def evaluates_repeatedly(optimizer: Optimizer) -> str:
 class StepOrder:
     """Holds `optimizers` to one order: backward passes, one `after_backward`, then one step of each optimiser.
 
-    ready: after_backward was called for the current gradients. dropped: those were dropped since, without a step, and a
-    new backward pass began. stepped: the optimisers that have stepped since, while others have not.
+    ready: after_backward was called for the current gradients. dropped: those gradients were then dropped without a
+    step, and a new backward pass began. stepped: the optimisers that have stepped since then, while others have not.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer] = ()) -> None:
@@ -67,15 +67,16 @@ class StepOrder:
         """Forget the current gradients."""
         self.ready = self.dropped = False
         self.stepped: list[Optimizer] = []
-        self._not_finite: Tensor | None = None  # with several optimisers: whether the gradients hold an inf or a NaN
+        self._not_finite: Tensor | None = None  # with several optimisers: whether the gradients contain an inf or a NaN
         self._within: Optimizer | None = None  # the optimiser whose step has begun
-        self._depth = 0  # of its step within itself: hooks run again where a subclass calls super().step()
-        self._closure: Callable[[], Any] | None = None  # the one that `before_step` handed to it
+        self._depth = 0  # nesting of its step: hooks run again if a subclass calls super().step()
+        self._closure: Callable[[], Any] | None = None  # the closure that `before_step` gave it
 
     def notice(self, watched: Tensor) -> None:
-        """Before a gradient is accumulated: were the last ones dropped without a step (after an overflow)?
+        """Before a gradient is accumulated, check whether the last ones were dropped without a step (after an
+        overflow).
 
-        Reads a value back from the device, but only then and if after_backward was called too early.
+        Reads a value back from the device, but only in that case or if after_backward was called too early.
         """
         if self.ready and not self.dropped:
             self.dropped = watched.grad is None or not bool(watched.grad.any())
@@ -85,7 +86,7 @@ class StepOrder:
         self._within = None
         if not self.optimizers:
             raise RuntimeError("the RankController is not attached; call controller.attach(optimizer) first")
-        # a gradient scaler skips the optimisers of which a gradient overflowed; the step does not count then
+        # a gradient scaler skips optimisers with an overflowed gradient; such a step does not count
         if self.stepped and not (self._not_finite is not None and bool(self._not_finite)):
             number, missing = next((i, o) for i, o in enumerate(self.optimizers, 1) if o not in self.stepped)
             raise RuntimeError(
@@ -101,7 +102,7 @@ class StepOrder:
             )
 
     def gradients_ready(self) -> None:
-        """At the end of after_backward."""
+        """Note the end of after_backward."""
         self.ready, self.dropped = True, False
         if len(self.optimizers) > 1:
             parameters = [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
@@ -113,8 +114,8 @@ class StepOrder:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Check the order and call `observe` before the first optimiser changes the weights.
 
-        Where step(*args, **kwargs) has a closure, both happen at the end of the closure, and its new arguments are
-        returned. Raises RuntimeError for a step out of order, and where a closure is called a second time.
+        If step(*args, **kwargs) has a closure, both happen at the end of the closure, and the new arguments are
+        returned. Raises RuntimeError for a step out of order, and if a closure is called a second time.
         """
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if self._within is optimizer and closure in (None, self._closure):
@@ -148,7 +149,7 @@ class StepOrder:
         if not self.ready or self.dropped:
             raise RuntimeError(
                 "optimizer.step() was called without controller.after_backward(); call it once per optimiser step, "
-                "after the last backward pass and before clipping: inside the closure, where step is given one (in "
+                "after the last backward pass and before clipping: inside the closure, if step gets one (in "
                 "Lightning, in on_before_optimizer_step)"
             )
         if not self.stepped:
@@ -158,14 +159,14 @@ class StepOrder:
         self._within = optimizer
 
     def after_step(self, optimizer: Optimizer) -> bool:
-        """Whether all optimisers have stepped now. Raises RuntimeError if the optimiser ignored its closure."""
+        """Whether all optimisers have now stepped. Raises RuntimeError if the optimiser ignored its closure."""
         self._depth -= 1
         if self._depth > 0:
             return False
         self._within = self._closure = None  # the closure may hold a batch
         if not self.ready:
             raise RuntimeError(
-                f"{type(optimizer).__name__} did not call its closure, so that the step has no gradients; call "
+                f"{type(optimizer).__name__} did not call its closure, so the step has no gradients; call "
                 "backward() and controller.after_backward() before step() instead"
             )
         self.stepped.append(optimizer)
@@ -175,10 +176,10 @@ class StepOrder:
         return True
 
     def overflow(self, optimizer: Optimizer) -> Tensor | None:
-        """A flag on the device: did this step overflow? None where nothing can tell.
+        """A flag on the device that tells whether this step overflowed; None if that is unknown.
 
-        For such a step a gradient scaler calls the hooks of *fused* optimisers only, and leaves its flag in `found_inf`
-        (other steps have unscaled gradients by then). The step counts: reading the flag would synchronise.
+        On overflow a gradient scaler only calls the hooks of *fused* optimisers, and leaves its flag in `found_inf`
+        (other steps have unscaled gradients by then). The step counts, because reading the flag would synchronise.
         """
         return self._not_finite if len(self.optimizers) > 1 else getattr(optimizer, "found_inf", None)
 
@@ -219,7 +220,7 @@ def check_state(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor], oper
 
 @torch.no_grad()
 def update_unless_overflow(overflow: Tensor | None, tensors: Sequence[Tensor], update: Callable[[], None]) -> None:
-    """Call `update`, which changes `tensors` in place, and undo it where `overflow`, a flag on the device, is set."""
+    """Call `update`, which changes `tensors` in place, and undo it if `overflow`, a flag on the device, is set."""
     before = [] if overflow is None else [tensor.clone() for tensor in tensors]
     update()
     for old, tensor in zip(before, tensors, strict=False):

@@ -20,9 +20,9 @@ class Penalty(NamedTuple):
     ends: whether `add` is left out from the step on at which the budget is final.
 
     add(bank, grad_scale, squared): adds the penalty's gradient to `bank.grad`, times grad_scale (None: 1) if gradients
-    are still scaled; squared: the paper's form of the penalty (variant="paper").
-    proximal(bank, lr): changes the weights in place after the optimiser's step; lr: the learning rate of λ. It follows the
-    `add` of the same step, which may keep what it needs.
+    are still scaled; squared: the paper's form of the penalty (variant="paper"). proximal(bank, lr): changes the
+    weights in place after the optimiser's step; lr: the learning rate of λ. It follows the `add` of the same step,
+    which may keep what it needs.
     """
 
     add: Callable[[Bank, float | Tensor | None, bool], None] | None = None
@@ -64,8 +64,8 @@ def orthogonality(gamma: float = 0.1) -> Penalty:
 def variance(gamma: float = 0.1) -> Penalty:
     """R = γ · mean of Var(row) over all rows of Q and P (unbiased variances), until the budget is final.
 
-    The dimensional equilibrium modulator (DEM) of dynamic DoRA (arXiv 2405.17357), as its code computes it: it evens out
-    the entries of every triplet's factors. If pruned triplets are frozen, their rows stay as they are. gamma: γ >= 0,
+    The dimensional equilibrium modulator (DEM) of dynamic DoRA (arXiv 2405.17357), as its code computes it: it evens
+    out the entries of every triplet's factors. If pruned triplets are frozen, their rows do not change. gamma: γ >= 0,
     else raises SettingError.
     """
     gamma = number("penalty.gamma", gamma, "at least 0", lambda g: g >= 0)
@@ -117,8 +117,8 @@ def stiefel(width: int | None = None) -> Penalty:
     Any optimiser's step becomes one on the Stiefel manifold. For factors that start there (init="orthonormal") and
     adapters whose λ is trained ("svd"). Rows of pruned triplets stay on it, too, unless they are frozen.
 
-    width: the paper's reference for the size of steps, the model's hidden size; None: the most frequent row length of all
-    factors. Raises SettingError unless it is a whole number of at least 1, or None.
+    width: the paper's reference for the size of steps, the model's hidden size; None: the most frequent row length of
+    all factors. Raises SettingError unless it is a whole number of at least 1, or None.
     """
     if width is not None:
         valid = "a whole number of at least 1, or null for the most frequent row length"

@@ -1,4 +1,4 @@
-"""What a piece (a score, an allocator, a method's adapter, …) asks of whoever configures it."""
+"""How a piece (a score, an allocator, a method's adapter, …) requests arguments from the code that configures it."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -7,9 +7,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def needs(*names: str) -> Callable[[F], F]:
-    """Declare arguments that the laboratory supplies and that no setting gives: `@needs("seed")`.
+    """Declare arguments that the laboratory supplies instead of a setting: `@needs("seed")`.
 
-    A setting of the same name that is given and is not null wins. CONTRIBUTING.md lists what can be asked for.
+    A setting of the same name takes precedence if it is given and not null. CONTRIBUTING.md lists the arguments that a
+    piece can request.
     """
 
     def declare(function: F) -> F:
@@ -20,5 +21,5 @@ def needs(*names: str) -> Callable[[F], F]:
 
 
 def needs_of(function: Callable[..., Any]) -> frozenset[str]:
-    """What `function` declared with `needs`; empty where it declared nothing."""
+    """The names that `function` declared with `needs`; empty if it declared none."""
     return getattr(function, "needs", frozenset())

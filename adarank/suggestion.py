@@ -1,4 +1,4 @@
-"""Ranks measured before training, for LoRA that is trained elsewhere: see `suggest_ranks`."""
+"""Measures ranks before training, for LoRA that any other library trains: see `suggest_ranks`."""
 
 import re
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ from adarank.targets import Targets, find_targets
 
 
 class SuggestedRanks(dict[str, int]):
-    """{module name: rank}, in the model's order, with what PEFT's LoraConfig takes.
+    """{module name: rank}, in the model's order, with the arguments of PEFT's LoraConfig.
 
-    PEFT refuses a rank of 0: modules of rank 0 are in neither `target_modules` nor the patterns. The patterns list every
-    other module, so that they hold whatever r and lora_alpha are; their keys are regular expressions. alpha_pattern makes
-    the scale α / r = 2 in every module, as in `adarank.adapt`.
+    PEFT refuses a rank of 0, so modules of rank 0 are in neither `target_modules` nor the patterns. The patterns list
+    every other module, so that they apply whatever r and lora_alpha are; their keys are regular expressions.
+    alpha_pattern makes the scale α / r = 2 in every module, as in `adarank.adapt`.
     """
 
     @property
@@ -43,16 +43,16 @@ def suggest_ranks(
     targets: Targets = "all-linear",
     steps: int = 8,
 ) -> SuggestedRanks:
-    """The rank that `method` would give each module before training, from a few batches; the model is left unchanged.
+    """The rank that `method` would give each module before training, measured on a few batches; the model is unchanged.
 
     Args:
         model: a model without adapters.
-        batches: as for `adarank.adapt`: model(**batch) or model(*batch), with a .loss where the method needs gradients.
+        batches: as for `adarank.adapt`: model(**batch) or model(*batch), with a .loss if the method needs gradients.
         budget: the mean rank per module, kept exactly; at most the smaller side of every target.
         method: the name of an init in `adarank.inits` that moves ranks between modules, or a configured one. "eva"
-            needs no labels; the others take gradients, of which the device holds one weight's at a time.
-        targets: as for `adarank.adapt`; by default every linear of the blocks.
-        steps: batches that are read at most; a configured init has its own number.
+            needs no labels; the others need gradients, of which the device holds only one weight's at a time.
+        targets: as for `adarank.adapt`; by default every linear in the blocks.
+        steps: the maximum number of batches to read; a configured init has its own.
 
     Returns:
         A dict {module name: rank} with rank_pattern, alpha_pattern and target_modules for PEFT's LoraConfig.

@@ -1,4 +1,4 @@
-"""Module names: which layers `targets` selects, where they lie, and what each architecture calls them."""
+"""Module names: which layers `targets` selects, where they are, and their names in each architecture."""
 
 import difflib
 import re
@@ -24,10 +24,10 @@ from adarank.runs.modules import place_of
 
 Targets = str | Sequence[str]
 
-# The strings that `targets` means in the architectures (Transformers' model_type) that runs were named by before their
-# projections were recognised (`projections`), as regular expressions for whole names, of q, k and v (with {0} for the
-# letter, {1} for the word), of the attention's output projection and of the MLP. They enter a run's identity: what stands
-# here never changes, and a new architecture needs an entry only where it is not recognised.
+# The meaning of `targets` in architectures (Transformers' model_type) whose runs got their names before projections
+# were recognised (`projections`), as regular expressions for whole names, of q, k and v (with {0} for the letter, {1}
+# for the word), of the attention's output projection and of the MLP. They enter a run's identity, so existing entries
+# never change; a new architecture needs an entry only if it is not recognised.
 _BERT = (
     r".*\.attention\.self\.{1}",
     r".*\.attention\.output\.dense",
@@ -63,8 +63,9 @@ _PARTS: dict[str, dict[str, str]] = {
     name: {**{word[0]: qkv.format(word[0], word) for word in ("query", "key", "value")}, "o": o, "mlp": mlp}
     for name, (qkv, o, mlp) in _SEPARATE.items()
 } | {name: dict(zip(("qkv", "o", "mlp"), parts, strict=True)) for name, parts in _IN_ONE_MATRIX.items()}
-# Where bottlenecks go (`adarank.bottlenecks`). houlsby: behind the output projections of attention and FFN; pfeiffer:
-# around the LayerNorm after the FFN or, in pre-norm models, which have none there, behind the FFN's output projection.
+# The positions of bottlenecks (`adarank.bottlenecks`). houlsby: after the output projections of attention and FFN;
+# pfeiffer: around the LayerNorm after the FFN or, in pre-norm models, which have none there, after the FFN's output
+# projection.
 _PLACES: dict[str, dict[str, str]] = {
     name: {"houlsby": houlsby, "pfeiffer": pfeiffer}
     for names, houlsby, pfeiffer in (
@@ -84,10 +85,10 @@ _PLACES: dict[str, dict[str, str]] = {
 EXPERTS = "experts"  # the one word that selects experts stacked in one tensor, also in `adarank.adapt`
 TARGETS = {"qv": "qv", "qkv": "qkv", "attention": "qkvo", "mlp": ("mlp",), "all": (*"qkvo", "mlp")}
 
-# How published models call their projections (`projections`), a name's words being what stands between its underscores.
+# The names of projections in published models (`projections`); a name's words are separated by underscores.
 _OF_QKV = re.compile(r"w?(q?k?v?)z?")  # q, Wq, kv, qkv, Wqkv; z: a gate in the same matrix (Qwen3-Next)
 _LETTER = {"query": "q", "queries": "q", "key": "k", "keys": "k", "value": "v", "values": "v"}
-_OF_POSITIONS = {"pos", "position", "relative", "rel"}  # a key of relative positions is not the tokens' key
+_OF_POSITIONS = {"pos", "position", "relative", "rel"}  # a key for relative positions is not the tokens' key
 _OUTPUT = {"o", "wo", "out", "output"}
 _OUTPUT_NAMES = {"dense", "proj", "c_proj", "post_proj", "projection", "projection_layer"}
 _NO_OUTPUT = {"gate", "ogate", "conv"}
@@ -99,8 +100,8 @@ _ROUTER = re.compile(r"\w*router|classifier|gate|\w*expert_gate")
 
 
 class Architecture(Protocol):
-    """What a base model must say about itself: Transformers' model_type, the module names of its own shorthands, and
-    how to get the model without weights (on the meta device), as it is built for a type of task."""
+    """The required attributes of a base model: Transformers' model_type, the module names of its own shorthands, and a
+    function that builds the model without weights (on the meta device) for a type of task."""
 
     @property
     def architecture(self) -> str: ...
@@ -115,10 +116,10 @@ class Architecture(Protocol):
 def resolve_targets(
     base: Architecture, targets: str, target_modules: Sequence[str] | None = None, task_type: Any = None
 ) -> str | list[str]:
-    """What `adarank.adapt` gets for targets=qv|qkv|attention|mlp|all|experts; target_modules win where they are given.
+    """The argument of `adarank.adapt` for targets=qv|qkv|attention|mlp|all|experts; target_modules take precedence.
 
-    base.targets, where a model has them, win over what the architecture says. An architecture of which runs were named
-    before has its strings in a table; any other's projections are recognised in `base.skeleton(task_type)`. Raises
+    A model's base.targets, if any, take precedence over those of the architecture. Architectures with named runs have
+    their strings in a table; the projections of any other are recognised in `base.skeleton(task_type)`. Raises
     SettingError for a shorthand that is undefined or cannot be adapted.
     """
     if target_modules:
@@ -142,10 +143,10 @@ def resolve_targets(
 
 
 def recognise_targets(model: nn.Module, targets: str, architecture: str = "of this model") -> str:
-    """The regular expression that selects what targets=qv|qkv|attention|mlp means in `model` (see `projections`).
+    """The regular expression for targets=qv|qkv|attention|mlp in `model` (see `projections`).
 
-    Numbers in names stand for any number, so that the expression does not depend on the depth. Raises SettingError where
-    the projections are not recognised, where the model has no attention, or where they share a matrix with others.
+    Numbers in names stand for any number, so that the expression does not depend on the depth. Raises SettingError if
+    the projections are not recognised, if the model has no attention, or if they share a matrix with others.
     """
     found = projections(model)
     if all(any(part in _held(key) for key in found) for part in TARGETS[targets]):
@@ -162,7 +163,7 @@ def recognise_targets(model: nn.Module, targets: str, architecture: str = "of th
 
 
 def _of_parts(parts: Mapping[str, str], targets: str, architecture: str) -> str:
-    """The alternatives among `parts`, {what a matrix yields: expression}, that make up a shorthand."""
+    """The alternatives among `parts`, {projections in a matrix: expression}, that make up a shorthand."""
     wanted = set(TARGETS[targets])
     for key, expression in parts.items():
         held = _held(key)
@@ -179,12 +180,12 @@ def _of_parts(parts: Mapping[str, str], targets: str, architecture: str) -> str:
 
 
 def _held(part: str) -> set[str]:
-    """What a part of `projections` yields: "kv" k and v, "mlp" itself."""
+    """The projections in a part of `projections`: k and v for "kv", "mlp" for itself."""
     return {part} if part == "mlp" else set(part)
 
 
 def _expression(names: Iterable[str]) -> str:
-    """A regular expression for whole names, with the numbers in them left open."""
+    """A regular expression for whole names in which numbers match any number."""
     kinds = (r"\.".join(r"\d+" if part.isdecimal() else re.escape(part) for part in name.split(".")) for name in names)
     return "|".join(sorted({*kinds}))
 
@@ -194,7 +195,7 @@ def _words(name: str) -> list[str]:
 
 
 def _yields(name: str) -> str:
-    """Which of q, k and v a projection of this name yields: "q", "kv", …; "" for none."""
+    """Which of q, k and v a projection with this name computes: "q", "kv", …; "" for none."""
     words = _words(name)
     if name == "c_attn":  # GPT-2's
         return "qkv"
@@ -205,22 +206,22 @@ def _yields(name: str) -> str:
 
 
 def _is_output(name: str) -> bool:
-    """Whether an attention's output projection may be called so."""
+    """Whether this may be the name of an attention's output projection."""
     return name in _OUTPUT_NAMES or bool(_OUTPUT & {*_words(name)} and not _NO_OUTPUT & {*_words(name)})
 
 
 def projections(model: nn.Module) -> dict[str, list[str]]:
-    """The projections of a model's blocks, {what a matrix yields: module names}, recognised by names and places.
+    """The projections of a model's blocks, {projections in a matrix: module names}, recognised by names and positions.
 
-    "q", "k" and "v" or, where one matrix yields several, "kv", "qkv", …: linears called so (q_proj, query, Wq, q_lin,
-    to_q, qkv_proj, …) in a module that has all three, and in every module of its class; of projections in two steps,
-    such as DeepSeek's, both. "o": linears with an output's name in the same module or, like BERT's, next to it. "mlp":
-    the linears of feed-forward layers, without routers. What is not found has no entry.
+    "q", "k" and "v" or, if one matrix computes several, "kv", "qkv", …: linears with such names (q_proj, query, Wq,
+    q_lin, to_q, qkv_proj, …) in a module that has all three, and in every module of its class; for projections in two
+    steps, such as DeepSeek's, both. "o": linears with an output's name in the same module or, as in BERT, next to it.
+    "mlp": the linears of feed-forward layers, without routers. Projections that are not found have no entry.
     """
     modules = dict(model.named_modules())
     elements = {child for stack in modules.values() if isinstance(stack, nn.ModuleList) for child in stack}
     linears = block_linears(model)
-    # Where each linear hangs, and what it is called there; Moshi's q_proj.linear is a q_proj.
+    # The parent and the name of each linear; Moshi's q_proj.linear counts as q_proj.
     hangs = {name: name.removesuffix(".linear").rpartition(".")[::2] for name in linears}
     yields = {name: _yields(leaf) for name, (_, leaf) in hangs.items()}
     for name, (owner, leaf) in hangs.items():
@@ -242,7 +243,7 @@ def projections(model: nn.Module) -> dict[str, list[str]]:
         for name in own:
             found.setdefault(yields[name], set()).add(name)
         parent = attention.rpartition(".")[0]
-        alone = modules[attention] in elements or modules[parent] in elements  # what lies around it is the block
+        alone = modules[attention] in elements or modules[parent] in elements  # the modules around it form the block
         for scope in [attention] if alone else [attention, parent]:
             inside = {name for name in linears if name.startswith(f"{scope}.")}
             outputs = {name for name in inside - own if _is_output(hangs[name][1])}
@@ -256,13 +257,13 @@ def projections(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _is_feed_forward(name: str) -> bool:
-    """Whether a module outside of attention belongs to a feed-forward layer, by the parts of its name."""
+    """Whether a module outside attention belongs to a feed-forward layer, judged by the parts of its name."""
     parts = name.lower().split(".")
     return any(map(_MLP.fullmatch, parts)) and not any(map(_ROUTER.fullmatch, parts))
 
 
 def _named_layers(model: nn.Module) -> list[str]:
-    """Names of the linears in the model's blocks or, where there are none, of every layer with a matrix."""
+    """Names of the linears in the model's blocks or, if there are none, of every layer with a matrix."""
     blocks = in_blocks(model)
     return block_linears(model) or [
         name.rpartition(".")[0]
@@ -272,7 +273,7 @@ def _named_layers(model: nn.Module) -> list[str]:
 
 
 def _attention_free(model: nn.Module) -> bool:
-    """Whether nothing in the model, layer or parameter, is called a query: Mamba, RWKV (key and value alone), FNet."""
+    """Whether no layer or parameter of the model is named query, as in Mamba, RWKV (only key and value) and FNet."""
     if any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
         return False
     names = [name for name, _ in model.named_modules()] + [name for name, _ in model.named_parameters()]
@@ -281,20 +282,20 @@ def _attention_free(model: nn.Module) -> bool:
 
 
 def resolve_places(architecture: str, places: Targets) -> Targets:
-    """The layers that "houlsby" or "pfeiffer" means in an architecture (Transformers' model_type); module names are
-    returned unchanged. Raises SettingError where the architecture has no such places."""
+    """The layers for "houlsby" or "pfeiffer" in an architecture (Transformers' model_type); module names are returned
+    unchanged. Raises SettingError if the architecture has no such positions."""
     if places not in ("houlsby", "pfeiffer"):
         return places
     if architecture not in _PLACES:
         raise SettingError(
-            f"places={places} is not defined for the architecture {architecture or 'of this model'}; give the endings of "
-            "module names, such as [mlp.down_proj]"
+            f"places={places} is not defined for the architecture {architecture or 'of this model'}; give the endings "
+            "of module names, such as [mlp.down_proj]"
         )
     return _PLACES[architecture][str(places)]
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """The names most like `name`, for an error message; where none is similar, the last parts of all names."""
+    """The names most similar to `name`, for an error message; if none is similar, the last parts of all names."""
     names = list(dict.fromkeys(names))
     close = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
     ends = list(dict.fromkeys(n.rpartition(".")[2] for n in names))
@@ -303,8 +304,8 @@ def near(name: str, names: Iterable[str]) -> str:
 
 
 def wanted_names(setting: str, value: Targets) -> tuple[list[str], bool]:
-    """The names in a setting, and whether its value is one string, which may be a regular expression. Raises
-    SettingError where there is no name, or the string is not an expression."""
+    """The names in a setting, and whether its value is a single string, which may be a regular expression. Raises
+    SettingError if there are no names, or the string is not a valid expression."""
     if not isinstance(value, str):
         if not value:
             also = ", or be 'all-linear'" * (setting == "targets")
@@ -319,7 +320,7 @@ def wanted_names(setting: str, value: Targets) -> tuple[list[str], bool]:
 
 
 def matches(name: str, target: str, regex: bool) -> bool:
-    """Whether `target` is the whole name or its last parts or, with `regex`, an expression that matches all of it."""
+    """Whether `target` is the whole name, its last parts or, with `regex`, an expression that matches all of it."""
     return name == target or name.endswith("." + target) or (regex and re.fullmatch(target, name) is not None)
 
 
@@ -331,7 +332,7 @@ def in_blocks(model: nn.Module) -> set[nn.Module]:
 def block_linears(model: nn.Module) -> list[str]:
     """Names of the linears (nn.Linear, GPT-2's Conv1D, 4-bit ones) in the model's repeated blocks (nn.ModuleList).
 
-    Embeddings, pooler and head lie outside. Without an nn.ModuleList every linear but the output embedding counts.
+    Embeddings, pooler and head are outside. Without an nn.ModuleList, every linear but the output embedding counts.
     """
     get_output: Any = getattr(model, "get_output_embeddings", None)
     blocks = in_blocks(model)
@@ -350,11 +351,11 @@ def block_linears(model: nn.Module) -> list[str]:
 def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> list[str]:
     """Module names that `targets` selects, in the model's order, without those inside the modules that `train` selects.
 
-    targets: a sequence of suffixes ("query" or "attention.query"), one string (a suffix, or a regular expression
-    that must match a whole name), or "all-linear" (see `block_linears`). Of experts stacked in one tensor, "experts"
-    selects every matrix, and the whole name of one selects it; no other target does. Raises SettingError where a target
-    matches nothing, only modules of none of the `layers.LAYER_TYPES`, only modules that `train` trains as a whole, or a layer
-    that cannot be wrapped.
+    targets: a sequence of suffixes ("query" or "attention.query"), one string (a suffix, or a regular expression that
+    must match a whole name), or "all-linear" (see `block_linears`). Of experts stacked in one tensor, "experts" selects
+    every matrix, and the full name of a matrix selects it; no other target does. Raises SettingError if a target
+    matches nothing, only modules that are none of the `layers.LAYER_TYPES`, only modules that `train` trains as a
+    whole, or a layer that cannot be wrapped.
 
     Example:
         >>> from torch import nn
@@ -368,9 +369,9 @@ def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> lis
     if targets == "all-linear":
         names = [name for name in block_linears(model) if model.get_submodule(name) not in whole]
         if not names:
-            beside = " outside the modules in train" * bool(whole)
+            outside = " outside the modules in train" * bool(whole)
             raise SettingError(
-                f"targets='all-linear' found no nn.Linear in the model{beside}; name the modules to adapt"
+                f"targets='all-linear' found no nn.Linear in the model{outside}; name the modules to adapt"
             )
         check_layers(model, names)
         return names
@@ -386,7 +387,7 @@ def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> lis
             selected = [name for name in layers if _selects(target, name, modules[name], regex)]
         if selected and not any(name in free for name in selected):
             raise SettingError(
-                f"targets={target!r} matches only {selected[0]}, which train trains as a whole; leave it out of one of "
+                f"targets={target!r} matches only {selected[0]}, which train trains as a whole; remove it from one of "
                 "the two"
             )
         if not selected:
@@ -397,7 +398,7 @@ def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> lis
                     f"targets={target!r} matches only {', '.join(sorted(other))} modules; an adapter can wrap "
                     f"{', '.join(layer.name for layer in LAYER_TYPES)}"
                 )
-            raise SettingError(f"targets={target!r} matches no module; near names: {near(target, layers)}")
+            raise SettingError(f"targets={target!r} matches no module; similar names: {near(target, layers)}")
         found |= free.intersection(selected)
     names = [name for name in layers if name in found]
     check_layers(model, names)
@@ -405,14 +406,14 @@ def find_targets(model: nn.Module, targets: Targets, train: Targets = ()) -> lis
 
 
 def _selects(target: str, name: str, module: nn.Module, regex: bool) -> bool:
-    """Whether a target selects a layer. Only the word "experts" selects experts, so that no pattern does so by accident: a
-    large model has thousands."""
+    """Whether a target selects a layer. Only the word "experts" selects experts, so that no pattern does so by
+    accident, since a large model has thousands."""
     return target == EXPERTS if isinstance(module, Expert) else matches(name, target, regex)
 
 
 def _check_experts(target: str, regex: bool, modules: Mapping[str, nn.Module]) -> None:
-    """Raise SettingError for a pattern of experts' names, and for the target "experts" in a model that has none which can
-    be adapted."""
+    """Raise SettingError for a pattern of experts' names, and for the target "experts" in a model without experts that
+    can be adapted."""
     if target != EXPERTS:
         if any(isinstance(module, Expert) and matches(name, target, regex) for name, module in modules.items()):
             raise SettingError(
@@ -429,15 +430,15 @@ def _check_experts(target: str, regex: bool, modules: Mapping[str, nn.Module]) -
 
 
 def check_layers(model: nn.Module, names: Sequence[str]) -> None:
-    """Raise SettingError for a layer that cannot be wrapped, or whose weight is another module's, too."""
-    owners: dict[int, dict[tuple[int, str], str]] = {}  # by the parent itself: one module may have several names
+    """Raise SettingError for a layer that cannot be wrapped, or that shares its weight with another module."""
+    owners: dict[int, dict[tuple[int, str], str]] = {}  # by parent object, since a module may have several names
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owner = name.rpartition(".")[0]
         owners.setdefault(id(parameter), {}).setdefault(_slot(model, owner), owner)
     for name in names:
         module: Any = layer_at(model, name)
         holder, part = storage_of(module)
-        place = name.rsplit(".", 2)[0] if isinstance(module, Expert) else name  # of the module that keeps the weight
+        place = name.rsplit(".", 2)[0] if isinstance(module, Expert) else name  # the module that keeps the weight
         why = refusal(module, model.get_submodule(place.rpartition(".")[0]))
         if why is None:
             here = _slot(model, place)
@@ -449,25 +450,25 @@ def check_layers(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def _slot(model: nn.Module, name: str) -> tuple[int, str]:
-    """Where a module hangs: its parent, and its name there."""
+    """A module's parent and its name there."""
     parent, _, child = name.rpartition(".")
     return id(model.get_submodule(parent)), child
 
 
 def trained_modules(model: nn.Module, train: Targets) -> list[str]:
-    """Names of the modules that the suffixes in `train` select. Raises SettingError where one matches nothing."""
+    """Names of the modules that the suffixes in `train` select. Raises SettingError if one matches nothing."""
     names = [name for name, _ in model.named_modules() if name]
     selected = []
     for wanted in [train] if isinstance(train, str) else train:
         hits = [name for name in names if matches(name, wanted, regex=False)]
         if not hits:
-            raise SettingError(f"train={wanted!r} matches no module; near names: {near(wanted, names)}")
+            raise SettingError(f"train={wanted!r} matches no module; similar names: {near(wanted, names)}")
         selected += hits
     return selected
 
 
 def inside(model: nn.Module, train: Targets) -> set[nn.Module]:
-    """Every module of the modules that the suffixes in `train` select, themselves included."""
+    """Every module inside those that the suffixes in `train` select, including these."""
     return {module for name in trained_modules(model, train) for module in model.get_submodule(name).modules()}
 
 

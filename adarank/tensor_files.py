@@ -1,4 +1,4 @@
-"""Safetensors files written tensor by tensor, so that saving never holds a second copy of what it saves.
+"""Writes safetensors files tensor by tensor, so that saving never holds a second copy of the data in memory.
 
 The format (https://huggingface.co/docs/safetensors): the header's length in 8 bytes, little-endian; the header, JSON,
 {name: {dtype, shape, data_offsets}}; the tensors' bytes. safetensors' own writers take all bytes at once.
@@ -28,10 +28,10 @@ def write_tensors(
 ) -> None:
     """Write `tensors` into an open binary file in the safetensors format.
 
-    Holds at most one tensor or, where it is contiguous, 64 MiB beside the tensors themselves, which may lie on any
-    device. whole: called on each tensor just before it is written; it returns a tensor of the same shape and dtype, such
-    as a sharded one put together. Tensors that share memory are written once for each name. Raises TypeError for a dtype
-    that the format does not have.
+    Besides the tensors themselves, which may be on any device, memory holds at most a copy of one tensor, or 64 MiB of
+    it if it is contiguous. whole: called on each tensor just before it is written; returns a tensor of the same shape
+    and dtype, such as a gathered shard. Tensors that share memory are written once per name. Raises TypeError for a
+    dtype that the format does not support.
     """
     names = order(tensors)
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -39,11 +39,11 @@ def write_tensors(
     for name in names:
         tensor = tensors[name]
         if tensor.dtype not in _NAMES:
-            raise TypeError(f"{name} has the dtype {tensor.dtype}, which safetensors files cannot hold")
+            raise TypeError(f"{name} has the dtype {tensor.dtype}, which safetensors files do not support")
         begin, end = end, end + math.prod(tensor.shape) * tensor.element_size()
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # the tensors start at a multiple of 8
     file.write(len(text).to_bytes(8, "little") + text)
     for name in names:
         flat = whole(tensors[name].detach()).reshape(-1)
@@ -52,5 +52,5 @@ def write_tensors(
 
 
 def order(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names in the order in which they are written: wider dtypes first, so that all tensors are aligned."""
+    """The names in the order in which to write them: wider dtypes first, so that all tensors are aligned."""
     return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))

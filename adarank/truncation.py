@@ -1,4 +1,4 @@
-"""Prefix ranks: the first r triplets of every adapter, for methods that train all of them at once."""
+"""Prefix ranks: keeps the first r triplets of every adapter, for methods that train all prefixes at once."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +16,11 @@ from adarank.errors import SettingError, whole_number
 def truncate(model: nn.Module, rank: int) -> dict[str, int]:
     """Keep the first `rank` triplets of every adapter and prune the others; returns {module name: triplets kept}.
 
-    For adapters of which every prefix is trained: MatryoshkaLoRA (arXiv 2605.07850), whose scale becomes s_r, and DyLoRA
-    (arXiv 2210.07558). Of others `adarank.compress` keeps more. Modules with fewer triplets stay as they are. The pruned
-    triplets are masked, so that saving, merging and exporting leave them out; `adarank.compact` removes them from memory.
+    For adapters trained at every prefix: MatryoshkaLoRA (arXiv 2605.07850), whose scale becomes s_r, and DyLoRA (arXiv
+    2210.07558). For others, `adarank.compress` loses less. Modules with fewer triplets do not change. The pruned
+    triplets are masked, so that saving, merging and exporting omit them; `adarank.compact` removes them from memory.
 
-    Raises SettingError where `rank` is not a whole number of at least 1, or the model has no adapters.
+    Raises SettingError if `rank` is not a whole number of at least 1, or the model has no adapters.
 
     Example:
         >>> import adarank
@@ -47,7 +47,7 @@ def truncate(model: nn.Module, rank: int) -> dict[str, int]:
 def truncate_saved(
     tensors: Mapping[str, Tensor], description: Mapping[str, Any], rank: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """`truncate` for what `adarank.adapters.saving.read_adapter` returns; (tensors, description)."""
+    """`truncate` for the result of `adarank.adapters.saving.read_adapter`: (tensors, description)."""
     parametrisation = lookup(description["kind"])
     if parametrisation is None:
         raise SettingError(f"an adapter of kind {description['kind']!r} has no triplets to truncate")

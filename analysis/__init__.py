@@ -1,4 +1,4 @@
-"""Turns finished runs into tables, verdicts, figures and a report. Reads run folders only: no torch, no W&B.
+"""Turns finished runs into tables, verdicts, figures and a report. It reads only run folders and needs no torch or W&B.
 
 load (folders to runs) → rows, settings, tables (configurations next to each other) → stats, verdicts, rank_maps,
 score_fidelity, weight_change, forgetting, fairness (conclusions and caveats) → format_table (as text), figures and

@@ -1,7 +1,9 @@
-"""What a study claims before it is run: which differences it judges, on which tasks and budgets, and by which margins.
+"""The claims that a study declares before it is run: which differences it judges, on which tasks and budgets, and by
+which margins.
 
 `claims.json` in the folder of a study's results holds the claims, their hash and the time of their declaration, which
-experiments/protocol.py writes before the first run of the comparison. Claims that change afterwards stay in the file.
+experiments/protocol.py writes before the first run of the comparison. If claims change later, the file keeps the
+earlier ones.
 """
 
 import hashlib
@@ -17,7 +19,7 @@ from adarank.runs.files import read_json, read_object, write_json
 
 FILE = "claims.json"
 LOOKS = "looks.json"
-RATES = "rates.json"  # of all tasks, beside the runs of the comparison
+RATES = "rates.json"  # for all tasks, next to the runs of the comparison
 FAMILIES = ("page", "table")
 CHECKPOINTS = ("last", "best")
 
@@ -35,7 +37,7 @@ class Claim(NamedTuple):
     margin: float
 
     def arms(self, known: Collection[str]) -> tuple[str, str]:
-        """The arms that are compared, of and against; known: every arm, which says which methods have budgets."""
+        """The two arms to compare, of and against; known: every arm, which shows which methods have budgets."""
         of, against = (arm_at(method, self.rank, known) for method in (self.contrast.of, self.contrast.against))
         return of, against
 
@@ -53,7 +55,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Assay:
-    """Two arms, `method@budget` or the name of a method without budgets, whose difference every task must show."""
+    """Two arms (`method@budget`, or the name of a method without budgets) whose difference every task must show."""
 
     of: str
     against: str
@@ -62,8 +64,9 @@ class Assay:
 @dataclass(frozen=True)
 class Claims:
     """seeds: the planned number for each arm; margins: {task: the largest difference without practical meaning}, in the
-    unit of its metric; looks: numbers of seeds at which the claims are judged before all are run; family: whether a
-    claim is corrected together with all others (page) or with those of its task (table); metrics: {task: name}."""
+    unit of its metric; looks: the numbers of seeds at which the claims are judged before all seeds have run; family:
+    whether a claim is corrected together with all others (page) or with those of its task (table); metrics: {task:
+    name}."""
 
     contrasts: tuple[Contrast, ...]
     assay: Assay
@@ -86,7 +89,7 @@ class Claims:
         ]
 
     def level(self, task: str) -> float:
-        """alpha divided among the claims that are corrected together with one on `task` (Bonferroni)."""
+        """alpha divided by the number of claims that are corrected together with one on `task` (Bonferroni)."""
         return self.alpha / sum(self.family == "page" or claim.task == task for claim in self.each)
 
     @property
@@ -106,7 +109,8 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Declared:
-    """The claims of a study as its results state them. declared: an ISO time; changes: earlier versions, oldest first."""
+    """The claims of a study, as declared in its results. declared: an ISO time; changes: earlier versions, oldest
+    first."""
 
     study: str
     hash: str
@@ -123,8 +127,8 @@ class Look(NamedTuple):
 
 
 def read_looks(folder: Path, declared: Declared) -> dict[tuple[str, str, str], Look]:
-    """{(task, of, against): its last look} from a folder's looks.json, empty where there is none under these claims.
-    Raises ClaimsError where it is damaged."""
+    """{(task, of, against): its last look} from a folder's looks.json, empty if there is none under these claims.
+    Raises ClaimsError if it is damaged."""
     content, fault = read_object(folder / LOOKS)
     try:
         if fault:
@@ -137,11 +141,11 @@ def read_looks(folder: Path, declared: Declared) -> dict[tuple[str, str, str], L
             for row in look["claims"]
         }
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ClaimsError(f"{folder / LOOKS} cannot be used: it is no file of looks; restore it") from None
+        raise ClaimsError(f"{folder / LOOKS} cannot be used: it is not a looks file; restore it") from None
 
 
 def arm_name(method: str, rank: int | None) -> str:
-    """What a run's summary.json calls a method at a budget."""
+    """The name of a method at a budget in a run's summary.json."""
     return method if rank is None else f"{method}@{rank}"
 
 
@@ -201,7 +205,7 @@ def digest(claims: Claims) -> str:
 
 
 def load(folder: Path) -> Declared | None:
-    """The claims in a folder's claims.json; None where there is no such file. Raises ClaimsError where it is damaged or
+    """The claims in a folder's claims.json; None if there is no such file. Raises ClaimsError if it is damaged or
     was edited by hand."""
     path = folder / FILE
     try:
@@ -220,15 +224,15 @@ def load(folder: Path) -> Declared | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = error if isinstance(error, ClaimsError) else "it is no file of claims"
+        reason = error if isinstance(error, ClaimsError) else "it is not a claims file"
         raise ClaimsError(f"{path} cannot be used: {reason}; restore it") from None
 
 
 def write(folder: Path, claims: Claims, study: str, runs: int) -> Declared:
     """Declare the claims of a study in `folder` and return what its claims.json holds.
 
-    runs: finished runs of the comparison. Claims that replace others keep them as a change where there are such runs.
-    The same claims leave the file as it is. Raises ClaimsError where there are runs and no claims were declared."""
+    runs: finished runs of the comparison. If there are any, claims that replace others record these as a change. The
+    same claims do not change the file. Raises ClaimsError if there are runs but no claims were declared."""
     known = load(folder)
     if known is None and runs:
         raise ClaimsError(
@@ -250,7 +254,7 @@ def write(folder: Path, claims: Claims, study: str, runs: int) -> Declared:
 
 
 def _plain(claims: Claims) -> dict[str, Any]:
-    """The claims as JSON has them; `metrics` only where some are named."""
+    """The claims as JSON; `metrics` only if some are named."""
     content = asdict(claims)
     return content if claims.metrics else {key: value for key, value in content.items() if key != "metrics"}
 
@@ -285,7 +289,7 @@ def _contrast(content: Any, where: str, tasks: Sequence[str] | None, arms: Seque
 
 
 def _budgets(of: str, against: str, where: str, arms: Sequence[str]) -> tuple[int, ...] | None:
-    """The budgets that both methods have, those of one where the other has none, None where neither has any."""
+    """The budgets that both methods have, those of one if the other has none, or None if neither has any."""
     found: list[tuple[int, ...]] = []
     for side, method in (("of", of), ("against", against)):
         split = [arm.rpartition("@")[::2] for arm in arms if "@" in arm]

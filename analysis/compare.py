@@ -1,4 +1,4 @@
-"""Compare the finished runs of a folder: a table for each model, task and targets, and the report.
+"""Compares the finished runs of a folder: prints a table per model, task and targets, and writes the report.
 
 python analysis/compare.py OUT
 """
@@ -6,7 +6,7 @@ python analysis/compare.py OUT
 import sys
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a script, sys.path[0] is analysis/: the repository's root belongs there
+if __package__ in (None, ""):  # as a script, sys.path[0] is analysis/ but must be the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from analysis.report import main

@@ -19,11 +19,11 @@ TITLE = "AURAC: the mean score over log2 rank, from the smallest rank to the lar
 HEADER = ("method", "ranks", "AURAC", "seeds")
 AGAINST = "AURAC against LoRA's over the same ranks"
 COST = "At equal cost (parameters kept × time of a step, from a benchmark): the mean score over the costs both cover"
-POINT = 0.01  # rates within a point of the best do as well, on a metric within -1..1
+POINT = 0.01  # rates within a point of the best count as equally good, on a metric within -1..1
 
 
 def curves(table: Table) -> dict[str, dict[float, Row]]:
-    """{kind of row: {requested rank: the row best on dev}}, ascending, of the kinds with FEWEST ranks or more."""
+    """{kind of row: {requested rank: the row best on dev}}, ascending, for the kinds with at least FEWEST ranks."""
     best = table.best(lambda row: (table.kinds[row], row.requested_ranks[:1]))
     by_kind: dict[str, dict[float, Row]] = {}
     for row in best:
@@ -38,7 +38,7 @@ def of_lora(found: Mapping[str, dict[float, Row]]) -> tuple[str, dict[float, Row
 
 
 def areas(rows: Mapping[float, Row]) -> dict[int, float]:
-    """{seed: AURAC} over `rows` by rank, of the seeds that every rank has."""
+    """{seed: AURAC} over `rows` by rank, for the seeds that every rank has."""
     seeds = set.intersection(*(set(row.scores) for row in rows.values()))
     return {
         seed: stats.area_under_curve(list(rows), [row.scores[seed] for row in rows.values()]) for seed in sorted(seeds)
@@ -46,7 +46,7 @@ def areas(rows: Mapping[float, Row]) -> dict[int, float]:
 
 
 def rows(table: Table) -> Lines:
-    """A line for HEADER of every kind of row with a curve."""
+    """A line for HEADER for every kind of row with a curve."""
     lines, runs = [], []
     for kind, by_rank in curves(table).items():
         if found := list(areas(by_rank).values()):
@@ -77,8 +77,8 @@ def at_equal_cost(table: Table, times: Mapping[str, float]) -> list[Comparison]:
     """Every kind's mean score against LoRA's over the range of costs that both cover, paired by seed.
 
     The cost of a configuration is its parameters kept times the time of its method's step (`times`, relative, from a
-    benchmark: times of a sweep say more about the machine's load). Scores between two budgets are interpolated over the
-    logarithm of the cost.
+    benchmark, because times in a sweep reflect the machine's load). Scores between two budgets are interpolated over
+    the logarithm of the cost.
     """
     found = {
         kind: {row.kept * times[row.method]: row for row in by_rank.values() if row.kept and row.method in times}
@@ -101,8 +101,8 @@ def at_equal_cost(table: Table, times: Mapping[str, float]) -> list[Comparison]:
 
 
 def read_times(path: Path) -> dict[str, float]:
-    """{method: time of a step relative to LoRA's} from the JSON of experiments/bench/step.py, the geometric mean over its
-    models. Raises FolderError where the file is none."""
+    """{method: time of a step relative to LoRA's} from the JSON of experiments/bench/step.py, the geometric mean over
+    its models. Raises FolderError if the file is not such a JSON."""
     try:
         models = json.loads(path.read_text(encoding="utf-8"))["models"].values()
         medians = [{name: float(ms) for name, ms in model["median_ms"].items()} for model in models]
@@ -127,13 +127,14 @@ def rate_width(search: Search, higher_is_better: bool) -> tuple[float, float] | 
 
 
 def rate_area(search: Search) -> float | None:
-    """The mean dev value over the logarithm of the rate, by trapezoids: what a rate drawn at random would reach."""
+    """The mean dev value over the logarithm of the rate, by trapezoids, that is, the expected value for a random
+    rate."""
     rates, values = _known(search)
     return stats.area_under_curve(rates, values) if len(rates) > 1 and all(map(math.isfinite, np.log(rates))) else None
 
 
 def _between(rows: Mapping[float, Row], low: float, high: float) -> dict[int, float]:
-    """{seed: mean score over the logarithm of the costs from low to high} of the seeds that every row has."""
+    """{seed: mean score over the logarithm of the costs from low to high} for the seeds that every row has."""
     costs = np.array(sorted(rows))
     grid = np.exp(np.unique(np.concatenate([np.log(costs[(costs > low) & (costs < high)]), np.log([low, high])])))
     seeds = set.intersection(*(set(row.scores) for row in rows.values()))

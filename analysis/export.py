@@ -12,7 +12,7 @@ from analysis.format_table import TextTable
 PACKAGES = r"\usepackage{booktabs,graphicx}"
 PAGE = 40  # rows per page
 LONGEST = 80  # characters of a file's name
-NARROW = 16  # characters below which a first column is not wrapped any more
+NARROW = 16  # characters below which a first column is no longer wrapped
 GREEK = {
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "λ": "lambda", "μ": "mu", "ξ": "xi",
     "ρ": "rho", "σ": "sigma", "φ": "varphi", "Δ": "Delta", "Σ": "Sigma", "Φ": "Phi",
@@ -28,8 +28,9 @@ LATEX = {letter: rf"$\{name}$" for letter, name in GREEK.items()} | {
 def plain(table: TextTable, width: int | None = None) -> str:
     """The table with its title, columns aligned: the first to the left, the others to the right.
 
-    width: the longest line. A wider table shows the columns that decide and says how many it leaves to the page; if these
-    are too wide, their names stand on several lines; then the first column is wrapped; then every row becomes a list.
+    width: the longest line. A wider table shows the decisive columns and states how many more are on the page; if these
+    are too wide, their names are split over several lines; then the first column is wrapped; then every row becomes a
+    list.
     """
     title = table.title if width is None else wrap(table.title, width)
     names, rows = [list(table.header)], list(map(list, table.rows))
@@ -74,12 +75,12 @@ def csv_files(tables: Iterable[TextTable], within: str) -> dict[str, str]:
 
 
 def slug(title: str) -> str:
-    """A title as the name of a file: letters, digits and hyphens."""
+    """A title as a file name: letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", title.lower())[:LONGEST].strip("-")
 
 
 def markdown(tables: Iterable[TextTable]) -> str:
-    """Every table below its title; first column left, the others right."""
+    """Every table below its title, with the first column aligned left and the others right."""
     parts = []
     for table in tables:
         rows = [[cell.replace("|", r"\|") for cell in row] for row in (table.header, *table.rows)]
@@ -90,7 +91,7 @@ def markdown(tables: Iterable[TextTable]) -> str:
 
 
 def latex(tables: Iterable[TextTable]) -> str:
-    """Every table as a `table`, shrunk to the line where it is wider, one for each PAGE rows; needs PACKAGES."""
+    """Every table as a `table`, shrunk to the line width if it is wider, one per PAGE rows; needs PACKAGES."""
     parts = [f"% {PACKAGES}"]
     for table in chain.from_iterable(map(_pages, tables)):
         header, *rows = map(_line, (table.header, *table.rows))
@@ -109,7 +110,7 @@ def latex(tables: Iterable[TextTable]) -> str:
 
 
 def escaped(text: str) -> str:
-    """`text` with nothing left that LaTeX would take for a command."""
+    """`text` with everything escaped that LaTeX would treat as a command."""
     return "".join(LATEX.get(letter, letter) for letter in text)
 
 
@@ -120,13 +121,14 @@ def _width(lines: Sequence[Sequence[str]]) -> int:
 
 
 def _folded(line: Sequence[str], width: int) -> list[list[str]]:
-    """The line with its first cell in pieces of `width`, the further ones indented; the other cells stand on the first."""
+    """The line with its first cell split into pieces of `width`, all but the first indented; the other cells are on the
+    first line."""
     pieces = textwrap.wrap(line[0], width, subsequent_indent="  ") or [""]
     return [[piece, *(line[1:] if i == 0 else [""] * (len(line) - 1))] for i, piece in enumerate(pieces)]
 
 
 def _stacked(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The names of columns in lines, each no wider than the cells below it where its words allow it."""
+    """The column names split into lines, each no wider than the cells below it if its words allow that."""
     cells = zip(*rows, strict=True) if rows else [()] * len(names)
     widths = [max(map(len, [*name.split(), *column]), default=1) for name, column in zip(names, cells, strict=True)]
     stacks = [textwrap.wrap(name, width) for name, width in zip(names, widths, strict=True)]
@@ -135,7 +137,7 @@ def _stacked(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[s
 
 
 def _lists(names: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Every row as its name and a line for each of its cells."""
+    """Every row as its name and one line per cell."""
     text = []
     for row in rows:
         text.append(wrap(row[0], width))
@@ -144,7 +146,8 @@ def _lists(names: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> l
 
 
 def _pages(table: TextTable) -> list[TextTable]:
-    """The table in parts of one length that a page holds, each with its number in the title; itself where it fits."""
+    """The table in parts of equal length that fit a page, each with its number in the title; the table itself if it
+    fits."""
     count = max(1, -(-len(table.rows) // PAGE))
     size = max(1, -(-len(table.rows) // count))
     if count == 1:
@@ -154,6 +157,6 @@ def _pages(table: TextTable) -> list[TextTable]:
 
 
 def _line(cells: Sequence[str]) -> str:
-    """A row; the empty group keeps a first cell that starts with [ or * from being read as an argument of \\\\."""
+    """A row; the empty group prevents a first cell that starts with [ or * from being read as an argument of \\\\."""
     line = " & ".join(map(escaped, cells))
     return ("{}" if line.lstrip().startswith(("[", "*")) else "") + line + r" \\"

@@ -1,4 +1,4 @@
-"""What makes a table's comparisons unfair, and what else a reader of its numbers must know."""
+"""Warnings about unfair comparisons in a table, and notes that a reader of its numbers needs."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from analysis.tables import Table, relative_time, searches
 
 BUDGETS = ("initial triplets", "mean over training", "final triplets", "exact parameters")
 TOLERANCE = 0.01  # budgets within a percent match: whole triplets do not divide every parameter budget
-MANY = 6  # names in a sentence; more are counted, and the tables list them all
-MEASUREMENTS: dict[str, Callable[[Run], Any]] = {  # files of `adarank probe`; false where they cannot be read
+MANY = 6  # names in a sentence; if there are more, they are counted, and the tables list them all
+MEASUREMENTS: dict[str, Callable[[Run], Any]] = {  # files of `adarank probe`; false if they cannot be read
     PROBE: score_fidelity.read,
     DELTA: weight_change.read,
     FORGETTING: forgetting.read,
@@ -24,7 +24,7 @@ MEASUREMENTS: dict[str, Callable[[Run], Any]] = {  # files of `adarank probe`; f
 
 
 def fairness_warnings(table: Table) -> list[str]:
-    """One sentence for each reason to doubt the table's comparisons, none where they are fair."""
+    """One sentence per reason to doubt the table's comparisons; none if they are fair."""
     return [
         *_learning_rates(table),
         *_arms_at_different_rates(table),
@@ -35,7 +35,7 @@ def fairness_warnings(table: Table) -> list[str]:
 
 
 def notes(table: Table) -> list[str]:
-    """What is unfair, why cells are blank, and where rows differ in kind."""
+    """Sentences on unfair comparisons, blank cells, and rows that differ in kind."""
     lines = fairness_warnings(table)
     if not table.baselines and (first := next(iter(table.tuned), None)):
         lines.append(f"There is no LoRA run in this table: no relative times; the reference is {table.labels[first]}.")
@@ -58,7 +58,7 @@ def notes(table: Table) -> list[str]:
             lines.append(f"{table.labels[row]}: config.yaml cannot be read, so its settings are not shown.")
     for label, run in table.labelled_runs():
         lines += [
-            f"{name} of {label}, cannot be read and is left out: {run.name}/{name}."
+            f"{name} of {label}, cannot be read and is omitted: {run.name}/{name}."
             for name, read in MEASUREMENTS.items()
             if (run.folder / name).is_file() and not read(run)
         ]
@@ -83,7 +83,7 @@ def _learning_rates(table: Table) -> list[str]:
 
 
 def _arms_at_different_rates(table: Table) -> list[str]:
-    """Rows compared with a reference at another learning rate, where that is not the method's own search."""
+    """Rows compared with a reference at another learning rate, unless each has its own search."""
     different = [
         f"{table.labels[row]} {row.settings.get('train.lr')} against {reference.settings.get('train.lr')}"
         for row in table.tuned
@@ -115,8 +115,8 @@ def _scales(table: Table) -> list[str]:
 
 
 def _dtypes(table: Table) -> list[str]:
-    """Rows that trained or computed in different dtypes, or on bases stored in different ones (4-bit bases aside, which a
-    method's name shows; full fine-tuning has no frozen base)."""
+    """Rows that trained or computed in different dtypes, or on bases stored in different dtypes (except 4-bit bases,
+    which a method's name shows; full fine-tuning has no frozen base)."""
     lines = []
     for part, verb in (("trained", "train parameters"), ("compute", "compute"), ("base", "store the frozen base")):
         rows: dict[str, list[str]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Every figure of a table with its caption, in the order of the page: a new one is one more `yield` in `figures`."""
+"""Every figure of a table with its caption, in the order of the page. To add one, add a `yield` to `figures`."""
 
 import base64
 import io
@@ -32,9 +32,9 @@ from analysis.rows import Row
 from analysis.tables import Table
 from analysis.verdicts import Verdict, across_tasks
 
-DPI = 168  # 1.75 pixels for each of the page's: sharp on a high-resolution screen and when enlarged
-FIRST = ("learning_curves", "parameters")  # the figures that the page shows before the others are asked for
-LISTED = 60  # configurations that a figure with one line for each can hold
+DPI = 168  # 1.75 pixels per page pixel, which is sharp on high-resolution screens and when enlarged
+FIRST = ("learning_curves", "parameters")  # the figures that the page shows before the reader asks for the others
+LISTED = 60  # the most configurations for a figure with one line per configuration
 Reader = Callable[[Path], tuple[list[dict[str, Any]], list[int]]]
 
 
@@ -55,7 +55,7 @@ class Picture:
 
     @property
     def first(self) -> bool:
-        """Whether the page shows it before it is asked for."""
+        """Whether the page shows it at once."""
         return self.name.startswith(FIRST)
 
     @property
@@ -66,13 +66,13 @@ class Picture:
 
     @property
     def uri(self) -> str:
-        """The smaller of the two files as an address that needs no file."""
+        """The smaller of the two files as a data URI."""
         kind, content = min(("svg+xml", self.svg), ("png", self.png), key=lambda file: len(file[1]))
         return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
 def render_figures(table: Table, judged: Sequence[Verdict], suffix: str) -> tuple[tuple[Picture, ...], list[str]]:
-    """The figures of one table, and a note for each damaged file of records.
+    """The figures of one table, and one note per damaged file of records.
 
     judged: the verdicts on it; suffix: distinguishes the files of several tables.
     """
@@ -94,7 +94,8 @@ def render_across(tables: Sequence[Table]) -> tuple[Picture, ...]:
     return tuple(
         _picture(
             f"profile_{i}" if len(drawn) > 1 else "profile",
-            f"Performance profile: the share of pairs in which a configuration beats LoRA by more than τ. {over.title}.",
+            "Performance profile: the share of pairs in which a configuration beats LoRA by more than τ. "
+            f"{over.title}.",
             figure,
         )
         for i, (over, figure) in enumerate(drawn, 1)
@@ -104,7 +105,7 @@ def render_across(tables: Sequence[Table]) -> tuple[Picture, ...]:
 def figures(
     table: Table, judged: Sequence[Verdict], metrics: style.Records, allocations: style.Records
 ) -> Iterator[tuple[str, str, "style.Figure | None"]]:
-    """Name, caption and figure, None where there is nothing to draw.
+    """Name, caption and figure, or None if there is nothing to draw.
 
     judged: the verdicts on the table; metrics: the records of the runs of `table.shown`; allocations: those of its
     adaptive rows, ranks as {module: rank}.
@@ -112,19 +113,20 @@ def figures(
     rows = table.shown
     adaptive = [row for row in rows if row.adaptive]
     chosen = _selection(table)
-    tuned = " Of several learning rates only the best on dev." if len(table.tuned) < len(table.rows) else ""
+    tuned = " Only the best learning rate on dev is shown." if len(table.tuned) < len(table.rows) else ""
     listed = table.tuned if len(table.tuned) <= LISTED else rows
     labels = {table.labels[row] for row in listed}
     selection = tuned if len(table.tuned) <= LISTED else chosen
     margin = judged[0].margin if judged else None
     caption = (
-        "The comparisons of the family: mean difference over common seeds, and its interval, which holds together with all "
+        "The comparisons of the family: mean difference over common seeds, and its interval, which holds together "
+        "with all "
         "others" + (f"; the band is ±{margin:g}." if margin else ".") + selection
     )
     yield "forest", caption, forest.draw([v for v in judged if v.comparison.label in labels], table.metric, margin)
     caption = (
-        f"Learning curves: {table.metric} on dev and training loss over training steps, mean over seeds; band: its 95% t "
-        f"interval, or the range of fewer than {learning_curves.FEWEST} seeds.{chosen}"
+        f"Learning curves: {table.metric} on dev and training loss over training steps, mean over seeds; band: its 95% "
+        f"t interval, or the range of fewer than {learning_curves.FEWEST} seeds.{chosen}"
     )
     yield "learning_curves", caption, learning_curves.draw(table, rows, metrics)
     for name, cost in pareto.COSTS.items():
@@ -135,7 +137,7 @@ def figures(
         yield name, caption, pareto.draw(table, cost)
     caption = f"Learning rates: {table.metric} on dev over each method's grid, the chosen rate circled."
     yield "learning_rates", caption, learning_rates.draw(table)
-    caption = "Accuracy against rank: the first triplets of one run, mean over seeds, beside runs tuned for each rank."
+    caption = "Accuracy against rank: the first triplets of one run, mean over seeds, and runs tuned for each rank."
     yield "prefix_ranks", caption, prefixes.draw(table)
     caption = (
         f"The budget during training: mean rank per module after each allocation, first seed with records.{chosen}"
@@ -179,7 +181,7 @@ def figures(
 
 
 def _selection(table: Table) -> str:
-    """The sentence of a caption that says which rows a figure of few shows, empty where it shows all."""
+    """The sentence of a caption that says which rows a figure for few rows shows, empty if it shows all."""
     rows = table.shown
     if len(rows) == len(table.rows):
         return ""
@@ -195,7 +197,7 @@ def _picture(name: str, caption: str, figure: "style.Figure") -> Picture:
     png, svg = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):  # the same figure always gives the same bytes
         figure.savefig(png, format="png", dpi=DPI, facecolor="white")
-        figure.set_layout_engine("none")  # everything has its place now; finding it takes a third of the time
+        figure.set_layout_engine("none")  # the layout is final; computing it takes a third of the time
         figure.savefig(svg, format="svg", dpi=DPI, facecolor="white", metadata={"Date": None})
     width, height = figure.get_size_inches()
     return Picture(name, caption, round(96 * width), round(96 * height), png.getvalue(), svg.getvalue())

@@ -1,4 +1,4 @@
-"""What fine-tuning learned and what it forgot: the run's metric, and how far the base model's abilities fell."""
+"""Learning and forgetting: the run's metric, and how much the base model's abilities declined."""
 
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ def header(table: Table, first: str = "run") -> tuple[str, ...]:
 
 
 def read(run: Run) -> list[Forgotten]:
-    """The measurements in the run's forgetting.json; empty where there is none that can be read."""
+    """The measurements in the run's forgetting.json; empty if there is none that can be read."""
     return read_measurement(run, FORGETTING, _parse) or []
 
 
@@ -91,7 +91,7 @@ def _parse(content: Any) -> list[Forgotten]:
 
 
 def _by_measure(row: Row) -> dict[str, dict[int, Forgotten]]:
-    """{measure: {seed: what was forgotten}} of the row's runs."""
+    """{measure: {seed: measurement}} of the row's runs."""
     measures: dict[str, dict[int, Forgotten]] = {}
     for run in row.runs:
         for forgotten in read(run):

@@ -40,8 +40,8 @@ EXPLORATORY = "exploratory: 95% intervals each for itself, no verdict"
 
 
 class TextTable(NamedTuple):
-    """A table with a title; runs: for every row the runs that its numbers come from, which the page links; first: the
-    columns that decide, which are shown before the others are asked for (all of them where empty)."""
+    """A table with a title; runs: for every row the runs behind its numbers, which the page links; first: the decisive
+    columns, which are shown at once (all columns if empty)."""
 
     title: str
     header: Sequence[str]
@@ -60,7 +60,7 @@ def format_table(table: Table) -> TextTable:
 
 
 def verdict_table(table: Table, family: Family, judged: Sequence[Verdict]) -> list[TextTable]:
-    """The verdicts on one table, below a title that says what they are corrected for; none without comparisons."""
+    """The verdicts on one table, below a title that states their correction; none without comparisons."""
     if not judged:
         return []
     what = "Declared beforehand" if family.declared else "Not declared beforehand: each method against its reference"
@@ -78,8 +78,8 @@ def further_tables(
     """The tables below the main one: collapsed runs, exploratory comparisons, further test metrics, learning-rate
     trials, accuracy over budgets, the budget counted four ways, measurements by experiments/probe.py.
 
-    judged: the verdicts on this table; declared: whether a study declared them; times: of a step by method, relative, from
-    a benchmark.
+    judged: the verdicts on this table; declared: whether a study declared them; times: of a step by method, relative,
+    from a benchmark.
     """
     runs = [row.runs for row in table.rows]
     failed = [(cells, verdict) for verdict in judged if (cells := verdicts.collapse_cells(verdict))]
@@ -127,8 +127,8 @@ def further_tables(
 
 def runs_table(table: Table) -> TextTable:
     """Every run of the table by itself."""
-    names = ["configuration", "seed", f"{table.metric}, {table.split}", "other checkpoint", "dev", "learned", "step, ms",
-             "peak, MiB"]  # fmt: skip
+    names = ["configuration", "seed", f"{table.metric}, {table.split}", "other checkpoint", "dev", "learned"]
+    names += ["step, ms", "peak, MiB"]
     lines, runs = [], []
     for row in table.rows:
         for run in row.runs:
@@ -147,14 +147,14 @@ def across_tables(tables: Sequence[Table]) -> list[TextTable]:
 
 
 def header(table: Table) -> list[str]:
-    """The column names of the main table; the metric's names its split, and the checkpoint where there are two."""
+    """The column names of the main table; the metric's column names its split, and the checkpoint if there are two."""
     columns = ["mean rank", "triplets", "trainable", "kept", *_metric_columns(table), "n"]
     columns += ["last dev", "best dev"] if table.split == "test" else ["best dev"]
     return ["method", *table.settings, *columns, "step, ms", "÷ LoRA", "peak, MiB"]
 
 
 def row_cells(table: Table, row: Row) -> list[str]:
-    """One row of the main table, a string for each name in `header`."""
+    """One row of the main table, one string per name in `header`."""
     other = formats.BLANK
     if row.other_scores:
         few = f", n = {len(row.other_scores)}" if len(row.other_scores) < len(row.scores) else ""
@@ -220,7 +220,7 @@ def _further_metric(row: Row, name: str) -> str:
 
 
 def _trial_cells(table: Table, search: Search) -> list[str]:
-    """One search, a string for each name in TRIALS_HEADER."""
+    """One search, one string per name in TRIALS_HEADER."""
     seeds = sorted({len(row.scores) for row in search.tried.values()})
     width = curves.rate_width(search, table.higher_is_better)
     return [
@@ -248,12 +248,12 @@ def _budget_cells(table: Table, row: Row) -> list[str]:
 
 
 def _table(title: str, names: Sequence[str], lines: Lines) -> list[TextTable]:
-    """A table of (rows, their runs); none where nothing was measured."""
+    """A table of (rows, their runs); none if nothing was measured."""
     return [TextTable(title, names, *lines)] if lines[0] else []
 
 
 def _explorer(table: Table) -> Callable[..., list[TextTable]]:
-    """Makes a table of comparisons that nobody declared; none without comparisons."""
+    """A function that makes a table of undeclared comparisons; none without comparisons."""
 
     def explore(
         title: str, comparisons: Iterable[Comparison], higher: bool = table.higher_is_better

@@ -1,4 +1,4 @@
-"""How numbers are written, on the terminal, the page and the pictures alike. A missing one is BLANK, never 'nan'."""
+"""Formats numbers identically for the terminal, the page and the pictures. A missing one is BLANK, never 'nan'."""
 
 BLANK = "–"
 
@@ -17,7 +17,7 @@ def short_count(value: float) -> str:
 
 
 def metric(value: float | None, sign: str = "") -> str:
-    """A metric's value, four decimals below 10; sign="+" writes the plus too."""
+    """A metric's value, with four decimals below 10; sign="+" also writes the plus."""
     if value is None:
         return BLANK
     return f"{value:{sign}.4f}" if abs(value) < 10 else f"{value:{sign},.2f}"
@@ -34,7 +34,7 @@ def rank(value: float | None) -> str:
 
 
 def ranks(initial: float | None, final: float | None) -> str:
-    """The mean rank from creation to the end, `12 → 8`, or one number when it stayed."""
+    """The mean rank from creation to the end, `12 → 8`, or one number if it did not change."""
     if initial is None or rank(initial) == rank(final):
         return rank(final)
     return f"{rank(initial)} → {rank(final)}"
@@ -73,7 +73,7 @@ def share(found: tuple[float, float, float] | None) -> str:
 
 
 def as_number(value: str | None) -> float | None:
-    """The number that a setting's text is, None where it is none."""
+    """The number that a setting's text denotes, or None if it denotes none."""
     try:
         return None if value is None else float(value)
     except ValueError:

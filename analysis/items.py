@@ -20,8 +20,8 @@ PAIRS_HEADER = ("comparison", "seed", "only the first right", "only the second r
 
 
 def right(run: Run) -> NDArray[np.bool_] | None:
-    """[rows], whether the run's last checkpoint predicts each test row's class; None where predictions.npz has no
-    classes or cannot be read."""
+    """Whether the run's last checkpoint predicts each test row's class, [rows]; None if predictions.npz has no classes
+    or cannot be read."""
     try:
         with np.load(run.folder / PREDICTIONS, allow_pickle=False) as content:
             label, prediction = content["label"], content["prediction"]
@@ -33,8 +33,8 @@ def right(run: Run) -> NDArray[np.bool_] | None:
 
 
 def pairs(verdict: Verdict) -> list[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]:
-    """(seed, which rows the first method has right, which the other) of the comparison's seeds with predictions of both
-    on the same number of rows."""
+    """(seed, which rows the first method has right, which the other) for the comparison's seeds with predictions of
+    both on the same number of rows."""
     if verdict.comparison.rows is None:
         return []
     ours, theirs = ({run.seed: run for run in row.runs} for row in verdict.comparison.rows)
@@ -43,7 +43,7 @@ def pairs(verdict: Verdict) -> list[tuple[int, NDArray[np.bool_], NDArray[np.boo
 
 
 def rows(verdicts: Sequence[Verdict]) -> Lines:
-    """A line for HEADER of every comparison with predictions of two seeds or more on the same test rows."""
+    """A line for HEADER for every comparison with predictions of at least two seeds on the same test rows."""
     lines, runs = [], []
     for verdict in verdicts:
         found = [(a, b) for _, a, b in pairs(verdict)]
@@ -59,7 +59,7 @@ def rows(verdicts: Sequence[Verdict]) -> Lines:
 
 
 def mcnemar(verdicts: Sequence[Verdict]) -> Lines:
-    """A line for PAIRS_HEADER of every pair of runs with predictions."""
+    """A line for PAIRS_HEADER for every pair of runs with predictions."""
     lines, runs = [], []
     for verdict in verdicts:
         for seed, a, b in pairs(verdict):

@@ -32,7 +32,7 @@ class Run:
     name: its path relative to the folder that was read, with forward slashes; configuration: the folder's name without
     `-s<seed>`, shared by all seeds of a configuration; state: "finished" (then `summary` is complete enough to be
     counted), or "failed", "diverged", "running", "incomplete", "corrupt", "duplicate" with the reason in `reason`;
-    seed: -1 when there is none (never in a finished run); checkpoint: the one that the run is judged by, "last" or
+    seed: -1 if there is none (never in a finished run); checkpoint: the one by which the run is judged, "last" or
     "best" (on dev).
     """
 
@@ -47,9 +47,10 @@ class Run:
 
     @property
     def score(self) -> tuple[str, float]:
-        """The split and value that a finished run is judged by: test at `checkpoint`, or metric.last (dev) without one.
+        """The split and value by which a finished run is judged: test at `checkpoint`, or metric.last (dev) without
+        one.
 
-        A run without test_last, of an older version, is judged by the best checkpoint.
+        A run from an older version, without test_last, is judged by the best checkpoint.
         """
         metric = self.summary["metric"]
         if (test := number(metric.get("test"))) is None:
@@ -66,7 +67,7 @@ class Run:
 
     @property
     def dev(self) -> float | None:
-        """The dev value of the checkpoint that the run is judged by, which its learning rate is chosen by."""
+        """The dev value of the checkpoint by which the run is judged, which also chooses its learning rate."""
         best, last = (number(self.summary["metric"].get(key)) for key in ("best", "last"))
         return best if last is None or self.checkpoint == "best" else last
 
@@ -79,17 +80,17 @@ class Run:
 def read_runs(out: Path, checkpoint: str = "last") -> list[Run]:
     """Every run folder under `out`, at any depth, sorted by name; reads only summaries and states.
 
-    checkpoint: the one that the runs are judged by.
+    checkpoint: the one by which the runs are judged.
 
-    Raises FolderError when `out` is not a folder or contains no run folder.
+    Raises FolderError if `out` is not a folder or contains no run folder.
     """
     if not out.is_dir():
-        raise FolderError(f"{out} is not a folder; give the folder that holds the run folders.")
+        raise FolderError(f"{out} is not a folder; give the folder that contains the run folders.")
     if _is_run(out):
-        raise FolderError(f"{out} is itself a run folder; give the folder that holds it.")
+        raise FolderError(f"{out} is itself a run folder; give the folder that contains it.")
     runs = sorted((_read_run(folder, out, checkpoint) for folder in _run_folders(out)), key=lambda run: run.name)
     if not runs:
-        raise FolderError(f"{out} holds no run folder.")
+        raise FolderError(f"{out} contains no run folder.")
     first: dict[tuple[Any, ...], Run] = {}
     for i, run in enumerate(runs):
         if run.state == "finished":
@@ -100,7 +101,8 @@ def read_runs(out: Path, checkpoint: str = "last") -> list[Run]:
 
 
 def identity(run: Run) -> tuple[str, ...]:
-    """What runs must share before their scores are averaged. A renamed folder can give different runs the same name."""
+    """The properties that runs must share before their scores are averaged, since renaming a folder can give different
+    runs the same name."""
     values = (text(run.summary.get(key)) for key in ("method", "model", "task", "targets", "arm"))
     return (run.configuration, *values, run.summary["metric"]["name"], run.score[0])
 
@@ -115,7 +117,7 @@ def state_counts(runs: Sequence[Run]) -> str:
 def run_state(status: Mapping[str, Any], summary: Mapping[str, Any], faults: Sequence[str]) -> tuple[str, str]:
     """A run's state and the reason why it is not counted ("" for a finished run).
 
-    status, summary: the contents of the two files, empty where missing; faults: one for each file that cannot be read.
+    status, summary: the contents of the two files, empty if missing; faults: one per file that cannot be read.
     """
     if faults:
         return "corrupt", "; ".join(faults)
@@ -135,7 +137,7 @@ def run_state(status: Mapping[str, Any], summary: Mapping[str, Any], faults: Seq
 
 
 def read_config(folder: Path) -> dict[str, str] | None:
-    """`config.yaml`, flattened to {"train.lr": "0.001"}; None when it is missing or cannot be read.
+    """`config.yaml`, flattened to {"train.lr": "0.001"}; None if it is missing or cannot be read.
 
     `{score: {_target_: package.scores.adalora}}` becomes {"score": "adalora"}.
     """
@@ -144,9 +146,9 @@ def read_config(folder: Path) -> dict[str, str] | None:
 
 
 def read_counts(path: Path) -> list[dict[str, Any]]:
-    """The records of allocations.jsonl up to their key "ranks"; the header and unreadable lines are left out.
+    """The records of allocations.jsonl up to their key "ranks"; the header and unreadable lines are skipped.
 
-    The modules' ranks are nearly all of the file, and parsing thousands of files whole would take minutes.
+    The modules' ranks make up nearly all of the file, and parsing thousands of files completely would take minutes.
     """
     try:
         lines = path.read_bytes().split(b"\n")
@@ -157,7 +159,7 @@ def read_counts(path: Path) -> list[dict[str, Any]]:
 
 
 def read_measurement(run: Run, name: str, parse: Callable[[Any], T]) -> T | None:
-    """What `parse` makes of a JSON file in the run's folder; None where it is missing, damaged or incomplete."""
+    """The result of `parse` for a JSON file in the run's folder; None if it is missing, damaged or incomplete."""
     try:
         return parse(json.loads((run.folder / name).read_bytes()))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -165,7 +167,7 @@ def read_measurement(run: Run, name: str, parse: Callable[[Any], T]) -> T | None
 
 
 def number(value: Any) -> float | None:
-    """`value` as a float when it is a finite number, else None."""
+    """`value` as a float if it is a finite number, else None."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None
@@ -179,7 +181,7 @@ def finite(value: Any) -> float:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the known values, None when there are none."""
+    """The mean of the known values, None if there are none."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
 
@@ -229,7 +231,7 @@ def _read_run(folder: Path, out: Path, checkpoint: str) -> Run:
 
 
 def _summary_fault(summary: Mapping[str, Any]) -> str:
-    """Why a finished run's summary cannot be counted, "" when it can."""
+    """Why a finished run's summary cannot be counted, "" if it can."""
     for key in ("method", "model", "task"):
         if not isinstance(summary.get(key), str):
             return f"{key} is missing"
@@ -251,7 +253,7 @@ def _summary_fault(summary: Mapping[str, Any]) -> str:
 
 
 def _parse(line: str | bytes) -> dict[str, Any] | None:
-    """The JSON object on a line, None when there is none."""
+    """The JSON object on a line, None if there is none."""
     try:
         value = json.loads(line)
     except ValueError:

@@ -1,5 +1,5 @@
-"""What the page's first screen says: what was compared, which method is better, how sure that is, what it costs, where
-the rank went. Plain data and sentences; templates/ lays them out."""
+"""The page's first screen: what was compared, which method is better, how certain that is, what it costs, and where the
+rank went. This module produces plain data and sentences; templates/ lays them out."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,13 +21,13 @@ from analysis.tables import Table, kind_and_ranks, relative_cost, relative_time
 from analysis.verdicts import Family, Verdict, collapse_cells
 
 CARDS = 6  # comparisons with a large card
-FILLED = 3  # large cards that the undecided fill up to
-LISTED = 16  # further comparisons, one line each; the tables hold the rest
-MATRIX_ROWS = 12  # configurations in the table of scores before the others are asked for
+FILLED = 3  # undecided comparisons get large cards up to this number
+LISTED = 16  # further comparisons, one line each; the tables contain the rest
+MATRIX_ROWS = 12  # configurations that the table of scores shows at once
 MAPS = 6  # rank maps on the first screen
 NAMED = 3  # examples in a sentence
 SPOKEN = 2  # maps in a sentence
-BAND = 0.05  # rates and ratios closer than this are one
+BAND = 0.05  # rates and ratios closer than this count as equal
 ORDER = ("better", "equivalent", "undecided", "impossible")
 MARKS = {"equivalent": "=", "undecided": "?", "impossible": "×"}
 BETTER, WORSE = "▲", "▼"
@@ -36,8 +36,8 @@ BETTER, WORSE = "▲", "▼"
 @dataclass(frozen=True)
 class Card:
     """One comparison. place: the number of its section on the page; of, against: the configurations; text: the verdict,
-    kind: its kind; difference, interval: as text; details: seeds, learning rates, costs, collapsed runs, a sentence
-    each; svg: the axis; runs: what its numbers come from."""
+    kind: its kind; difference, interval: as text; details: seeds, learning rates, costs, collapsed runs, one sentence
+    each; svg: the axis; runs: the runs behind its numbers."""
 
     place: int
     task: str
@@ -63,8 +63,8 @@ class Cell(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """columns: (number of the section, name of the task); rows: (configuration, parameters kept, a cell for each
-    column or None, runs)."""
+    """columns: (number of the section, name of the task); rows: (configuration, parameters kept, one cell or None per
+    column, runs)."""
 
     columns: tuple[tuple[int, str], ...]
     rows: tuple[tuple[str, str, tuple[Cell | None, ...], tuple[Run, ...]], ...]
@@ -84,8 +84,8 @@ class RankMap(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A map with its caption. names: those of its rows, as an SVG; repeated: the map before has the same; place, runs:
-    what the page's filters look at."""
+    """A map with its caption. names: the names of its rows, as an SVG; repeated: whether the previous map has the same
+    names; place, runs: values for the page's filters."""
 
     caption: str
     names: str
@@ -96,8 +96,9 @@ class Drawing(NamedTuple):
 
 
 class Maps(NamedTuple):
-    """maps: one for each adaptive method and task, on the scale from 0 to `top`; differences: of two of them, the most
-    telling first, each on the scale ±top_difference; scale, difference_scale: the colours; across: maps in a line."""
+    """maps: one per adaptive method and task, on the scale from 0 to `top`; differences: between two of them, the most
+    informative first, each on the scale ±top_difference; scale, difference_scale: the colours; across: maps per
+    line."""
 
     maps: tuple[Drawing, ...]
     top: float
@@ -110,8 +111,9 @@ class Maps(NamedTuple):
 
 @dataclass(frozen=True)
 class Front:
-    """The first screen. facts: (name, value); warnings: what a reader must know of the claims; answers: (question,
-    sentences); cards: the comparisons with a large card, then those with a line; left: how many only the tables hold."""
+    """The first screen. facts: (name, value); warnings: sentences on the claims; answers: (question, sentences); cards:
+    the comparisons with a large card, then those with a line; left: the number of those that only the tables
+    contain."""
 
     facts: tuple[tuple[str, str], ...]
     standing: str
@@ -147,8 +149,8 @@ def front(
     declared: Declared | None,
     edges: Sequence[str] = (),
 ) -> Front:
-    """Everything that the first screen shows of these tables and the verdicts on them. edges: sentences on arms whose
-    learning rate lies at the edge of its grid."""
+    """The first screen for these tables and the verdicts on them. edges: sentences on arms whose learning rate lies at
+    the edge of its grid."""
     tasks = short_names(tables)
     names = [row_names(table) for table in tables]
     judged = [
@@ -177,7 +179,7 @@ def front(
 
 
 def short_names(tables: Sequence[Table]) -> list[str]:
-    """What tells each table from the others: the task, and its model, targets, metric or split where those differ."""
+    """The properties that distinguish each table: the task, and its model, targets, metric or split if those differ."""
     parts = [
         (table.task, table.model, f"targets {table.targets}" * bool(table.targets), table.metric, table.split)
         for table in tables
@@ -189,7 +191,7 @@ def short_names(tables: Sequence[Table]) -> list[str]:
 
 
 def row_names(table: Table) -> dict[Row, str]:
-    """A name for each row: kind and ranks where that is enough among the tuned rows, else its label."""
+    """A name for each row: kind and ranks if that is unambiguous among the tuned rows, else its label."""
     tuned = set(table.tuned)
     short = {row: kind_and_ranks(table, row) for row in table.rows}
     taken = Counter(short[row] for row in tuned)
@@ -198,7 +200,7 @@ def row_names(table: Table) -> dict[Row, str]:
 
 
 def bracketed(name: str) -> str:
-    """`adalora 12 → 8, allocator uniform` as `adalora 12 → 8 (uniform)`: shorter, and it can be listed."""
+    """`adalora 12 → 8, allocator uniform` as `adalora 12 → 8 (uniform)`, which is shorter and fits into lists."""
     first, *words = name.split(", ", 1)
     if not words:
         return first
@@ -214,7 +216,7 @@ def standing(declared: Declared | None) -> str:
 
 
 def warnings(family: Family, declared: Declared | None) -> tuple[str, ...]:
-    """Claims that changed after the first run, and declared comparisons without runs; a sentence each."""
+    """One sentence per change of the claims after the first run, and one on declared comparisons without runs."""
     lines = []
     if declared is not None:
         replaced = [*(change.declared for change in declared.changes[1:]), declared.declared]
@@ -233,7 +235,7 @@ def warnings(family: Family, declared: Declared | None) -> tuple[str, ...]:
 
 
 def rank_maps(tables: Sequence[Table], tasks: Sequence[str], names: Sequence[Mapping[Row, str]]) -> list[RankMap]:
-    """The map of each adaptive method on each task, at its largest budget; MAPS at most."""
+    """The map of each adaptive method on each task, at its largest budget; at most MAPS."""
     found = []
     for place, (table, task, of_table) in enumerate(zip(tables, tasks, names, strict=True), 1):
         by_rank = sorted(filter(has_map, table.tuned), key=lambda row: row.final_rank or 0.0)
@@ -243,8 +245,9 @@ def rank_maps(tables: Sequence[Table], tasks: Sequence[str], names: Sequence[Map
 
 
 def settings(tables: Sequence[Table], family: Family) -> dict[str, Any]:
-    """What the page's comparison of two configurations reads. names: of all configurations; settings: {name: the value
-    of each, None where it has none}, of those that are not the same everywhere; first: the two to begin with."""
+    """The data for the page's comparison of two configurations. names: of all configurations; settings: {name: the
+    value of each, or None if it has none}, for settings that are not the same everywhere; first: the two to start
+    with."""
     rows = [(table, row) for table in tables for row in table.rows]
     tasks = dict(zip(map(id, tables), short_names(tables), strict=True))
     names = [table.labels[row] + f" on {tasks[id(table)]}" * (len(tables) > 1) for table, row in rows]
@@ -267,7 +270,7 @@ def settings(tables: Sequence[Table], family: Family) -> dict[str, Any]:
 
 
 def listed(names: Iterable[str], most: int | None = None) -> str:
-    """ "a", "a and b", "a, b and c"; of more than `most` names how many are left out: "a, b and 3 more"."""
+    """ "a", "a and b", "a, b and c"; for more than `most` names with the number of the others: "a, b and 3 more"."""
     names = list(dict.fromkeys(names))
     if most is not None and len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most} more"
@@ -314,7 +317,7 @@ def _facts(
 
 
 def _cards(judged: Sequence[Judged]) -> tuple[tuple[Card, ...], tuple[Card, ...], int]:
-    """Large cards, lines, and how many comparisons are left: the decided first, then by p."""
+    """Large cards, lines, and the number of remaining comparisons: the decided ones first, then by p."""
     limits: dict[int, float] = {}
     for each in judged:
         ends = [abs(end) for end in each.verdict.interval or (each.verdict.difference or 0.0,)]
@@ -367,7 +370,7 @@ def _rates(row: Row, other: Row) -> str:
 
 
 def _ratios(row: Row, other: Row) -> tuple[float | None, float | None]:
-    """Step time and peak memory in units of the other's, None where they were not measured on one device."""
+    """Step time and peak memory relative to the other's, or None if they were not measured on the same device."""
     return relative_time(row, other), relative_cost(row, other, attrgetter("peak_mib"))
 
 
@@ -378,7 +381,7 @@ def _costs(row: Row, other: Row) -> str:
 
 def _which_is_better(judged: Sequence[Judged], tables: int) -> str:
     if not judged:
-        return "Nothing is compared: no two configurations share seeds."
+        return "There is nothing to compare, because no two configurations share seeds."
     won: dict[tuple[str, str], list[str]] = {}
     same: dict[tuple[str, str], list[str]] = {}
     for each in judged:
@@ -433,7 +436,8 @@ def _how_sure(judged: Sequence[Judged], family: Family, tables: Sequence[Table],
     if silent:
         where = f" on {listed(silent, NAMED)}" if len(tasks) > 1 else ""
         lines.append(
-            f"No assay shows a large enough response to rank{where}, so nothing is called equivalent{' there' * bool(shows)}."
+            f"No assay shows a large enough response to rank{where}, so nothing is called "
+            f"equivalent{' there' * bool(shows)}."
         )
     open_ = [each.verdict for each in judged if each.verdict.text.startswith("undecided (about")]
     more = sorted(verdict.more for verdict in open_ if verdict.more)
@@ -444,7 +448,7 @@ def _how_sure(judged: Sequence[Judged], family: Family, tables: Sequence[Table],
 
 
 def _what_it_costs(judged: Sequence[Judged]) -> str:
-    """For each pair of kinds the step time and memory of one in units of the other's, over tasks and budgets."""
+    """For each pair of kinds, the step time and memory of one relative to the other's, over tasks and budgets."""
     ratios: dict[tuple[str, str], list[tuple[float | None, float | None]]] = {}
     for each in judged:
         if (rows := each.verdict.comparison.rows) is not None:
@@ -515,7 +519,7 @@ def _matrix(
         runs = tuple(run for row in by_place.values() for run in row.runs)
         kept = next(iter(by_place.values())).kept
         rows.append((name, formats.BLANK if kept is None else formats.short_count(kept), tuple(cells), runs))
-    if len(rows) > MATRIX_ROWS:  # those that are shown before the others are asked for
+    if len(rows) > MATRIX_ROWS:  # those that are shown at once
         decided = {BETTER, WORSE, MARKS["equivalent"]}
         rows.sort(key=lambda row: not any(sign in decided for cell in row[2] if cell for sign, _ in cell.marks))
     return Matrix(tuple(enumerate(tasks, 1)), tuple(rows))
@@ -528,7 +532,7 @@ def _mark(each: Judged) -> tuple[str, str]:
 
 
 def _cell(table: Table, row: Row, marks: tuple[tuple[str, str], ...]) -> Cell:
-    """Costs relative to the row's LoRA, absolute for LoRA itself and where there is none."""
+    """Costs relative to the row's LoRA, absolute for LoRA itself and if there is none."""
     baseline = table.baselines.get(row)
     if baseline is None or baseline is row:
         costs = [f"{formats.significant(row.step_ms)} ms" * bool(row.step_ms)]
@@ -549,7 +553,7 @@ def _rank_map(place: int, task: str, label: str, row: Row) -> RankMap:
 
 
 def _short(kinds: Sequence[str]) -> list[str]:
-    """As much of each kind's name as tells it from the others; "dense" says nothing where the rest is enough."""
+    """As much of each kind's name as distinguishes it from the others, without "dense" if the rest suffices."""
     short = [short_kind(kind, kinds) for kind in kinds]
     bare = [name.removesuffix(".dense") for name in short]
     return bare if len(set(bare)) == len(bare) else short
@@ -597,7 +601,7 @@ def _full(each: RankMap) -> str:
 
 
 def _pairs(maps: Sequence[RankMap]) -> list[tuple[RankMap, RankMap]]:
-    """Maps of the same modules, two by two."""
+    """All pairs of maps over the same modules."""
     return [
         (one, other)
         for i, one in enumerate(maps)
@@ -607,12 +611,12 @@ def _pairs(maps: Sequence[RankMap]) -> list[tuple[RankMap, RankMap]]:
 
 
 def _telling(one: RankMap, other: RankMap) -> tuple[bool, bool]:
-    """Two methods on one task come first, then one method on two tasks; of these, equal budgets."""
+    """A sort key: two methods on one task come first, then one method on two tasks; equal budgets before others."""
     return one.task != other.task, abs(float(np.nanmean(one.ranks) - np.nanmean(other.ranks))) > 0.1
 
 
 def _caption(each: RankMap, maps: Sequence[RankMap]) -> str:
-    """The method, the task, or both: what tells the map from the others."""
+    """The method, the task, or both, whichever distinguishes the map from the others."""
     parts = [
         value
         for value, values in ((each.label, {m.label for m in maps}), (each.task, {m.task for m in maps}))

@@ -1,6 +1,7 @@
-"""Every prefix rank of one run: the metric against rank, and the area under it beside that of separately tuned runs.
+"""Every prefix rank of one run: the metric against rank, and the area under it compared with that of separately tuned
+runs.
 
-All values are those of the best checkpoint, of which the run's folder holds the adapter.
+All values are those of the best checkpoint, whose adapter is in the run's folder.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from analysis.tables import Lines, Table
 from analysis.verdicts import Comparison, compare_by_key
 
 TITLE = (
-    "AURAC from one run: the mean score over log2 rank of its prefix ranks, beside LoRA's from a tuned run for each rank "
+    "AURAC from one run: the mean score over log2 rank of its prefix ranks, and LoRA's from a tuned run for each rank "
     "(all at the best checkpoint)"
 )
 HEADER = ("method", "prefix ranks", "AURAC from one run", "seeds", "LoRA, a run for each rank", "its seeds")
@@ -23,25 +24,26 @@ AGAINST = "AURAC from one run against LoRA's from a tuned run for each rank, ove
 
 
 def read(run: Run) -> dict[float, float]:
-    """{rank: score} of the run's prefixes.json, on the split that the run is judged by; empty where there is none that
+    """{rank: score} of the run's prefixes.json, on the split that the run is judged by; empty if there is none that
     can be read."""
     return read_measurement(run, PREFIXES, lambda content: _parse(run, content)) or {}
 
 
 def by_seed(row: Row) -> dict[int, dict[float, float]]:
-    """{seed: {rank: score}} over the ranks, ascending, that all measured runs of the row have; at least two, else empty."""
+    """{seed: {rank: score}} over the ranks, ascending, that all measured runs of the row have; at least two, else
+    empty."""
     measured = {run.seed: scores for run in row.runs if (scores := read(run))}
     common = sorted(set.intersection(*(set(scores) for scores in measured.values()))) if measured else []
     return {seed: {r: scores[r] for r in common} for seed, scores in measured.items()} if len(common) > 1 else {}
 
 
 def areas(measured: Mapping[int, Mapping[float, float]]) -> dict[int, float]:
-    """{seed: AURAC} of what `by_seed` returns."""
+    """{seed: AURAC} for the result of `by_seed`."""
     return {seed: stats.area_under_curve(list(s), list(s.values())) for seed, s in measured.items()}
 
 
 def rows(table: Table) -> Lines:
-    """A line for HEADER of every row with measured prefixes."""
+    """A line for HEADER for every row with measured prefixes."""
     lines, runs = [], []
     for row, measured in measured_rows(table).items():
         ranks = list(next(iter(measured.values())))
@@ -73,25 +75,25 @@ def against_lora(table: Table) -> list[Comparison]:
 
 
 def measured_rows(table: Table) -> dict[Row, dict[int, dict[float, float]]]:
-    """{row: what `by_seed` returns} of the tuned rows with measured prefixes."""
+    """{row: the result of `by_seed`} for the tuned rows with measured prefixes."""
     return {row: measured for row in table.tuned if (measured := by_seed(row))}
 
 
 def at_best(row: Row) -> dict[int, float]:
-    """{seed: value of the best checkpoint}, on the split that the row's runs are judged by."""
+    """{seed: value of the best checkpoint}, on the split by which the row's runs are judged."""
     values = {run.seed: number(run.summary["metric"].get(BEST[run.score[0]])) for run in row.runs}
     return {seed: value for seed, value in values.items() if value is not None}
 
 
 def _tuned_areas(by_rank: Mapping[float, Row]) -> dict[int, float]:
-    """{seed: AURAC} of tuned runs, one for each rank, of the seeds that every rank has."""
+    """{seed: AURAC} of tuned runs, one per rank, for the seeds that every rank has."""
     scores = {rank: at_best(row) for rank, row in by_rank.items()}
     seeds = sorted(set.intersection(*map(set, scores.values())))
     return areas({seed: {rank: of_rank[seed] for rank, of_rank in scores.items()} for seed in seeds})
 
 
 def _lora(table: Table, ranks: list[float]) -> tuple[str, dict[float, Row]] | None:
-    """(LoRA's kind, its tuned row at each of `ranks`); None where one of them is missing."""
+    """(LoRA's kind, its tuned row at each of `ranks`); None if one of them is missing."""
     kind, by_rank = curves.of_lora(curves.curves(table)) or ("", {})
     return (kind, {rank: by_rank[rank] for rank in ranks}) if set(ranks) <= by_rank.keys() else None
 

@@ -1,7 +1,8 @@
-"""Is it the rank map, or how training arrived at it? An adaptive run against its map, retrained or shuffled.
+"""Compares adaptive runs with their rank maps, retrained or shuffled, to separate the benefit of the final map from
+that of adapting it during training.
 
 A pair is an adaptive run and a run with its rank map and its seed: head, data and data order are the same in both
-(common random numbers). Several shuffles of one map count with their mean, so that a pair stays a pair.
+(common random numbers). Several shuffles of one map count with their mean, so that a pair remains a pair.
 """
 
 from collections import defaultdict
@@ -20,7 +21,8 @@ RunsBySource = dict[str, list[Run]]
 
 
 def map_or_dynamics(table: Table) -> list[Comparison]:
-    """Adaptive against its map, and both against each kind of shuffle, for every row whose map was retrained."""
+    """Adaptive runs against their maps, and both against each kind of shuffle, for every row whose map was
+    retrained."""
     comparisons, trained = [], retrained_maps(table)
     for row, arms in trained.items():
         adaptive, label = {run.folder.name: [run] for run in row.runs}, _label(row)

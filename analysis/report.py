@@ -3,7 +3,8 @@ LaTeX) as files.
 
 python analysis/report.py OUT [--times FILE]
 
-FILE: the JSON of experiments/bench/step.py. It adds each method's score at equal cost, parameters kept × time of a step.
+FILE: the JSON of experiments/bench/step.py, which adds each method's score at equal cost (parameters kept × time per
+step).
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-if __package__ in (None, ""):  # run as a script, sys.path[0] is analysis/: the repository's root belongs there
+if __package__ in (None, ""):  # as a script, sys.path[0] is analysis/ but must be the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from adarank.runs.files import read_object, write_bytes
@@ -33,33 +34,35 @@ from analysis.tables import Table, tables
 from analysis.verdicts import Family, family
 
 SHOWN = 30  # rows of a smaller table that the terminal prints
-WIDTH = 100  # characters of a line where there is no terminal
-SECTIONS = 4  # of a page; of more all but the first three are folded
-ROWS = 20  # of a table, before the others are asked for
+WIDTH = 100  # characters of a line if there is no terminal
+SECTIONS = 4  # of a page; if there are more, all but the first three are folded
+ROWS = 20  # of a table, before the reader asks for the others
 WORDS = ("comparison", "verdict", "state", "reason")  # columns of words, which may need several lines
 LEGEND = (
     "± is the half-width of a 95% t interval of the mean over the n seeds; one seed gives no interval.",
-    "The metric is measured on test with the last checkpoint (metric.test_last), or on dev where there is no test split. "
-    "The value at the checkpoint that is best on dev has a column of its own: adaptive methods choose it among fewer "
-    "checkpoints than fixed ones. Runs that have no test value of the last checkpoint are judged by the best.",
-    "mean rank: per module, from creation to the end. triplets: kept at the end, all modules together.",
-    "kept: parameters a finished model needs beyond its frozen base, head included; in full fine-tuning all of them.",
+    "The metric is measured on test with the last checkpoint (metric.test_last), or on dev if there is no test split. "
+    "The value at the checkpoint that is best on dev has its own column: adaptive methods choose it among fewer "
+    "checkpoints than fixed ones. Runs without a test value of the last checkpoint are judged by the best.",
+    "mean rank: per module, from creation to the end. triplets: kept at the end, over all modules.",
+    "kept: parameters that a finished model needs beyond its frozen base, including the head; in full fine-tuning, "
+    "all.",
     "step: median over seeds; ÷ LoRA: relative to the LoRA row with the same rank and most settings in common.",
-    "peak: the largest peak memory of the seeds. – means that there is no such number.",
-    "interval: of the mean paired difference (one seed of both methods), by Student's t. The intervals of a family hold "
-    "all together in 95% of families without any difference: each is computed at 0.05 divided by the number of "
-    "comparisons. spread: paired, or for at most 5 pairs the larger of that and the one pooled over all "
-    "methods of the table.",
-    "A verdict is read off that interval. It excludes 0: one method is better. It lies within the margin, and an assay "
-    "shows that the task responds to rank: equivalent. Neither: undecided, with the further seeds that the test needs "
-    "to find the observed difference (or the margin, if larger) four times in five. Fewer than 3 pairs decide nothing.",
-    "p: of the paired t test, corrected like the interval. sign flip: exact two-sided p of the test that assumes no "
-    "distribution, not corrected; with n pairs it cannot go below 2/2ⁿ.",
-    "P(better): the share of pairs won, ties half, with Wilson's interval. g: Hedges' g, paired. detectable: the true "
-    "difference that the test would find four times in five.",
-    "Of several learning rates of one configuration only the best on dev is compared, at its own best rate.",
-    "budget: triplets of all modules together, at creation, averaged over the steps, at the end; parameters as in "
-    "kept; in brackets relative to the LoRA row. A configuration may match LoRA's in one count and not in the others.",
+    "peak: the largest peak memory over the seeds. – means that there is no such number.",
+    "interval: of the mean paired difference (one seed of both methods), by Student's t. The intervals of a family "
+    "hold simultaneously in 95% of families without any difference: each is computed at 0.05 divided by the number of "
+    "comparisons. spread: paired, or for at most 5 pairs the larger of that and the one pooled over all methods of "
+    "the table.",
+    "The verdict follows from that interval. If it excludes 0, one method is better. If it lies within the margin, and "
+    "an assay shows that the task responds to rank, the methods are equivalent. Otherwise the comparison is undecided; "
+    "the verdict then states how many more seeds the test needs to find the observed difference (or the margin, if "
+    "larger) four times in five. Fewer than 3 pairs decide nothing.",
+    "p: of the paired t test, corrected like the interval. sign flip: exact two-sided p of a test that assumes no "
+    "distribution, not corrected; with n pairs it cannot be below 2/2ⁿ.",
+    "P(better): the share of pairs won, with ties counting half, and Wilson's interval. g: Hedges' g, paired. "
+    "detectable: the true difference that the test would find four times in five.",
+    "Of several learning rates of one configuration, only the best on dev is compared.",
+    "budget: triplets over all modules, at creation, averaged over the steps, and at the end; parameters as in kept; "
+    "in brackets relative to the LoRA row. A configuration may match LoRA's in one count but not in the others.",
     "within a point of the best: the range of learning rates around the best one whose dev value is at most 0.01 below "
     "its. mean over log rate: the area under the dev values over the logarithm of the rate, divided by its width.",
 )
@@ -67,9 +70,9 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Report:
-    """What a folder of runs holds: its runs, the tables of the finished ones, the verdicts on them, the claims that were
-    declared before the runs, if any were, the arms of a study whose best rate lies at the edge of its grid (`edges`), and
-    the relative times of a step by method (`times`), from a benchmark."""
+    """The contents of a folder of runs: its runs, the tables of the finished ones, the verdicts on them, the claims
+    that were declared before the runs, if any, the arms of a study whose best rate lies at the edge of its grid
+    (`edges`), and the relative times per step by method (`times`), from a benchmark."""
 
     runs: list[Run]
     tables: list[Table]
@@ -80,13 +83,13 @@ class Report:
 
     @cached_property
     def front(self) -> page.Front:
-        """What the page's first screen and the terminal say first."""
+        """The content of the page's first screen and of the first lines on the terminal."""
         return page.front(self.runs, self.tables, self.family, self.declared, self.edges)
 
 
 class Section(NamedTuple):
-    """What the page shows of one table: its short name, the results, the verdicts on them, the tables that are folded,
-    the notes, the figures."""
+    """The page's section on one table: its short name, the results, the verdicts on them, the folded tables, the notes
+    and the figures."""
 
     name: str
     table: Table
@@ -98,13 +101,13 @@ class Section(NamedTuple):
 
     @property
     def tables(self) -> list[TextTable]:
-        """The tables for a paper, the verdicts first; the runs one by one are a file of their own."""
+        """The tables for a paper, the verdicts first; the individual runs are in a separate file."""
         return [*self.verdicts, self.results, *self.further[:-1]]
 
 
 def load(out: Path, times: Path | None = None) -> Report:
-    """The report on the runs under `out`. times: the JSON of experiments/bench/step.py. Raises FolderError when no run is
-    finished, or the claims or the times cannot be read."""
+    """The report on the runs under `out`. times: the JSON of experiments/bench/step.py. Raises FolderError if no run is
+    finished, or if the claims or the times cannot be read."""
     try:
         declared = claims.load(out)
         looks = claims.read_looks(out, declared) if declared else {}
@@ -119,8 +122,8 @@ def load(out: Path, times: Path | None = None) -> Report:
 
 
 def as_text(report: Report, width: int = WIDTH) -> str:
-    """For the terminal: the verdicts first, then the tables, the runs that do not count, how to read the tables. No line
-    is longer than `width`."""
+    """The text for the terminal: the verdicts first, then the tables, the runs that do not count, and how to read the
+    tables. No line is longer than `width`."""
     answers = [f"{question} {answer}" for question, answer in report.front.answers]
     lines = [*answers, report.front.standing, *report.front.warnings, *assay_lines(report)]
     parts = ["\n".join(export.wrap(line, width) for line in lines)]
@@ -135,7 +138,8 @@ def as_text(report: Report, width: int = WIDTH) -> str:
 
 
 def table_text(report: Report, place: int, width: int = WIDTH) -> str:
-    """The table number `place`, the smaller tables below it and the notes on them; of longer ones than SHOWN the titles."""
+    """Table number `place`, the smaller tables below it and the notes on them; only the titles of tables with more than
+    SHOWN rows."""
     table, judged = report.tables[place], report.family.verdicts[place]
     further = further_tables(table, judged, report.declared is not None, report.times)
     every = (format_table(table), *(each for each in further if len(each.rows) <= SHOWN))
@@ -145,7 +149,7 @@ def table_text(report: Report, place: int, width: int = WIDTH) -> str:
 
 
 def assay_lines(report: Report) -> list[str]:
-    """For each table whether its task responds to what the methods differ in, as far as an assay says."""
+    """For each table, whether its task responds to the difference between the methods, as far as an assay shows."""
     lines = []
     for table, assays in zip(report.tables, report.family.assays, strict=True):
         for assay in assays:
@@ -154,8 +158,8 @@ def assay_lines(report: Report) -> list[str]:
                 lines.append(f"{table.title}: the assay shows ({found}).")
             elif assay.interval and assay.interval[0] > 0:
                 lines.append(
-                    f"{table.title}: this task responds to rank by less than three margins ({found}); nothing is called "
-                    "equivalent."
+                    f"{table.title}: this task responds to rank by less than three margins ({found}); nothing is "
+                    "called equivalent."
                 )
             else:
                 lines.append(
@@ -187,7 +191,7 @@ def write_report(out: Path, report: Report) -> Path:
     files["index.html"] = _render(out.resolve().name, report, sections, across, profiles).encode()
     for name, content in files.items():
         write_bytes(folder / name, content)
-    for kind in ("*.png", "*.svg", "tables/*.csv"):  # files of an earlier report that this one does not have
+    for kind in ("*.png", "*.svg", "tables/*.csv"):  # files of an earlier report that this one lacks
         for file in folder.glob(kind):
             if file.relative_to(folder).as_posix() not in files:
                 file.unlink()

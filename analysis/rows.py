@@ -12,18 +12,19 @@ from adarank.runs.files import ALLOCATIONS
 from analysis import formats, stats
 from analysis.load import Run, mean, number, read_config, read_counts, text
 
-# Settings, or groups of settings, that no column of their own shows. First those that other columns show.
+# Settings, or groups of settings, without their own column. First those that other columns show.
 HIDDEN = {"seed", "method", "arm", "targets", "rank", "init_rank", "test"}
 HIDDEN |= {"out", "force", "retry", "checkpoint_seconds", "tracker", "experiment", "hydra", "device", "workers",
            "launcher"}  # no effect on the result  # fmt: skip
-HIDDEN |= {"ranks_from", "ranks_shuffle", "ranks_shuffle_seed"}  # `Row.visible` says in words what they mean
-REPLACED_BY_MAP = ("allocator", "score", "schedule")  # a run whose ranks come from another run's map has none of these
+HIDDEN |= {"ranks_from", "ranks_shuffle", "ranks_shuffle_seed"}  # `Row.visible` expresses them in words
+REPLACED_BY_MAP = ("allocator", "score", "schedule")  # a run with another run's rank map has none of these
 SHUFFLE_SEED = "ranks_shuffle_seed"
 
 
 class Budget(NamedTuple):
-    """Means over the seeds, None where unknown. initial, mean, final: triplets of all modules together, at creation,
-    averaged over the training steps, at the end; parameters: exact, of the finished model beyond its frozen base."""
+    """Means over the seeds, or None if unknown. initial, mean, final: triplets of all modules together, at creation,
+    averaged over the training steps, at the end; parameters: the exact number in the finished model beyond its frozen
+    base."""
 
     initial: float | None
     mean: float | None
@@ -37,14 +38,14 @@ class Budget(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One configuration over its seeds. Numbers are means over the seeds; None where no run has one.
+    """One configuration over its seeds. Numbers are means over the seeds; None if no run has one.
 
-    scores: {seed: test value of the checkpoint that the runs are judged by, or last dev value}; other_scores: {seed: test
-    value of the other checkpoint, best or last}, of the seeds that have both; collapsed: seeds whose score is at or
-    below that of always predicting the most frequent class (`majority`), and diverged: seeds of runs that ended in NaN,
-    which have no score; mean, half_width: of `scores`; best, last: dev values; scale: α/r in effect; ranks: {module:
-    final rank}; kept: parameters needed beyond the frozen base; step_ms: median over the seeds, in ms; peak_mib: the
-    largest; arm: the study's name for it.
+    scores: {seed: test value of the checkpoint by which the runs are judged, or last dev value}; other_scores: {seed:
+    test value of the other checkpoint, best or last}, for the seeds that have both; collapsed: seeds whose score is at
+    or below that of always predicting the most frequent class (`majority`); diverged: seeds of runs that ended in NaN,
+    which have no score; mean, half_width: of `scores`; best, last: dev values; scale: the effective α/r; ranks:
+    {module: final rank}; kept: parameters needed beyond the frozen base; step_ms: median over the seeds, in ms;
+    peak_mib: the largest; arm: the study's name for it.
     """
 
     configuration: str
@@ -76,7 +77,8 @@ class Row:
 
     @cached_property
     def dev(self) -> float | None:
-        """What the row's learning rate is chosen by: the mean dev value of the checkpoint that its runs are judged by."""
+        """The value that chooses the row's learning rate: the mean dev value of the checkpoint by which its runs are
+        judged."""
         return mean(run.dev for run in self.runs)
 
     @property
@@ -91,9 +93,9 @@ class Row:
 
     @property
     def requested_ranks(self) -> tuple[str, ...]:
-        """The final and initial rank in the settings, or the resulting ones where the settings cannot be read; empty
-        for a method without ranks. A method without a budget (SoRA) has a requested rank, and each run ends at
-        another."""
+        """The final and initial rank in the settings, or the resulting ones if the settings cannot be read; empty for a
+        method without ranks. A method without a budget (SoRA) has a requested rank, but each run ends at a different
+        one."""
         if not self.ranks:
             return ()
         if "rank" in self.settings:
@@ -109,7 +111,7 @@ class Row:
     def visible(self) -> dict[str, str]:
         """The settings that can affect the result and that no other column shows.
 
-        "ranks_from" is there only for a rank map, in words: the path differs between seeds.
+        "ranks_from" appears only for a rank map, in words, because the path differs between seeds.
         """
         settings = {key: value for key, value in self.settings.items() if not HIDDEN & {key, group(key)}}
         if not self.is_rank_map:
@@ -176,7 +178,8 @@ def make_row(runs: Sequence[Run], diverged: Iterable[int] = ()) -> Row:
 def budget(row: Row) -> Budget:
     """The budget of a configuration, counted four ways.
 
-    The mean over training is that of the first seed with records: it follows the schedule, not the seed.
+    The mean over training is that of the first seed with records, because it depends on the schedule and not on the
+    seed.
     """
     ranks = [run.summary.get("rank") or {} for run in row.runs]
     finals = [sum(rank["final"].values()) if rank.get("final") else None for rank in ranks]
@@ -189,7 +192,7 @@ def budget(row: Row) -> Budget:
 def mean_over_training(records: Sequence[Mapping[str, Any]], start: float | None, steps: float | None) -> float | None:
     """The number of triplets kept, averaged over `steps` optimiser steps; `start` of them before the first allocation.
 
-    An allocation follows its step, counted from 0, and holds from the next step on; without any the start holds.
+    An allocation follows its step, counted from 0, and applies from the next step on; without any, `start` applies.
     """
     if start is None or not records:
         return start
@@ -203,14 +206,14 @@ def mean_over_training(records: Sequence[Mapping[str, Any]], start: float | None
 
 
 def source(run: Run) -> str:
-    """The folder name of the run whose rank map this run trains with; "" where its settings name none."""
+    """The folder name of the run whose rank map this run trains with; "" if its settings name none."""
     return PurePath((read_config(run.folder) or {}).get("ranks_from", "")).name
 
 
 def pool_rank_maps(rows: Iterable[Row]) -> list[Row]:
-    """The rows, with rank maps that differ only in `ranks_from` pooled: every seed trains its own run's map.
+    """The rows, with rank maps that differ only in `ranks_from` pooled, since every seed trains its own run's map.
 
-    The seed of the shuffle separates rows only where one training seed has several shuffles.
+    The seed of the shuffle separates rows only if a training seed has several shuffles.
     """
     pooled, maps = [], defaultdict(list)
     for row in rows:
@@ -231,13 +234,14 @@ def pool_rank_maps(rows: Iterable[Row]) -> list[Row]:
 
 
 def _map_key(row: Row, without: set[str]) -> Hashable:
-    """What pooled rows must share. The triplets are part of it: one table may hold maps of several budgets."""
+    """The properties that pooled rows must share, including the triplets, since a table may hold maps of several
+    budgets."""
     settings: dict[str, Any] = {key: value for key, value in row.visible.items() if key not in without}
     return (row.method, row.targets, row.triplets, *sorted(settings.items()))
 
 
 def _pool(rows: list[Row]) -> Row | None:
-    """The row of all their runs, with the settings they share; None where a seed would count twice."""
+    """The row of all their runs, with the settings they share; None if a seed would count twice."""
     if len(rows) == 1:
         return rows[0]
     runs = [run for row in rows for run in row.runs]
@@ -250,7 +254,7 @@ def _pool(rows: list[Row]) -> Row | None:
 
 
 def _majority(metric: Mapping[str, Any]) -> float | None:
-    """The metric's value where the most frequent class is always predicted, None where the run did not record it."""
+    """The metric's value for always predicting the most frequent class, or None if the run did not record it."""
     return number(metric.get("majority")) if metric.get("higher_is_better") is not False else None
 
 

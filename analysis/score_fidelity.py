@@ -1,8 +1,8 @@
 """Do importance scores predict the loss increase from removing a triplet? experiments/probe.py measures that increase.
 
-The loss increase has a sign: without a triplet the loss may fall. A score can predict how much a triplet matters
-without predicting in which direction, so each score is compared with the increase and with its magnitude. The triplets
-of one run say what holds in that run; over seeds, every run counts once.
+The loss increase has a sign, since removing a triplet may lower the loss. A score can predict how much a triplet
+matters without predicting in which direction, so each score is compared with the increase and with its magnitude. The
+triplets of one run show what holds in that run; over seeds, every run counts once.
 """
 
 from collections import defaultdict
@@ -46,8 +46,8 @@ class Probe(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """Of a score with the loss increase: Spearman's correlation, that with the increase's magnitude, overlap of the top
-    quarter, and the overlap expected by chance. size: None where all magnitudes are equal."""
+    """The agreement of a score with the loss increase: Spearman's correlation, that with the increase's magnitude, the
+    overlap of the top quarter, and the overlap expected by chance. size: None if all magnitudes are equal."""
 
     correlation: float
     size: float | None
@@ -56,7 +56,7 @@ class Agreement(NamedTuple):
 
 
 class Fidelity(NamedTuple):
-    """`Agreement` of one score in one run, with intervals over resampled triplets; None where something is constant."""
+    """`Agreement` of one score in one run, with intervals over resampled triplets; None if something is constant."""
 
     score: str
     correlation: float | None
@@ -70,12 +70,12 @@ class Fidelity(NamedTuple):
 
 
 def read(run: Run) -> Probe | None:
-    """The run's probe.json; None where there is none that can be read."""
+    """The run's probe.json; None if there is none that can be read."""
     return read_measurement(run, PROBE, _parse)
 
 
 def fidelities(run: Run) -> list[Fidelity]:
-    """Every score in the run's probe.json, the best correlated first; empty where there is none that can be read.
+    """Every score in the run's probe.json, the best correlated first; empty if there is none that can be read.
 
     The first entry is the loss increase itself, on half of the rows against the other half: its precision.
     """
@@ -93,8 +93,8 @@ def fidelities(run: Run) -> list[Fidelity]:
 def measure(
     name: str, score: Array, increase: Array, generator: np.random.Generator, size: Array | None = None
 ) -> Fidelity:
-    """Agreement of a score [triplets] with the loss increase [triplets]. size: what is compared with abs(increase), the
-    score itself by default. Resampled triplets keep the ranks that they have in the whole."""
+    """Agreement of a score [triplets] with the loss increase [triplets]. size: the values to compare with
+    abs(increase), by default the score itself. Resampled triplets keep the ranks that they have in the full set."""
     top = _top(increase)
     x, y = stats.ranks.membership(score, top), stats.ranks.membership(increase, top)
 
@@ -117,7 +117,7 @@ def measure(
 
 
 def agreement(score: Array, increase: Array) -> Agreement | None:
-    """Agreement of a score [triplets] with the loss increase [triplets]; None where either is constant."""
+    """Agreement of a score [triplets] with the loss increase [triplets]; None if either is constant."""
     correlation, top = stats.spearman(score, increase), _top(increase)
     if correlation is None:
         return None
@@ -126,7 +126,7 @@ def agreement(score: Array, increase: Array) -> Agreement | None:
 
 
 def agreements(row: Row) -> dict[str, dict[int, Agreement]]:
-    """{score: {seed: agreement}} of the row's probed runs in which the score varies, the best correlated first."""
+    """{score: {seed: agreement}} for the row's probed runs in which the score varies, the best correlated first."""
     by_score: dict[str, dict[int, Agreement]] = defaultdict(dict)
     for run in row.runs:
         if (probe := read(run)) is None:
@@ -139,12 +139,12 @@ def agreements(row: Row) -> dict[str, dict[int, Agreement]]:
 
 
 def rows(table: Table) -> Lines:
-    """A line for HEADER of every run and score."""
+    """A line for HEADER for every run and score."""
     return lines_per_run(table, lambda run: map(_cells, fidelities(run)))
 
 
 def over_seeds(table: Table) -> Lines:
-    """A line for SEEDS_HEADER of every score of a configuration with several probed runs."""
+    """A line for SEEDS_HEADER for every score of a configuration with several probed runs."""
     lines, runs = [], []
     for row in table.rows:
         for name, by_seed in agreements(row).items():
@@ -161,7 +161,7 @@ def over_seeds(table: Table) -> Lines:
 
 
 def against_pruning_score(table: Table, aspect: Aspect = "correlation") -> list[Comparison]:
-    """Every score against the one that the runs were pruned by; none where fewer than two were probed."""
+    """Every score against the one that pruned the runs; none if fewer than two runs were probed."""
     comparisons = []
     for row in table.rows:
         pruning_score = row.settings.get("score", "")
@@ -180,7 +180,7 @@ def against_pruning_score(table: Table, aspect: Aspect = "correlation") -> list[
 
 
 def _correlation(score: Array, increase: Array, generator: np.random.Generator) -> tuple[float | None, Interval]:
-    """Spearman's correlation with its BCa interval; None where either is constant."""
+    """Spearman's correlation with its BCa interval; None if either is constant."""
     if (value := stats.spearman(score, increase)) is None:
         return None, None
     a, b = stats.ranks.mean_ranks(score), stats.ranks.mean_ranks(increase)
@@ -220,5 +220,5 @@ def _parse(content: Any) -> Probe:
 
 
 def _array(values: Iterable[Any]) -> Array:
-    """[n] float64; ValueError where a value is not a finite number."""
+    """[n] float64. Raises ValueError if a value is not a finite number."""
     return np.array([finite(value) for value in values], dtype=np.float64)

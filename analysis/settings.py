@@ -1,4 +1,4 @@
-"""Which settings distinguish rows: what a table shows of them, what its rows are called, which row is the baseline."""
+"""The settings that distinguish rows: which ones a table shows, the names of its rows, and the baseline of each row."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,8 +9,8 @@ from analysis import formats
 from analysis.rows import HIDDEN, REPLACED_BY_MAP, Row, group
 
 REFERENCE = "lora"  # times and verdicts are relative to this method
-PIECES = ("adapter", "init", "score", "allocator", "schedule", "penalty", "quantization")  # what a method consists of
-TERMS = ("train.", "budget.")  # the terms of a comparison: shown even when they differ only between methods
+PIECES = ("adapter", "init", "score", "allocator", "schedule", "penalty", "quantization")  # the parts of a method
+TERMS = ("train.", "budget.")  # the terms of a comparison, shown even if they differ only between methods
 
 
 def in_order(rows: Iterable[Row]) -> tuple[Row, ...]:
@@ -43,8 +43,9 @@ def labels(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, str]:
 
 
 def kinds(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, str]:
-    """What each row is, whatever its ranks and learning rate: its method and those of its pieces' `settings` in which
-    it differs from its method's other rows. Examples: `adalora, allocator uniform`; `adalora, retrained map`."""
+    """The kind of each row, regardless of its ranks and learning rate: its method and those of its pieces' `settings`
+    in which it differs from its method's other rows. Examples: `adalora, allocator uniform`; `adalora, retrained
+    map`."""
     of_pieces = [key for key in settings if group(key) in PIECES or key.startswith("ranks_")]
     return {row: ", ".join([row.method, *words]) for row, words in _distinguishing(rows, of_pieces).items()}
 
@@ -52,9 +53,9 @@ def kinds(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, str]:
 def baselines(best_first: Iterable[Row], rows: Sequence[Row]) -> dict[Row, Row]:
     """For each of `rows` the LoRA row that shares its rank and most other settings; among equals the best on dev.
 
-    best_first: the rows, best dev value first. The learning rate does not count: every method is compared at its own. A
-    method without ranks has the LoRA row of the highest rank, whatever its scores: a reference that is chosen by them
-    would be a lucky one. A LoRA row is its own baseline; without any LoRA row the result is empty.
+    best_first: the rows, best dev value first. The learning rate does not count, since every method is compared at its
+    own. A method without ranks has the LoRA row of the highest rank, whatever its scores, because choosing a reference
+    by its scores would favour a lucky one. A LoRA row is its own baseline; without any LoRA row the result is empty.
     """
     candidates = [row for row in best_first if row.method == REFERENCE]
     keys = {key for row in candidates for key in row.visible if key != "train.lr"}
@@ -86,7 +87,7 @@ def _distinguishing(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, l
         for method, same in _by_method(rows).items()
     }
 
-    def words(key: str, row: Row) -> str:  # `lr 0.01`; the whole key where its last part alone means another setting
+    def words(key: str, row: Row) -> str:  # `lr 0.01`; the whole key if its last part is ambiguous
         last, value = key.rpartition(".")[2], row.visible.get(key, "?")
         return value if key == "ranks_from" else f"{key if last in HIDDEN else last} {value}"
 
@@ -94,8 +95,8 @@ def _distinguishing(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, l
 
 
 def _applies(key: str, row: Row) -> bool:
-    """Whether the setting means anything for the row. A setting of a piece (random.seed) or of a rank map does only
-    where the row has that piece; a rank map has no allocator, score or schedule."""
+    """Whether the setting applies to the row. A setting of a piece (random.seed) or of a rank map applies only if the
+    row has that piece; a rank map has no allocator, score or schedule."""
     if key in row.visible:
         return True
     return not ("." in key or key.startswith("ranks_") or (row.is_rank_map and key in REPLACED_BY_MAP))
@@ -108,7 +109,7 @@ def _values(key: str, among: Iterable[Row]) -> set[str | None]:
 
 
 def _implied(key: str, among: Sequence[Row], settings: Sequence[str]) -> set[str]:
-    """{"null"} for a score or schedule that is absent only with allocators that never have one: those tell."""
+    """{"null"} for a score or schedule that is absent only with allocators that never have one, which imply it."""
     if key not in ("score", "schedule") or "allocator" not in settings:
         return set()
     without, others = (

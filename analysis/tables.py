@@ -1,4 +1,4 @@
-"""Runs to tables: one table per model, task, targets and metric, one row per configuration."""
+"""Turns runs into tables: one table per model, task, targets and metric, with one row per configuration."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -12,16 +12,16 @@ from analysis.load import Run, identity
 from analysis.rows import Budget, Row, budget, make_row, pool_rank_maps
 from analysis.settings import REFERENCE, baselines, differing, in_order, kinds, labels
 
-FEW = 8  # rows that a figure of lines can hold
+FEW = 8  # the most rows in a figure of lines
 
 
 @dataclass(frozen=True)
 class Table:
     """Rows that can be compared, in reading order.
 
-    settings: those in which the rows differ; labels: a short name for each row; kinds: what each row is, whatever its
-    ranks and learning rate; baselines: the LoRA row that each row is measured against, empty where there is none;
-    budgets: what each row was allowed.
+    settings: those in which the rows differ; labels: a short name for each row; kinds: the kind of each row, regardless
+    of its ranks and learning rate; baselines: the LoRA row against which each row is measured, empty if there is none;
+    budgets: the budget of each row.
     """
 
     model: str
@@ -56,15 +56,16 @@ class Table:
 
     @cached_property
     def tuned(self) -> tuple[Row, ...]:
-        """The rows to be judged: of those that differ only in the learning rate, the one that is best on dev.
+        """The rows to judge: of those that differ only in the learning rate, the one that is best on dev.
 
-        A trial of a search is not a method of its own: judging it would only raise the others' corrected p values.
+        A trial of a search is not a separate method, and judging it would only raise the others' corrected p values.
         """
         return self.best(_all_but_learning_rate)
 
     @cached_property
     def shown(self) -> tuple[Row, ...]:
-        """The rows for figures that hold FEW: all, or of every kind the best on dev, LoRA and the best first."""
+        """The rows for figures with at most FEW: all, or the best on dev of every kind, with LoRA and the best
+        first."""
         if len(self.rows) <= FEW:
             return self.rows
         best = self.best(self.kinds.__getitem__)
@@ -79,7 +80,7 @@ class Table:
                 yield f"{self.labels[row]}, seed {run.seed}", run
 
 
-Lines = tuple[list[list[str]], list[list[Run]]]  # the rows of a table as strings, and for each the runs that it shows
+Lines = tuple[list[list[str]], list[list[Run]]]  # the rows of a table as strings, and the runs of each
 
 
 def lines_per_run(table: Table, cells: Callable[[Run], Iterable[list[str]]]) -> Lines:
@@ -97,7 +98,7 @@ class Search(NamedTuple):
 
     @property
     def at_edge(self) -> bool:
-        """Whether the best of several rates is the lowest or the highest: a better one may lie beyond."""
+        """Whether the best of several rates is the lowest or the highest, so that a better one may lie beyond."""
         rates = list(self.tried)
         ends = (self.tried[rates[0]], self.tried[rates[-1]])
         return len(rates) > 1 and self.chosen.dev is not None and self.chosen in ends
@@ -131,7 +132,7 @@ def tables(runs: Iterable[Run]) -> list[Table]:
 
 
 def searches(table: Table) -> list[Search]:
-    """The search of every kind of row at its ranks, over one rate or more; of equal rates the row best on dev."""
+    """The search of every kind of row at its ranks, over at least one rate; for equal rates, the row best on dev."""
     tried: dict[tuple[str, ...], dict[float, Row]] = {
         (table.kinds[row], *row.requested_ranks): {} for row in table.rows
     }
@@ -143,12 +144,12 @@ def searches(table: Table) -> list[Search]:
 
 
 def relative_time(row: Row, baseline: Row | None) -> float | None:
-    """Time per step in units of the baseline's, None unless both were measured on the same single device."""
+    """Time per step relative to the baseline's, None unless both were measured on the same single device."""
     return relative_cost(row, baseline, attrgetter("step_ms"))
 
 
 def relative_cost(row: Row, baseline: Row | None, cost: Callable[[Row], float | None]) -> float | None:
-    """A row's cost in units of the baseline's, None unless both were measured on the same single device."""
+    """A row's cost relative to the baseline's, None unless both were measured on the same single device."""
     if baseline is None or (ours := cost(row)) is None or not (theirs := cost(baseline)):
         return None
     devices = row.devices | baseline.devices
@@ -164,7 +165,7 @@ def kind_and_ranks(table: Table, row: Row) -> str:
 
 
 def _complete(table: Table) -> Table:
-    """The table with its rows in order, its settings chosen, its rows named and each row's baseline found."""
+    """Complete the table: order its rows, choose its settings, name its rows and find each row's baseline."""
     rows = in_order(table.rows)
     settings = differing(rows)
     return replace(
@@ -179,6 +180,6 @@ def _complete(table: Table) -> Table:
 
 
 def _all_but_learning_rate(row: Row) -> Hashable:
-    """What the trials of one search share; a row whose settings cannot be read equals no other."""
+    """A key that the trials of one search share; a row whose settings cannot be read has a unique key."""
     rest = sorted(item for item in row.visible.items() if item[0] != "train.lr")
     return (row.method, row.requested_ranks, None if row.settings else row.configuration, *rest)

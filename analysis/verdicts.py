@@ -1,8 +1,9 @@
-"""Verdicts on paired scores: paired t tests whose intervals hold together over a whole family of comparisons.
+"""Verdicts on paired scores: paired t tests whose intervals hold simultaneously over a whole family of comparisons.
 
-One interval decides: it lies within the margin (equivalent, where the task responds to rank at all), excludes 0 (one is
-better), or neither (undecided). Where too few pairs learned anything, only how often the methods collapse can decide. A study declares its family beforehand (claims.json); a folder without claims gets a
-default family, each method against LoRA. Whatever else is compared is exploratory and has no verdict.
+One interval decides: it lies within the margin (equivalent, if the task responds to rank at all), excludes 0 (one is
+better), or neither (undecided). If too few pairs learned anything, only how often the methods collapse can decide. A
+study declares its family beforehand (claims.json); a folder without claims gets a default family, each method against
+LoRA. All other comparisons are exploratory and have no verdict.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,8 +25,8 @@ K = TypeVar("K")
 
 LEVEL = 0.05
 MARGIN = 0.005  # half a point: a smaller difference has no practical meaning on a 0..1 scale
-FEWEST = 3  # pairs without which the spread of the differences is a guess
-MANY_TASKS = 5  # from which on an interquartile mean and a profile over tasks say something
+FEWEST = 3  # pairs; with fewer, the spread of the differences is a guess
+MANY_TASKS = 5  # tasks; with fewer, an interquartile mean and a profile over tasks are meaningless
 POOLED = 5  # up to this many pairs the spread is at least that pooled over the methods of a table, with its freedom
 UNIFORM = "uniform"
 UNIFORM_TITLE = "Against the uniform control: the same method and budget, the same rank everywhere"
@@ -41,10 +42,11 @@ Scores = Callable[[Row], Mapping[int, float]]  # a row's scores by seed
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two methods' scores, one pair for each seed.
+    """Two methods' scores, one pair per seed.
 
-    methods: what a verdict calls the two; scores, others: [n], finite; runs: where they come from; rows: of the table,
-    where they come from rows; learned: [n], whether neither run of the pair collapsed; name: of a declared claim.
+    methods: the names of the two in a verdict; scores, others: [n], finite; runs: the runs behind them; rows: rows of
+    the table, if the scores come from rows; learned: [n], whether neither run of the pair collapsed; name: that of a
+    declared claim.
     """
 
     label: str
@@ -64,9 +66,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Assay:
-    """A contrast that must show before "no difference" means anything: more rank, or a control known to be worse.
+    """A contrast that must show a difference before "no difference" means anything: more rank, or a control known to be
+    worse.
 
-    shows: it is better beyond doubt, by at least three margins.
+    shows: whether it is better beyond doubt, by at least three margins.
     """
 
     label: str
@@ -77,13 +80,14 @@ class Assay:
 
 @dataclass(frozen=True)
 class Verdict:
-    """kind and text: `<method> better`, `equivalent`, `undecided (about n more seeds)` or `cannot be decided at this n`.
+    """kind and text: `<method> better`, `equivalent`, `undecided (about n more seeds)` or `cannot be decided at this
+    n`.
 
-    The other fields are its evidence. interval: simultaneous over the family, of which the test has level `level`; p:
+    The other fields are its evidence. interval: simultaneous over the family, in which the test has level `level`; p:
     corrected (Bonferroni); sign_flip: uncorrected; effect: Hedges' g; improvement: the share of pairs won;
     detectable: the difference that the test finds four times in five; more: further seeds until it would find the
-    observed difference, or the margin where that is larger; learned: the difference where neither run collapsed, None
-    where none did; margin: the smallest difference that matters.
+    observed difference, or the margin if that is larger; learned: the difference over pairs in which neither run
+    collapsed, None if no run did; margin: the smallest difference that matters.
     """
 
     comparison: Comparison
@@ -117,8 +121,9 @@ class Verdict:
 
 
 class Family(NamedTuple):
-    """What is judged on a page. declared: whether a study declared it before it was run; alpha: the chance of any false
-    difference; verdicts, assays: of each table, in the tables' order; missing: declared comparisons without runs."""
+    """The comparisons judged on a page. declared: whether a study declared them before it was run; alpha: the chance of
+    any false difference; verdicts, assays: those of each table, in the tables' order; missing: declared comparisons
+    without runs."""
 
     declared: bool
     alpha: float
@@ -128,7 +133,7 @@ class Family(NamedTuple):
 
 
 class AcrossTasks(NamedTuple):
-    """title: model, targets and tasks; rows: what is compared with LoRA, on every task."""
+    """title: model, targets and tasks; rows: the configurations compared with LoRA on every task."""
 
     title: str
     tasks: tuple[str, ...]
@@ -136,8 +141,9 @@ class AcrossTasks(NamedTuple):
 
 
 class Standardised(NamedTuple):
-    """A configuration against LoRA over tasks. g: Hedges' g of each task; pairs: all differences in standard deviations of
-    their task, higher is better; middle: the interquartile mean of the pairs and its interval, from MANY_TASKS on."""
+    """A configuration against LoRA over tasks. g: Hedges' g of each task; pairs: all differences in standard deviations
+    of their task, higher is better; middle: the interquartile mean of the pairs and its interval, for at least
+    MANY_TASKS."""
 
     name: str
     effect: stats.OverTasks
@@ -149,9 +155,9 @@ class Standardised(NamedTuple):
 def compare(
     table: Table, row: Row, other: Row, name: str = "", scores: Scores = attrgetter("scores"), most: int | None = None
 ) -> Comparison:
-    """Row against other: a pair for each seed that both have in their `scores`, those that they are judged by.
+    """Row against other, with one pair per seed that both have in their `scores`, by which they are judged.
 
-    most: of more pairs only those with the first seeds, which a look judged.
+    most: if there are more pairs, use only those with the first seeds, which a look judged.
     """
     ours, theirs = scores(row), scores(other)
     seeds = sorted(ours.keys() & theirs.keys())[:most]
@@ -179,7 +185,7 @@ def compare_by_key(
     others: Mapping[K, float],
     runs: Sequence[Run] = (),
 ) -> Comparison:
-    """Two mappings of values: values with the same key make a pair. runs: where they come from."""
+    """Compare two mappings, in which values with the same key form a pair. runs: the runs behind them."""
     both = [key for key in scores if key in others]
     ours, theirs = (np.array([values[key] for key in both], dtype=np.float64) for values in (scores, others))
     return Comparison(label, against, methods, ours, theirs, tuple(runs))
@@ -188,10 +194,10 @@ def compare_by_key(
 def family(
     tables: Sequence[Table], claims: Claims | None = None, looks: Mapping[tuple[str, str, str], Look] | None = None
 ) -> Family:
-    """The verdicts of all tables of a page: of the declared claims, or of the default family.
+    """The verdicts of all tables of a page, on the declared claims or the default family.
 
-    The level is divided by the number of comparisons on the page, or, where a study declared so, of each table. A claim
-    is judged when all planned seeds are run, or by its last look (`looks`) at the level that this look may spend.
+    The level is divided by the number of comparisons on the page or, if a study declared so, in each table. A claim is
+    judged when all planned seeds have run, or by its last look (`looks`) at the level that this look may spend.
     """
     assays = [_assays(table, claims) for table in tables]
     if claims is None:
@@ -226,20 +232,20 @@ def judge(
 ) -> list[Verdict]:
     """A verdict on each comparison of one table. level: of each test, already divided by the size of the family.
 
-    responds: whether an assay showed that a difference can be seen; without it nothing is called equivalent. pooled: the
-    spread over all methods and its freedom, by default of these comparisons.
+    responds: whether an assay showed that a difference can be seen; without it nothing is called equivalent. pooled:
+    the spread over all methods and its freedom, by default of these comparisons.
     """
     pooled = pooled or _pooled_spread(comparisons)
     return [_judge(c, margin, 1.0 if higher_is_better else -1.0, level, responds, pooled) for c in comparisons]
 
 
 def exploratory(comparisons: Iterable[Comparison], higher_is_better: bool = True) -> list[list[str]]:
-    """The cells of comparisons that nobody declared, for EXPLORATORY_HEADER: an interval each, and no verdict."""
+    """The cells of undeclared comparisons for EXPLORATORY_HEADER, with an interval each and no verdict."""
     return [_exploratory_cells(c, 1.0 if higher_is_better else -1.0) for c in comparisons]
 
 
 def against_reference(table: Table, scores: Scores = attrgetter("scores")) -> list[Comparison]:
-    """Each tuned row against its LoRA row, or against the first row where there is no LoRA, on common seeds."""
+    """Each tuned row against its LoRA row, or against the first row if there is no LoRA, on common seeds."""
     tuned = table.tuned
     pairs = [(row, table.baselines.get(row, tuned[0])) for row in tuned]
     found = [compare(table, row, other, scores=scores) for row, other in pairs if row is not other]
@@ -247,8 +253,8 @@ def against_reference(table: Table, scores: Scores = attrgetter("scores")) -> li
 
 
 def against_uniform(table: Table) -> list[Comparison]:
-    """Every tuned row against the tuned row of its method and ranks whose allocator is the uniform one; none without
-    such rows. Rank maps have comparisons of their own (rank_maps.py)."""
+    """Every tuned row against the tuned row of its method and ranks with the uniform allocator; none without such rows.
+    Rank maps have separate comparisons (rank_maps.py)."""
     uniform = [row for row in table.tuned if row.settings.get("allocator") == UNIFORM]
     controls = {(row.method, row.requested_ranks): row for row in uniform}
     return [
@@ -262,8 +268,8 @@ def across_tasks(tables: Sequence[Table]) -> list[AcrossTasks]:
     """Standardised differences to LoRA over the tasks of a model and targets, with their heterogeneity; none for a
     single task. Raw points of different metrics are never averaged.
 
-    A configuration is a kind of row with the ranks it was asked for, represented on every task by the row that is best
-    on dev (each has its own learning rate).
+    A configuration is a kind of row with its requested ranks, represented on every task by the row that is best on dev
+    (each with its own learning rate).
     """
     groups: dict[tuple[str, str, str], list[Table]] = {}
     for table in tables:
@@ -308,13 +314,13 @@ def margin_of(table: Table, claims: Claims | None = None) -> float | None:
 
 
 def study_task(table: Table, claims: Claims) -> str | None:
-    """What the study calls the table's task, which is also the folder of its runs; None for a task without claims."""
+    """The study's name for the table's task, which is also the folder of its runs; None for a task without claims."""
     named = {table.task, *(run.name.partition("/")[0] for row in table.rows for run in row.runs)}
     return next((task for task in claims.margins if task in named), None)
 
 
 def verdict_cells(verdict: Verdict) -> list[str]:
-    """One verdict as strings, one for each name in HEADER."""
+    """One verdict as strings, one per name in HEADER."""
     return [
         f"{verdict.comparison.label} − {verdict.comparison.against}",
         verdict.text,
@@ -331,7 +337,7 @@ def verdict_cells(verdict: Verdict) -> list[str]:
 
 
 def collapse_cells(verdict: Verdict) -> list[str]:
-    """How often the runs of a comparison did not learn, for COLLAPSE_HEADER; empty where all learned."""
+    """How often the runs of a comparison did not learn, for COLLAPSE_HEADER; empty if all learned."""
     if verdict.comparison.rows is None or not any(row.failures[0] for row in verdict.comparison.rows):
         return []
     ours, theirs = (row.failures for row in verdict.comparison.rows)
@@ -382,7 +388,7 @@ def _judge(
 
 
 def _learns_more_often(c: Comparison, level: float) -> str | None:
-    """The method whose runs collapse less often, by Fisher's exact test at `level`; None where that is not decided."""
+    """The method whose runs collapse less often, by Fisher's exact test at `level`; None if that is not decided."""
     if c.rows is None:
         return None
     (k, n), (j, m) = (row.failures for row in c.rows)
@@ -415,7 +421,7 @@ def _text(
 
 
 def _more(estimate: stats.Estimate, margin: float | None, level: float) -> int | None:
-    """Further seeds until the test finds the observed difference, or the margin where that is larger, with 80% power."""
+    """Further seeds until the test finds the observed difference, or the margin if that is larger, with 80% power."""
     columns = max(1, round(estimate.freedom / (estimate.pairs - 1)))
     target = max(abs(estimate.mean), margin or 0.0)
     needed = stats.pairs_needed(target, estimate.spread, level, columns=columns)
@@ -423,8 +429,8 @@ def _more(estimate: stats.Estimate, margin: float | None, level: float) -> int |
 
 
 def _pooled_spread(comparisons: Sequence[Comparison]) -> tuple[float, int] | None:
-    """The spread of a difference pooled over all methods that are compared, on the seeds that all of them have; None
-    for fewer than three methods or FEWEST common seeds, or where runs collapsed: their noise is not the others'."""
+    """The spread of a difference pooled over all compared methods, on the seeds that all of them have; None for fewer
+    than three methods or FEWEST common seeds, or if runs collapsed, because their noise differs from the others'."""
     rows = list({id(row): row for c in comparisons for row in c.rows or ()}.values())
     seeds = sorted(set.intersection(*(set(row.scores) for row in rows))) if rows else []
     if len(rows) < 3 or len(seeds) < FEWEST or any(row.failures[0] for row in rows):
@@ -435,8 +441,8 @@ def _pooled_spread(comparisons: Sequence[Comparison]) -> tuple[float, int] | Non
 def _claimed(
     table: Table, claims: Claims, looks: Mapping[tuple[str, str, str], Look]
 ) -> list[tuple[Claim, Comparison, float | None]]:
-    """The declared comparisons of the table's task, of arms that have runs, each with the level of its test: None where
-    neither all planned seeds are run nor a look judged it."""
+    """The declared comparisons of the table's task between arms that have runs, each with the level of its test, which
+    is None if not all planned seeds have run and no look has judged it."""
     rows = {row.arm: row for row in table.rows if row.arm}
     task = study_task(table, claims)
     found: list[tuple[Claim, Comparison, float | None]] = []
@@ -454,14 +460,14 @@ def _claimed(
 
 
 def _not_all_run(verdict: Verdict, seeds: int) -> Verdict:
-    """The verdict on a claim before its time: none, and no interval, which would be a look that was not planned."""
-    text = f"undecided ({verdict.pairs} of {seeds} planned seeds are run)"
+    """The verdict on a claim before its time: undecided and without an interval, which would be an unplanned look."""
+    text = f"undecided ({verdict.pairs} of {seeds} planned seeds have run)"
     return replace(verdict, kind="undecided", text=text, interval=None, p=1.0, more=None)
 
 
 def _assays(table: Table, claims: Claims | None) -> list[Assay]:
-    """The declared assay; without claims LoRA at its highest rank against its lowest, and every method
-    against itself with allocator=global_bottom, which prunes what matters most first."""
+    """The declared assay; without claims, LoRA at its highest rank against its lowest, and every method against itself
+    with allocator=global_bottom, which prunes the most important triplets first."""
     margin, sign = margin_of(table, claims), 1.0 if table.higher_is_better else -1.0
     if claims is not None:
         rows = {row.arm: row for row in table.rows if row.arm}

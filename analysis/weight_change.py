@@ -1,4 +1,4 @@
-"""The change ΔW of the weights: one line for every run that experiments/probe.py --delta has analysed."""
+"""The change ΔW of the weights, with one line per run that experiments/probe.py --delta has analysed."""
 
 from collections.abc import Iterable
 from statistics import median
@@ -16,8 +16,8 @@ HEADER = ("run", "modules", "norm of ΔW, of W's", "rank", "effective rank", "st
 
 
 class Module(NamedTuple):
-    """Measurements of one module. sigma: ΔW's largest singular values; amplification, at_random: None where nothing
-    changed; drift: of P and Q from orthonormal rows, None in full fine-tuning."""
+    """Measurements of one module. sigma: ΔW's largest singular values; amplification, at_random: None if nothing
+    changed; drift: the deviation of P and Q from orthonormal rows, None for full fine-tuning."""
 
     sigma: tuple[float, ...]
     relative_norm: float
@@ -31,25 +31,25 @@ class Module(NamedTuple):
 
 
 class WeightChange(NamedTuple):
-    """top: how many leading directions of each module were tested for being intruders."""
+    """top: the number of leading directions per module that were tested for being intruders."""
 
     top: int
     modules: dict[str, Module]
 
 
 def read(run: Run) -> WeightChange | None:
-    """The run's delta.json; None where there is none that can be read."""
+    """The run's delta.json; None if there is none that can be read."""
     return read_measurement(run, DELTA, _parse)
 
 
 def by_row(rows: Iterable[Row]) -> dict[Row, list[WeightChange]]:
-    """The weight changes of each row's runs; rows without any are left out."""
+    """The weight changes of each row's runs; rows without any are omitted."""
     changes = {row: [change for run in row.runs if (change := read(run)) is not None] for row in rows}
     return {row: several for row, several in changes.items() if several}
 
 
 def rows(table: Table) -> Lines:
-    """A line for HEADER of every run that was analysed."""
+    """A line for HEADER for every analysed run."""
     return lines_per_run(table, lambda run: [_cells(change)] if (change := read(run)) is not None else [])
 
 

@@ -1,11 +1,12 @@
-"""In how many architectures `targets` finds the right modules: every text and vision model of the installed Transformers.
+"""Counts the architectures in which `targets` finds the right modules, over every text and vision model of the
+installed Transformers.
 
     python experiments/architectures.py --json experiments/results/architectures.json
 
-Builds each model from its config without weights (on the meta device, four layers where the config says how many),
-resolves targets=qkv, attention and all, and judges what was found: against a list that was written by hand
-(architectures.yaml) or, for models that are not in it, by rules that look at other things than the resolver does
-(`by_rule`). Nothing is downloaded. Names on the command line choose single architectures.
+It builds each model from its config without weights (on the meta device, with four layers if the config sets their
+number), resolves targets=qkv, attention and all, and judges the result against a hand-written list (architectures.yaml)
+or, for models that are not in it, by rules that use different evidence than the resolver (`by_rule`). Nothing is
+downloaded. Names on the command line select single architectures.
 """
 
 import sys
@@ -27,7 +28,7 @@ from experiments.bench.pairs import parser, write
 
 BY_HAND = Path(__file__).with_suffix(".yaml")
 SHORTHANDS = ("qkv", "attention", "all")
-# A model belongs to the first of these that it is listed in: group, Transformers' mapping, and what builds it.
+# A model belongs to the first of these that lists it: group, Transformers' mapping, and the class that builds it.
 GROUPS = (
     ("causal_lm", "MODEL_FOR_CAUSAL_LM", "AutoModelForCausalLM"),
     ("encoder_decoder", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM", "AutoModelForSeq2SeqLM"),
@@ -44,7 +45,7 @@ LAYERS = (
     "num_hidden_layers", "n_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers",
 )  # fmt: skip
 PARTS = ("text_config", "vision_config", "audio_config", "qformer_config", "encoder", "decoder")
-# Settings without which a config's own defaults build no model, or one without the attention layers that all have.
+# Settings without which a config's own defaults build no model, or one that lacks the usual attention layers.
 SETTINGS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2, "num_hidden_layers": 4},
@@ -71,7 +72,7 @@ def architectures() -> dict[str, tuple[str, str]]:
 
 
 def small_config(name: str, settings: Mapping[str, Any]) -> Any:
-    """A config of four layers where its defaults allow for that; parts of composed models likewise."""
+    """A config with four layers if its defaults allow that; the same for the parts of composed models."""
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(name, **settings)
@@ -88,32 +89,32 @@ def small_config(name: str, settings: Mapping[str, Any]) -> Any:
 
 
 def build(name: str, auto: str) -> nn.Module:
-    """The model on the meta device. Raises whatever Transformers does where its config builds none."""
+    """The model on the meta device. Raises any error of Transformers if its config builds no model."""
     import transformers
     from transformers import AutoConfig
 
     settings = SETTINGS.get(name, {})
 
     def make(config: Any) -> nn.Module:
-        config.architectures = config.architectures or []  # DeiT's chooses one of two classes by it
+        config.architectures = config.architectures or []  # DeiT's config selects one of two classes with it
         with torch.device("meta"):
             return getattr(transformers, auto).from_config(config)
 
     try:
         return make(small_config(name, settings))
-    except Exception:  # four layers do not suit every config; what is wrong with its defaults is the caller's to see
+    except Exception:  # four layers do not suit every config; errors of its defaults reach the caller
         return make(AutoConfig.for_model(name, **settings))
 
 
 def linears(model: nn.Module) -> list[str]:
-    """Names of the linears with a block's number in their name, whatever they are for."""
+    """Names of the linears with a block's number in their name, whatever their purpose."""
     from transformers.pytorch_utils import Conv1D
 
     return [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and place_of(n).block is not None]
 
 
 def by_hand(model: nn.Module, found: Mapping[str, list[str]], truth: Mapping[str, list[str]]) -> dict[str, str]:
-    """{shorthand: what is wrong}. truth: kinds of linears (`place_of`) that are q, k and v, the output, and the rest."""
+    """{shorthand: the error}. truth: kinds of linears (`place_of`) that are q, k and v, the output, and the rest."""
     wrong = {}
     for shorthand, parts in (("qkv", ["qkv"]), ("attention", ["qkv", "o"]), ("all", ["qkv", "o", "rest"])):
         kinds = {kind for part in parts for kind in truth.get(part, [])}
@@ -125,12 +126,11 @@ def by_hand(model: nn.Module, found: Mapping[str, list[str]], truth: Mapping[str
 
 
 def by_rule(model: nn.Module, found: Mapping[str, list[str]]) -> dict[str, str]:
-    """{shorthand: what is wrong}, by other things than the resolver's.
+    """{shorthand: the error}, based on different evidence than the resolver's.
 
-    Blocks of a stack that hold the same linears must have the same of them selected. Every module of a class called
-    attention with three linears must have some selected. q, k and v must be as wide as heads × head dimension, an
-    output projection must exist in every attention and be as wide at its entrance. targets=all must be every linear of
-    the blocks.
+    In blocks of a stack with the same linears, the same linears must be selected. In every module with three linears
+    whose class is called attention, some must be selected. q, k and v must be as wide as heads × head dimension; every
+    attention must have an output projection with that input width. targets=all must select every linear in the blocks.
     """
     wrong = {}
     for shorthand in SHORTHANDS:
@@ -160,7 +160,7 @@ def by_rule(model: nn.Module, found: Mapping[str, list[str]]) -> dict[str, str]:
 
 
 def uneven(model: nn.Module, selected: Iterable[str]) -> str:
-    """Two blocks of one stack that hold the same linears, with others of them selected; "" for none."""
+    """A sentence on two blocks of one stack with the same linears but different selections; "" if there are none."""
     chosen = {*selected}
     blocks: dict[tuple[str, int | None], list[str]] = {}
     for name in linears(model):
@@ -176,7 +176,7 @@ def uneven(model: nn.Module, selected: Iterable[str]) -> str:
 
 
 def attention_of(modules: Mapping[str, nn.Module], name: str) -> str:
-    """The outermost module that holds `name`, inside its block, and whose class is called an attention; else its parent."""
+    """The outermost module around `name`, inside its block, whose class is called attention; else its parent."""
     place = place_of(name)
     prefix = f"{place.stack}.{place.block}"
     parts = place.path.split(".")[:-1]
@@ -194,17 +194,18 @@ HEADS = (
     "linear_num_value_heads", "num_query_heads", "num_attn_heads",
 )  # fmt: skip
 HEAD_DIM = (
-    "head_dim", "attention_head_size", "d_kv", "d_head", "dim_per_head", "key_value_proj_dim", "qk_head_dim", "v_head_dim",
-    "head_size", "kv_channels", "swa_head_dim", "linear_key_head_dim", "linear_value_head_dim", "global_head_dim",
+    "head_dim", "attention_head_size", "d_kv", "d_head", "dim_per_head", "key_value_proj_dim", "qk_head_dim",
+    "v_head_dim", "head_size", "kv_channels", "swa_head_dim", "linear_key_head_dim", "linear_value_head_dim",
+    "global_head_dim",
 )  # fmt: skip
 
-RANK = ("q_lora_rank", "kv_lora_rank")  # of projections in two steps, as in DeepSeek's
-ROTARY = ("qk_rope_head_dim", "head_dim")  # a key that all heads share comes with the first of them
+RANK = ("q_lora_rank", "kv_lora_rank")  # ranks of projections in two steps, as in DeepSeek's models
+ROTARY = ("qk_rope_head_dim", "head_dim")  # the first of them for a key that all heads share
 WIDTH = ("hidden_size", "d_model", "n_embd", "embed_dim", "dim", "all_head_size", "inner_dim")
 
 
 def stated(model: nn.Module, holder: nn.Module, names: Iterable[str]) -> set[int]:
-    """Whole numbers that an attention, its config, or the model's config with its parts has under `names`."""
+    """The whole numbers under `names` in an attention, its config, or the model's config with its parts."""
     config: Any = model.config
     sources = [holder, getattr(holder, "config", None), config, *(getattr(config, part, None) for part in PARTS)]
     found = set()
@@ -218,15 +219,15 @@ def stated(model: nn.Module, holder: nn.Module, names: Iterable[str]) -> set[int
 
 
 def wrong_width(model: nn.Module, name: str, entrance: bool = False) -> str:
-    """Whether a projection's output is no multiple of heads and head dimension, for one of q, k and v, or for those of
-    one matrix; "" if it is one. entrance: its input, which an output projection has in that width."""
+    """A sentence if a projection's output width is not a multiple of heads and head dimension, for one of q, k and v or
+    for those in one matrix; "" if it is. entrance: check the input width instead, as for an output projection."""
     layer: Any = model.get_submodule(name)
     wide, narrow = layer.weight.shape[::-1] if type(layer).__name__ == "Conv1D" else layer.weight.shape
     if entrance:
         wide, narrow = narrow, wide
     holder = model.get_submodule(name.removesuffix(".linear").rpartition(".")[0])
     heads, sizes = stated(model, holder, HEADS), stated(model, holder, HEAD_DIM)
-    without_positions = stated(model, holder, ("qk_nope_head_dim",))  # of a key that comes in one matrix with its value
+    without_positions = stated(model, holder, ("qk_nope_head_dim",))  # for a key in the same matrix as its value
     sizes |= {key + value for key in without_positions for value in stated(model, holder, ("v_head_dim",))}
     for width in stated(model, holder, WIDTH) | {narrow}:
         sizes |= {width // n for n in heads if width % n == 0}
@@ -236,7 +237,7 @@ def wrong_width(model: nn.Module, name: str, entrance: bool = False) -> str:
     narrowed = ranks | {rank + size for rank in ranks for size in stated(model, holder, ROTARY)}
     if wide in single | shared | narrowed or (not entrance and any(wide - q in shared for q in single)):
         return ""
-    return f"{_kind(name)} is {wide} wide, which is no multiple of heads and head dimension"
+    return f"{_kind(name)} is {wide} wide, which is not a multiple of heads and head dimension"
 
 
 def _kind(name: str) -> str:
@@ -244,7 +245,7 @@ def _kind(name: str) -> str:
 
 
 def resolve(model: nn.Module, name: str) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """What each shorthand selects, and the sentences of those that are refused."""
+    """The modules that each shorthand selects, and the messages of those that are refused."""
     found: dict[str, list[str]] = {}
     refused = {}
     for shorthand in SHORTHANDS:
@@ -264,7 +265,7 @@ def parts(found: Mapping[str, list[str]]) -> dict[str, list[str]]:
 
 
 def judge(name: str, group: str, auto: str, truth: Mapping[str, Any]) -> dict[str, Any]:
-    """One architecture: what was found (kinds of modules), how it was judged, and what is wrong."""
+    """One architecture: the kinds of modules found, how they were judged, and the errors."""
     entry: dict[str, Any] = {"group": group, "state": "not built", "judged": None}
     try:
         model = build(name, auto)
@@ -294,8 +295,8 @@ def judge(name: str, group: str, auto: str, truth: Mapping[str, Any]) -> dict[st
 
 
 def summary(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per group, and for causal LMs and encoders together, how many there are of each state, and the share of correct
-    ones among those with attention."""
+    """The number of architectures in each state, per group and for causal LMs and encoders together, and the share of
+    correct ones among those with attention."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries.values():
         groups.setdefault(entry["group"], []).append(entry)
@@ -312,7 +313,7 @@ def summary(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any
 
 
 def measure(names: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
-    """{model_type: what was found and how it was judged}, of all architectures or of those named."""
+    """{model_type: the findings and how they were judged}, for all architectures or those named."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -326,7 +327,7 @@ def measure(names: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("names", nargs="*", help="architectures (Transformers' model_type); none: all")
+    options.add_argument("names", nargs="*", help="architectures (Transformers' model_type); default: all")
     arguments = options.parse_args()
     try:
         entries = measure(arguments.names)

@@ -1,9 +1,10 @@
-"""Gather the summaries of finished runs, or another of their JSON files, into one file that can be committed.
+"""Collects the summaries of finished runs, or another of their JSON files, in one file that can be committed.
 
     python experiments/collect.py runs/demo experiments/results/quickstart.json
     python experiments/collect.py runs/demo experiments/results/probe.json --name probe.json
 
-Runs are found at any depth below OUT, as run folders or packed by experiments/pack.py, and named by their path below OUT.
+It finds runs at any depth below OUT, as run folders or packed by experiments/pack.py, and names them by their path
+below OUT.
 """
 
 import argparse
@@ -16,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from adarank.runs.files import SUMMARY, read_json, read_object, write_json
 from adarank.runs.packed import FINISHED, read_record, record_files, run_name
 
-LARGE = 64_000  # bytes above which a file is written without white space
+LARGE = 64_000  # bytes; larger files are written without white space
 
 
 def collect(out: Path, name: str = SUMMARY) -> dict[str, Any]:
-    """{path of the run below `out`: content of its file `name`} of every finished run that has the file."""
+    """{path of the run below `out`: content of its file `name`} for every finished run that has the file."""
     contents = {}
     for file in record_files(out):
         record = read_record(file)
@@ -34,7 +35,7 @@ def collect(out: Path, name: str = SUMMARY) -> dict[str, Any]:
 
 
 def write_result(path: Path, value: Any) -> None:
-    """Write a result file, indented where it is small enough to be read by people."""
+    """Write a result file, indented if it is small enough for people to read."""
     write_json(path, value)
     if path.stat().st_size > LARGE:
         write_json(path, value, indent=None)

@@ -1,4 +1,4 @@
-"""A study's claims judged while its seeds are run: what each look says, which arms are still needed, and the record.
+"""Judges a study's claims while its seeds run: the result of each look, the arms still needed, and the record.
 
 analysis/stats/looks.py has the statistics, experiments/protocol.py --looks runs the seeds.
 """
@@ -18,7 +18,7 @@ ASSAY_MARGINS = 3  # a margin is at most a third of the assay's difference
 
 
 class Pair(NamedTuple):
-    """One difference to be judged on a task: a claim, or the assay; of, against: arms."""
+    """One difference to judge on a task: a claim or the assay; of, against: arms."""
 
     name: str
     of: str
@@ -40,7 +40,7 @@ def pairs(study: Study, task: str) -> list[Pair]:
 
 
 def needed(study: Study, asked: Sequence[Pair]) -> set[str]:
-    """The arms of the pairs, and those that their rank maps come from."""
+    """The arms of the pairs, and those that provide their rank maps."""
     arms = {arm for pair in asked for arm in (pair.of, pair.against)}
     maps = [cell for cell in cells(study) if cell.arm in arms and "map_of" in study.methods[cell.method]]
     return arms | {cell._replace(method=study.methods[cell.method]["map_of"]).arm for cell in maps}
@@ -49,7 +49,8 @@ def needed(study: Study, asked: Sequence[Pair]) -> set[str]:
 def judge(
     study: Study, results: Path, task: str, seeds: int, asked: Sequence[Pair], chosen: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """What the look after the first `seeds` seeds says of every pair; differences count in the metric's direction."""
+    """The result of the look after the first `seeds` seeds for every pair; differences count in the metric's
+    direction."""
     assert study.claims is not None
     arms = {cell.arm: cell for cell in cells(study)}
     rows = []
@@ -98,7 +99,7 @@ def recorded(study: Study, results: Path, task: str, seeds: int) -> list[dict[st
 def record(
     study: Study, results: Path, task: str, seeds: int, arms: Collection[str], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Add a look to looks.json, which starts afresh where the claims have changed."""
+    """Add a look to looks.json, which is restarted if the claims have changed."""
     content = _content(study, results)
     look = {"seeds": seeds, "arms": sorted(arms), "claims": rows}
     write_json(
@@ -112,5 +113,5 @@ def _content(study: Study, results: Path) -> dict[str, Any]:
     hashed = claims.digest(study.claims)
     content, fault = read_object(results / claims.LOOKS)
     if fault:
-        raise SettingError(f"{results / claims.LOOKS} is damaged ({fault}); delete it, and the looks are judged again")
+        raise SettingError(f"{results / claims.LOOKS} is damaged ({fault}); delete it to judge the looks again")
     return content if content.get("hash") == hashed else {"hash": hashed, "tasks": {}}

@@ -1,12 +1,12 @@
-"""Bring the committed results into the present form: names of settings and runs, files, and what summaries state. A second
-call changes nothing.
+"""Migrates the committed results to the current format: names of settings and runs, files, and fields of summaries. A
+second call changes nothing.
 
     python experiments/migrate_results.py --data GLUE [experiments/results]
 
-Every packed run (experiments/pack.py), compressed or in the former plain JSON, gets the present names of its settings. It
-is written as `<method>-<digest>-s<seed>.json.gz`, the name that experiments/run.py gives the run now. The digest covers
-the data, so --data names the folder with GLUE's tasks. Summaries of runs on classes gain `metric.majority`, the metric's
-value where the most frequent class is always predicted.
+Every packed run (experiments/pack.py), compressed or in the former plain JSON, gets the current names of its settings.
+It is written as `<method>-<digest>-s<seed>.json.gz`, the name that experiments/run.py now gives the run. The digest
+covers the data, so --data names the folder with GLUE's tasks. Summaries of classification runs gain `metric.majority`,
+the metric's value for always predicting the most frequent class.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
 
 
 def present_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's config.yaml by the settings' present names; one that has them already is returned unchanged."""
+    """A run's config.yaml with the settings' current names; one that already has them is returned unchanged."""
     if "variant" in config:
         return dict(config)
     present = renamed(config, SETTINGS)
@@ -70,7 +70,7 @@ def present_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def task_of(target: str, settings: tuple[tuple[str, Any], ...], holdout: float | None, data: Path | None) -> Task:
-    """The task's rows. data: the folder of a task that was read from a folder, whose path results do not keep."""
+    """The task's rows. data: the folder of a task that was read from a folder, since results do not keep its path."""
     given = {key: str(data) if key == "path" and value is not None else value for key, value in settings}
     task = {"_target_": target, **given}
     return load_task(spec_of({"method": "", "train": {"lr": 1.0}, "task": task, "holdout": holdout}))
@@ -94,7 +94,8 @@ def name_of(spec: Spec, data: Path | None, rank_map: RankMap | None = None) -> s
 
 
 def with_majority(summary: Mapping[str, Any], spec: Spec, data: Path | None) -> dict[str, Any]:
-    """The summary with metric.majority, of the split that the run was judged on; unchanged where its task has no classes."""
+    """The summary with metric.majority, for the split on which the run was judged; unchanged if its task has no
+    classes."""
     assert spec.task is not None
     metric, task = summary["metric"], task_of(spec.task.target, tuple(spec.task.settings.items()), spec.holdout, data)
     judged = task.dev if metric.get("test") is None else task.test

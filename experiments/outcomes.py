@@ -1,4 +1,5 @@
-"""What the finished runs of a study came to, as experiments/pack.py stored them, and the rate that the trials choose."""
+"""The outcomes of a study's finished runs, as packed by experiments/pack.py, and the learning rate that the trials
+choose."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ DIVERGED, FAILED = "diverged", "failed"
 
 
 class Outcome(NamedTuple):
-    """A finished run. dev, value: its metric on dev, which chooses rates, and the one that is judged (on test where it
-    was measured), both with the study's checkpoint; minutes: of training and evaluation."""
+    """A finished run. dev, value: its metric on dev, which chooses rates, and the metric that is judged (on test if it
+    was measured), both with the study's checkpoint; minutes: those of training and evaluation."""
 
     arm: str
     rate: float
@@ -54,7 +55,7 @@ def _outcome(study: Study, method: str, file: Path) -> Outcome:
 
 
 def _arm_by_rank(study: Study, method: str, rank: int) -> str:
-    """The arm of a run that was made before runs recorded theirs; that of no budget where none of the study's fits."""
+    """The arm of a run from before runs recorded theirs; that without a budget if none of the study's arms fits."""
     found = [
         cell for cell in (Cell(method, budget) for budget in budgets_of(study, method)) if rank_of(study, cell) == rank
     ]
@@ -67,7 +68,7 @@ def states(folder: Path) -> dict[Path, str]:
 
 
 def diverged(folder: Path) -> list[tuple[str, float]]:
-    """(arm, rate) of every run in `folder` whose loss became infinite or no number."""
+    """(arm, rate) of every run in `folder` whose loss became infinite or NaN."""
     found = []
     for run in (run for run, state in states(folder).items() if state == DIVERGED):
         config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
@@ -76,10 +77,10 @@ def diverged(folder: Path) -> list[tuple[str, float]]:
 
 
 def choose(trials: Sequence[Outcome], rates: Iterable[float], lost: Sequence[float] = ()) -> dict[str, Any]:
-    """The rate of the best mean on dev, the mean of every rate, and whether the best lies at the edge of its grid.
+    """The rate with the best mean on dev, the mean of every rate, and whether the best lies at the edge of its grid.
 
     lost: the rate of each trial that diverged; such a rate has no mean and is never chosen. Trials of rates outside the
-    grid do not count. Raises SettingError where rates differ in their number of trials, or all of them diverged."""
+    grid do not count. Raises SettingError if rates differ in their number of trials, or all of them diverged."""
     by_rate = {rate: [trial.dev for trial in trials if trial.rate == rate] for rate in sorted(rates)}
     counts = {rate: len(values) + lost.count(rate) for rate, values in by_rate.items()}
     if len(set(counts.values())) != 1 or not all(counts.values()):
@@ -87,7 +88,7 @@ def choose(trials: Sequence[Outcome], rates: Iterable[float], lost: Sequence[flo
     means = {rate: None if rate in lost else sum(values) / len(values) for rate, values in by_rate.items()}
     known = {rate: mean for rate, mean in means.items() if mean is not None}
     if not known:
-        raise SettingError(f"the rates must have one at which no trial diverges (got {list(means)})")
+        raise SettingError(f"at least one rate must have no diverged trials (got {list(means)})")
     best = (max if trials[0].higher_is_better else min)(known, key=lambda rate: known[rate])
     edge = best in (min(means), max(means))
     count = sum(counts.values())
@@ -95,7 +96,7 @@ def choose(trials: Sequence[Outcome], rates: Iterable[float], lost: Sequence[flo
 
 
 def extended(grid: Sequence[float], ends: Iterable[str]) -> list[float]:
-    """The grid with a further rate at each of `ends` ("low", "high"), in the ratio of the two rates at that end, to
+    """The grid with one more rate at each of `ends` ("low", "high"), at the same ratio as the two rates at that end, to
     three significant digits."""
     rates = sorted(grid)
     low = [rates[0] ** 2 / rates[1]] if "low" in ends else []
@@ -104,7 +105,7 @@ def extended(grid: Sequence[float], ends: Iterable[str]) -> list[float]:
 
 
 def ends(chosen: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """At which ends of their grids rates were chosen: some of "low" and "high"."""
+    """The ends of the grids at which rates were chosen: any of "low" and "high"."""
     tried = [(choice["rate"], [rate for rate, _ in choice["means"]]) for choice in chosen.values()]
     low = {"low" for rate, rates in tried if rate == min(rates)}
     return low | {"high" for rate, rates in tried if rate == max(rates)}

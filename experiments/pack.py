@@ -1,4 +1,4 @@
-"""Finished runs as one small file each, that can be committed, and back again as run folders.
+"""Packs each finished run into one small file that can be committed, and unpacks them into run folders.
 
     python experiments/pack.py pack runs/table1 experiments/results/table1
     python experiments/pack.py unpack experiments/results/table1 runs/table1
@@ -36,8 +36,8 @@ def write_record(file: Path, record: dict[str, Any]) -> None:
 
 
 def pack(out: Path, results: Path) -> list[Path]:
-    """Write a file below `results` for every finished run below `out`, in the same sub-folders, and return the files
-    written. A file that exists gains the run's new measurements and stays the same otherwise."""
+    """Write a file below `results` for every finished run below `out`, in the same subfolders, and return the files
+    written. An existing file gains the run's new measurements and otherwise does not change."""
     new = []
     for status in sorted(out.rglob(files.STATUS)):
         folder = status.parent
@@ -55,7 +55,8 @@ def pack(out: Path, results: Path) -> list[Path]:
 
 
 def unpack(results: Path, out: Path) -> list[Path]:
-    """Make a run folder below `out` of every packed run below `results`, except existing ones; returns the new ones."""
+    """Create a run folder below `out` for every packed run below `results` except existing ones; returns the new
+    ones."""
     new = []
     for file in record_files(results):
         folder = out / file.parent.relative_to(results) / run_name(file)
@@ -86,7 +87,7 @@ def packed(folder: Path) -> dict[str, Any]:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """{file name: content} of those of MEASURES that the run's folder has. Raises SettingError for a damaged one."""
+    """{file name: content} for those of MEASURES that the run's folder has. Raises SettingError for a damaged one."""
     contents = {}
     for path in (folder / name for name in MEASURES if (folder / name).is_file()):
         try:
@@ -97,7 +98,7 @@ def measured(folder: Path) -> dict[str, Any]:
 
 
 def write_run(record: dict[str, Any], folder: Path) -> None:
-    """Write the files of a run's folder; status.json last, so that a half-written folder does not pass for a finished
+    """Write the files of a run's folder, status.json last, so that a half-written folder does not look like a finished
     run. predictions.npz has no scores."""
     write_text(folder / files.CONFIG, yaml.safe_dump(record["config"], sort_keys=False))
     write_text(folder / files.METRICS, "".join(map(files.json_line, record["metrics"])))
@@ -111,7 +112,7 @@ def write_run(record: dict[str, Any], folder: Path) -> None:
 
 
 def _without_folders(value: Any) -> Any:
-    """`value` with absolute paths cut to their last name, which is all that other machines have in common."""
+    """`value` with absolute paths cut to their last component, since other machines share no more than that."""
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

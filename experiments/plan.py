@@ -1,4 +1,4 @@
-"""How many seeds and minutes the claims of a study need, by the runs that exist: `protocol.py STUDY --plan`."""
+"""Estimates from existing runs how many seeds and minutes a study's claims need: `protocol.py STUDY --plan`."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,12 +14,12 @@ from experiments.study import Study, cells, rates_of, trials, tuned_cell
 
 FILE = "plan.json"
 POWER = 0.8
-FEWEST = 3  # pairs that say something about their spread
+FEWEST = 3  # pairs; with fewer, their spread is unknown
 
 
 class Spread(NamedTuple):
-    """How far paired differences spread. value: their standard deviation (None: unknown); source: where it comes from;
-    paired: from paired runs, else an upper bound where paired runs correlate."""
+    """The spread of paired differences. value: their standard deviation (None: unknown); source: the runs behind it;
+    paired: whether from paired runs; if not, it is an upper bound if paired runs correlate."""
 
     value: float | None
     source: str
@@ -34,8 +34,8 @@ def plan(study: Study, source: Path) -> dict[str, Any]:
     known = {task: _by_arm(study, source, task) for task in study.tasks}
     if not any(any(stages.values()) for stages in known.values()):
         raise SettingError(
-            f"--plan must find finished runs of the study's tasks in --results or --from (got {source}); run the trials, "
-            "or name the results of an earlier study"
+            f"--plan must find finished runs of the study's tasks in --results or --from (got {source}); run the "
+            "trials, or name the results of an earlier study"
         )
     rows = [row for task in study.tasks for row in _rows(study, task, known[task])]
     minutes = {task: _minutes(study, known[task]) for task in study.tasks}
@@ -92,7 +92,7 @@ def _rows(study: Study, task: str, known: Mapping[str, Mapping[str, list[Outcome
 
 
 def _at_best(runs: Sequence[Outcome]) -> list[Outcome]:
-    """The runs at the rate of the best mean on dev, among those that were tried most often."""
+    """The runs at the rate with the best mean on dev, among the rates that were tried most often."""
     by_rate: dict[float, list[Outcome]] = {}
     for run in runs:
         by_rate.setdefault(run.rate, []).append(run)
@@ -123,7 +123,7 @@ def _spread(pair: Pair, known: Mapping[str, Mapping[str, list[Outcome]]], tuned:
 
 
 def _tuned(arm: str, tuned: Mapping[str, str], known: Mapping[str, Any]) -> str | None:
-    """The arm itself, or the one whose rate it takes, whichever has trials."""
+    """The arm itself or the one whose rate it takes, whichever has trials."""
     return next((name for name in (arm, tuned[arm]) if name in known), None)
 
 
@@ -138,7 +138,7 @@ def _variance(runs: Sequence[Outcome]) -> float | None:
 
 
 def _difference(pair: Pair, known: Mapping[str, Mapping[str, list[Outcome]]], tuned: Mapping[str, str]) -> float | None:
-    """of − against at their best rates, in the metric's direction, by the seeds or else the trials."""
+    """of − against at their best rates, in the metric's direction, from the seeds or else the trials."""
     for stage in reversed(STAGES):
         arms = known[stage]
         if pair.of in arms and pair.against in arms:
@@ -149,7 +149,7 @@ def _difference(pair: Pair, known: Mapping[str, Mapping[str, list[Outcome]]], tu
 
 
 def _minutes(study: Study, known: Mapping[str, Mapping[str, list[Outcome]]]) -> dict[str, float | None]:
-    """Minutes of a run of every arm, by its own runs, or by those of the arm whose rate it takes."""
+    """Minutes per run of every arm, from its own runs or those of the arm whose rate it takes."""
     runs: dict[str, list[float]] = {}
     for arms in known.values():
         for arm, found in arms.items():
@@ -160,7 +160,7 @@ def _minutes(study: Study, known: Mapping[str, Mapping[str, list[Outcome]]]) -> 
 
 
 def _tried(study: Study, task: str, method: str, minutes: Mapping[str, float]) -> float:
-    """Minutes of a method's trials, without extensions of its grid."""
+    """The minutes of a method's trials, without extensions of its grid."""
     if "rates" not in study.methods[method]:
         return 0.0
     arms = {cell.budget: cell.arm for cell in cells(study) if cell.method == method}
@@ -169,12 +169,12 @@ def _tried(study: Study, task: str, method: str, minutes: Mapping[str, float]) -
 
 
 def _margin_warnings(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
-    """The margin is at most a third of the assay's difference."""
+    """Warn unless the margin is at most a third of the assay's difference."""
     for row in (row for row in rows if row["name"] == ASSAY):
         margin, shown = row["margin"] / ASSAY_MARGINS, row["difference"]
         about = f"{row['task']}: the assay, {row['of']} − {row['against']},"
         if shown is None:
-            yield f"{about} has no runs of both arms, so that its difference is unknown"
+            yield f"{about} lacks runs of both arms, so its difference is unknown"
         elif margin > shown / ASSAY_MARGINS:
             yield f"{about} is {shown:+.4f} here; the margin, {margin:g}, must be at most a third of it"
 
@@ -182,11 +182,11 @@ def _margin_warnings(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
 def _time_warnings(minutes: Mapping[str, Mapping[str, float | None]]) -> Iterable[str]:
     for task, arms in minutes.items():
         if untimed := [arm for arm, value in arms.items() if value is None]:
-            yield f"{task}: no run says how long {', '.join(untimed)} takes; the mean of all other arms is used"
+            yield f"{task}: no run tells how long {', '.join(untimed)} takes; the mean of all other arms is used"
 
 
 def text(found: Mapping[str, Any]) -> str:
-    """The plan as the terminal shows it."""
+    """The plan as text for the terminal."""
     lines = [f"Seeds for the margin at {found['power']:.0%} power, {found['seeds']} planned, by {found['source']}:"]
     for row in found["claims"]:
         name = f"{row['task']}, {'assay' if row['name'] == ASSAY else row['name']}: {row['of']} − {row['against']}"

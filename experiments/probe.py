@@ -1,4 +1,4 @@
-"""Measure what a finished run's weights show: `python experiments/probe.py RUN …` is the command `adarank probe RUN …`.
+"""Measures a finished run's weights: `python experiments/probe.py RUN …` is the command `adarank probe RUN …`.
 
 The options and the files they write are described in adarank/probe/cli.py (--help) and docs/probes.md.
 """

@@ -1,4 +1,4 @@
-"""A controlled comparison: tune every method alike, then run the seeds. docs/protocol.md says why.
+"""Runs a controlled comparison: tunes every method in the same way, then runs the seeds. docs/protocol.md explains why.
 
     python experiments/protocol.py experiments/studies/controls.yaml --out runs/controls --results results/controls
 
@@ -42,7 +42,7 @@ RUN = str(Path(__file__).resolve().parent / "run.py")
 
 @dataclass(frozen=True)
 class Place:
-    """Where the runs go. words: further words for every run, after all others."""
+    """The folders of the runs and results. words: further words for every run, after all others."""
 
     out: Path
     results: Path
@@ -50,8 +50,8 @@ class Place:
 
 
 def run(study: Study, place: Place, stage: str, task: str, cell: Cell, rates: Any, seeds: Any) -> None:
-    """Run every pair of a rate and a seed, except finished ones, and pack them; exits where run.py failed, unless trials
-    merely diverged, which says enough about their rate.
+    """Run every pair of a rate and a seed, except finished ones, and pack them; exits where run.py failed, unless
+    trials merely diverged, which says enough about their rate.
 
     stage: "tuning" or "seeds", which keeps the trials out of the comparison. Trials do not measure test, unless the
     study sets `test` itself."""
@@ -70,10 +70,11 @@ def run(study: Study, place: Place, stage: str, task: str, cell: Cell, rates: An
 
 
 def tune(study: Study, place: Place, task: str) -> dict[str, Any]:
-    """{arm, or method where it has one rate for all budgets: the result of `choose`}, written to tuning/TASK/rates.json.
+    """{arm, or method where it has one rate for all budgets: the result of `choose`}, written to
+    tuning/TASK/rates.json.
 
     While a best rate lies at the edge of its grid, every grid grows by one rate at that end, so that each method has as
-    many trials, up to `extend` times. Raises SettingError where the study refuses a rate that stays at the edge."""
+    many trials, up to `extend` times. Raises SettingError if the study refuses a rate that stays at the edge."""
     grids = {name: rates_of(study, task, name) for name, method in study.methods.items() if "rates" in method}
     new, added = dict(grids), dict[str, list[float]]()
     for step in range(study.extend + 1):
@@ -192,7 +193,7 @@ def declare(study: Study, place: Place) -> None:
 
 
 def publish(place: Place) -> None:
-    """Copy claims, looks and chosen rates beside the runs of the comparison, where the report reads them."""
+    """Copy claims, looks and chosen rates next to the runs of the comparison, where the report reads them."""
     folder = place.out / "seeds"
     for name in (claims.FILE, claims.LOOKS):
         if (place.results / name).is_file():
@@ -204,7 +205,8 @@ def publish(place: Place) -> None:
 
 
 def follow(study: Study, place: Place, tasks: Sequence[str] | None = None, looking: bool = False) -> None:
-    """The whole protocol, resumed where an earlier call stopped. looking: judge the claims at the study's looks."""
+    """Follow the whole protocol, resuming where an earlier call stopped. looking: judge the claims at the study's
+    looks."""
     for task in tasks or ():
         if task not in study.tasks:
             raise SettingError(f"--tasks must be among {', '.join(study.tasks)} (got {task})")

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout that is not installed runs as well
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # lets a checkout run without installation
 
 from adarank.harness.app import main
 

@@ -1,4 +1,4 @@
-"""A study: what a YAML file of experiments/studies/ declares, checked, and the settings that it gives each run.
+"""A study: the checked content of a YAML file in experiments/studies/, and the settings that it gives each run.
 
 docs/protocol.md describes its parts; experiments/protocol.py runs it.
 """
@@ -22,9 +22,10 @@ class Study:
     """settings: of every run; tasks, methods: by name, as in experiments/studies/; budgets: values of rank; tuning and
     seeds: of the trials and of the comparison, without overlap.
 
-    claims: what the study will judge (None: it declares nothing); checkpoint: the one whose metric chooses the rates and
-    is judged; rates_per: "cell" (a method at a budget) or "method"; extend: by how many steps a grid of rates may grow
-    where the best rate lies at its edge; edge: whether a rate that stays there is refused ("refuse" or "accept")."""
+    claims: the claims that the study will judge (None: it declares none); checkpoint: the one whose metric chooses the
+    rates and is judged; rates_per: "cell" (a method at a budget) or "method"; extend: by how many steps a grid of rates
+    may grow if the best rate lies at its edge; edge: whether a rate that stays there is refused ("refuse" or
+    "accept")."""
 
     settings: Settings
     tasks: Mapping[str, Settings]
@@ -52,7 +53,7 @@ class Cell(NamedTuple):
 
 
 def load(path: Path) -> Study:
-    """The checked study in a YAML file. Raises SettingError where there is none."""
+    """The checked study in a YAML file. Raises SettingError if there is none."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -62,7 +63,7 @@ def load(path: Path) -> Study:
 
 
 def read(content: Any, name: str = "") -> Study:
-    """The checked study. Raises SettingError where a part is missing or unknown, methods differ in their number of
+    """The checked study. Raises SettingError if a part is missing or unknown, methods differ in their number of
     rates, seeds are used twice, or the claims cannot be judged."""
     parts = {field.name: field.default is MISSING for field in fields(Study) if field.name != "name"}
     required = {part for part, needed in parts.items() if needed}
@@ -142,13 +143,13 @@ def cells(study: Study) -> list[Cell]:
 
 
 def rates_of(study: Study, task: str, method: str) -> list[float]:
-    """The method's grid of learning rates, the task's own where it has one."""
+    """The method's grid of learning rates; the task's own if it has one."""
     return list(study.tasks[task].get("rates", {}).get(method, study.methods[method]["rates"]))
 
 
 def trials(study: Study, method: str) -> Iterator[tuple[int | None, list[int]]]:
-    """(budget, seeds) of a method's trials at one rate: every tuning seed, at every budget where each chooses its own
-    rate; where the method has one rate for all budgets, every seed once, the budgets in turn."""
+    """(budget, seeds) of a method's trials at one rate: every tuning seed at every budget, if each budget chooses its
+    own rate; if the method has one rate for all budgets, every seed once, with the budgets in turn."""
     budgets = budgets_of(study, method)
     for i, budget in enumerate(budgets):
         yield budget, list(study.tuning if study.rates_per == "cell" else study.tuning[i :: len(budgets)])
@@ -190,7 +191,7 @@ def with_map(study: Study, name: str, source: Path, seed: int) -> Study:
 
 
 def words(settings: Settings) -> list[str]:
-    """Overrides for run.py; strings are quoted for Hydra where they need it."""
+    """Overrides for run.py; strings are quoted for Hydra if necessary."""
     return [f"{key}={_value(value)}" for key, value in settings.items()]
 
 

@@ -1,7 +1,8 @@
-"""hydra/sweeper=optuna_lr: a search for a method's learning rate by Optuna, on the best dev metric.
+"""hydra/sweeper=optuna_lr: searches for a method's learning rate with Optuna, by the best dev metric.
 
-Trials, sampler and storage are Optuna's. This file centres the interval on the method's own rate, which is tried first,
-names the study by the fixed settings, and resumes an interrupted search with the same command up to n_trials.
+Optuna provides trials, sampler and storage. This file centres the interval on the method's own rate, which is tried
+first, names the study after the fixed settings, and resumes an interrupted search up to n_trials when the same command
+is repeated.
 """
 
 import warnings
@@ -27,7 +28,8 @@ NEUTRAL = (
 
 class Study(Sweeper):  # type: ignore[misc]
     """around: the interval is from the method's rate ÷ around to its rate · around, on a logarithmic scale; n_trials:
-    trials in all, those that ended or failed in earlier calls included; the rest is passed to hydra_optuna_sweeper."""
+    the total number of trials, including those that ended or failed in earlier calls; hydra_optuna_sweeper gets the
+    rest."""
 
     def __init__(self, around: float, storage: str, n_trials: int, **optuna_sweeper: Any) -> None:
         if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
@@ -68,11 +70,12 @@ class Study(Sweeper):  # type: ignore[misc]
         except ValueError as error:  # Optuna has no best trial
             raise HydraException(f"hydra/sweeper=optuna_lr: no trial gave a metric ({error})") from None
         best = optuna.load_study(study_name=name, storage=self.storage).best_trial
-        print(f"search: {LR}={best.params[LR]:.3g} is best of {self.n_trials} trials, {best.value:.4f} on dev ({name})")
+        found = f"{LR}={best.params[LR]:.3g} is the best of {self.n_trials} trials"
+        print(f"search: {found}, {best.value:.4f} on dev ({name})")
 
 
 def interrupted(study: Any) -> list[float]:
-    """Rates whose trials neither ended nor wait: their process was killed, and their runs will resume."""
+    """Rates of trials that have neither ended nor are waiting: their process was killed, and their runs will resume."""
     running: set[float | None] = set()
     others: set[float | None] = set()
     for trial in study.trials:

@@ -1,8 +1,8 @@
-"""hydra/launcher=ray: the jobs of a sweep as Ray tasks on an existing cluster, each in its own process.
+"""hydra/launcher=ray: runs the jobs of a sweep as Ray tasks on an existing cluster, each in its own process.
 
-Scheduling, resources and recovery are Ray's. A task starts the same command for its one job and waits for it, so that a
-crash (out of memory, a segmentation fault) ends nothing else. A task whose worker dies is reported, not repeated, and
-the other jobs continue. All nodes must see the same checkout, environment and folders as the driver.
+Ray provides scheduling, resources and recovery. A task starts the same command for its one job and waits for it, so
+that a crash (out of memory, a segmentation fault) affects nothing else. A task whose worker dies is reported but not
+repeated, and the other jobs continue. All nodes must see the same checkout, environment and folders as the driver.
 """
 
 import json
@@ -27,8 +27,8 @@ SET_BY_RAY = ("RAY_", "CUDA_VISIBLE_DEVICES")  # prefixes of the variables that 
 
 
 class RayTasks(Launcher):  # type: ignore[misc]
-    """address: the cluster's, "auto" for the one that this machine belongs to; cpus, gpus: of one job (jobs with a
-    fraction of a GPU share it); cpus is also its OMP_NUM_THREADS; nproc: with more than 1, each job runs under torchrun
+    """address: the cluster's, "auto" for the one that this machine belongs to; cpus, gpus: resources per job (jobs with
+    a fraction of a GPU share it); cpus is also the job's OMP_NUM_THREADS; nproc: above 1, each job runs under torchrun
     with that many processes."""
 
     def __init__(self, address: str = "auto", cpus: float = 1, gpus: float = 0, nproc: int = 1) -> None:
@@ -38,7 +38,7 @@ class RayTasks(Launcher):  # type: ignore[misc]
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run every job. The returned values are the best dev metrics, None for a job that failed."""
+        """Run every job. The returned values are the best dev metrics, or None for a failed job."""
         try:
             import ray
         except ImportError:
@@ -83,18 +83,19 @@ class RayTasks(Launcher):  # type: ignore[misc]
 
     def _command(self, overrides: Sequence[str]) -> list[str]:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.nproc}"]
-        script = Path(sys.argv[0]).absolute()  # "adarank run" is no file
+        script = Path(sys.argv[0]).absolute()  # "adarank run" is not a file
         program = [str(script)] if script.is_file() else ["-m", "adarank", "run"]
         return [sys.executable, *(torchrun if self.nproc > 1 else []), *program, *overrides]
 
     def _check_resources(self, nodes: Sequence[dict[str, Any]]) -> None:
-        """Raise HydraException for a job that no node of the cluster can run: Ray would wait for such a node."""
+        """Raise HydraException for a job that no node of the cluster can run, because Ray would wait for such a
+        node."""
         alive = [node["Resources"] for node in nodes if node["Alive"]]
         for name, key, wanted in (("cpus", "CPU", self.cpus), ("gpus", "GPU", self.gpus)):
             most = max((node.get(key, 0) for node in alive), default=0)
             if wanted > most:
                 raise HydraException(
-                    f"hydra.launcher.{name} must be at most {most:g}, as no node of the cluster has more "
+                    f"hydra.launcher.{name} must be at most {most:g}, because no node of the cluster has more "
                     f"(got {wanted:g})"
                 )
         if not any(n.get("CPU", 0) >= self.cpus and n.get("GPU", 0) >= self.gpus for n in alive):
@@ -105,7 +106,7 @@ class RayTasks(Launcher):  # type: ignore[misc]
 
 
 def _check_address(address: str) -> None:
-    """Raise OSError where nothing listens at host:port; Ray itself would wait for minutes."""
+    """Raise OSError if nothing listens at host:port; Ray itself would wait for minutes."""
     place = urlsplit(f"//{address}")
     if place.port is not None:
         socket.create_connection((place.hostname or "", place.port), timeout=10).close()

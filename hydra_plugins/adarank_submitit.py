@@ -1,7 +1,7 @@
-"""hydra/launcher=local_processes and slurm: the jobs of a sweep through submitit, each in its own process.
+"""hydra/launcher=local_processes and slurm: run the jobs of a sweep with submitit, each in its own process.
 
-Processes, sbatch and waiting are submitit's. This file adds a limit of local jobs at a time, a report of a job whose
-process dies while the others continue, the sweep's progress, and a dry run.
+submitit starts processes, calls sbatch and waits. This file adds a limit on the number of concurrent local jobs, a
+report of jobs whose process dies while the others continue, the sweep's progress, and a dry run.
 """
 
 import os
@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 class Submitit(Launcher):  # type: ignore[misc]
     """cluster: "local" or "slurm"; folder: for submitit's own files; at_once: jobs at a time; threads: OMP_NUM_THREADS
-    of a job, None keeps this process's; timeouts: how often a job that ran out of time is submitted again; dry_run:
-    show what would be submitted and run nothing; submitit: the executor's other settings."""
+    of a job, None keeps this process's; timeouts: how often to resubmit a job that ran out of time; dry_run: show the
+    jobs without submitting them; submitit: the executor's other settings."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Submitit(Launcher):  # type: ignore[misc]
         self.job.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run every job. A job whose process died has no value, as one that failed."""
+        """Run every job. A job whose process died has no value, like a failed one."""
         if self.dry_run:
             return self._show(job_overrides)
         state = Singleton.get_state()
@@ -76,7 +76,7 @@ class Submitit(Launcher):  # type: ignore[misc]
         from submitit import LocalExecutor, SlurmExecutor
 
         class Unsent(SlurmExecutor):  # type: ignore[misc]
-            """Writes scripts and needs no cluster."""
+            """Writes scripts without needing a cluster."""
 
             @classmethod
             def affinity(cls) -> int:
@@ -91,7 +91,7 @@ class Submitit(Launcher):  # type: ignore[misc]
             executor.update_parameters(**executor._convert_parameters(settings))
         except RuntimeError:
             raise HydraException(
-                "hydra/launcher=slurm finds no srun; run the command on a machine of the cluster"
+                "hydra/launcher=slurm cannot find srun; run the command on a machine of the cluster"
             ) from None
         except ValueError as error:
             raise HydraException(f"hydra.launcher: {str(error).partition(chr(10))[0]}") from None
@@ -130,15 +130,15 @@ class Submitit(Launcher):  # type: ignore[misc]
 
 
 def _run(executor: Any, function: Any, call: tuple[Any, ...]) -> JobReturn:
-    """Run a job in a process of its own, unless an earlier failure has stopped the sweep."""
+    """Run a job in a separate process, unless an earlier failure has stopped the sweep."""
     from adarank.harness import sweep
 
     return sweep.job_return(call[0]) if sweep.is_stopped() else _outcome(executor.submit(function, *call), call)
 
 
 def _outcome(job: Any, call: tuple[Any, ...]) -> JobReturn:
-    """Wait for a job and show its result; where its process died or failed before the job began, write the result in
-    its place."""
+    """Wait for a job and show its result; if its process died or failed before the job began, write the result on its
+    behalf."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     from adarank.harness import sweep

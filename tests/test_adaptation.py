@@ -94,7 +94,7 @@ def test_parameter_counts_are_exact(net):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"targets": ["uo"]}, "targets='uo' matches no module; near names: up"),
+        ({"targets": ["uo"]}, "targets='uo' matches no module; similar names: up"),
         ({"targets": "layers[.*"}, "neither a module's name nor a regular expression"),
         (
             {"targets": ["layers"]},
@@ -111,7 +111,7 @@ def test_parameter_counts_are_exact(net):
         ({"alpha": 0}, "alpha must be a number above 0, or None for 2·rank (got 0)"),
         ({"dropout": 1.0}, "dropout must be at least 0 and less than 1 (got 1.0)"),
         ({"init": "pizza"}, f"init must be one of {', '.join(adarank.inits.__all__)} (got 'pizza')"),
-        ({"train": ["haed"]}, "train='haed' matches no module; near names: head"),
+        ({"train": ["haed"]}, "train='haed' matches no module; similar names: head"),
     ],
 )
 def test_bad_arguments_are_refused_in_a_sentence_and_change_nothing(net, arguments, says):

@@ -34,7 +34,8 @@ def image():
     return build, {"pixel_values": torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))}
 
 
-# linears in the blocks: BERT-likes 6 a layer, GPT-2 4, Llama 7, T5 6 in the encoder's and 10 in the decoder's, ViT 2 · 6
+# linears in the blocks: BERT-likes 6 a layer, GPT-2 4, Llama 7, T5 6 in the encoder's and 10 in the decoder's, ViT 2 ·
+# 6
 COUNTS = {"bert": 6, "deberta_v2": 6, "roberta": 6, "gpt2": 4, "llama": 7, "t5": 16, "vit": 12}
 COUNTS |= {"distilbert": 6, "gpt_neox": 4, "bart": 16, "modernbert": 4}
 

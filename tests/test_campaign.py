@@ -1,4 +1,5 @@
-"""A fault campaign: random sequences of what people do to an adapted model, checked against a slow reference after each.
+"""A fault campaign: random sequences of what people do to an adapted model, checked against a slow reference after
+each.
 
     python tests/test_campaign.py --minutes 60 --first 1000     # as many seeds as fit, with a line for each failure
 

@@ -39,7 +39,8 @@ def dense(adapters):
 
 
 def best(matrices, budget):
-    """{name: approximation} and ranks of the block-diagonal matrix's best approximation of rank `budget`, by dense SVDs."""
+    """{name: approximation} and ranks of the block-diagonal matrix's best approximation of rank `budget`, by dense
+    SVDs."""
     parts = {n: np.linalg.svd(m, full_matrices=False) for n, m in matrices.items()}
     order = sorted(((s, n, i) for n, (_, sigma, _) in parts.items() for i, s in enumerate(sigma)), reverse=True)
     chosen = {n: sorted(i for _, m, i in order[:budget] if m == n) for n in matrices}

@@ -53,7 +53,8 @@ def under_test(method):
 
 
 class Written:
-    """The method as its paper and its authors' code tell it. active[m]: {slot: [q, λ, p]} of module m; past: momentum; Ī and Ū."""
+    """The method as its paper and its authors' code tell it. active[m]: {slot: [q, λ, p]} of module m; past: momentum;
+    Ī and Ū."""
 
     def __init__(self, method, net, adapters):
         self.method, self.scale = method, 2.0

@@ -55,7 +55,7 @@ def test_a_configured_init_and_targets_are_taken():
         ({"method": "pissa"}, r"^method must be one of eva, .*gora.* \(got 'pissa'\)$"),
         ({"method": adarank.inits.pissa()}, r"^method must be an init that moves ranks between modules"),
         ({"targets": ["nothing"]}, r"^targets='nothing' matches no module"),
-        ({"batches": []}, r"^init=eva looks at data, and batches is empty"),
+        ({"batches": []}, r"^init=eva uses data, but batches is empty"),
         ({"batches": [{"x": torch.randn(4, 8)}], "method": "gora"}, r"^init=gora needs gradients: .* has no loss"),
     ],
 )

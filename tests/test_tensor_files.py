@@ -73,7 +73,7 @@ def test_each_tensor_is_put_together_just_before_it_is_written():
 
 
 def test_a_dtype_that_the_format_does_not_have():
-    with pytest.raises(TypeError, match=r"^z has the dtype torch\.complex64, which safetensors files cannot hold"):
+    with pytest.raises(TypeError, match=r"^z has the dtype torch\.complex64, which safetensors files do not support"):
         written({"z": torch.zeros(2, dtype=torch.complex64)})
 
 

@@ -1,1 +1,1 @@
-"""How a weight change is parametrised, and how it gets into a model."""
+"""Parametrisations of weight changes, and how they are inserted into a model."""

@@ -1,4 +1,4 @@
-"""The model that carries the adapters: without what it is wrapped in, its buffers, class names and fingerprint."""
+"""The model that carries the adapters: unwrapping it, its buffers, class names and fingerprint."""
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,8 +12,8 @@ from adarank.adapters.layers import weight_name, wrappers_of
 from adarank.errors import SettingError
 
 _BEFORE = "_adarank_buffers_before"  # {name: value before training}, kept out of the model's state dict
-SAMPLED, VALUES = 24, 16  # parameters in a fingerprint, and values of each
-TOLERANCE = 2**-7  # a weight may be stored in bf16 here and in fp32 or fp16 there, each rounded once
+SAMPLED, VALUES = 24, 16  # parameters in a fingerprint, and values per parameter
+TOLERANCE = 2**-7  # one copy of a weight may be in bf16 and another in fp32 or fp16, each rounded once
 SMALLEST = 2**-24  # the smallest fp16 number above 0
 
 
@@ -40,11 +40,11 @@ def unwrapped(model: nn.Module, changes: bool = False) -> nn.Module:
 
 
 def _wrapper(module: nn.Module) -> str | None:
-    """The name of the wrapper that `module` is; classes are compared by name, so that none has to be imported."""
+    """The name of the wrapper that `module` is, if any; classes are compared by name, so as not to import them."""
     name = type(module).__name__
     if name == "FullyShardedDataParallel":
         raise SettingError(
-            "the model is wrapped in FullyShardedDataParallel, which replaces the adapters' Parameters by flat ones; "
+            "the model is wrapped in FullyShardedDataParallel, which replaces the adapters' Parameters with flat ones; "
             "use torch.distributed.fsdp.fully_shard, or adapt, save and merge outside of it"
         )
     known = ("OptimizedModule", "DataParallel", "DistributedDataParallel")
@@ -52,20 +52,20 @@ def _wrapper(module: nn.Module) -> str | None:
 
 
 def base_name(name: str, wrapped: Collection[str]) -> str:
-    """The name that a parameter or buffer of the base has in the plain base. wrapped: the names of wrapped layers."""
+    """The name in the plain base of a parameter or buffer of the base. wrapped: the names of wrapped layers."""
     module, _, part = name.rpartition(".base.")
     return f"{module}.{part}" if module in wrapped else name
 
 
 def remember_buffers(model: nn.Module) -> None:
-    """Keep the values that the saved buffers, such as BatchNorm's statistics, have before training."""
+    """Remember the values of the saved buffers, such as BatchNorm's statistics, before training."""
     for module in model.modules():
         module.__dict__.pop(_BEFORE, None)
     model.__dict__[_BEFORE] = {name: buffer.clone() for name, buffer in _saved_buffers(model).items()}
 
 
 def changed_buffers(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """{name in the plain base: (the buffer, its value before training)} of the buffers that training has changed."""
+    """{name in the plain base: (buffer, its value before training)} for the buffers that training has changed."""
     buffers = _saved_buffers(model)
     before = {
         f"{prefix}.{name}" if prefix else name: value
@@ -77,7 +77,7 @@ def changed_buffers(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The base's buffers that a state dict holds, by their names in the plain base."""
+    """The base's buffers in a state dict, by their names in the plain base."""
     wrapped = wrappers_of(model)
     return {
         base_name(f"{prefix}.{name}" if prefix else name, wrapped): buffer
@@ -89,15 +89,16 @@ def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def train_whole(model: nn.Module, names: Sequence[str]) -> None:
-    """Let the modules with these names train as a whole, and warn of anything in the model that trains in half precision."""
+    """Train the modules with these names as a whole, and warn of anything in the model that trains in half
+    precision."""
     for name in names:
         model.get_submodule(name).requires_grad_(True)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
             module = name.rpartition(".")[0]
             warnings.warn(
-                f"{name} trains in {str(parameter.dtype).removeprefix('torch.')}, whose rounding loses most updates; call "
-                f"model.get_submodule({module!r}).float() before adapting, and train under torch.autocast",
+                f"{name} trains in {str(parameter.dtype).removeprefix('torch.')}, whose rounding loses most updates; "
+                f"call model.get_submodule({module!r}).float() before adapting, and train under torch.autocast",
                 stacklevel=3,
             )
             return
@@ -105,7 +106,7 @@ def train_whole(model: nn.Module, names: Sequence[str]) -> None:
 
 @contextmanager
 def original_buffers(model: nn.Module) -> Iterator[None]:
-    """Inside the `with`, buffers that training has changed have the values from before it."""
+    """Inside the `with`, buffers that training has changed have their values from before training."""
     changed = changed_buffers(model)
     now = {name: buffer.clone() for name, (buffer, _) in changed.items()}
     try:
@@ -118,23 +119,24 @@ def original_buffers(model: nn.Module) -> Iterator[None]:
 
 
 def class_names(model: nn.Module) -> list[str]:
-    """The class names in a Transformers config; empty where it has only its placeholders LABEL_0, LABEL_1, …"""
+    """The class names in a Transformers config; empty if it only has its placeholders LABEL_0, LABEL_1, …"""
     names = [str(name) for name in (getattr(getattr(model, "config", None), "id2label", None) or {}).values()]
     return [] if names == [f"LABEL_{i}" for i in range(len(names))] else names
 
 
 def name_classes(model: Any, names: Sequence[str]) -> None:
-    """Put the class names, in index order, into the config of a Transformers model; no names: leave it alone."""
+    """Put the class names, in index order, into the config of a Transformers model; without names, change nothing."""
     if names:
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {name: i for i, name in enumerate(names)}
 
 
 def fingerprint(model: nn.Module) -> dict[str, list[Any]]:
-    """{name in the plain base: [number of values, some of them]} of some frozen parameters, from all over the model.
+    """{name in the plain base: [number of values, some of them]} for some frozen parameters from all parts of the
+    model.
 
-    Another checkpoint of the same shapes differs in them; the same one stored in another floating-point dtype differs
-    by rounding, and quantised layers are left out.
+    A different checkpoint of the same shapes has different values; the same checkpoint in another floating-point dtype
+    differs by rounding. Quantised layers are excluded.
     """
     wrapped = wrappers_of(model)
     shifted = {weight_name(n, w.base) for n, w in wrapped.items() if getattr(w, "start_Q", None) is not None}
@@ -149,7 +151,8 @@ def fingerprint(model: nn.Module) -> dict[str, list[Any]]:
 
 
 def differs_from(model: nn.Module, saved: Mapping[str, list[Any]]) -> str | None:
-    """The first parameter of an unadapted `model` whose values are not those of a `fingerprint`; None where none is."""
+    """The first parameter of an unadapted `model` whose values differ from those in a `fingerprint`; None if none
+    does."""
     parameters = dict(model.named_parameters())
     for name, (numel, values) in saved.items():
         here = parameters.get(name)
@@ -164,7 +167,7 @@ def differs_from(model: nn.Module, saved: Mapping[str, list[Any]]) -> str | None
 
 
 def _is_plain(parameter: Tensor) -> bool:
-    """Whether a parameter holds its values here and unquantised."""
+    """Whether a parameter holds its values on this process's devices, not quantised."""
     dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     return (
         type(parameter) is nn.Parameter
@@ -175,7 +178,8 @@ def _is_plain(parameter: Tensor) -> bool:
 
 
 def _values(parameter: Tensor, numel: int) -> list[float]:
-    """Values of the first `numel` of a parameter, evenly spread: more rows, such as added tokens, change nothing."""
+    """Evenly spread values from the first `numel` of a parameter, so that further rows, such as new tokens, do not
+    matter."""
     index = torch.tensor(_spread(numel, VALUES), device=parameter.device)
     found: list[float] = parameter.detach().flatten()[index].double().tolist()
     return found

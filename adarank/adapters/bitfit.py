@@ -1,4 +1,4 @@
-"""Baselines that add nothing to the model and train part of it: the biases, or the head alone."""
+"""Baselines that add nothing to the model and train a part of it: the biases, or only the head."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,11 @@ from adarank.targets import trained_modules
 
 @needs("model", "train")
 def bitfit(model: nn.Module, train: Sequence[str] = ()) -> dict[str, nn.Parameter]:
-    """BitFit (arXiv 2106.10199): train every bias, those of the LayerNorms included, and freeze all other parameters.
+    """BitFit (arXiv 2106.10199): train every bias, including those of LayerNorms, and freeze all other parameters.
 
     train: endings of the names of modules that are trained as a whole (the head). Returns {parameter name: bias}. The
-    number of biases is the model's: there is no rank. Raises SettingError where it has no bias (Llama) or has adapters.
+    model determines the number of biases; there is no rank. Raises SettingError if it has no biases (Llama) or has
+    adapters.
     """
     model = unwrapped(model)
     biases = {n: p for n, p in model.named_parameters() if n.rpartition(".")[2].endswith("bias")}
@@ -34,7 +35,7 @@ def head(model: nn.Module, train: Sequence[str]) -> dict[str, nn.Parameter]:
     """Train only the modules named in `train` (endings of names), such as the head, and freeze all other parameters.
 
     Returns {parameter name: parameter} of all trained parameters. Raises SettingError, before anything is changed,
-    where `train` is empty (the model has no head for its task) or names no module, or the model has adapters.
+    if `train` is empty (the model has no head for its task) or matches no module, or if the model has adapters.
     """
     if not train:
         raise SettingError(
@@ -47,7 +48,7 @@ def head(model: nn.Module, train: Sequence[str]) -> dict[str, nn.Parameter]:
 
 
 def _freeze_all(model: nn.Module, train: Sequence[str]) -> list[str]:
-    """The names of the modules that `train` selects, which are frozen, too, as yet."""
+    """Freeze all parameters; returns the names of the modules that `train` selects, which are still frozen, too."""
     check_unadapted(model)
     trained = trained_modules(model, train)
     remember_buffers(model)

@@ -12,8 +12,8 @@ With f(h) = up·act(down·h + down_bias) + up_bias of width m, the layer becomes
     after a projection, y = base(x):             y + f(y)
     around a LayerNorm of the residual sum z:    LN(z + f(LN(z)))
 
-The first is Houlsby's. The second is Pfeiffer's in a post-norm model as AdapterHub's code computes it: f reads the
-LayerNorm's output for h + t (h from the FFN, t the residual) and is added to h before h + t is normalised again.
+The first is Houlsby's. The second is Pfeiffer's in a post-norm model, as in AdapterHub's code: f reads the LayerNorm's
+output for h + t (h from the FFN, t the residual), and its output is added to h before h + t is normalised again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,14 +41,14 @@ from adarank.targets import (
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 PARTS = ("down", "down_bias", "up", "up_bias")
-STD = 0.02  # of down, as AdapterHub's init_weights="bert" draws it
+STD = 0.02  # of down's initial values, as in AdapterHub's init_weights="bert"
 
 
 class Bottleneck(Wrapper):
     """A frozen layer followed by a trainable bottleneck of `width` units.
 
-    base: see `features_of`; activation: a name in ACTIVATIONS. All its parameters are created at 0 (see `draw`), on the
-    base's device, in fp32 or, where the base is wider, in the base's dtype; it computes in the layer's output dtype.
+    base: see `features_of`; activation: a name in ACTIVATIONS. All its parameters start at 0 (see `draw`), on the
+    base's device, in fp32 or in the base's dtype if that is wider; it computes in the layer's output dtype.
     """
 
     def __init__(self, base: nn.Module, width: int, activation: str) -> None:
@@ -84,8 +84,8 @@ class Bottleneck(Wrapper):
 
 
 def features_of(base: nn.Module) -> int | None:
-    """d, the width of the output of `base`: nn.Linear, GPT-2's Conv1D, a 4-bit linear, or nn.LayerNorm over the last
-    axis. None for other layers, which a bottleneck cannot follow."""
+    """d, the width of the output of `base`, which is nn.Linear, GPT-2's Conv1D, a 4-bit linear, or nn.LayerNorm over
+    the last axis. None for other layers, which a bottleneck cannot follow."""
     if isinstance(base, nn.LayerNorm):
         return base.normalized_shape[0] if len(base.normalized_shape) == 1 and base.elementwise_affine else None
     layer = layer_of(base)
@@ -109,11 +109,12 @@ def bottlenecks(
 ) -> dict[str, Bottleneck]:
     """Put a bottleneck after each of `places` and freeze everything else (arXiv 1902.00751, 2005.00247).
 
-    places: the layers to follow: "houlsby" or "pfeiffer", where those papers put them in the model's architecture, or
-    the endings of names or one regular expression, like `targets` of `adarank.adapt`: output projections (see `bottleneck`), or the LayerNorms of a post-norm model. rank, targets: the
-    width is the one whose number of parameters is closest to that of LoRA with this rank on these targets (see
-    `width_like_lora`). norms: the LayerNorms are trained, too, and count against the budget (Houlsby's paper;
-    AdapterHub leaves them frozen). train: endings of the names of modules that stay trainable, such as the head.
+    places: the layers to follow: "houlsby" or "pfeiffer" for the positions in those papers, given the model's
+    architecture, or the endings of names or a regular expression, like `targets` of `adarank.adapt`, for output
+    projections (see `bottleneck`) or the LayerNorms of a post-norm model. rank, targets: the width gives the number of
+    parameters closest to that of LoRA with this rank on these targets (see `width_like_lora`). norms: whether to train
+    the LayerNorms, too, which then count against the budget (as in Houlsby's paper; AdapterHub leaves them frozen).
+    train: endings of the names of modules that stay trainable, such as the head.
 
     Returns {module name: bottleneck}, in the model's order. Raises SettingError, before anything is changed.
     """
@@ -143,8 +144,8 @@ def width_like_lora(
 
         m = round((rank·Σ_targets (d_in + d_out) − Σ_places d − spent) / Σ_places (2d + 1))
 
-    A place takes 2d + 1 parameters for each unit of width, and d for its upper bias; spent: other parameters that count
-    against the budget. The two numbers differ by at most half a unit of width, unless m would be less than 1.
+    A place takes 2d + 1 parameters per unit of width, and d for its upper bias; spent: other parameters that count
+    against the budget. The two totals differ by at most half a unit of width, unless m would be less than 1.
     """
     budget = rank * sum(sum(sides(model, name)) for name in find_targets(model, targets, train))
     d = [features_of(model.get_submodule(name)) or 0 for name in places]
@@ -152,8 +153,8 @@ def width_like_lora(
 
 
 def find_places(model: nn.Module, places: Targets, train: Targets = ()) -> list[str]:
-    """Module names that `places` selects outside the modules in `train`. Raises SettingError where one matches no layer
-    there that a bottleneck can follow."""
+    """The names of the modules that `places` selects outside those in `train`. Raises SettingError if an entry matches
+    no layer that a bottleneck can follow."""
     wanted, regex = wanted_names("places", places)
     whole = inside(model, train)
     bases = {name: module for name, module in model.named_modules() if name and module not in whole}
@@ -162,7 +163,7 @@ def find_places(model: nn.Module, places: Targets, train: Targets = ()) -> list[
         if not any(matches(name, place, regex) for name in layers):
             outside = " outside the modules in train" * bool(whole)
             raise SettingError(
-                f"places={place!r} matches no projection or LayerNorm{outside}; near names: {near(place, layers)}"
+                f"places={place!r} matches no projection or LayerNorm{outside}; similar names: {near(place, layers)}"
             )
     return [name for name in layers if any(matches(name, place, regex) for place in wanted)]
 

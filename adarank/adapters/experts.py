@@ -1,6 +1,6 @@
-"""Experts stacked in one tensor: every expert's matrix is a layer of its own, with a low-rank adapter of its own.
+"""Experts stacked in one tensor: every expert's matrix is treated as a separate layer with its own low-rank adapter.
 
-Transformers keeps the experts of a block in two stacks, gate_up_proj (up_proj where there is no gate) and down_proj,
+Transformers keeps the experts of a block in two stacks, gate_up_proj (up_proj if there is no gate) and down_proj,
 both [experts, d_out, d_in] or, in some families, [experts, d_in, d_out]:
 
     before                            after
@@ -11,12 +11,12 @@ both [experts, d_out, d_in] or, in some families, [experts, d_in, d_out]:
                                           └── down_proj:    ModuleList of E adapters
 
 The base of adapter "mlp.experts.gate_up_proj.3" is an `Expert` (see `adarank.adapters.layers`), which reads matrix 3 of
-the stack. That name does not exist in the plain model; `layer_at` finds the layer it stands for, `put_layer` puts an
-adapter there, or the plain experts back.
+the stack. That name does not exist in the plain model; `layer_at` finds the layer that it denotes, and `put_layer` puts
+an adapter, or the plain experts, there.
 
-Only classes with Transformers' decorator @use_experts_implementation can be wrapped, because it fixes what their forward
-pass computes: up projection, gate or activation, down projection, weighted sum. They are recognised by the attributes
-that it gives them, so that Transformers is not imported here.
+Only classes with Transformers' decorator @use_experts_implementation can be wrapped, because it fixes what their
+forward pass computes: up projection, gate or activation, down projection, weighted sum. They are recognised by the
+attributes that it gives them, so that Transformers is not imported here.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ _CONVERSIONS = "_adarank_weight_conversions"  # Transformers' own, set aside whi
 class Experts(Wrapper):
     """A module of stacked experts whose matrices have adapters. base: the plain module, which keeps the weights.
 
-    It has a ModuleList for each stack, under the stack's name, with an adapter, or the plain `Expert`, for each expert.
+    It has one ModuleList per stack, under the stack's name, with one adapter, or the plain `Expert`, per expert.
     """
 
     def __init__(self, base: nn.Module) -> None:
@@ -47,10 +47,11 @@ class Experts(Wrapper):
         self.train(base.training)
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """hidden_states [tokens, d], each token's experts [tokens, k] (int64) and their weights [tokens, k] -> [tokens, d].
+        """hidden_states [tokens, d], each token's experts [tokens, k] (int64) and their weights [tokens, k] -> [tokens,
+        d].
 
-        The tokens are sorted by expert, and each expert gets its own. In training an adapter whose expert gets none has
-        a gradient of zeros, as it would if the stack were one parameter.
+        The tokens are sorted by expert, and each expert gets its own. In training, an adapter whose expert gets none
+        has a gradient of zeros, as it would if the stack were one parameter.
         """
         k = top_k_index.shape[-1]
         chosen, order = top_k_index.reshape(-1).sort(stable=True)
@@ -71,7 +72,7 @@ class Experts(Wrapper):
         return weighted[order.argsort()].view(len(hidden_states), k, -1).sum(1).to(hidden_states.dtype)
 
     def _expert(self, x: Tensor, linear: Callable[[str, Tensor], Tensor]) -> Tensor:
-        """What experts make of x [rows, d], with linear(stack's name, rows) for their products."""
+        """The output of experts for x [rows, d], where linear(stack's name, rows) computes their products."""
         base = self.base
         hidden = base._apply_gate(linear("gate_up_proj", x)) if base.has_gate else base.act_fn(linear("up_proj", x))
         out = linear("down_proj", hidden)
@@ -87,9 +88,9 @@ class Experts(Wrapper):
         return product
 
     def _is_groupable(self, x: Tensor) -> bool:
-        """Whether `_grouped` can take the place of the loop over experts. The loop serves every device and dtype, as the
-        implementation "eager" of Transformers does, and adapters of any class that are recorded, scaled, bypassed, or around
-        some experts alone."""
+        """Whether `_grouped` can replace the loop over experts. The loop supports every device and dtype, like the
+        implementation "eager" in Transformers, and adapters of any class that are recorded, scaled, bypassed, or
+        present in only some experts."""
         implementation, dtype = getattr(self.base.config, "_experts_implementation", None), _compute_dtype(x)
         if implementation in (None, "eager") or not hasattr(F, "grouped_mm"):
             return False
@@ -114,8 +115,9 @@ class Experts(Wrapper):
     def _grouped(self, chosen: Tensor, ends: Tensor, part: str, x: Tensor) -> Tensor:
         """The products of all experts with their rows at once, without a loop that waits for the device.
 
-        x: [rows, d_in], sorted by expert; chosen: int64 [rows], the expert of each; ends: int32 [experts], where the rows of
-        each end. The factors are padded with zeros to the largest rank, and that to a multiple of 8, for the kernels.
+        x: [rows, d_in], sorted by expert; chosen: int64 [rows], each row's expert; ends: int32 [experts], the end of
+        each expert's rows. The factors are padded with zeros to the largest rank, rounded up to a multiple of 8 for the
+        kernels.
         """
         base, adapters, dtype = self.base, self._adapters(part), _compute_dtype(x)
         first, weight, x = adapters[0], getattr(base, part), x.to(dtype)
@@ -132,8 +134,8 @@ class Experts(Wrapper):
         return out + F.grouped_mm(h, P.to(dtype), offs=ends)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
-        """Show each adapter the weight of its base where the state dict holds the stack, as it is shown that of any other
-        layer: an adapter that finds none subtracts the ΔW₀ of its init from the present weight."""
+        """Show each adapter the weight of its base if the state dict holds the stack, as for any other layer: an
+        adapter that finds none subtracts the ΔW₀ of its init from the current weight."""
         for part in stack_names(self.base):
             for number, matrix in enumerate(state_dict.get(f"{prefix}base.{part}", ())):
                 state_dict[f"{prefix}{part}.{number}.base.weight"] = matrix
@@ -141,7 +143,7 @@ class Experts(Wrapper):
 
 
 def _padded(factors: Sequence[Tensor]) -> Tensor:
-    """Tensors [r, …] of several ranks r in one, [experts, largest r, rounded up to a multiple of 8, …]."""
+    """Tensors [r, …] of several ranks r as one, [experts, largest r rounded up to a multiple of 8, …]."""
     stacked = pad_sequence(list(factors), batch_first=True)
     return F.pad(stacked, (0, 0) * (stacked.ndim - 2) + (0, -stacked.shape[1] % 8))
 
@@ -153,8 +155,8 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """{name: module} of a plain model: all its modules, in its order, and behind each module of stacked experts an
-    `Expert` for each of their matrices."""
+    """{name: module} of a plain model: all its modules in its order, and after each module of stacked experts one
+    `Expert` per matrix."""
     layers: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         layers[name] = module
@@ -165,7 +167,7 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def layer_at(model: nn.Module, name: str) -> nn.Module:
-    """The module called `name`; where it is an expert's matrix, the `Expert`, whether or not an adapter wraps it."""
+    """The module called `name`; for an expert's matrix, the `Expert`, whether or not an adapter wraps it."""
     owner, part, number = _split(name)
     if number.isdecimal():
         try:
@@ -179,10 +181,10 @@ def layer_at(model: nn.Module, name: str) -> nn.Module:
 
 
 def put_layer(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put an adapter, or a plain layer, where `name` is.
+    """Put an adapter, or a plain layer, in the place `name`.
 
-    The first adapter of an expert wraps the whole module of stacked experts in `Experts`; a plain `Expert` puts that
-    module back as it was, without the adapters of all its experts.
+    The first adapter of an expert wraps the whole module of stacked experts in `Experts`; a plain `Expert` restores
+    that module, without the adapters of all its experts.
     """
     owner, base = _split(name)[0], getattr(module, "base", None)
     if isinstance(module, Expert):
@@ -194,10 +196,11 @@ def put_layer(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def keep_names(model: nn.Module) -> None:
-    """Make save_pretrained of the Transformers models inside `model` keep the names of their parameters while experts in
-    them have adapters; undo that where they have none.
+    """Make save_pretrained of the Transformers models inside `model` keep the names of their parameters while experts
+    in them have adapters; undo that if they have none.
 
-    Otherwise it splits the stacks, and everything whose name contains a stack's, as the published checkpoints have them.
+    Otherwise it splits the stacks, and everything whose name contains a stack's, into the layout of the published
+    checkpoints.
     """
     for module in model.modules():
         own = module.__dict__
@@ -211,7 +214,7 @@ def keep_names(model: nn.Module) -> None:
 
 
 def _split(name: str) -> tuple[str, str, str]:
-    """("mlp.experts", "gate_up_proj", "3") of "mlp.experts.gate_up_proj.3"; empty parts where there are fewer."""
+    """("mlp.experts", "gate_up_proj", "3") for "mlp.experts.gate_up_proj.3"; empty parts if there are fewer."""
     rest, _, number = name.rpartition(".")
     owner, _, part = rest.rpartition(".")
     return owner, part, number

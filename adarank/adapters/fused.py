@@ -1,6 +1,6 @@
 """The linear that all low-rank adapters share: base and low-rank product in one autograd node.
 
-With x [n, d_in], Q [r, d_in], λ [r], P [r, d_out] (one row a triplet), scale s and frozen W [d_out, d_in], b [d_out]:
+With x [n, d_in], Q [r, d_in], λ [r], P [r, d_out] (one row per triplet), scale s and frozen W [d_out, d_in], b [d_out]:
 
     h   = (s λ ⊙ Q) xᵀ              [r, n]
     out = x Wᵀ + b + hᵀ P           [n, d_out]
@@ -12,9 +12,10 @@ and backward, for g = ∂L/∂out [n, d_out]:
     A      = u x                    [r, d_in]
     ∂L/∂Q  = s λ ⊙ A,   ∂L/∂λ = s Σ_j A_·j Q_·j,   ∂L/∂P = h g
 
-Compared with plain autograd it keeps one copy of x and h alone, and writes no intermediate of size [n, d_out]. h and u
-lie with the long side n in a row: a CPU's matrix kernels vectorise over it, while a short side of r = 12 leaves their
-registers partly empty (the six thin products take 25 % less at r = 12, the same at r = 16; lab log, 2026-11-24).
+Compared with plain autograd it keeps only one copy of x and h, and writes no intermediate of size [n, d_out]. h and u
+are stored with the long side n contiguous: a CPU's matrix kernels vectorise over it, while a short side of r = 12
+leaves their registers partly empty (the six thin products take 25 % less time at r = 12, the same at r = 16; lab log,
+2026-11-24).
 """
 
 from typing import Any, NamedTuple
@@ -73,11 +74,12 @@ class _LowRankLinear(torch.autograd.Function):
 
 
 class Fed(NamedTuple):
-    """What a low-rank path is given in place of its own factors, and where its gradients go (see `adarank.feed.Feed`).
+    """The inputs of a low-rank path that replace its own factors, and the destination of its gradients (see
+    `adarank.feed.Feed`).
 
     gained_Q: λ ⊙ Q [r, d_in]; P [r, d_out]; d_gained_Q, d_P: ∂L/∂(λ ⊙ Q) and ∂L/∂P, written here; all in the dtype of
-    the computation. anchor: a tensor that requires a gradient, so that the path has one whatever x is. reached: set by the
-    backward pass, which adds to the gradients where it is set already.
+    the computation. anchor: a tensor that requires a gradient, so that the path has one whatever x is. reached: set by
+    the backward pass, which adds to the gradients if it is already set.
     """
 
     gained_Q: Tensor
@@ -89,7 +91,8 @@ class Fed(NamedTuple):
 
 
 class _FedLinear(torch.autograd.Function):
-    """`_LowRankLinear` with λ ⊙ Q given, s inside the products, and the factors' gradients written, not returned."""
+    """`_LowRankLinear` for a given λ ⊙ Q, with s inside the products; it writes the factors' gradients instead of
+    returning them."""
 
     @staticmethod
     def forward(
@@ -117,7 +120,7 @@ class _FedLinear(torch.autograd.Function):
         scale, fed = ctx.scale, ctx.fed
         need_x, need_dropped = ctx.needs_input_grad[:2]
         g = grad.reshape(-1, grad.shape[-1])
-        u = torch.addmm(h, fed.P, g.t(), beta=0, alpha=scale)  # h gives the shape alone
+        u = torch.addmm(h, fed.P, g.t(), beta=0, alpha=scale)  # h only provides the shape
         d_x = d_dropped = None
         if need_x:
             d_x = g @ weight
@@ -136,7 +139,7 @@ class _FedLinear(torch.autograd.Function):
 def fed_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, fed: Fed, dropped: Tensor | None = None
 ) -> Tensor:
-    """`lowrank_linear` of a module that is fed, in the dtype of what it is given."""
+    """`lowrank_linear` for a module that is fed, in the dtype of its inputs."""
     dtype = fed.P.dtype
     bias = None if bias is None else bias.to(dtype)
     dropped = None if dropped is None else dropped.to(dtype)
@@ -156,9 +159,9 @@ def lowrank_linear(
     """x Wᵀ + b + s·((x Qᵀ) ⊙ λ) P, with the gradients written out by hand.
 
     Shapes: x [..., d_in], weight [d_out, d_in], bias [d_out] or None, Q [r, d_in], lam [r], P [r, d_out];
-    returns [..., d_out]. `dropped`, where given, is what the low-rank path sees instead of x (its dropout applied).
-    weight and bias get no gradient. Under autocast everything is computed in the autocast dtype; otherwise the
-    factors follow x's dtype. The gradients come back in the dtype of each input.
+    returns [..., d_out]. If `dropped` is given, the low-rank path reads it instead of x (x after dropout). weight and
+    bias get no gradient. Under autocast everything is computed in the autocast dtype; otherwise the factors are cast to
+    x's dtype. The gradients have the dtype of each input.
     """
     device = x.device.type
     if torch.is_autocast_enabled(device):

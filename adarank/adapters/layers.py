@@ -1,6 +1,6 @@
-"""The types of layer that a low-rank adapter can wrap, and what it needs to know about each.
+"""The types of layer that a low-rank adapter can wrap, and the operations that it needs for each.
 
-A layer's weight is thought of as one matrix W [d_out, d_in] and its low-rank change as ΔW = s·Pᵀ diag(λ) Q:
+A layer's weight is treated as one matrix W [d_out, d_in] and its low-rank change as ΔW = s·Pᵀ diag(λ) Q:
 
     type         matrix W                      low-rank path, x -> Pᵀ (gain ⊙ Q x)
     Linear       weight                        two products
@@ -10,7 +10,8 @@ A layer's weight is thought of as one matrix W [d_out, d_in] and its low-rank ch
     Linear4bit   weight, dequantised           two products in the input's dtype
     Expert       one matrix of a stack         two products
 
-Conv1D, Linear4bit and modules of stacked experts are recognised by their names or attributes, so that neither Transformers nor bitsandbytes is imported here.
+Conv1D, Linear4bit and modules of stacked experts are recognised by their names or attributes, so that neither
+Transformers nor bitsandbytes is imported here.
 """
 
 import math
@@ -30,8 +31,8 @@ Delta = Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Layer(NamedTuple):
-    """One type of layer. size(base) -> (d_in, d_out); matrix(base) -> W [d_out, d_in], a view where possible; delta:
-    see above; merged(base, ΔW, sign) -> the module that computes W + sign·ΔW, usually base itself, changed in place."""
+    """One type of layer. size(base) -> (d_in, d_out); matrix(base) -> W [d_out, d_in], a view if possible; delta: see
+    above; merged(base, ΔW, sign) -> the module that computes W + sign·ΔW, usually base itself, changed in place."""
 
     name: str
     size: Callable[[Any], tuple[int, int]]
@@ -52,7 +53,7 @@ def _convolve(base: Any, x: Tensor, Q: Tensor, gain: Tensor, P: Tensor) -> Tenso
 
 def _look_up(base: Any, ids: Tensor, Q: Tensor, gain: Tensor, P: Tensor) -> Tensor:
     out = (F.embedding(ids, Q.t()) * gain) @ P
-    if base.padding_idx is not None:  # the padding entry learns nothing, here as in the base
+    if base.padding_idx is not None:  # the padding entry is not trained, as in the base
         out = torch.where((ids == base.padding_idx).unsqueeze(-1), out.detach(), out)
     return out.to(base.weight.dtype)
 
@@ -70,14 +71,14 @@ def _shift(shaped: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor, in
 
 
 def _dequantised(base: Any) -> Tensor:
-    library = sys.modules[type(base).__module__.partition(".")[0]]  # loaded: it made the layer
+    library = sys.modules[type(base).__module__.partition(".")[0]]  # already imported, since it made the layer
     weight: Tensor = library.functional.dequantize_4bit(base.weight.data, base.weight.quant_state)
     return weight
 
 
 @torch.no_grad()
 def _merged_4bit(base: Any, delta: Tensor, sign: int) -> nn.Module:
-    """A plain nn.Linear: a sum cannot be kept in 4 bits."""
+    """A plain nn.Linear, because the sum cannot be stored in 4 bits."""
     if sign < 0:
         return base  # unmerging: the quantised layer never changed
     weight = _dequantised(base)
@@ -105,14 +106,15 @@ class Expert(nn.Module):
     """One matrix of a stack of experts, as a layer without parameters of its own.
 
     owner: the module of stacked experts, which keeps the weights (see `stack_names`); part: the stack's name in it;
-    number: the expert's. weight [d_out, d_in] and bias [d_out] or None are views of the owner's, whatever its layout.
+    number: the expert's index. weight [d_out, d_in] and bias [d_out] or None are views of the owner's tensors in any
+    layout.
     """
 
     owner: Any
 
     def __init__(self, owner: nn.Module, part: str, number: int) -> None:
         super().__init__()
-        self.__dict__["owner"] = owner  # not a child: the model holds it elsewhere
+        self.__dict__["owner"] = owner  # not a child, because the model holds it elsewhere
         self.part, self.number = part, number
         self.train(owner.training)
 
@@ -126,15 +128,15 @@ class Expert(nn.Module):
         return getattr(self.owner, f"{self.part}_bias")[self.number] if self.owner.has_bias else None
 
     def _load_from_state_dict(self, *_: Any) -> None:
-        """It has no state: the owner's stack does."""
+        """Do nothing: the state is in the owner's stack."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
 
 def stack_names(module: nn.Module) -> tuple[str, ...]:
-    """The names of a module's stacks of experts, in its own order; () where it is not of a class with Transformers'
-    decorator @use_experts_implementation, which sets these attributes."""
+    """The names of a module's stacks of experts, in its own order; () unless its class has Transformers' decorator
+    @use_experts_implementation, which sets these attributes."""
     marks = ("num_experts", "has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_is_expert_parallel")
     if not all(hasattr(module, mark) for mark in (*marks, "_apply_gate")):
         return ()
@@ -143,12 +145,12 @@ def stack_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def storage_of(base: nn.Module) -> tuple[nn.Module, str]:
-    """The module and the name of its parameter that hold the weight of a layer."""
+    """The module and parameter name that hold a layer's weight."""
     return (base.owner, base.part) if isinstance(base, Expert) else (base, "weight")
 
 
 def weight_name(name: str, base: nn.Module) -> str:
-    """What a state dict calls the parameter that holds the weight of `base`, which the adapter called `name` wraps."""
+    """The name in a state dict of the parameter with the weight of `base`, which the adapter called `name` wraps."""
     return f"{name.rsplit('.', 2)[0]}.base.{base.part}" if isinstance(base, Expert) else f"{name}.base.weight"
 
 
@@ -175,13 +177,13 @@ LAYER_TYPES = (LINEAR, CONV1D, CONV2D, EMBEDDING, LINEAR_4BIT, EXPERT)
 
 
 def layer_of(base: nn.Module) -> Layer | None:
-    """The type of `base`; None where it cannot be wrapped, like subclasses with their own lookup or convolution."""
+    """The type of `base`; None if it cannot be wrapped, like subclasses with their own lookup or convolution."""
     cls: Any = type(base)
     if cls is nn.Linear:
         return LINEAR
     if cls is Expert:
         return EXPERT
-    names = [ancestor.__name__ for ancestor in cls.__mro__]  # a parametrised layer is a subclass of its own
+    names = [ancestor.__name__ for ancestor in cls.__mro__]  # parametrising a layer gives it a new subclass
     if "Linear4bit" in names:
         return LINEAR_4BIT
     if "Conv1D" in names and hasattr(base, "nf"):
@@ -203,9 +205,10 @@ def known_layer(base: nn.Module) -> Layer:
 
 
 class Wrapper(nn.Module):
-    """A frozen layer, `base`, and the parameters that are trained around it; bypassed where `enabled` is false.
+    """A frozen layer, `base`, and the trained parameters around it, which are bypassed if `enabled` is false.
 
-    like: the device and dtype of those parameters: where the base computes, and its dtype, but at least fp32.
+    like: the device and dtype of those parameters: the device on which the base computes, and its dtype, but at least
+    fp32.
     """
 
     base: Any
@@ -218,10 +221,10 @@ class Wrapper(nn.Module):
     @property
     def like(self) -> dict[str, Any]:
         dtype = self.base.weight.dtype
-        known = dtype if dtype.is_floating_point else torch.float32  # a quantised one is stored as bytes
+        known = dtype if dtype.is_floating_point else torch.float32  # a quantised weight is stored as bytes
         return {"device": _device(self.base), "dtype": torch.promote_types(known, torch.float32)}
 
-    # A wrapped layer is still asked for these by some models (T5 reads wo.weight.dtype, say).
+    # Some models read these from a wrapped layer (T5 reads wo.weight.dtype, say).
     @property
     def weight(self) -> Any:
         return self.base.weight
@@ -232,7 +235,8 @@ class Wrapper(nn.Module):
 
 
 def _device(base: Any) -> Any:
-    """Where `base` computes: accelerate keeps an offloaded weight on meta and its hook knows the device."""
+    """The device on which `base` computes; accelerate keeps an offloaded weight on meta, and its hook knows the
+    device."""
     offloaded = base.weight.is_meta and getattr(base, "_hf_hook", None)
     device = getattr(offloaded, "execution_device", None)
     return base.weight.device if device is None else device
@@ -247,30 +251,31 @@ FOREIGN = ("peft.", "loralib.", "adapters.methods.")  # modules that define the 
 
 
 def check_unadapted(model: nn.Module) -> None:
-    """Raise SettingError where `model` already has adapters: ours, or those of another library."""
+    """Raise SettingError if `model` already has adapters, ours or those of another library."""
     if wrappers_of(model):
         raise SettingError("the model already has adapters; merge them first, or start from a freshly loaded base")
     for name, module in model.named_modules():
         if any(cls.__module__.startswith(FOREIGN) for cls in type(module).__mro__):
             raise SettingError(
-                f"the model already has adapters of another library ({name or 'it'} is a {type(module).__name__}); merge "
-                "them first (PEFT: model.merge_and_unload()), or load them with adarank.from_peft into a fresh base"
+                f"the model already has adapters of another library ({name or 'it'} is a {type(module).__name__}); "
+                "merge them first (PEFT: model.merge_and_unload()), or load them with adarank.from_peft into a fresh "
+                "base"
             )
 
 
 def _computed(base: nn.Module) -> str | None:
-    """Why nothing can be added to the weight of `base`, where it is not a parameter; None where it is one."""
+    """Why nothing can be added to the weight of `base` if it is not a parameter; None if it is one."""
     owner, part = storage_of(base)
     if isinstance(owner._parameters.get(part), Tensor):
         return None
     return (
-        "its weight is computed in each forward pass (remove_parametrizations, remove_weight_norm, remove_spectral_norm "
-        "and prune.remove of torch.nn.utils turn it into a parameter)"
+        "its weight is computed in each forward pass (remove_parametrizations, remove_weight_norm, "
+        "remove_spectral_norm and prune.remove of torch.nn.utils turn it into a parameter)"
     )
 
 
 def refusal(base: nn.Module, parent: nn.Module) -> str | None:
-    """Why a layer of a known type, a child of `parent`, cannot be wrapped; None where it can."""
+    """Why a layer of a known type, a child of `parent`, cannot be wrapped; None if it can."""
     if why := _computed(base):
         return why
     if isinstance(base, Expert):
@@ -280,7 +285,7 @@ def refusal(base: nn.Module, parent: nn.Module) -> str | None:
     if isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
         return (
             "nn.TransformerEncoderLayer's fast path reads its weight without calling it "
-            "(torch.backends.mha.set_fastpath_enabled(False) switches it off)"
+            "(torch.backends.mha.set_fastpath_enabled(False) disables it)"
         )
     if isinstance(base, nn.Conv2d) and base.groups != 1:
         return f"it is a convolution in {base.groups} groups, whose weight is not one matrix"
@@ -290,14 +295,14 @@ def refusal(base: nn.Module, parent: nn.Module) -> str | None:
     if layer_of(base) is not LINEAR_4BIT and not weight.dtype.is_floating_point:
         return f"its weight is stored as {weight.dtype}, to which ΔW cannot be added"
     if _device(base) == torch.device("meta") and "forward" in base.__dict__:
-        return "its weight is offloaded, and nothing says on which device it computes"
+        return "its weight is offloaded, and the device on which it computes is unknown"
     return None
 
 
 def _refusal_of_experts(base: Expert) -> str | None:
-    """Why the experts that `base` is one of cannot be wrapped, although their class can; None where they can.
+    """Why the module of experts to which `base` belongs cannot be wrapped, although its class can; None if it can.
 
-    accelerate replaces the forward of modules that it spreads over devices, and only moves their inputs."""
+    accelerate replaces the forward of modules that it spreads over devices, but only to move their inputs."""
     owner, weight = base.owner, base.weight
     replaced = "forward" in owner.__dict__
     if owner._is_expert_parallel:
@@ -307,12 +312,13 @@ def _refusal_of_experts(base: Expert) -> str | None:
     if replaced and weight.is_meta:
         return "its weight is offloaded, and adapters of stacked experts read it directly"
     if replaced and not hasattr(owner, "_hf_hook"):
-        return "the forward of its experts was replaced, and adapters of stacked experts do not call it"
+        return "the forward of its experts was replaced, but adapters of stacked experts do not call it"
     return None
 
 
 def check_mergeable(bases: Mapping[str, Any]) -> None:
-    """Raise SettingError where W + ΔW in the weight of a layer, by its name, would not add ΔW to what it computes."""
+    """Raise SettingError, naming the layer, if adding ΔW to its weight would not add ΔW to the function that it
+    computes."""
     for name, base in bases.items():
         why = _computed(base)
         if why is None and base.weight.is_meta:
@@ -325,7 +331,7 @@ def check_mergeable(bases: Mapping[str, Any]) -> None:
 
 @torch.no_grad()
 def _computes_plainly(base: Any) -> bool:
-    """Whether a layer whose forward was replaced still computes what its class does, tried on an input."""
+    """Whether a layer whose forward was replaced still gives its class's output, tested on one input."""
     layer = layer_of(base)
     plain = nn.Linear.forward if layer is LINEAR else type(base).forward
     if getattr(base.forward, "__func__", None) is plain:
@@ -344,7 +350,7 @@ def _computes_plainly(base: Any) -> bool:
 
 
 def numel(parameter: Tensor) -> int:
-    """The number of weights that a parameter holds; a 4-bit one stores two in a byte."""
+    """The number of weights in a parameter; a 4-bit parameter stores two per byte."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else math.prod(state.shape)
 
@@ -352,15 +358,15 @@ def numel(parameter: Tensor) -> int:
 def keep_gradients(model: nn.Module) -> None:
     """Keep 4-bit layers in the format that lets gradients through.
 
-    On CPUs with AVX512-BF16, bitsandbytes repacks a layer for inference at its first evaluation: gradients no longer
-    pass, and its scales are rounded to bf16. Raises SettingError for a layer that has been repacked.
+    On CPUs with AVX512-BF16, bitsandbytes repacks a layer for inference at its first evaluation, after which gradients
+    no longer pass and its scales are rounded to bf16. Raises SettingError for a layer that has been repacked.
     """
     for name, module in model.named_modules():
         if layer_of(module) is not LINEAR_4BIT:
             continue
         if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
             raise SettingError(
-                f"the 4-bit layer {name} was repacked for inference when it was evaluated, and lets no gradients "
-                "through; adapt a freshly loaded model before its first evaluation"
+                f"the 4-bit layer {name} was repacked for inference when it was evaluated, and no longer passes "
+                "gradients; adapt a freshly loaded model before its first evaluation"
             )
         module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

@@ -5,11 +5,11 @@
     └── query: Linear           └── query: LowRank
                                     ├── base: Linear   (the same object, frozen)
                                     ├── Q    [r, d_in]
-                                    ├── lam  [r]       a Parameter where λ is trained, else a constant 1
+                                    ├── lam  [r]       a Parameter if λ is trained, else a constant 1
                                     ├── P    [r, d_out]
                                     └── mask [r] bool  False: pruned
 
-Row i of Q, entry i of λ and row i of P are triplet i, so that dropping triplets is dropping rows. In AdaLoRA's
+Row i of Q, entry i of λ and row i of P form triplet i, so that dropping triplets means dropping rows. In AdaLoRA's
 notation (arXiv 2303.10512, eq. 3) P is our Pᵀ; in LoRA's (arXiv 2106.09685) A is Q and B is Pᵀ.
 
 An init may start at ΔW₀ ≠ 0 and subtract ΔW₀ from the base's weight, so that the model computes the same function
@@ -43,7 +43,7 @@ from adarank.adapters.parametrisation import Parametrisation, find
 from adarank.errors import SettingError
 
 FACTORS = ("Q", "lam", "P")
-START = ("start_Q", "start_P")  # of the ΔW₀ that an init subtracted from the base
+START = ("start_Q", "start_P")  # the factors of ΔW₀, which an init subtracted from the base
 
 
 class LowRank(Wrapper):
@@ -51,11 +51,11 @@ class LowRank(Wrapper):
 
     base: a layer of one of `layers.LAYER_TYPES`. kind: a parametrisation or its name ("svd", "lora"). scale: s.
     dropout: the probability of dropping an input of the low-rank path in training (an embedding has none). The factors
-    are created on the base's device, in fp32 or, where the base is wider, in the base's dtype. All but λ, which is 1,
-    are uninitialised: an init fills them. in_features, out_features: the sides d_in, d_out of the layer's one matrix.
+    are created on the base's device, in fp32 or in the base's dtype if that is wider. All but λ, which is 1, are
+    uninitialised until an init fills them. in_features, out_features: the sides d_in, d_out of the layer's one matrix.
 
-    masked: training, too, computes with λ ⊙ mask. path: a scalar tensor, by which training passes multiply λ. watch:
-    called as watch(adapter, x) in every training pass. fed: what a training pass computes with in place of the factors
+    masked: whether training, too, uses λ ⊙ mask. path: a scalar tensor by which training passes multiply λ. watch:
+    called as watch(adapter, x) in every training pass. fed: the inputs that a training pass uses instead of the factors
     (see `adarank.feed`); set for one pass at a time.
     """
 
@@ -73,7 +73,7 @@ class LowRank(Wrapper):
         self.in_features, self.out_features = self.layer.size(base)
         self.parametrisation = find(kind)
         self.scale = scale
-        self.original_scale: float | None = None  # the scale that variant="original" keeps: it set it, or it was loaded
+        self.original_scale: float | None = None  # the scale that variant="original" keeps, set by it or loaded
         self.dropout = dropout
         self.fused = True  # False: the plain-autograd reference below
         self.masked = False
@@ -106,7 +106,7 @@ class LowRank(Wrapper):
 
     @property
     def rank(self) -> int:
-        """The number of triplets held, pruned ones included."""
+        """The number of triplets held, including pruned ones."""
         return self.Q.shape[0]
 
     @property
@@ -116,21 +116,21 @@ class LowRank(Wrapper):
 
     @property
     def triplet_cost(self) -> int:
-        """Trainable parameters of one triplet: d_in + d_out, and 1 where λ is trained."""
+        """The number of trainable parameters per triplet: d_in + d_out, plus 1 if λ is trained."""
         return self.in_features + self.out_features + self.learns_lambda
 
     def replace(self, part: str, value: Tensor) -> None:
-        """Set a factor, as a new Parameter where it is trained."""
+        """Set a factor, as a new Parameter if it is trained."""
         old = getattr(self, part)
         trains = isinstance(old, nn.Parameter)
         setattr(self, part, nn.Parameter(value, requires_grad=old.requires_grad) if trains else value)
 
     def effective_lam(self) -> Tensor:
-        """λ with the pruned entries at zero, [r]: what evaluation, merge and export use."""
+        """λ with the pruned entries at zero, [r], for evaluation, merging and export."""
         return self.lam.masked_fill(~self.mask, 0.0)
 
     def training_lam(self) -> Tensor:
-        """λ as training computes with it, [r]."""
+        """λ as used in training passes, [r]."""
         lam = self.effective_lam() if self.masked else self.lam
         return lam if self.path is None else lam * self.path
 
@@ -139,19 +139,19 @@ class LowRank(Wrapper):
         return (self.P.t() * (self.effective_lam() * self.scale)) @ self.Q
 
     def merged(self) -> nn.Module:
-        """The layer that computes what the adapter does in evaluation: the base, changed in place, or a new one."""
+        """The layer that computes the adapter's function in evaluation: the base, changed in place, or a new layer."""
         return self.layer.merged(self.base, self.delta(), 1)
 
     def unmerged(self) -> nn.Module:
-        """The base as it was before `merged`, within rounding."""
+        """The base before `merged`, within rounding."""
         return self.layer.merged(self.base, self.delta(), -1)
 
     @torch.no_grad()
     def start_from(self, Q: Tensor, P: Tensor) -> None:
         """Remember ΔW₀ = Pᵀ Q (Q [r, d_in], P [r, d_out]; scale and λ absorbed) and subtract it from the base's weight.
 
-        At most once for each adapter. The model computes the same function if the factors make ΔW = ΔW₀. Raises
-        SettingError on a 4-bit base, where W − ΔW₀ would have to be quantised again, and where the base would not
+        Call it at most once per adapter. The model computes the same function if the factors give ΔW = ΔW₀. Raises
+        SettingError on a 4-bit base, for which W − ΔW₀ would have to be quantised again, and if the base would not
         compute with W − ΔW₀ (see `layers.check_mergeable`).
         """
         if self.layer is LINEAR_4BIT:
@@ -165,15 +165,15 @@ class LowRank(Wrapper):
         self.base = self.layer.merged(self.base, P.t() @ Q, -1)
 
     def start(self) -> Tensor | None:
-        """ΔW₀ [d_out, d_in], which an init subtracted from the base's weight; None where it left the base alone."""
+        """ΔW₀ [d_out, d_in], which an init subtracted from the base's weight; None if it did not change the base."""
         return None if self.start_Q is None or self.start_P is None else self.start_P.t() @ self.start_Q
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles hold: nothing records, feeds or scales their forward passes."""
+        """The state for copies and pickles, whose forward passes are not recorded, fed or scaled."""
         return {**self.__dict__, "watch": None, "fed": None, "path": None}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Save the scale as well, as a 0-dimensional fp64 tensor: without it the factors do not say what ΔW is."""
+        """Also save the scale, as a 0-dimensional fp64 tensor, without which the factors do not determine ΔW."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "scale"] = torch.tensor(self.scale, dtype=torch.float64)
 
@@ -181,10 +181,11 @@ class LowRank(Wrapper):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
-        """Load the scale and ΔW₀ as well, and take the saved number of triplets where compaction left fewer.
+        """Also load the scale and ΔW₀, and adopt the saved number of triplets if compaction left fewer.
 
-        Where the state dict lacks the base's weight, ΔW₀ is subtracted from this base's own. Parameters stay the same
-        objects. Of a module without triplets a state dict may lack the factors: accelerate leaves empty tensors out.
+        If the state dict lacks the base's weight, ΔW₀ is subtracted from this base's own. Parameters stay the same
+        objects. For a module without triplets a state dict may lack the factors, because accelerate omits empty
+        tensors.
         """
         of_triplets = {prefix + part for part in (*FACTORS, "mask")}
         scale = state_dict.get(prefix + "scale")
@@ -211,7 +212,7 @@ class LowRank(Wrapper):
             missing[:] = [name for name in missing if name not in of_triplets]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x -> base(x) + low-rank path. Training uses all of λ (pruned triplets may learn), evaluation λ ⊙ mask."""
+        """x -> base(x) + low-rank path. Training uses all of λ (pruned triplets may train), evaluation λ ⊙ mask."""
         if not self.enabled:
             return self._original(x)
         if not self.rank:
@@ -223,7 +224,7 @@ class LowRank(Wrapper):
         return self.output(x, dropped, self.training_lam() if self.training else self.effective_lam())
 
     def output(self, x: Tensor, dropped: Tensor | None, lam: Tensor) -> Tensor:
-        """base(x) + low-rank path with λ = lam. dropped: what the path sees of x, where its dropout is applied."""
+        """base(x) + low-rank path with λ = lam. dropped: x after dropout, for the path; None: without dropout."""
         base, Q, P, layer = self.base, self.Q, self.P, self.layer
         if not len(Q):
             return base(x)  # type: ignore[no-any-return]
@@ -235,7 +236,7 @@ class LowRank(Wrapper):
         return out + layer.delta(base, x if dropped is None else dropped, Q, lam * self.scale, P)
 
     def _original(self, x: Tensor) -> Tensor:
-        """What the layer computed before it was adapted."""
+        """The layer's output before it was adapted."""
         out: Tensor = self.base(x)
         if self.start_Q is None or self.start_P is None:
             return out
@@ -243,8 +244,8 @@ class LowRank(Wrapper):
 
     @property
     def can_be_fed(self) -> bool:
-        """Whether `fed` computes what the adapter does: a plain, unscaled path on a plain linear, of which all factors
-        train."""
+        """Whether `fed` computes the same as the adapter: a plain, unscaled path on a plain linear, with all factors
+        trained."""
         layer = self.layer
         factors = (self.Q, self.lam, self.P) if self.learns_lambda else (self.Q, self.P)
         plain_path = self.parametrisation.module is None and self.path is None
@@ -256,7 +257,7 @@ class LowRank(Wrapper):
 
 
 def _is_plain(base: nn.Module, layer: Layer) -> bool:
-    """Whether the fused path computes what `base` does: an exact nn.Linear (or GPT-2's Conv1D, or an expert's matrix)
+    """Whether the fused path computes the same as `base`: an exact nn.Linear (or GPT-2's Conv1D, or an expert's matrix)
     with its class's forward, plain frozen tensors and no hooks.
 
     Called in every forward pass, so it reads the tensors and hooks from the module's own dictionaries.
@@ -280,8 +281,8 @@ def _is_plain_tensor(tensor: Any) -> bool:
 def to_singular(adapter: LowRank) -> None:
     """Turn the factors, in place, into the singular value decomposition of their ΔW, largest value first.
 
-    By QR of both factors and the SVD of an r × r matrix. svd: rows of Q and P orthonormal, λ = σ / s; lora: √(σ / s)
-    in both. The mask is applied to λ first and is meaningless afterwards: set a new one.
+    Uses the QR of both factors and the SVD of an r × r matrix. svd: rows of Q and P are orthonormal, and λ = σ / s;
+    lora: both contain √(σ / s). The mask is applied to λ first and is meaningless afterwards, so set a new one.
     """
     triplets = singular_triplets(adapter.Q, adapter.effective_lam(), adapter.P)
     factors = adapter.parametrisation.split(*triplets)
@@ -291,7 +292,7 @@ def to_singular(adapter: LowRank) -> None:
 
 @torch.no_grad()
 def singular_triplets(Q: Tensor, lam: Tensor, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The singular value decomposition of Pᵀ diag(λ) Q, from the factors alone: (V [k, d_in], σ [k] descending,
+    """The singular value decomposition of Pᵀ diag(λ) Q, computed from the factors: (V [k, d_in], σ [k] descending,
     U [k, d_out]) with orthonormal rows of V and U; k is the smallest of r, d_in and d_out."""
     basis_in, R = torch.linalg.qr(Q.t())
     basis_out, S = torch.linalg.qr(P.t())

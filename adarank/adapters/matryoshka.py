@@ -3,8 +3,8 @@
     training     W + Σ_{r in S} s_r·B_r A_r = W + B diag(w) A      w_i = Σ_{r in S, r > i} s_r      (algorithm 1)
     evaluation   W + s·B A;  the first r of k triplets (`adarank.truncate`): W + s_r·B_r A_r
 
-A_r, B_r are the first r triplets, i counts from 0, k is the number of active triplets, S the powers of two below k and k
-itself, and s_r = s·√(k/r), so that s_k = s.
+A_r, B_r are the first r triplets, i counts from 0, k is the number of active triplets, S the powers of two below k and
+k itself, and s_r = s·√(k/r), so that s_k = s.
 """
 
 import torch
@@ -21,17 +21,18 @@ def _prefix_scale(k: int, r: int) -> float:
 
 
 class Matryoshka(LowRank):
-    """LoRA whose training pass weighs triplet i by w_i / s."""
+    """LoRA whose training pass weights triplet i by w_i / s."""
 
     def training_lam(self) -> Tensor:
         return super().training_lam() * self.prefix_weights()
 
     def prefix_weights(self) -> Tensor:
-        """w / s [r], counted over the active triplets; of pruned ones, which the pass leaves out, it says nothing."""
+        """w / s [r], counted over the active triplets; the entries of pruned triplets, which the pass skips, are
+        arbitrary."""
         mask = self.mask
         lengths = 2.0 ** torch.arange((self.rank - 1).bit_length(), device=mask.device, dtype=self.Q.dtype)
         active, position = mask.sum(), mask.cumsum(0) - 1
-        holds = (lengths > position.unsqueeze(1)) & (lengths < active)  # whether a prefix holds a triplet
+        holds = (lengths > position.unsqueeze(1)) & (lengths < active)  # whether a prefix contains a triplet
         return 1.0 + (holds * (active / lengths).sqrt()).sum(1)
 
 

@@ -1,4 +1,4 @@
-"""Merge adapters into the weights, take them out again, and bypass them."""
+"""Merge adapters into the weights, unmerge them, and bypass them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from adarank.adapters.layers import CONV1D, LINEAR, LINEAR_4BIT, check_mergeable
 from adarank.adapters.lowrank import LowRank, adapters_of
 from adarank.errors import SettingError
 
-_MERGED = "_adarank_merged"  # a `_Merged`, kept out of the model's modules and of its state dict
+_MERGED = "_adarank_merged"  # a `_Merged`, kept out of the model's modules and state dict
 
 
 class _Merged(NamedTuple):
-    """What `unmerge` needs. adapters, plain: {module name: the adapter, and the module that `merge` left in its place};
-    marks: (object, attribute, value) of the marks of quantisation that `merge` changed."""
+    """The data for `unmerge`. adapters, plain: {module name: the adapter, and the module that `merge` put in its
+    place}; marks: (object, attribute, value) for each quantisation mark that `merge` changed."""
 
     adapters: dict[str, LowRank]
     plain: dict[str, nn.Module]
@@ -34,16 +34,16 @@ def is_merged(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Add every ΔW = s·Pᵀ diag(λ ⊙ mask) Q to its weight and leave the plain base modules in place.
+    """Add every ΔW = s·Pᵀ diag(λ ⊙ mask) Q to its weight, leaving only the plain base modules in the model.
 
-    The state dict is then that of the plain model, and inference costs as much as the base's. The sum is taken in the
-    factors' dtype (at least fp32) and rounded once to the weight's. A 4-bit layer becomes a plain nn.Linear, with a
+    The state dict is then that of the plain model, and inference costs as much as with the base. The sum is taken in
+    the factors' dtype (at least fp32) and rounded once to the weight's. A 4-bit layer becomes a plain nn.Linear, with a
     warning, and the quantization_config of a Transformers model is corrected, so that it can be saved and loaded. A
     merged model may be adapted again; `unmerge` is then refused until the new adapters are merged as well, and undoes
     that last merge only.
 
-    Raises SettingError, before anything is changed, where there is nothing to merge, for bottlenecks, and for a layer
-    that would not compute with W + ΔW: its weight is computed or offloaded, or its forward was replaced.
+    Raises SettingError, before anything is changed, if there is nothing to merge, for bottlenecks, and for a layer
+    that would not use W + ΔW, because its weight is computed or offloaded or its forward was replaced.
 
     Example:
         >>> import adarank, torch
@@ -78,9 +78,9 @@ def merge(model: nn.Module) -> None:
 
 
 def _correct_marks(model: nn.Module) -> list[tuple[Any, str, Any]]:
-    """Tell each Transformers model inside `model` which layers are still 4-bit; returns the marks that it had.
+    """Tell each Transformers model inside `model` which layers are still 4-bit; returns its previous marks.
 
-    One without such layers loses all its marks of quantisation. Otherwise its quantization_config lists every plain
+    A model without such layers loses all its quantisation marks. Otherwise its quantization_config lists every plain
     linear in llm_int8_skip_modules.
     """
     before: list[tuple[Any, str, Any]] = []
@@ -107,7 +107,7 @@ def _correct_marks(model: nn.Module) -> list[tuple[Any, str, Any]]:
 def unmerge(model: nn.Module) -> None:
     """Undo the last `merge` within rounding: subtract ΔW from the weights and put the adapters back.
 
-    Raises SettingError, before anything is changed, where the model was not merged, or has been adapted again or had a
+    Raises SettingError, before anything is changed, if the model was not merged, or has been adapted again or had a
     merged module replaced since. See `merge` for an example.
     """
     model = unwrapped(model, changes=True)
@@ -125,7 +125,7 @@ def unmerge(model: nn.Module) -> None:
     for name, adapter in merged.adapters.items():
         plain = merged.plain[name]
         if type(plain) is type(adapter.base):
-            adapter.base = plain  # the same module, unless the model was copied since
+            adapter.base = plain  # the same module, unless the model has been copied since
         adapter.to(plain.weight.device)
         adapter.base = adapter.unmerged()
         put_layer(model, name, adapter.train(layer_at(model, name).training))
@@ -147,9 +147,10 @@ def _is_at(model: nn.Module, name: str, plain: nn.Module) -> bool:
 def disabled(model: nn.Module) -> Iterator[None]:
     """Inside the `with`, the adapters are bypassed and the model computes what its original base computes.
 
-    Buffers that training has changed, such as BatchNorm's statistics, have their values from before it. Parameters that
-    were trained outside the adapters keep theirs: the head, and all that BitFit changes. Raises
-    SettingError where the model has no adapter to bypass and so would not be the base: after `merge`, or with BitFit.
+    Buffers that training has changed, such as BatchNorm's statistics, have their values from before training.
+    Parameters trained outside the adapters (the head, and everything that BitFit changes) keep their trained values.
+    Raises SettingError if the model has no adapter to bypass and so would not act as the base: after `merge`, or with
+    BitFit.
 
     Example:
         >>> import adarank, torch
@@ -170,7 +171,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
     if not adapters:
         raise SettingError(
             "the model has no adapters to bypass; if they are merged, call adarank.unmerge first, and keep a copy of "
-            "the base where training changes the base itself (full fine-tuning, BitFit)"
+            "the base if training changes the base itself (full fine-tuning, BitFit)"
         )
     before = [adapter.enabled for adapter in adapters]
     try:

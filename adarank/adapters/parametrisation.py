@@ -1,4 +1,4 @@
-"""What distinguishes the low-rank adapters: svd, lora, and every other file here that has a PARAMETRISATION."""
+"""The properties that distinguish low-rank adapters: svd, lora, and every other file here with a PARAMETRISATION."""
 
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -26,21 +26,22 @@ class Parametrisation(NamedTuple):
 
     and conf/adapter/NAME.yaml: `adarank.adapt(model, "NAME")` and `adarank.load_adapter` find the file by its name.
 
-    name: the file's name, `adapter.kind`, and what saved folders call it.
+    name: the file's name, `adapter.kind`, and the name in saved folders.
     learns_lambda: whether λ is trained; otherwise it is the constant 1.
     split: (V [k, d_in], σ [k], U [k, d_out]) -> (Q, λ, P) of the same shapes with Pᵀ diag(λ) Q = Uᵀ diag(σ) V.
-    draw: (adapter, part, tensor, generator) -> None fills one tensor in place, as init=default starts it. part is "Q",
-        "lam", "P" or a name in `extra`, which is drawn first, for every init; generator: None for torch's global one.
-    module: the class of the adapters, for a parametrisation that computes something else than W + s·Pᵀ diag(λ) Q; it
-        overrides `LowRank.output` and `LowRank.delta`, and `LowRank.unmerged` where ΔW depends on the base's weight. One
-        that differs in training alone overrides `LowRank.training_lam`. None: `LowRank` itself.
-    extra: {name: (d_in, d_out) -> shape} of further parameters, of no triplet, trained and saved with the factors.
-    prefix_scale: (k, r) -> by what the scale s grows where the first r of k triplets are kept (see `adarank.truncate`).
-    shared: {module name: adapter} -> None fills the frozen factors that all modules have in common, once they are made; no
-        init but the default one is then allowed.
-    fold: (P, {name in `extra`: tensor}) -> the P with which the change is s·Pᵀ diag(λ) Q, where the extra parameters only
-        scale it; None: they do not. Such an adapter can be exported.
-    scale: s where alpha is not given.
+    draw: (adapter, part, tensor, generator) -> None fills one tensor in place with the initial values of init=default.
+        part is "Q", "lam", "P" or a name in `extra`, which is drawn first, for every init; generator: None for torch's
+        global one.
+    module: the class of the adapters, for a parametrisation that computes something other than W + s·Pᵀ diag(λ) Q; it
+        overrides `LowRank.output` and `LowRank.delta`, and `LowRank.unmerged` if ΔW depends on the base's weight.
+        One that differs only in training overrides `LowRank.training_lam`. None: `LowRank` itself.
+    extra: {name: (d_in, d_out) -> shape} for parameters outside the triplets, trained and saved with the factors.
+    prefix_scale: (k, r) -> the factor on the scale s when the first r of k triplets are kept (see `adarank.truncate`).
+    shared: {module name: adapter} -> None fills the frozen factors that all modules have in common, once they exist;
+        only the default init is then allowed.
+    fold: (P, {name in `extra`: tensor}) -> the P with which the change is s·Pᵀ diag(λ) Q, if the extra parameters only
+        scale it; None: they do more. An adapter with `fold` can be exported.
+    scale: s if alpha is not given.
     """
 
     name: str
@@ -62,13 +63,13 @@ class Parametrisation(NamedTuple):
         return self.module is None or self.module.delta is LowRank.delta
 
     def low_rank_P(self, tensors: Mapping[str, Tensor], module: str) -> Tensor:
-        """P of a saved module with its extra parameters folded in where they can be (see `fold`)."""
+        """P of a saved module, with its extra parameters folded in if possible (see `fold`)."""
         P = tensors[f"{module}.P"]
         return P if self.fold is None else self.fold(P, {name: tensors[f"{module}.{name}"] for name in self.extra})
 
 
 def lookup(name: Any) -> Parametrisation | None:
-    """The parametrisation in adarank/adapters/NAME.py; None where there is no such file or it holds none."""
+    """The parametrisation in adarank/adapters/NAME.py; None if there is no such file or it defines none."""
     path = f"{adapters.__name__}.{name}"
     if not isinstance(name, str) or not name.isidentifier() or find_spec(path) is None:
         return None

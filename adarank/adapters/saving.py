@@ -1,6 +1,7 @@
-"""An adapter on disk: adapter.safetensors (the tensors) and adapter.json (their description). Never pickle.
+"""An adapter on disk: adapter.safetensors (the tensors) and adapter.json (their description), without pickles.
 
-Only what the finished model needs is saved: the kept triplets, and all other trained parameters (the head).
+The files hold only the parameters that the finished model needs: the kept triplets and all other trained parameters
+(the head).
 """
 
 import json
@@ -46,18 +47,19 @@ from adarank.tensor_files import write_tensors
 T = TypeVar("T")
 FORMAT = 1
 FILES = ("adapter.safetensors", "adapter.json")
-BOTTLENECK, NONE = "bottleneck", "none"  # kinds that are no parametrisation; none: only the base's own parameters
+BOTTLENECK, NONE = "bottleneck", "none"  # kinds without a parametrisation; none: only the base's own parameters
 
 
 def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, description) of a model's adapters and of all its other trainable parameters, on the CPU.
 
-    Tensors: "<module>.Q" [r, d_in], "<module>.lam" [r], "<module>.P" [r, d_out] of the r kept triplets, and the
-    further parameters of its parametrisation; "<module>.start_Q", "<module>.start_P" where an init subtracted ΔW₀ from
-    the base, which a freshly loaded base still contains; "<module>.down" [m, d], "<module>.down_bias" [m],
-    "<module>.up" [d, m] and "<module>.up_bias" [d] of a bottleneck; and "<parameter>" or "<buffer>" for each other
-    trainable parameter and each buffer that training has changed, by its name in the base. BitFit and a trained head have only the last. Raises SettingError where nothing
-    was adapted: there is no adapter, and either all or none of the model's parameters are trainable.
+    Tensors: "<module>.Q" [r, d_in], "<module>.lam" [r], "<module>.P" [r, d_out] of the r kept triplets, and the further
+    parameters of its parametrisation; "<module>.start_Q", "<module>.start_P" if an init subtracted ΔW₀ from the
+    base, which a freshly loaded base still contains; "<module>.down" [m, d], "<module>.down_bias" [m], "<module>.up"
+    [d, m] and "<module>.up_bias" [d] of a bottleneck; and "<parameter>" or "<buffer>" for each other trainable
+    parameter and each buffer that training has changed, by its name in the base. BitFit and a trained head have only
+    the last. Raises SettingError if nothing was adapted: there is no adapter, and either all or none of the model's
+    parameters are trainable.
     """
     model = unwrapped(model)
     adapters, bottlenecks = adapters_of(model), bottlenecks_of(model)
@@ -81,7 +83,7 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "out_features": adapter.out_features,
             "layer": adapter.layer.name,
         }
-        if adapter.layer is CONV2D:  # what other formats must know to hold its factors
+        if adapter.layer is CONV2D:  # other formats need these to store its factors
             base = adapter.base
             modules[name] |= {"kernel": list(base.weight.shape[1:]), "dilation": list(base.dilation)}
             modules[name]["padding_mode"] = base.padding_mode
@@ -143,7 +145,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Write the adapters and all other trainable parameters, such as the head, into `folder`.
 
     The folder is created if it is missing, and each of its two files is written completely or not at all. Pruned
-    triplets are left out. Raises SettingError where the model has no adapters and no part of it is trained.
+    triplets are omitted. Raises SettingError if the model has no adapters and no part of it is trained.
 
     Example:
         >>> import adarank, copy, tempfile
@@ -176,14 +178,14 @@ def write_files(folder: str | os.PathLike[str], files: Mapping[str, Any]) -> Non
 def load_adapter(model: nn.Module, folder: str | os.PathLike[str], strict: bool = False) -> dict[str, Any]:
     """Wrap a freshly loaded base with the adapters in `folder` and load the other trained parameters, such as the head.
 
-    strict: whether to refuse another checkpoint of the same shapes, which is otherwise warned of. The folder holds a
+    strict: whether to refuse a different checkpoint of the same shapes, instead of only warning. The folder holds a
     fingerprint of its base, which depends on neither dtype nor quantisation.
 
-    The names of the classes go into the config of a Transformers model with as many.
+    The class names are put into the config of a Transformers model with the same number of classes.
 
     Returns {module name: adapter}; it is empty for BitFit and a trained head. Raises SettingError, before anything is
-    changed, where a file is missing or damaged, the model already has adapters, or it is not the base that they were
-    made for (the message names the differing shapes or values). See `save_adapter` for an example.
+    changed, if a file is missing or damaged, if the model already has adapters, or if it is not the base for which they
+    were made (the message names the differing shapes or values). See `save_adapter` for an example.
     """
     tensors, description = read_adapter(folder)
     return put_adapter(model, tensors, description, Path(folder), strict)
@@ -192,7 +194,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], strict: bool 
 def put_adapter(
     model: nn.Module, tensors: Mapping[str, Tensor], description: Mapping[str, Any], path: Path, strict: bool = False
 ) -> dict[str, Any]:
-    """`load_adapter` from what `adapter_state` returned; messages name `path`."""
+    """`load_adapter` for the result of `adapter_state`; messages name `path`."""
     model = unwrapped(model, changes=True)
     check_unadapted(model)
     kind = description["kind"]
@@ -206,13 +208,14 @@ def put_adapter(
     for name, source in {**sources, **{name: name for name in buffers}}.items():
         if name not in others:
             raise SettingError(
-                f"{path} holds a trained {name}, which the model lacks; near names: {near(name, others)}"
+                f"{path} contains a trained {name}, which the model lacks; similar names: {near(name, others)}"
             )
         _check_shape(path, source, tensors, others[name].shape)
     _check_ties(path, parameters, sources, tensors, every=tied is not None)
     if differing := differs_from(model, (description.get("base") or {}).get("fingerprint", {})):
         sentence = (
-            f"{path} was trained on another checkpoint: the model has the same shapes, but other values in {differing}"
+            f"{path} was trained on another checkpoint: the model has the same shapes but different values in "
+            f"{differing}"
         )
         if strict:
             raise SettingError(f"{sentence}; load the base that it was trained on")
@@ -225,7 +228,7 @@ def put_adapter(
                 start = (tensors[f"{name}.{part}"].to(adapter.Q) for part in START)
                 adapter.start_from(*start)
             if not into_bottlenecks:
-                adapter.original_scale = adapter.scale  # what its factors were trained with
+                adapter.original_scale = adapter.scale  # the scale with which its factors were trained
             for part in bottleneck.PARTS if into_bottlenecks else (*FACTORS, *find(kind).extra):
                 getattr(adapter, part).copy_(tensors[f"{name}.{part}"])
         for name, source in sources.items():
@@ -241,9 +244,9 @@ def put_adapter(
 def _check_ties(
     path: Path, parameters: Mapping[str, Tensor], sources: Mapping[str, str], tensors: Mapping[str, Tensor], every: bool
 ) -> None:
-    """Raise SettingError where the model ties a trained parameter to one that has other values in the saved model.
+    """Raise SettingError if the model ties a trained parameter to one that has different values in the saved model.
 
-    sources: {name of a trained parameter: its tensor}; every: whether these are all the names that they have there.
+    sources: {name of a trained parameter: its tensor}; every: whether these are all of their names in the saved model.
     """
     first: dict[int, str] = {}
     for name, source in sources.items():
@@ -255,14 +258,15 @@ def _check_ties(
     for name, parameter in parameters.items() if every else ():
         if id(parameter) in first and name not in sources:
             raise SettingError(
-                f"{path} was made for another base: it trained {first[id(parameter)]} and not {name}, which are tied here"
+                f"{path} was made for another base: it trained {first[id(parameter)]} but not {name}, which are tied "
+                "here"
             )
 
 
 def _lowrank_plan(
     model: nn.Module, description: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path
 ) -> dict[str, tuple[str, int, float]]:
-    """What `wrap` makes of the description, checked against the model."""
+    """The plan for `wrap` from the description, checked against the model."""
     layers = named_layers(model).items()
     bases = {name: (layer, module) for name, module in layers if (layer := layer_of(module)) is not None}
     for name in description["modules"]:
@@ -289,7 +293,7 @@ def _lowrank_plan(
 
 
 def check_factors(path: Path, name: str, info: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: str) -> None:
-    """Raise SettingError where a low-rank module's tensors have other shapes than its part of the description says."""
+    """Raise SettingError if a low-rank module's tensors do not have the shapes given in its part of the description."""
     start, d_in, d_out = info.get("start_rank"), info["in_features"], info["out_features"]
     sizes = {"Q": (info["rank"], d_in), "lam": (info["rank"],), "P": (info["rank"], d_out)}
     sizes |= {"start_Q": (start, d_in), "start_P": (start, d_out)}
@@ -301,7 +305,7 @@ def check_factors(path: Path, name: str, info: Mapping[str, Any], tensors: Mappi
 def _bottleneck_plan(
     model: nn.Module, description: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path
 ) -> dict[str, tuple[int, str]]:
-    """What `insert` makes of the description, checked against the model."""
+    """The plan for `insert` from the description, checked against the model."""
     widths = {n: d for n, m in model.named_modules() if (d := features_of(m)) is not None}
     plan = {}
     for name, info in description["modules"].items():
@@ -322,7 +326,8 @@ def _bottleneck_plan(
 
 def read_files(path: Path, wanted: Sequence[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(the JSON object, the tensors) of a folder's two files, named in this order. The header of a .safetensors file is
-    checked against the file's size before anything is allocated. SettingError where a file is missing or damaged."""
+    checked against the file's size before anything is allocated. Raises SettingError if a file is missing or
+    damaged."""
     for name in wanted:
         if not (path / name).is_file():
             pickles = [p.name for p in sorted(path.glob("*")) if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
@@ -339,8 +344,9 @@ def read_files(path: Path, wanted: Sequence[str]) -> tuple[dict[str, Any], dict[
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, description) as `save_adapter` wrote them, checked against each other; no model is needed. SettingError
-    where a file is missing or damaged, or the two disagree. A module's name is only looked up, never used as a path."""
+    """(tensors, description) as written by `save_adapter`, checked against each other; needs no model. Raises
+    SettingError if a file is missing or damaged, or the two disagree. A module's name is only looked up, never used as
+    a path."""
     path = Path(folder)
     description, tensors = read_files(path, ("adapter.json", "adapter.safetensors"))
     if description.get("format") != FORMAT:
@@ -363,7 +369,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dic
 
 
 def _check_module(path: Path, name: str, info: Any, into_bottleneck: bool) -> None:
-    """Raise SettingError where a module's part of adapter.json lacks a field or a field has the wrong type."""
+    """Raise SettingError if a module's part of adapter.json lacks a field or has a field of the wrong type."""
     needed: dict[str, Any] = {"rank": int, "scale": (float, int), "in_features": int, "out_features": int}
     if into_bottleneck:
         needed = {"width": int, "features": int, "activation": str}
@@ -384,7 +390,9 @@ def parts_of(info: Mapping[str, Any], kind: str) -> tuple[str, ...]:
 
 def _get(layers: Mapping[str, T], name: str, path: Path) -> T:
     if name not in layers:
-        raise SettingError(f"{path} was made for another base: it adapts {name}, near names here: {near(name, layers)}")
+        raise SettingError(
+            f"{path} was made for another base: it adapts {name}; similar names here: {near(name, layers)}"
+        )
     return layers[name]
 
 

@@ -1,4 +1,4 @@
-"""How many directions a change of a weight really has, from its singular values."""
+"""Measures of the effective number of directions in a weight change, from its singular values."""
 
 import torch
 from torch import Tensor
@@ -11,6 +11,6 @@ def effective_rank(sigma: Tensor) -> float:
 
 
 def stable_rank(sigma: Tensor) -> float:
-    """‖ΔW‖_F² / ‖ΔW‖₂² = Σσ² / σ₁² (Rudelson and Vershynin 2007): at most the rank; 0 where nothing changed."""
+    """‖ΔW‖_F² / ‖ΔW‖₂² = Σσ² / σ₁² (Rudelson and Vershynin 2007): at most the rank; 0 if nothing changed."""
     largest = sigma.max() if len(sigma) else 0.0
     return float((sigma / largest).square().sum()) if largest > 0 else 0.0

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from adarank.adapters.parametrisation import Parametrisation
 
-STD = 0.02  # of the entries of P and Q at the start, in AdaLoRA's code
+STD = 0.02  # of the initial entries of P and Q, as in AdaLoRA's code
 
 
 def _split(V: Tensor, sigma: Tensor, U: Tensor) -> tuple[Tensor, Tensor, Tensor]:

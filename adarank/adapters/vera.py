@@ -1,8 +1,9 @@
-"""VeRA (arXiv 2310.11454, eq. 2): W + diag(b) B diag(d) A with random A and B that are frozen and the same everywhere.
+"""VeRA (arXiv 2310.11454, eq. 2): W + diag(b) B diag(d) A with frozen random A and B shared by all modules.
 
-A = Q [r, d_in] and B = Pᵀ [d_out, r] are the first d_in columns and d_out rows of one pair for all modules, which has the
-sides of the largest. Trained are d = λ [r], 0.1 at the start, and b [d_out], 0 at the start. A and B are drawn as PEFT
-0.21 draws them, from Kaiming's uniform distribution and a seed of their own, so that they do not depend on the run's.
+A = Q [r, d_in] and B = Pᵀ [d_out, r] are the first d_in columns and d_out rows of one pair for all modules, which is as
+large as the largest module requires. d = λ [r], initially 0.1, and b [d_out], initially 0, are trained. A and B are
+drawn as in PEFT 0.21, from Kaiming's uniform distribution with a fixed seed, so that they do not depend on the run's
+seed.
 """
 
 import math
@@ -49,7 +50,7 @@ class Vera(LowRank):
 
 
 def _shared(adapters: Mapping[str, LowRank]) -> None:
-    """Fill A and B of every adapter, {module name: adapter}, from one pair of the largest sides."""
+    """Fill A and B of every adapter, {module name: adapter}, from one pair with the largest sides."""
     every = list(adapters.values())
     rank = max(a.rank for a in every)
     generator = torch.Generator().manual_seed(PROJECTION_KEY)

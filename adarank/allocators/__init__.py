@@ -1,8 +1,9 @@
-"""How the budget is divided: one allocator per file.
+"""Allocators, which divide the budget; one per file.
 
 An allocator maps a `Request` (scores, current mask, budget, costs, …) to the new mask, bool [n], over the n triplets of
-all modules. It runs on their device, reads nothing back from it and changes nothing. It is a plain function, or an
-`Allocator`: that function together with what it requires of a run. See `adarank.allocators.allocator` for both classes.
+all modules. It runs on their device, reads nothing back from it and changes nothing. It is a plain function or an
+`Allocator`, which combines that function with its requirements on a run. See `adarank.allocators.allocator` for both
+classes.
 """
 
 from adarank.allocators.by_cost import by_cost

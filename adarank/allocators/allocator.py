@@ -1,4 +1,4 @@
-"""The classes behind every allocator: what it is given, what it requires of a run, and the record of an allocation."""
+"""The classes behind every allocator: its input, its requirements on a run, and the record of an allocation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from adarank.errors import SettingError, number, whole_number
 
 
 class Request(NamedTuple):
-    """What an allocator decides from. Triplets are numbered module by module; tensors share a device.
+    """The input of an allocator. Triplets are numbered module by module; all tensors are on one device.
 
     scores: [n], fp32 or fp64, the importance of every triplet; -inf for pruned ones that are frozen.
     mask: bool [n], the triplets that are active now.
-    budget: what may be active afterwards, in triplets or in parameters.
-    costs: int64 [n], what each triplet takes of the budget: 1, or d_in + d_out + 1 if the budget counts parameters.
+    budget: how much may be active afterwards, in triplets or in parameters.
+    costs: int64 [n], each triplet's cost: 1, or d_in + d_out + 1 if the budget counts parameters.
     modules: int64 [n], the index of each triplet's module, 0, 0, …, 1, 1, ….
     generator: for allocators that draw random numbers, on the triplets' device; None: the global generator.
     names: the modules' names, in the adapters' order.
@@ -37,7 +37,7 @@ class Request(NamedTuple):
 class Allocation:
     """The record of one reallocation.
 
-    step: the optimiser step it followed. budget: what was allowed, in `unit` ("triplets" or "parameters"). kept: the
+    step: the preceding optimiser step. budget: how much was allowed, in `unit` ("triplets" or "parameters"). kept: the
     number of triplets kept, and parameters: their cost Σ (d_in + d_out + 1), both scalar tensors. scores: [triplets],
     and mask: bool [triplets], at that moment. module: int64 [triplets], indices into names.
     """
@@ -61,7 +61,7 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Allocator:
-    """An allocation rule together with what it requires of a run.
+    """An allocation rule together with its requirements on a run.
 
     allocate: `Request` -> new mask, bool [n]; a pure function.
     min_rank, max_rank: the fewest triplets every module keeps (all it has, if fewer) and the most (None: no limit).
@@ -107,7 +107,7 @@ def check_run(
     if allocator.grows and max(initial, final) == total == initial:
         raise SettingError(
             f"max_rank_factor must be above 1 with this allocator: all {total} {unit} of the adapters are active from "
-            "the start, so that it has none to activate"
+            "the start, so there are none left to activate"
         )
 
     def cost_of(clamp: int) -> int:
@@ -119,11 +119,11 @@ def check_run(
         largest = max(clamp for clamp in clamps if cost_of(clamp) <= lowest)
         raise SettingError(
             f"allocator.min_rank must be at most {largest} (got {allocator.min_rank}, which takes "
-            f"{cost_of(allocator.min_rank)} {unit} over all modules; the budget falls to {lowest})"
+            f"{cost_of(allocator.min_rank)} {unit} over all modules, but the budget falls to {lowest})"
         )
     if allocator.max_rank is not None and cost_of(allocator.max_rank) < final:
         smallest = min((clamp for clamp in clamps if cost_of(clamp) >= final), default=max(ranks, default=0))
         raise SettingError(
             f"allocator.max_rank must be at least {smallest} (got {allocator.max_rank}, which leaves room for "
-            f"{cost_of(allocator.max_rank)} {unit} over all modules; the final budget is {final})"
+            f"{cost_of(allocator.max_rank)} {unit} over all modules, but the final budget is {final})"
         )

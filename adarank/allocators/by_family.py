@@ -1,4 +1,4 @@
-"""An even division of the budget between families of modules (all queries, all keys, …)."""
+"""Divides the budget evenly between families of modules (all queries, all keys, …)."""
 
 from collections import Counter
 

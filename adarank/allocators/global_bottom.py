@@ -1,4 +1,4 @@
-"""The positive control: AdaLoRA's rule upside down."""
+"""The positive control: AdaLoRA's rule reversed."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ from adarank.allocators.order import keep_top, positions
 
 
 def global_bottom(min_rank: int = 0, max_rank: int | None = None) -> Allocator:
-    """Keep the active triplets with the smallest scores of all modules together: prune the most important first.
+    """Keep the active triplets with the smallest scores over all modules, that is, prune the most important first.
 
-    A study in which this is no worse than pruning the least important first cannot see where rank goes. Active triplets
-    come before pruned ones, so that a falling budget never brings one back; ties go to the first.
+    A study in which this is no worse than pruning the least important first cannot detect where rank matters. Active
+    triplets come before pruned ones, so that a falling budget never brings one back; ties go to the first.
 
     min_rank, max_rank: the fewest and the most triplets a module keeps (None: no limit); see `Allocator`.
 

@@ -1,11 +1,11 @@
-"""AdaLoRA's rule: the most important triplets of all modules together."""
+"""AdaLoRA's rule: keep the most important triplets over all modules."""
 
 from adarank.allocators.allocator import Allocator
 from adarank.allocators.order import keep_top
 
 
 def global_top(min_rank: int = 0, max_rank: int | None = None) -> Allocator:
-    """Keep the triplets with the largest scores that the budget pays for (AdaLoRA, arXiv 2303.10512, eq. 6).
+    """Keep the triplets with the largest scores that fit into the budget (AdaLoRA, arXiv 2303.10512, eq. 6).
 
     Ties go to the triplet that comes first. A budget in triplets is kept exactly; one in parameters ends at the first
     triplet that does not fit, so that less than one triplet's cost is left over.

@@ -1,4 +1,4 @@
-"""Growth: new triplets for the modules whose triplets matter most (IncreLoRA, arXiv 2308.12043)."""
+"""Growth: gives new triplets to the modules whose triplets matter most (IncreLoRA, arXiv 2308.12043)."""
 
 import torch
 from torch import Tensor
@@ -9,11 +9,11 @@ from adarank.errors import whole_number
 
 
 def grow(top_h: int = 4, max_rank: int | None = None) -> Allocator:
-    """Keep every active triplet and spend what the budget has gained on the most important modules (IncreLoRA).
+    """Keep every active triplet and spend any increase of the budget on the most important modules (IncreLoRA).
 
     A module's importance is the mean score of its active triplets, 0 if it has none. The `top_h` most important modules
     with a free slot get one slot each in turn; once they are full, the next `top_h` do, and so on. Slots are filled in
-    order. A budget in triplets is kept exactly while there are slots; where it falls, the most important are kept.
+    order. A budget in triplets is kept exactly while there are slots; if it falls, the most important are kept.
 
     max_rank: the most triplets a module gets (None: all it has). Raises SettingError for top_h or max_rank below 1.
     """

@@ -1,4 +1,4 @@
-"""The triplets that training left non-zero: no budget (SoRA, arXiv 2311.11696)."""
+"""Keeps the triplets that training left non-zero, without a budget (SoRA, arXiv 2311.11696)."""
 
 from adarank.allocators.allocator import Allocator
 

@@ -1,4 +1,4 @@
-"""Orders over triplets that allocators share; none of them reads a value back from the device."""
+"""Orderings of triplets for several allocators; none of the functions reads a value back from the device."""
 
 import torch
 from torch import Tensor
@@ -40,9 +40,9 @@ def rank_in_group(keys: Tensor, groups: Tensor) -> Tensor:
 
 
 def keep_first(request: Request, order: Tensor) -> Tensor:
-    """The mask, bool [n], of the longest prefix of `order` (indices, int64 [n]) that the budget pays for.
+    """The mask, bool [n], of the longest prefix of `order` (indices, int64 [n]) that fits into the budget.
 
-    What is left of the budget is less than the cost of the most expensive triplet.
+    The rest of the budget is less than the cost of the most expensive triplet.
     """
     mask = torch.zeros_like(order, dtype=torch.bool)
     mask[order] = request.costs[order].cumsum(0) <= request.budget
@@ -50,7 +50,7 @@ def keep_first(request: Request, order: Tensor) -> Tensor:
 
 
 def keep_top(request: Request, keys: Tensor, min_rank: int = 0, max_rank: int | None = None) -> Tensor:
-    """The mask, bool [n], of the triplets with the largest keys [n] that the budget pays for; ties go to the first.
+    """The mask, bool [n], of the triplets with the largest keys [n] that fit into the budget; ties go to the first.
 
     The best `min_rank` of every module come before all others; no module keeps more than `max_rank`.
     """

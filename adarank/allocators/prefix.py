@@ -11,11 +11,11 @@ from adarank.errors import whole_number
 
 
 def prefix(minimum: int = 1) -> Callable[[Request], Tensor]:
-    """Keep the first b triplets of every module, b ~ U{minimum, …, r_max} while the budget pays for all (DyLoRA).
+    """Keep the first b triplets of every module, with b ~ U{minimum, …, r_max} while the budget allows all (DyLoRA).
 
-    A smaller budget gets the longest prefix that it pays for. r_max: of the largest module. Scores are ignored.
+    A smaller budget keeps the longest prefix that fits. r_max: the rank of the largest module. Scores are ignored.
 
-    minimum: the smallest b, at least 1 (else SettingError); r_max, if that is smaller.
+    minimum: the smallest b, at least 1 (else SettingError); r_max if that is smaller.
     """
     minimum = whole_number("allocator.minimum", minimum)
 

@@ -19,20 +19,20 @@ def prune_expand(
     max_rank: int | None = None,
     min_rank_grows: bool = True,
 ) -> Allocator:
-    """Prune the `swaps` least important candidates and give the modules of the most important ones a free slot each.
+    """Prune the `swaps` least important candidates and fill one free slot in each module of the most important ones.
 
     The candidates are the `candidates_per_module` least important active triplets of every module. Only slots that were
-    free before the call are filled; if no slot is left, no triplet is pruned for it. A budget in triplets is kept
-    exactly: slots are filled in the same order with what it has gained, and the least important triplets are pruned by
-    what it has lost.
+    free before the call are filled; without a free slot, no triplet is pruned in exchange. A budget in triplets is kept
+    exactly: if it has risen, further slots are filled in the same order, and if it has fallen, the least important
+    triplets are pruned.
 
-    swaps, candidates_per_module: ElaLoRA's b and k. importance_of: "triplet", a candidate counts by its own score
-    (ElaLoRA); "module", by the sum over its module's active triplets (FlexLoRA; with score=spectral_entropy that is the
-    module's entropy). decay: swaps fall with the run's progress p as round(b·(1 − p³)); False: they are constant.
-    min_rank, max_rank: the fewest and the most triplets a module keeps (None: all it has). min_rank_grows: True, a
-    module of rank r has min(k, r) candidates for growth, so that one at min_rank may grow again; False: min(k, r −
-    min_rank), as many as for pruning, so that one at min_rank stays there (ElaLoRA's code).
-    Raises SettingError for swaps or candidates_per_module below 1, or unless 0 <= min_rank <= max_rank.
+    swaps, candidates_per_module: ElaLoRA's b and k. importance_of: "triplet" ranks candidates by their own score
+    (ElaLoRA), "module" by the sum over their module's active triplets (FlexLoRA; with score=spectral_entropy that is
+    the module's entropy). decay: swaps decrease with the run's progress p as round(b·(1 − p³)); False: they are
+    constant. min_rank, max_rank: the fewest and the most triplets a module keeps (None: all it has). min_rank_grows:
+    True: a module of rank r has min(k, r) candidates for growth, so that one at min_rank may grow again; False: min(k,
+    r − min_rank), as many as for pruning, so that one at min_rank stays there (ElaLoRA's code). Raises SettingError for
+    swaps or candidates_per_module below 1, or unless 0 <= min_rank <= max_rank.
     """
     swaps = whole_number("allocator.swaps", swaps)
     candidates_per_module = whole_number("allocator.candidates_per_module", candidates_per_module)
@@ -55,7 +55,7 @@ def prune_expand(
         pruned = prunable & (positions(rising) < b)
 
         sorted_value = torch.empty_like(scores)
-        sorted_value[starts + ascending] = value  # module by module, the least important active triplet first
+        sorted_value[starts + ascending] = value  # by module, the least important active triplet first
         candidates = (active if min_rank_grows else active - min_rank).clamp(0, candidates_per_module)
         source = (candidates - 1 - slot).clamp_min(0)  # the j-th slot is worth the j-th best candidate
         key = torch.where(mask, scores, sorted_value[starts + source])

@@ -1,4 +1,4 @@
-"""A seeded control: triplets drawn at random, whatever their scores."""
+"""A seeded control that keeps randomly drawn triplets, whatever their scores."""
 
 import torch
 from torch import Tensor

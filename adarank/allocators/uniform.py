@@ -1,4 +1,4 @@
-"""The same rank everywhere: the control that an adaptive allocation has to beat."""
+"""The same rank everywhere, the control that an adaptive allocation has to beat."""
 
 import torch
 from torch import Tensor

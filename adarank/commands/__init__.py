@@ -1,1 +1,1 @@
-"""What the command line does with the folder of an adapter."""
+"""The commands that work on an adapter's folder."""

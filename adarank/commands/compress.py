@@ -1,4 +1,4 @@
-"""adarank compress: a smaller adapter, by the singular values of all modules together or by its first triplets."""
+"""adarank compress: shrinks an adapter to its largest singular values over all modules, or to its first triplets."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from adarank.truncation import truncate_saved
 
 
 def compress_folder(folder: Path, out: Path, budget: int | None, prefix: int | None = None) -> str:
-    """Write OUT in FOLDER's format: the largest singular values, of a mean rank of at most `budget`, or the first `prefix`
-    triplets of every module. Returns a table of the ranks, and for a budget of what is lost."""
+    """Write OUT in FOLDER's format with the largest singular values, up to a mean rank of `budget`, or with the first
+    `prefix` triplets of every module. Returns a table of the ranks and, for a budget, of the loss."""
     if (budget is None) == (prefix is None):
         raise SettingError("compress needs one of --budget N and --prefix R")
     opened = open_folder(folder)
@@ -22,7 +22,7 @@ def compress_folder(folder: Path, out: Path, budget: int | None, prefix: int | N
     if budget is not None:
         tensors, description, found = compress_saved(opened.tensors, opened.description, budget * len(before))
         lost = {name: f"  lost {share:.2%}" for name, share in found.lost.items()}
-        overall = f"; lost {found.overall:.2%} of the whole change's norm"
+        overall = f"; lost {found.overall:.2%} of the norm of the whole weight change"
     elif prefix is not None:
         tensors, description = truncate_saved(opened.tensors, opened.description, prefix)
     with new_folder(out) as path:

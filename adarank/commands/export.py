@@ -1,4 +1,4 @@
-"""adarank export: an adapter's folder in PEFT's format."""
+"""adarank export: converts an adapter's folder to PEFT's format."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ from adarank.integrations.peft_export import FILES, peft_state
 
 
 def export_folder(folder: Path, out: Path, uniform_rank: bool = False) -> str:
-    """Write OUT; returns the sentence to print. Only `adarank.to_peft`, with the base, finds names that PEFT confuses."""
+    """Write OUT and return the sentence to print. Names that PEFT would confuse go unnoticed here, because only
+    `adarank.to_peft` has the base model."""
     opened = open_folder(folder)
     config, state = peft_state(opened.tensors, opened.description, uniform_rank)
     with new_folder(out) as path:

@@ -1,4 +1,4 @@
-"""Read an adapter's folder of either format, and write a new folder completely or not at all."""
+"""Reads an adapter's folder in either format, and writes a new folder completely or not at all."""
 
 import os
 import shutil
@@ -18,8 +18,8 @@ from adarank.runs.files import ADAPTER, SUMMARY, read_json
 
 
 class Opened(NamedTuple):
-    """tensors, description: as `adarank.adapters.saving.read_adapter` returns them; path: the folder that held them;
-    peft: whether they were in PEFT's format; summary: the run's summary.json, {} where the folder is not a run's."""
+    """tensors, description: as `adarank.adapters.saving.read_adapter` returns them; path: the folder they came from;
+    peft: whether they were in PEFT's format; summary: the run's summary.json, {} if the folder is not a run's."""
 
     tensors: dict[str, Tensor]
     description: dict[str, Any]
@@ -29,10 +29,10 @@ class Opened(NamedTuple):
 
 
 def open_folder(folder: Path) -> Opened:
-    """Read an adapter's folder, or the adapter of a finished run's folder. SettingError where it holds none."""
+    """Read an adapter's folder, or the adapter in a finished run's folder. Raises SettingError if there is none."""
     if not folder.is_dir():
         raise SettingError(
-            f"FOLDER must be an adapter's folder, or a finished run's (got {folder}, which is not a folder)"
+            f"FOLDER must be the folder of an adapter or of a finished run (got {folder}, which is not a folder)"
         )
     is_run = (folder / SUMMARY).is_file() and (folder / ADAPTER).is_dir()
     path = folder / "adapter" if is_run else folder
@@ -45,9 +45,9 @@ def open_folder(folder: Path) -> Opened:
     tensors, description = (read_peft if peft else read_adapter)(path)
     for name, tensor in tensors.items():
         if not name.isprintable():
-            raise SettingError(f"{path} is damaged: {name!r} cannot be the name of a module")
+            raise SettingError(f"{path} is damaged: {name!r} cannot be a module name")
         if not tensor.isfinite().all():
-            raise SettingError(f"{path} is damaged: {name} holds numbers that are not finite")
+            raise SettingError(f"{path} is damaged: {name} contains numbers that are not finite")
     if lookup(description["kind"]) is not None:
         for name, info in description["modules"].items():
             check_factors(path, name, info, tensors, description["kind"])
@@ -60,7 +60,8 @@ def open_folder(folder: Path) -> Opened:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder, renamed to `out` unless something fails. SettingError where `out` cannot be written or exists."""
+    """Open a temporary folder, and rename it to `out` unless something fails. Raises SettingError if `out` exists or
+    cannot be written."""
     if out.exists() or out.is_symlink():
         raise SettingError(f"OUT={out} already exists and is not overwritten; give a folder that does not exist yet")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")

@@ -1,4 +1,4 @@
-"""adarank frame: the runs of a folder as one table in a file."""
+"""adarank frame: writes the runs of a folder to a file as one table."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +9,7 @@ from adarank.runs.frame import frame
 
 
 def write_table(out: Path, kind: str, csv: Path | None, parquet: Path | None) -> str:
-    """Write `frame(out, kind)` to one of the two files, completely or not at all; returns the sentence to print."""
+    """Write `frame(out, kind)` to one of the two files, completely or not at all, and return the sentence to print."""
     path = csv or parquet
     if path is None or (csv and parquet):
         raise SettingError(
@@ -17,8 +17,8 @@ def write_table(out: Path, kind: str, csv: Path | None, parquet: Path | None) ->
         )
     if parquet and find_spec("pyarrow") is None:
         raise SettingError(
-            f"--parquet={parquet} needs the package pyarrow, which is not installed; install adarank[parquet], or choose "
-            "--csv"
+            f"--parquet={parquet} needs the package pyarrow, which is not installed; install adarank[parquet], or "
+            "choose --csv"
         )
     table = frame(out, kind)
     try:
@@ -29,4 +29,4 @@ def write_table(out: Path, kind: str, csv: Path | None, parquet: Path | None) ->
                 table.to_parquet(file, index=False)
     except OSError as error:
         raise SettingError(f"{path} cannot be written ({error.strerror})") from None
-    return f"{len(table)} rows of {len(table.columns)} columns -> {path}"
+    return f"{path}: {len(table)} rows and {len(table.columns)} columns"

@@ -1,4 +1,4 @@
-"""adarank inspect: ranks, parameters and spectrum of an adapter, from its folder alone."""
+"""adarank inspect: shows the ranks, parameters and spectrum of an adapter from its folder alone."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ from adarank.adapters.saving import parts_of
 from adarank.adapters.spectrum import effective_rank, stable_rank
 from adarank.commands.folder import Opened, open_folder
 
-BARS = "▁▂▃▄▅▆▇█"  # one for each singular value, up to 32, in proportion to the largest
+BARS = "▁▂▃▄▅▆▇█"  # one bar per singular value, up to 32, in proportion to the largest
 HEADINGS = ("module", "rank", "parameters", "‖ΔW‖", "σ max", "σ min", "effective", "stable", "spectrum")
 
 
@@ -31,7 +31,7 @@ def report(folder: Path) -> str:
             f"{sum(map(_parameters, [opened] * len(modules), modules)):,} parameters"
         )
         if not parametrisation.is_plain:
-            parts.append("‖ΔW‖ and the spectrum are those of the triplets, without what the adapter adds to them")
+            parts.append("‖ΔW‖ and the spectrum describe the triplets, without the adapter's other trained parameters")
     elif modules:
         rows = [(n, str(info["width"]), f"{_parameters(opened, n):,}") for n, info in modules.items()]
         parts.append(_table([("module", "width", "parameters"), *rows]))
@@ -43,7 +43,7 @@ def report(folder: Path) -> str:
 
 
 def spectrum(opened: Opened, name: str) -> Tensor:
-    """The singular values of a module's change of the original weight, descending and above rounding error."""
+    """The singular values of a module's weight change that exceed rounding error, in descending order."""
     parametrisation = find(opened.description["kind"])
     Q, lam = (opened.tensors[f"{name}.{part}"] for part in ("Q", "lam"))
     P = parametrisation.low_rank_P(opened.tensors, name)
@@ -75,7 +75,7 @@ def _parameters(opened: Opened, name: str) -> int:
 
 
 def _heading(opened: Opened) -> str:
-    """How the adapter was trained, as far as its folder says."""
+    """A line about how the adapter was trained, as far as its folder tells."""
     summary, base = opened.summary, opened.description.get("base") or {}
     words = [f"{'PEFT' if opened.peft else 'adarank'} adapter, kind {opened.description['kind']}"]
     scales = sorted({f"{i['scale']:.4g}" for i in opened.description["modules"].values() if "scale" in i})
@@ -91,7 +91,7 @@ def _heading(opened: Opened) -> str:
 
 
 def _table(rows: Iterable[tuple[str, ...]]) -> str:
-    """Aligned columns: the first one and the spectrum to the left, numbers to the right."""
+    """Align the columns: the first one and the spectrum to the left, numbers to the right."""
     rows = list(rows)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     left = {0, HEADINGS.index("spectrum")}

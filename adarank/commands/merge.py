@@ -1,4 +1,4 @@
-"""adarank merge: the base with the adapter in its weights, as a plain Transformers model."""
+"""adarank merge: writes the base with the adapter merged into its weights as a plain Transformers model."""
 
 import json
 import math
@@ -24,7 +24,7 @@ TASKS = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
-HEADS = ("classifier.weight", "score.weight", ".out_proj.weight")  # whose rows are the classes
+HEADS = ("classifier.weight", "score.weight", ".out_proj.weight")  # their rows are the classes
 PROCESSOR = (  # a base with one of these files has a tokenizer or an image processor
     *("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json"),
     *("preprocessor_config.json", "processor_config.json"),
@@ -32,8 +32,9 @@ PROCESSOR = (  # a base with one of these files has a tokenizer or an image proc
 
 
 def merge_folder(folder: Path, out: Path, base: str | None = None) -> str:
-    """Write OUT, which needs nothing else: the merged model, its tokenizer or image processor and the class names of a
-    run; returns the sentence to print. SettingError where the base cannot be loaded, or is not the adapter's."""
+    """Write the merged model, its tokenizer or image processor and a run's class names to OUT, which needs no other
+    files, and return the sentence to print. Raises SettingError if the base cannot be loaded or is not the
+    adapter's."""
     opened = open_folder(folder)
     if opened.description["kind"] == BOTTLENECK:
         raise SettingError("bottleneck adapters cannot be merged, because they contain a non-linearity")
@@ -55,13 +56,13 @@ def merge_folder(folder: Path, out: Path, base: str | None = None) -> str:
             if part is not None:
                 part.save_pretrained(path)
     return (
-        f"{out}: {type(model).__name__} with {len(adapters)} adapters merged; load it with its from_pretrained. On a probe "
-        f"input merging changed the outputs by at most {change:.1e} (the largest is {before.abs().max():.1e})"
+        f"{out}: {type(model).__name__} with {len(adapters)} adapters merged; load it with its from_pretrained. On a "
+        f"probe input merging changed the outputs by at most {change:.1e} (the largest is {before.abs().max():.1e})"
     )
 
 
 def _probe_inputs(model: Any) -> dict[str, Tensor]:
-    """One row that the model reads: an image, or token ids that end with its end token."""
+    """One input row for the model: an image, or token ids that end with its end token."""
     config = model.config
     if model.main_input_name == "pixel_values":
         sides = config.image_size if isinstance(config.image_size, list | tuple) else [config.image_size] * 2
@@ -77,14 +78,14 @@ def _probe_inputs(model: Any) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _outputs(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The logits, or what else the model computes first, in fp32."""
+    """The logits, or else the model's first output, in fp32."""
     first: Tensor = model(**inputs)[0]
     return first.float()
 
 
 def _base(opened: Opened, base: str) -> tuple[Any, Any]:
-    """The base as the class that was trained, in its own dtype, and its tokenizer or other processor, None where it has
-    none. The adapter must hold weights that the base lacks."""
+    """The base as the class that was trained, in its own dtype, and its tokenizer or other processor, or None if it has
+    none. Weights that the base lacks must come with the adapter."""
     import transformers
 
     transformers.logging.set_verbosity_error()  # a fresh head is expected here
@@ -111,7 +112,7 @@ def _base(opened: Opened, base: str) -> tuple[Any, Any]:
     }
     if unknown := sorted(lacking - trained.keys()):
         raise SettingError(
-            f"the base {base} has no {unknown[0]} of the shape that {model_class} needs, and neither has the adapter; "
-            "give the base that it was trained on with --base MODEL_FOLDER"
+            f"neither the base {base} nor the adapter has {unknown[0]} in the shape that {model_class} needs; give the "
+            "base that the adapter was trained on with --base MODEL_FOLDER"
         )
     return model, processor

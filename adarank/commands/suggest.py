@@ -1,4 +1,4 @@
-"""adarank suggest: ranks measured before training, as a LoraConfig of PEFT for those who train elsewhere."""
+"""adarank suggest: measures ranks before training and writes them as a LoraConfig of PEFT for any other trainer."""
 
 import hashlib
 import json
@@ -33,16 +33,16 @@ from adarank.runs.modules import place_of, rank_grid, short_kind
 from adarank.suggestion import SuggestedRanks, methods, suggest_ranks
 
 AXOLOTL, PICTURE = "axolotl.yaml", "rank_map.png"
-MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM accepts
+MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM accepts
 BATCH_SIZE = 8  # unless train.batch_size is among the settings
 
 
 def suggest_folder(
     model: str, data: str, out: Path, budget: int, method: str, steps: int, settings: Sequence[str] = ()
 ) -> str:
-    """Write OUT: adapter_config.json, the same settings for axolotl, and a picture; returns the sentences to print.
+    """Write adapter_config.json, the same settings for axolotl and a picture to OUT, and return the sentences to print.
 
-    settings: those of `adarank run` that concern the model, its targets and the data. Raises SettingError.
+    settings: settings of `adarank run` for the model, its targets and the data. Raises SettingError.
     """
     import torch
 
@@ -72,9 +72,9 @@ def suggest_folder(
 def peft_config(model: Any, ranks: SuggestedRanks, budget: int, head: Sequence[str] = ()) -> dict[str, Any]:
     """adapter_config.json of a LoRA that has yet to be trained; head: modules that train as a whole.
 
-    r and lora_alpha are those of the budget and every module's own are in the patterns, at one scale: engines that read
-    lora_alpha / r alone, such as vLLM, compute what PEFT does. Raises SettingError where PEFT, which compares the endings
-    of names, would adapt another module as well.
+    r and lora_alpha are those of the budget, and the patterns hold every module's own. The scale is the same for all,
+    so that engines that read only lora_alpha / r, such as vLLM, compute what PEFT computes. Raises SettingError if
+    PEFT, which matches the endings of names, would adapt another module as well.
     """
     linears = [model.get_submodule(name) for name in ranks.target_modules]
     config = {
@@ -99,7 +99,7 @@ def peft_config(model: Any, ranks: SuggestedRanks, budget: int, head: Sequence[s
 
 
 def _read(model: str, data: str, settings: Sequence[str]) -> tuple[Spec, Task]:
-    """The settings of a run of LoRA with MODEL on DATA, and its rows."""
+    """The settings of a LoRA run with MODEL on DATA, and its rows."""
     if Path(model).expanduser().is_dir():
         chosen = ["model=local", f"model.path={_quoted(model)}"]
     elif (conf_folder() / "model" / f"{model}.yaml").is_file():
@@ -129,7 +129,7 @@ def _quoted(value: str) -> str:
 
 
 def _columns(file: Path) -> Columns:
-    """The columns of a file of any format that task=files reads."""
+    """The columns of a file in any format that task=files reads."""
     suffix = next((suffix for suffix in READERS if file.name.lower().endswith(suffix)), None)
     if suffix is None:
         raise SettingError(f"DATA must end in {', '.join(READERS)} (got {file})")
@@ -137,7 +137,7 @@ def _columns(file: Path) -> Columns:
 
 
 def _kind(columns: Columns, settings: Sequence[str]) -> str:
-    """The task that reads such columns: chat, instruct or files. Raises SettingError where there is none."""
+    """The task that reads files with these columns: chat, instruct or files. Raises SettingError if there is none."""
     typed = typed_keys(settings)
     for kind, keys, names in (
         ("chat", {"task.messages"}, ("messages",)),
@@ -148,8 +148,9 @@ def _kind(columns: Columns, settings: Sequence[str]) -> str:
         if keys & typed or all(name in columns for name in names):
             return kind
     raise SettingError(
-        "DATA must have the columns messages; prompt and response; instruction and output; or text and label (its columns "
-        f"are {', '.join(columns) or 'none'}), or --set must name them, such as task.prompt=question task.response=answer"
+        "DATA must have the columns messages; prompt and response; instruction and output; or text and label (its "
+        f"columns are {', '.join(columns) or 'none'}), or --set must name them, such as task.prompt=question "
+        "task.response=answer"
     )
 
 
@@ -171,7 +172,7 @@ def _one_file(name: str, columns: Columns, kind: str, settings: Mapping[str, Any
 
 
 def _first_rows(task: Task, count: int, seed: int) -> Task:
-    """The task with `count` of its training rows, drawn by the seed: no others are tokenised."""
+    """The task with only `count` of its training rows, drawn by the seed, so that no others are tokenised."""
     if len(task.train) <= count:
         return task
     chosen = np.random.default_rng(seed).permutation(len(task.train))[:count]
@@ -180,7 +181,7 @@ def _first_rows(task: Task, count: int, seed: int) -> Task:
 
 
 def _axolotl(config: Mapping[str, Any]) -> str:
-    """The lines of axolotl's YAML, in JSON's notation for values, which YAML contains."""
+    """The lines for axolotl's YAML, with values in JSON notation, which is valid YAML."""
     keys = {
         "lora_r": "r",
         "lora_alpha": "lora_alpha",
@@ -194,7 +195,7 @@ def _axolotl(config: Mapping[str, Any]) -> str:
 
 
 def _draw(ranks: Mapping[str, int], title: str, file: Path) -> None:
-    """The ranks as a map: one row per block, one column per kind of module."""
+    """Draw the ranks as a map with one row per block and one column per kind of module."""
     from matplotlib.figure import Figure
 
     blocks, kinds, grid = rank_grid(ranks)
@@ -214,21 +215,22 @@ def _draw(ranks: Mapping[str, int], title: str, file: Path) -> None:
 
 
 def _report(model: Any, ranks: SuggestedRanks, budget: int, out: Path) -> list[str]:
-    """What is printed: ranks by kind of module, parameters, and what other programs need to be told."""
+    """The lines to print: ranks by kind of module, parameters, and how to use the result in other programs."""
     kinds: dict[str, list[int]] = defaultdict(list)
     for name, rank in ranks.items():
         kinds[place_of(name).kind].append(rank)
     by_kind = ", ".join(f"{short_kind(kind, kinds)} {fmean(found):.1f}" for kind, found in kinds.items())
-    costs = {name: sum(layer_of(module).size(module)) for name in ranks for module in [model.get_submodule(name)]}  # type: ignore[union-attr]
+    modules = {name: model.get_submodule(name) for name in ranks}
+    costs = {name: sum(layer_of(module).size(module)) for name, module in modules.items()}  # type: ignore[union-attr]
     parameters = sum(costs[name] * rank for name, rank in ranks.items())
     uniform = budget * sum(costs.values())
     largest, zero = max(ranks.values()), len(ranks) - len(ranks.target_modules)
     served = next((rank for rank in MAX_LORA_RANKS if rank >= largest), None)
-    vllm = f"--max-lora-rank {served}" if served else f"none of its --max-lora-rank is {largest}"
+    vllm = f"--max-lora-rank {served}" if served else f"no --max-lora-rank allows {largest}"
     return [
         f"mean rank by module: {by_kind}",
-        f"{len(ranks)} modules, {zero} of rank 0, mean rank {fmean(ranks.values()):g}, largest {largest}; {parameters:,} "
-        f"parameters ({uniform:,} at uniform rank {budget})",
-        f'PEFT and TRL: peft.LoraConfig.from_pretrained("{out}"); axolotl: the lines of {out / AXOLOTL}; vLLM: {vllm}',
+        f"{len(ranks)} modules, {zero} of rank 0, mean rank {fmean(ranks.values()):g}, largest {largest}; "
+        f"{parameters:,} parameters ({uniform:,} at uniform rank {budget})",
+        f'PEFT and TRL: peft.LoraConfig.from_pretrained("{out}"); axolotl: the lines in {out / AXOLOTL}; vLLM: {vllm}',
         f"{out}: {FILES[0]}, {AXOLOTL}, {PICTURE}",
     ]

@@ -1,6 +1,6 @@
-"""From the command line to a composed configuration, and from an error to one sentence and an exit status.
+"""Turns a command line into a composed configuration, and an error into one sentence and an exit status.
 
-Only Hydra is imported here; what trains is imported inside the task, so that --cfg job answers at once.
+Only Hydra is imported here; the training code is imported inside the job, so that --cfg job answers at once.
 Exit status: 0 done; 2 a setting cannot be used; 1 a run failed.
 """
 
@@ -31,15 +31,16 @@ from adarank.runs.lock import RunLocked
 
 
 def job(config: DictConfig) -> float | None:
-    """One run, alone or in a sweep, in whatever process a launcher chose.
+    """One run, alone or in a sweep, in the process that the launcher chose.
 
-    Returns the best dev metric, of a run that was finished before, too: a sweeper's objective. None where there is none.
+    Returns the run's best dev metric, the objective of sweepers, even if the run was finished before; None if there is
+    none.
     """
     hydra_config = HydraConfig.get()
     words = list(hydra_config.overrides.task)
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
     if in_sweep and sweep.is_stopped():
-        if hydra_config.runtime.choices["hydra/launcher"] == "basic":  # its jobs follow one another in this process
+        if hydra_config.runtime.choices["hydra/launcher"] == "basic":  # all its jobs run in this process, one by one
             raise sweep.Stopped
         return None
     best: float | None = None
@@ -54,7 +55,7 @@ def job(config: DictConfig) -> float | None:
         except RunLocked as error:
             if not in_sweep:
                 raise
-            print(f"{error}; skipped here", flush=True)  # a duplicate in a parallel sweep, or another sweep's
+            print(f"{error}; skipped here", flush=True)  # a duplicate in this parallel sweep, or a job of another sweep
 
     number = hydra_config.job.num if in_sweep else None
     status, error = guarded(
@@ -74,7 +75,7 @@ _statuses: list[int] = []  # of the jobs that ran in this process
 def guarded(work: Callable[[], Any], traceback_file: Path | None = None) -> tuple[int, str | None]:
     """Do `work`; an exception becomes one sentence on stderr and a status. Returns (status, error).
 
-    The traceback of an exception that no message foresees goes to `traceback_file`, or to stderr where that is None.
+    The traceback of an unexpected exception goes to `traceback_file`, or to stderr if that is None.
     """
     try:
         work()
@@ -85,12 +86,12 @@ def guarded(work: Callable[[], Any], traceback_file: Path | None = None) -> tupl
     except BrokenExecutor:
         return complain(
             1,
-            "a worker process died (out of memory, or killed), and the launcher gave up the remaining jobs; the same "
-            "command runs them",
+            "a worker process died (it ran out of memory or was killed), and the launcher abandoned the remaining "
+            "jobs; run the same command again to start them",
         )
     except sweep.Stopped:
         return 0, None  # the job that failed has its status
-    except SystemExit as error:  # would end a whole sweep
+    except SystemExit as error:  # it would end a whole sweep
         return complain(1, f"the run called sys.exit({error.code})") if error.code else (0, None)
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
@@ -110,9 +111,10 @@ def complain(status: int, message: str) -> tuple[int, str]:
 
 
 def main() -> int:
-    """Run what sys.argv asks for; returns the exit status. In a sweep a failed job is reported and the others run.
+    """Run the command line in sys.argv and return the exit status. In a sweep, a failed job is reported and the others
+    still run.
 
-    Under torchrun rank 0 alone prints, and the process ends here.
+    Under torchrun only rank 0 prints, and the process ends here.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         from adarank.harness.config.help import describe
@@ -132,17 +134,17 @@ def _main() -> int:
             setting = word.removeprefix("--")
             return complain(
                 2,
-                f"{word} must be written without hyphens, {setting} (in a sweep of W&B: ${{args_no_hyphens}} in place of "
-                "${args})",
+                f"{word} must be written without hyphens, as {setting} (in a W&B sweep, use ${{args_no_hyphens}} "
+                "instead of ${args})",
             )[0]
     launchers = [word.partition("=")[2] for word in sys.argv if word.startswith("hydra/launcher=")]
     if distributed.world() > 1 and launchers and launchers[-1] != "basic":
         reason = "whose processes run every job together"
         return complain(2, f"hydra/launcher must be basic under torchrun, {reason} (got {launchers[-1]})")[0]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to the sentences
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach `guarded`, which turns them into sentences
     if distributed.world() > 1:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else DDP tells every rank what may be unused and is not
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other beside a busy core
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # otherwise DDP warns every rank about unused parameters
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other when a core is busy
     os.environ.pop(sweep.FOLDER, None)
     spec.register()
     _statuses.clear()
@@ -158,7 +160,7 @@ def _main() -> int:
             print("interrupted; the same command resumes the unfinished runs", file=sys.stderr)
     finally:
         found, total = sweep.collect_results()
-        if (found or composed == 0) and distributed.is_main():  # else it never began, and why has been said
+        if (found or composed == 0) and distributed.is_main():  # else it never began, and the reason was printed
             for line in sweep.summary(found, total):
                 print(line, file=sys.stderr)
     unheard = total is not None and len(found) < total

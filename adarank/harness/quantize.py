@@ -21,13 +21,13 @@ def nf4(
     double_quantization: bool = True,
     compute_dtype: Literal["auto", "fp32", "bf16"] = "auto",
 ) -> None:
-    """Replace every linear in the model's blocks, in place, by bitsandbytes' 4-bit layer on `device`.
+    """Replace every linear in the model's blocks, in place, with bitsandbytes' 4-bit layer on `device`.
 
     Embeddings, pooler and head keep their weights, and so do the modules that Transformers keeps in fp32 (T5's wo).
-    double_quantization: the scales (one in fp32 for each block of 64 weights) are themselves stored in 8 bits (§3).
-    compute_dtype: the dtype to which the 4-bit weights are dequantised; auto: bf16 where precision is "bf16"
-    (autocast), else fp32. Layers are converted one by one, so that the whole model is never held twice. Raises
-    SettingError where bitsandbytes is not installed.
+    double_quantization: whether the scales (one in fp32 per block of 64 weights) are themselves stored in 8 bits (§3).
+    compute_dtype: the dtype to which the 4-bit weights are dequantised; auto is bf16 if precision is "bf16" (autocast),
+    else fp32. Layers are converted one by one, so that memory never holds the whole model twice. Raises SettingError if
+    bitsandbytes is not installed.
     """
     if find_spec("bitsandbytes") is None:
         raise SettingError("quantization=nf4: bitsandbytes is not installed; pip install 'adarank[quant]'")

@@ -1,7 +1,8 @@
-"""The results of a sweep's jobs, wherever they run: one small file per job under OUT/.sweep/ID, read by the parent.
+"""The results of a sweep's jobs, wherever they run: each job writes a small file in OUT/.sweep/ID for the parent to
+read.
 
-Launchers run jobs in processes of their own, on other machines, too, so nothing comes back through memory. The folder's
-name reaches the jobs in the variable ADARANK_SWEEP.
+Launchers run jobs in other processes and on other machines, so results cannot return through memory. Jobs learn the
+folder's name from the environment variable ADARANK_SWEEP.
 """
 
 import math
@@ -26,16 +27,16 @@ from adarank.harness.config.validate import typed_keys
 from adarank.runs.files import read_json, write_json
 
 FOLDER = "ADARANK_SWEEP"
-PLAN = "sweep.json"  # in the sweep's folder: how many jobs there will be, and whether a failure stops them
-RESULT = "ADARANK_RESULT"  # the file that a job started as a command of its own writes its result to
+PLAN = "sweep.json"  # in the sweep's folder: the number of jobs, and whether a failure stops them
+RESULT = "ADARANK_RESULT"  # names the file to which a job that was started as a separate command writes its result
 
 
 class Stopped(BaseException):
-    """fail_fast=true ended the sweep after a failure. Hydra catches nothing but Exceptions of a job."""
+    """fail_fast=true ended the sweep after a failure. Not an Exception, because Hydra catches those of a job."""
 
 
 class Begin(Callback):  # type: ignore[misc]
-    """Hydra's hook at the start of a sweep, in the parent process: make the folder and name it."""
+    """Hydra's hook at the start of a sweep: creates the folder in the parent process and tells the jobs its name."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         out = Path(config.out).expanduser().absolute()
@@ -53,7 +54,7 @@ class Begin(Callback):  # type: ignore[misc]
 
 
 def count_jobs(words: Sequence[str]) -> int | None:
-    """The number of jobs that a sweep over `words` (key=a,b key=range(1,9) …) makes; None for a glob."""
+    """The number of jobs in a sweep over `words` (key=a,b key=range(1,9) …); None for a glob."""
     overrides: list[Override] = OverridesParser.create().parse_overrides(list(words))
     last = {o.key_or_group: o for o in overrides}  # of two words for one setting the last one counts
     sweeps = [o for o in last.values() if o.is_sweep_override()]
@@ -63,14 +64,14 @@ def count_jobs(words: Sequence[str]) -> int | None:
 
 
 def refuse_unswept(hydra_config: DictConfig, in_sweep: bool) -> None:
-    """Raise SettingError for an experiment whose sweep (hydra.sweeper.params) Hydra would ignore: it reads a sweep with
-    -m only, and that of one experiment only."""
+    """Raise SettingError for an experiment whose sweep (hydra.sweeper.params) Hydra would ignore: without -m it ignores
+    any sweep, and of several experiments it uses the sweep of one only."""
     swept = hydra_config.sweeper.get("params") or {}
     given = typed_keys(hydra_config.overrides.task)
     left = [key for key in swept if key not in given]
     if left and "experiment" in given:
         name = hydra_config.runtime.choices.experiment
-        how = "run one experiment at a time" if in_sweep else f"add -m, or give one value, {left[0]}=VALUE"
+        how = "run one experiment at a time" if in_sweep else f"add -m, or choose one value with {left[0]}=VALUE"
         raise SettingError(f"experiment={name} is a sweep over {', '.join(swept)}; {how}")
 
 
@@ -85,14 +86,14 @@ class Result:
 
 
 def write_job_result(job: int, overrides: Sequence[str], status: int, error: str | None) -> None:
-    """Write down how a job ended, and print how far the sweep has come. Outside a sweep, or when its parent has gone,
-    nothing happens."""
+    """Record how a job ended and print the progress of the sweep. Does nothing outside a sweep or after its parent has
+    ended."""
     folder = Path(os.environ.get(FOLDER, ""))
     if FOLDER not in os.environ or not folder.is_dir():
         return
     try:
         write_json(folder / f"{job}.json", {"overrides": " ".join(overrides), "status": status, "error": error})
-    except OSError as fault:  # the job's own error has been printed; the summary will miss it and say so
+    except OSError as fault:  # the job's own error has been printed; the summary will report the missing result
         print(f"error: {fault.filename} cannot be written ({fault.strerror})", file=sys.stderr, flush=True)
     progress()
 
@@ -106,7 +107,7 @@ def is_stopped() -> bool:
 
 
 def job_return(overrides: Sequence[str], value: float | None = None) -> JobReturn:
-    """What a launcher returns for a job of another process. value: its best dev metric, None where it has none."""
+    """The return value of a launcher for a job in another process. value: its best dev metric, or None."""
     result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
     result.return_value = value
     return result
@@ -119,7 +120,7 @@ def write_objective(best: float | None, error: str | None) -> None:
 
 
 def progress(job: int | None = None) -> None:
-    """Print how far the sweep has come, and the error of `job`, which ran in another process."""
+    """Print the progress of the sweep, and the error of `job`, which ran in another process."""
     folder = Path(os.environ[FOLDER])
     plan, found = read_json(folder / PLAN), results(folder)
     for result in found:
@@ -127,18 +128,18 @@ def progress(job: int | None = None) -> None:
             print(f"error: {result.error}", file=sys.stderr, flush=True)
     failed = sum(r.status != 0 for r in found)
     of = f" of {plan['jobs']}" if plan["jobs"] else ""
-    stops = "; fail_fast=true starts no more" if failed and plan["fail_fast"] else ""
+    stops = "; fail_fast=true stops the sweep" if failed and plan["fail_fast"] else ""
     print(f"sweep: {len(found)}{of} jobs done" + (f", {failed} failed" if failed else "") + stops, flush=True)
 
 
 def results(folder: Path) -> list[Result]:
-    """The results so far, by number."""
+    """The results so far, sorted by job number."""
     found = [Result(int(path.stem), **read_json(path)) for path in folder.glob("[0-9]*.json")]
     return sorted(found, key=lambda r: r.job)
 
 
 def collect_results() -> tuple[list[Result], int | None]:
-    """(results, number of jobs planned or None) of the sweep of this process; its folder is removed."""
+    """Return (results, number of planned jobs or None) of this process's sweep, and remove its folder."""
     named = os.environ.pop(FOLDER, None)
     if named is None:
         return [], None
@@ -151,11 +152,11 @@ def collect_results() -> tuple[list[Result], int | None]:
 
 
 def summary(found: Sequence[Result], total: int | None) -> list[str]:
-    """One line per failure, then how many jobs wrote no result."""
+    """One line per failed job, then a line with the number of jobs that wrote no result."""
     failed = [r for r in found if r.status != 0]
     lines = [f"job {r.job} ({r.overrides}): {r.error or f'exit status {r.status}'}" for r in failed]
     if failed:
         lines.insert(0, f"{len(failed)} of {total or len(found)} jobs failed:")
     if total is not None and len(found) < total:
-        lines.append(f"{total - len(found)} of {total} jobs did not end; the same command runs them")
+        lines.append(f"{total - len(found)} of {total} jobs did not finish; run the same command again to run them")
     return lines

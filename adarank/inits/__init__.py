@@ -1,4 +1,4 @@
-"""How the factors are initialised: see `init.Init`; one file for each init."""
+"""Initialisations of the factors, one per file; see `init.Init`."""
 
 from adarank.inits.corda import corda
 from adarank.inits.default import default

@@ -1,4 +1,4 @@
-"""CorDA (arXiv 2406.05223): the weight's singular triplets as the layer's inputs weight them."""
+"""CorDA (arXiv 2406.05223): the weight's singular triplets, weighted by the layer's inputs."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -11,12 +11,13 @@ from adarank.errors import SettingError
 from adarank.inits.init import Init, call, evaluating, matrix, take_out, taken, write
 from adarank.inits.inputs import Inputs
 
-DAMPING = 0.01  # of the diagonal's mean, added to the diagonal; doubled until the inverse is accurate
+DAMPING = 0.01  # share of the diagonal's mean to add to the diagonal; doubled until the inverse is accurate
 INACCURACY = 0.05  # largest ‖C C⁻¹ − 1‖_F
 
 
 class Covariance(NamedTuple):
-    """total: the sum over batches of XᵀX [d_in, d_in], each batch's X divided by its largest entry; batches: their number."""
+    """total: the sum over batches of XᵀX [d_in, d_in], with each batch's X divided by its largest entry; batches: the
+    number of batches."""
 
     total: Tensor
     batches: int
@@ -25,10 +26,11 @@ class Covariance(NamedTuple):
 def corda(steps: int = 256, mode: Literal["ipm", "kpm"] = "ipm") -> Init:
     """W C = U S Vᵀ with the inputs' C = mean XᵀX: the adapter gets r triplets of W = U S (Vᵀ C⁻¹), the base the rest.
 
-    "lora": A = √(S/s) Vᵀ C⁻¹, B = U √(S/s); "svd": A's rows split into direction (Q) and length (λ). mode: "ipm",
-    instruction-previewed, takes the first r, whose inputs are those of the new task; "kpm", knowledge-preserved, the last
-    r, least used by inputs whose knowledge is to stay. As in the authors' code, each batch is divided by its largest entry,
-    and C gets a damping that doubles until its inverse is accurate. Padding is left out. The model is unchanged.
+    "lora": A = √(S/s) Vᵀ C⁻¹, B = U √(S/s); "svd": A's rows are split into direction (Q) and length (λ). mode: "ipm",
+    instruction-previewed, takes the first r triplets, for inputs of the new task; "kpm", knowledge-preserved, takes the
+    last r, which are used least by the inputs whose knowledge should be preserved. As in the authors' code, each batch
+    is divided by its largest entry, and C gets a damping that doubles until its inverse is accurate. Padding is
+    excluded. The model is unchanged.
     """
     if mode not in ("ipm", "kpm"):
         raise SettingError(f"init.mode must be one of ipm, kpm (got {mode!r})")
@@ -43,7 +45,7 @@ def corda(steps: int = 256, mode: Literal["ipm", "kpm"] = "ipm") -> Init:
                     call(model, batch)
         found = {name: inputs.of(name).total / inputs.of(name).batches for name in asked}
         if broken := next((name for name, C in found.items() if not C.isfinite().all()), None):
-            raise SettingError(f"init=corda: the inputs of {broken} hold numbers that are not finite")
+            raise SettingError(f"init=corda: the inputs of {broken} contain numbers that are not finite")
         return found
 
     def fill(adapter: LowRank, found: Tensor) -> None:
@@ -59,7 +61,7 @@ def corda(steps: int = 256, mode: Literal["ipm", "kpm"] = "ipm") -> Init:
 
 
 def _add(before: Covariance | None, rows: Tensor) -> Covariance:
-    """rows: [n, d_in]. As in the authors' code the largest entry is that of the signed values."""
+    """Add the rows [n, d_in]. As in the authors' code, the largest entry is that of the signed values."""
     largest = rows.max().abs()
     rows = rows / torch.where(largest > 0, largest, torch.ones_like(largest))
     total = rows.t() @ rows

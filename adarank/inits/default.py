@@ -1,4 +1,4 @@
-"""The papers' own starts, at which the model is unchanged: ΔW = 0."""
+"""The initial values of the methods' papers, which leave the model unchanged: ΔW = 0."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from adarank.inits.init import Init
 
 
 def default() -> Init:
-    """The start that belongs to the adapter's parametrisation, from torch's global generator, module by module.
+    """The initial values of the adapter's parametrisation, drawn from torch's global generator, module by module.
 
     "svd": P, Q ~ N(0, 0.02²), λ = 0 (AdaLoRA's code); "lora": Q ~ U(±1/√d_in), P = 0 (LoRA's code).
     """

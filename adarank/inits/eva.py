@@ -1,4 +1,4 @@
-"""EVA (arXiv 2410.07170): the principal directions of each layer's inputs, and ranks by the variance they explain."""
+"""EVA (arXiv 2410.07170): the principal directions of each layer's inputs, and ranks by explained variance."""
 
 import warnings
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ from adarank.inits.inputs import PCA, Inputs, update
 
 
 class Found(NamedTuple):
-    """V: principal directions [k, d_in], orthonormal rows; ratio [k]: the share of the variance each explains."""
+    """V: principal directions [k, d_in], orthonormal rows; ratio [k]: the share of the variance that each explains."""
 
     V: Tensor
     ratio: Tensor
@@ -26,12 +26,13 @@ class Found(NamedTuple):
 def eva(steps: int = 32, rho: float = 2.0, tau: float = 0.99) -> Init:
     """A = the layer's first r principal input directions, B = 0: the model is unchanged (Algorithm 1).
 
-    An incremental PCA (see `inputs.update`) of each layer's centred inputs, without padding, over at most `steps` batches.
-    It keeps round(rho·r) directions and ends once no direction that would be used has turned by more than arccos(tau)
-    in the last batch, with a warning where the batches ran out first. ranks: the directions of all layers together,
-    sorted by explained variance ratio, as many as the requested ranks have in total; a layer gets 0 to round(rho·r).
-    "svd": Q = A, λ = 0, P ~ N(0, 0.02²) as in AdaLoRA's code. The scale stays that of the requested rank. Raises
-    SettingError for an embedding, whose inputs are not vectors, and where the batches hold too few rows.
+    Runs an incremental PCA (see `inputs.update`) of each layer's centred inputs, without padding, over at most `steps`
+    batches. It keeps round(rho·r) directions and ends once no direction that would be used has turned by more than
+    arccos(tau) in the last batch, with a warning if the batches ran out first. ranks: the directions of all layers are
+    sorted by explained variance ratio, and the first ones are kept up to the total of the requested ranks; a layer gets
+    0 to round(rho·r). "svd": Q = A, λ = 0, P ~ N(0, 0.02²) as in AdaLoRA's code. The scale remains that of the
+    requested rank. Raises SettingError for an embedding, whose inputs are not vectors, and if the batches have too few
+    rows.
     """
     rho = number("init.rho", rho, "at least 1", lambda r: r >= 1)
     tau = number("init.tau", tau, "a cosine from 0 to 1", lambda t: 0 <= t <= 1)
@@ -78,7 +79,7 @@ def eva(steps: int = 32, rho: float = 2.0, tau: float = 0.99) -> Init:
 
 
 def _ranks(found: Mapping[str, Found], asked: Mapping[str, int]) -> dict[str, int]:
-    """The directions of all layers that explain most; of equal ones, the earlier layer's."""
+    """The ranks that keep the directions which explain most over all layers; ties go to the earlier layer."""
     module = torch.cat([torch.full((len(found[n].ratio),), i) for i, n in enumerate(asked)])
     ratio = torch.cat([found[n].ratio.cpu() for n in asked])
     best = ratio.sort(descending=True, stable=True).indices[: sum(asked.values())]
@@ -87,7 +88,7 @@ def _ranks(found: Mapping[str, Found], asked: Mapping[str, int]) -> dict[str, in
 
 
 def _turns(before: PCA | None, now: PCA, rank: int, tau: float) -> bool:
-    """Whether one of the first `rank` directions has not converged yet."""
+    """Whether any of the first `rank` directions has not converged yet."""
     if not rank:
         return False
     if before is None or len(before.V) < rank:

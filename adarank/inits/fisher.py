@@ -14,12 +14,13 @@ from adarank.inits.shares import Weight, in_proportion
 
 
 def fisher(steps: int = 8, min_rank: int = 1, most: float = 2.0) -> Init:
-    """r_i ∝ F_i, the mean square of the gradient ∂L/∂W_i, averaged over `steps` batches; the factors start as `default`.
+    """r_i ∝ F_i, the mean square of the gradient ∂L/∂W_i, averaged over `steps` batches; the factors start as
+    `default`.
 
     FIM-LoRA averages the squares of ∂L/∂B = s·(∂L/∂W)Aᵀ over the entries of B, at a random A and B = 0. Over A ~
-    U(±1/√d_in) that is s²/3 times F_i in expectation: here the expectation is taken, so that the ranks do not depend on
-    the draw. min_rank: the fewest triplets of a module; most: the most, as a multiple of the requested rank. The total
-    is the requested one.
+    U(±1/√d_in) that is s²/3 times F_i in expectation; here the expectation is used, so that the ranks do not depend on
+    the draw. min_rank: the fewest triplets per module; most: the most, as a multiple of the requested rank. The total
+    is as requested.
     """
     ranks = in_proportion(min_rank, most)
 

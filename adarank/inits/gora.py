@@ -32,14 +32,14 @@ def gora(
     """Ranks in proportion to importance, and ΔW₀ = −step·√(d_in / r)·G A⁺A, a descent step in A's row space.
 
     ranks: r_i ∝ I_i / √(d_in + d_out), I = mean |W ⊙ G|, from `least` to `most` times the requested rank (the paper's
-    r_min and r_max). The paper rounds and clips each rank, so that the total drifts; here the factor of proportion is
-    chosen so that the clipped ranks have the requested total, and rounding is by largest remainder. shares="script": as
-    the authors' released scripts run their code, ⌊[B·I_i / ΣI] / (d_in + d_out)⌋ with B = Σ r·(d_in + d_out), clipped;
-    the total is not kept.
-    factors: A ~ U(±1/√d_in), B = −ξ·G Aᵀ(AAᵀ)⁻¹ with s·ξ = step·√(d_in / r): the projection keeps about r/d_in of
-    ‖G‖², so that ‖ΔW₀‖ ≈ step·‖G‖. G: the mean over `steps` batches. The paper does *not* subtract ΔW₀ from the base:
-    training starts one step further, with the same ΔW₀ whatever s is. own_scale: s = α/r_i of the module's own rank
-    (α/√r_i with rslora, the scripts' scale), in place of that of the requested rank; needs alpha.
+    r_min and r_max). The paper rounds and clips each rank, so that the total drifts; here the proportionality factor is
+    chosen so that the clipped ranks have the requested total, and rounding is by largest remainder. shares="script":
+    the rule that the authors' released scripts run, ⌊[B·I_i / ΣI] / (d_in + d_out)⌋ with B = Σ r·(d_in + d_out),
+    clipped; the total is not kept.
+    factors: A ~ U(±1/√d_in), B = −ξ·G Aᵀ(AAᵀ)⁻¹ with s·ξ = step·√(d_in / r): the
+    projection keeps about r/d_in of ‖G‖², so that ‖ΔW₀‖ ≈ step·‖G‖. G: the mean over `steps` batches. The paper does
+    *not* subtract ΔW₀ from the base: training starts one step further, with the same ΔW₀ whatever s is. own_scale: s =
+    α/r_i of the module's own rank (α/√r_i with rslora, the scripts' scale) instead of the requested rank; needs alpha.
     """
     if shares not in (known := ("paper", "script")):
         raise SettingError(f"init.shares must be one of {', '.join(known)} (got {shares!r})")
@@ -82,8 +82,8 @@ def gora(
 def share(weights: Sequence[float], low: Sequence[int], high: Sequence[int], total: int) -> list[int]:
     """Whole numbers in proportion to `weights`, within [low, high], that sum to `total` (Σ low ≤ total ≤ Σ high).
 
-    x_i = t·w_i, clipped, with the t at which they sum to `total`; rounded down, with the rest given to the largest
-    remainders, of equal ones to the first. A weight is raised to 1e-9 of the largest; all count as equal if all are 0.
+    x_i = t·w_i, clipped, with the t at which they sum to `total`, are rounded down, and the rest goes to the largest
+    remainders (ties to the first). Weights are raised to 1e-9 of the largest; if all are 0, they count as equal.
     """
     top = max(weights)
     w = [max(x / top, 1e-9) if top > 0 else 1.0 for x in weights]
@@ -91,7 +91,7 @@ def share(weights: Sequence[float], low: Sequence[int], high: Sequence[int], tot
     def clipped(t: float) -> list[float]:
         return [min(max(t * x, lo), hi) for x, lo, hi in zip(w, low, high, strict=True)]
 
-    below, above = 0.0, 1e9 * max(high) + 1.0  # where every share is at its low, or at its high
+    below, above = 0.0, 1e9 * max(high) + 1.0  # at these, every share is at its low or at its high
     for _ in range(200):
         t = (below + above) / 2
         below, above = (t, above) if sum(clipped(t)) < total else (below, t)

@@ -16,9 +16,9 @@ from adarank.inits.init import call, evaluating, taken
 def weight_gradients(
     model: nn.Module, names: Iterable[str], batches: Iterable[Any], steps: int, init: str
 ) -> dict[str, Tensor]:
-    """{module name: G [d_out, d_in]}, the mean gradient of at most `steps` batches, on the CPU, in fp32 or wider.
+    """{module name: G [d_out, d_in]}, the mean gradient over at most `steps` batches, on the CPU, in fp32 or wider.
 
-    See `each_gradient`. Raises SettingError where a weight is quantised, or the output for a batch has no loss.
+    See `each_gradient`. Raises SettingError if a weight is quantised, or the output for a batch has no loss.
     """
     weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in names}
     sums = {n: torch.zeros(w.shape, dtype=torch.promote_types(w.dtype, torch.float32)) for n, w in weights.items()}
@@ -39,11 +39,11 @@ def each_gradient(
     init: str,
     take: Callable[[str, Tensor], None],
 ) -> int:
-    """Call take(module name, gradient of its weight) for at most `steps` batches; returns how many there were.
+    """Call take(module name, gradient of its weight) for at most `steps` batches; returns the number of batches.
 
-    Computed in evaluation mode, so that dropout adds no noise. Only the target weights get a gradient, and each is
-    released at once, so that the device holds the gradient of one weight at a time. The model is left unchanged. Raises
-    SettingError where a weight is quantised, or the output for a batch has no loss.
+    The model runs in evaluation mode, so that dropout adds no noise. Only the target weights get a gradient, and each
+    is released at once, so that the device holds the gradient of one weight at a time. The model is not changed. Raises
+    SettingError if a weight is quantised, or the output for a batch has no loss.
     """
     weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in names}
     for name, weight in weights.items():

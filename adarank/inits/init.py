@@ -1,4 +1,4 @@
-"""The interface of an init, and how it writes the factors."""
+"""The interface of an init, and functions that write the factors."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -15,15 +15,15 @@ from adarank.errors import SettingError, whole_number
 
 
 class Init(NamedTuple):
-    """How factors are initialised, in up to three steps.
+    """The initialisation of factors in up to three steps.
 
-    name: as in `adarank.inits`. measure(model, {target name: requested rank}, batches) -> found: what it learns from
-    data, with the model before it is wrapped, which it leaves unchanged. ranks(found, {name: requested rank}) ->
-    {name: rank}, for an init that moves rank between modules; 0 is allowed. fill(adapter, found[name]): write the
-    factors of one module, called without gradients; None instead of found[name] without `measure`. An init whose ΔW is
-    not 0 subtracts it from the base with `take_out` and sets changes_base (a 4-bit base is then refused), or its
-    docstring cites the paper that does otherwise. own_scale: s follows the rank that `ranks` gives a module, α / r_i (α
-    / √r_i with rslora), not the requested one; needs alpha.
+    name: as in `adarank.inits`. measure(model, {target name: requested rank}, batches) -> found: the result of
+    measuring data with the model before it is wrapped, which it does not change. ranks(found, {name: requested rank})
+    -> {name: rank}, for an init that moves rank between modules; 0 is allowed. fill(adapter, found[name]): write the
+    factors of one module, called without gradients; without `measure` it gets None. An init whose ΔW is not 0 subtracts
+    it from the base with `take_out` and sets changes_base (a 4-bit base is then refused), or its docstring cites the
+    paper that does otherwise. own_scale: whether s follows the rank that `ranks` gives a module, α / r_i (α / √r_i with
+    rslora), instead of the requested rank; needs alpha.
     """
 
     name: str
@@ -41,10 +41,10 @@ def matrix(adapter: LowRank) -> Tensor:
 
 @torch.no_grad()
 def write(adapter: LowRank, Q: Tensor, P: Tensor) -> None:
-    """Make ΔW = s·Pᵀ Q (Q [r, d_in], P [r, d_out]).
+    """Set the factors so that ΔW = s·Pᵀ Q (Q [r, d_in], P [r, d_out]).
 
-    Where λ is trained, every row gets length 1 and λ_i = ‖q_i‖·‖p_i‖; a row of zeros, which has no direction, is drawn
-    from N(0, 0.02²), as in AdaLoRA, with λ_i = 0. Where λ is the constant 1, Q and P are copied.
+    If λ is trained, every row gets length 1 and λ_i = ‖q_i‖·‖p_i‖; a row of zeros, which has no direction, is drawn
+    from N(0, 0.02²), as in AdaLoRA, with λ_i = 0. If λ is the constant 1, Q and P are copied.
     """
     if adapter.learns_lambda:
         lengths = [rows.norm(dim=1, keepdim=True) for rows in (Q, P)]
@@ -59,26 +59,26 @@ def write(adapter: LowRank, Q: Tensor, P: Tensor) -> None:
 
 @torch.no_grad()
 def take_out(adapter: LowRank) -> None:
-    """Subtract the ΔW that the factors now make from the base's weight, so that the model is unchanged."""
+    """Subtract the factors' current ΔW from the base's weight, so that the model is unchanged."""
     adapter.start_from(adapter.Q, adapter.P * (adapter.lam * adapter.scale).unsqueeze(1))
 
 
 def taken(name: str, batches: Iterable[Any], steps: int) -> Iterator[Any]:
-    """At most `steps` of the batches; SettingError where there are none."""
+    """At most `steps` of the batches. Raises SettingError if there are none."""
     steps = whole_number("init.steps", steps)
     remaining = iter(batches)
     first = next(remaining, None)
     if first is None:
-        raise SettingError(f"init={name} looks at data, and batches is empty; give at least 1 batch")
+        raise SettingError(f"init={name} uses data, but batches is empty; give at least 1 batch")
     yield first
     yield from islice(remaining, steps - 1)
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """model(**batch), or model(*batch) where the batch is not a mapping.
+    """model(**batch), or model(*batch) if the batch is not a mapping.
 
-    A model that holds some parameters in half precision and others, such as its head, in fp32 computes under autocast
-    in the former.
+    A model that holds some parameters in half precision and others, such as its head, in fp32 runs under autocast to
+    the former.
     """
     held = {p.dtype: p.device.type for p in model.parameters() if p.is_floating_point()}
     half = next((dtype for dtype in held if dtype.itemsize == 2), None)
@@ -89,9 +89,10 @@ def call(model: nn.Module, batch: Any) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside the `with`, the model is in evaluation mode, so that dropout adds no noise; it is left in its old mode.
+    """Inside the `with`, the model is in evaluation mode, so that dropout adds no noise; afterwards its mode is
+    restored.
 
-    4-bit layers keep their mode: on some CPUs bitsandbytes repacks their weights for good when they evaluate.
+    4-bit layers keep their mode, because on some CPUs bitsandbytes permanently repacks their weights in evaluation.
     """
     before = [(module, module.training) for module in model.modules()]
     for module, _ in before:

@@ -1,4 +1,4 @@
-"""Statistics of the layers' inputs, batch by batch; for EVA a truncated incremental PCA (Ross et al. 2008)."""
+"""Incremental statistics of the layers' inputs; for EVA, a truncated incremental PCA (Ross et al. 2008)."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +17,8 @@ S = TypeVar("S")
 
 class PCA(NamedTuple):
     """Statistics of the rows seen so far: their number, mean [d], scatter Σ‖x − mean‖², and the first k principal
-    directions V [k, d] (orthonormal rows) with their singular values sigma [k], largest first. Without truncation V and
-    sigma come from the singular value decomposition of the centred rows."""
+    directions V [k, d] (orthonormal rows) with their singular values sigma [k], largest first. Without truncation, V
+    and sigma are those of the singular value decomposition of the centred rows."""
 
     rows: int
     mean: Tensor
@@ -28,15 +28,15 @@ class PCA(NamedTuple):
 
     @property
     def ratio(self) -> Tensor:
-        """The share of the variance that each direction explains, σ² / scatter, [k]; 0 where the variance is 0."""
+        """The share of the variance that each direction explains, σ² / scatter, [k]; 0 if the variance is 0."""
         return torch.where(self.scatter > 0, self.sigma**2 / self.scatter, torch.zeros_like(self.sigma))
 
 
 def update(before: PCA | None, x: Tensor, k: int) -> PCA:
     """Add rows x [n, d] and keep k directions.
 
-    The SVD of three stacked parts: the previous σVᵀ, the centred new rows, and √(nm/(n + m)) times the difference of
-    the means, with m previous rows. It is exact except for truncated directions; the scatter is always exact.
+    Takes the SVD of three stacked parts: the previous σVᵀ, the centred new rows, and √(nm/(n + m)) times the difference
+    of the means, with m previous rows. It is exact except for truncated directions; the scatter is always exact.
     """
     n, mean = len(x), x.mean(0)
     centred = x - mean
@@ -55,8 +55,8 @@ def update(before: PCA | None, x: Tensor, k: int) -> PCA:
 class Inputs(Generic[S]):
     """Statistics of each layer's inputs; layers with the same input share one.
 
-    add(statistics so far or None, rows [n, d_in]) -> statistics. responses: whether the positions that the loss of a
-    language model ignores are left out. owner: {layer: the layer whose statistics it shares}; seen: {owner: statistics}.
+    add(statistics so far or None, rows [n, d_in]) -> statistics. responses: whether to skip the positions that the loss
+    of a language model ignores. owner: {layer: the layer whose statistics it shares}; seen: {owner: statistics}.
     """
 
     def __init__(self, init: str, add: Callable[[S | None, Tensor], S], responses: bool) -> None:
@@ -66,10 +66,12 @@ class Inputs(Generic[S]):
 
     @contextmanager
     def recording(self, bases: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Inside the `with`, every pass is recorded. Raises SettingError for an embedding, whose inputs are not vectors."""
+        """Inside the `with`, every pass is recorded. Raises SettingError for an embedding, whose inputs are not
+        vectors."""
         if embedding := next((name for name, base in bases.items() if layer_of(base) is EMBEDDING), None):
             raise SettingError(
-                f"init={self.init} needs inputs that are vectors: {embedding} is an embedding; leave it out of targets"
+                f"init={self.init} needs inputs that are vectors, but {embedding} is an embedding; remove it from "
+                "targets"
             )
         handles = [
             base.register_forward_pre_hook(partial(self.record, name), with_kwargs=True) for name, base in bases.items()
@@ -81,13 +83,14 @@ class Inputs(Generic[S]):
                 handle.remove()
 
     def of(self, name: str) -> S:
-        """The statistics of a layer so far. Raises SettingError where it has received no input."""
+        """The statistics of a layer so far. Raises SettingError if it has received no input."""
         if self.owner.get(name) not in self.seen:
-            raise SettingError(f"init={self.init}: the batches give {name} no input; leave it out of targets")
+            raise SettingError(f"init={self.init}: the batches give {name} no input; remove it from targets")
         return self.seen[self.owner[name]]
 
     def begin(self, batch: Any) -> None:
-        """Remember which positions of the batch are padding or, with `responses`, ignored by a language model's loss."""
+        """Remember which positions of the batch are padding or, with `responses`, ignored by a language model's
+        loss."""
         self.mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         if self.mask is not None:
             self.mask = self.mask.bool()
@@ -109,7 +112,7 @@ class Inputs(Generic[S]):
 
 
 def _rows(base: Any, x: Tensor, mask: Tensor | None) -> Tensor:
-    """The vectors that the layer's matrix is multiplied by, [rows, d_in], in fp32 or wider."""
+    """The vectors by which the layer's matrix is multiplied, [rows, d_in], in fp32 or wider."""
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     if layer_of(base) is CONV2D:
         how = "constant" if base.padding_mode == "zeros" else base.padding_mode

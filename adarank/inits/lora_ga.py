@@ -1,4 +1,4 @@
-"""LoRA-GA (arXiv 2407.05000): the singular directions of the first gradient."""
+"""LoRA-GA (arXiv 2407.05000): factors along the singular directions of the first gradient."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -17,8 +17,8 @@ def lora_ga(steps: int = 64, gamma: float = 16.0, direction: Literal["ArB2r", "A
     """G = U Σ Vᵀ, the mean gradient of `steps` batches: A = c·(r rows of Vᵀ), B = c·(r other columns of U).
 
     c = d_out^¼ / √gamma (the stable output of Theorem 3.2), and s·BA is subtracted from the base (Algorithm 1).
-    direction, named as in the authors' code: "ArB2r", A takes rows 1…r and B columns r+1…2r (the paper, and that code's
-    default); "A2rBr", the reverse; "ArBr", A takes the even ones of 1…2r and B the odd ones. The full SVD replaces that
+    direction, named as in the authors' code: "ArB2r": A takes rows 1…r and B columns r+1…2r (the paper, and that code's
+    default); "A2rBr": the reverse; "ArBr": A takes the even ones of 1…2r and B the odd ones. The full SVD replaces that
     code's randomised one, so that each triplet's sign is arbitrary. Needs 2r ≤ the smaller side of every target.
     """
     gamma = number("init.gamma", gamma, "above 0", lambda g: g > 0)

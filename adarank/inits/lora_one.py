@@ -1,4 +1,4 @@
-"""LoRA-One (arXiv 2502.01235): the principal singular directions of the first full gradient, as a step of descent."""
+"""LoRA-One (arXiv 2502.01235): a descent step along the principal singular directions of the first full gradient."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,9 +15,10 @@ from adarank.inits.init import Init, write
 def lora_one(steps: int = 8, gamma: float = 128.0) -> Init:
     """−G = U S Vᵀ, the mean gradient of `steps` batches: B = U_r √(S_r/S₁) / √γ, A = √(S_r/S₁) V_rᵀ / √γ.
 
-    So ΔW₀ = −(s / (γ S₁))·[G]_r, the best rank-r approximation of one step of gradient descent with the step size s/(γ S₁);
-    it is *not* subtracted from the base: training starts one step further. The division by S₁ is the authors' code's (their
-    README's formula has none). The full SVD replaces that code's randomised one. A gradient of 0 starts at ΔW = 0.
+    So ΔW₀ = −(s / (γ S₁))·[G]_r, the best rank-r approximation of one step of gradient descent with the step size s/(γ
+    S₁); it is *not* subtracted from the base, so that training starts one step further. The division by S₁ follows the
+    authors' code (the formula in their README has none). The full SVD replaces that code's randomised one. With a
+    gradient of 0, ΔW starts at 0.
     """
     gamma = number("init.gamma", gamma, "above 0", lambda g: g > 0)
 

@@ -1,4 +1,4 @@
-"""MiLoRA (arXiv 2406.09044): the minor singular triplets of the weight itself."""
+"""MiLoRA (arXiv 2406.09044): factors from the minor singular triplets of the weight itself."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from adarank.inits.init import Init, matrix, take_out, write
 
 
 def milora() -> Init:
-    """W = U diag(σ) Vᵀ: the adapter gets the *last* r triplets, the base keeps the principal ones.
+    """W = U diag(σ) Vᵀ: the adapter gets the *last* r triplets, and the base keeps the principal ones.
 
-    As `pissa` with the smallest singular values in place of the largest: "lora": A = √(σ/s) Vᵀ, B = U √(σ/s); "svd": Q =
-    Vᵀ, P = U, λ = σ/s. Training starts in the subspace that pre-training uses least, and the model is unchanged.
+    Like `pissa`, but with the smallest singular values: "lora": A = √(σ/s) Vᵀ, B = U √(σ/s); "svd": Q
+    = Vᵀ, P = U, λ = σ/s. Training starts in the subspace that pre-training uses least, and the model is unchanged.
     """
 
     def fill(adapter: LowRank, found: Any) -> None:

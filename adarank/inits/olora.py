@@ -1,4 +1,4 @@
-"""OLoRA (arXiv 2406.01775): an orthonormal basis of the weight's first columns."""
+"""OLoRA (arXiv 2406.01775): factors from the weight's QR decomposition."""
 
 from typing import Any
 
@@ -9,9 +9,10 @@ from adarank.inits.init import Init, matrix, take_out, write
 
 
 def olora() -> Init:
-    """W = Q̂ R: B = the first r columns of Q̂, A = the first r rows of R; the base loses s·BA (Algorithm 1).
+    """W = Q̂ R: B = the first r columns of Q̂, A = the first r rows of R; s·BA is subtracted from the base (Algorithm
+    1).
 
-    "svd": P = Bᵀ, which is orthonormal, and A's rows split into direction (Q) and length (λ).
+    "svd": P = Bᵀ, which is orthonormal, and A's rows are split into direction (Q) and length (λ).
     """
 
     def fill(adapter: LowRank, found: Any) -> None:

@@ -1,4 +1,4 @@
-"""PiSSA (arXiv 2404.02948): the principal singular triplets of the weight itself."""
+"""PiSSA (arXiv 2404.02948): factors from the principal singular triplets of the weight itself."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from adarank.inits.init import Init, matrix, take_out, write
 
 
 def pissa(niter: int | None = None) -> Init:
-    """W = U diag(σ) Vᵀ: the adapter gets the first r triplets, the base keeps the rest (eqs. 2 to 4).
+    """W = U diag(σ) Vᵀ: the adapter gets the first r triplets, and the base keeps the rest (eqs. 2 to 4).
 
     "lora": A = √(σ/s) Vᵀ, B = U √(σ/s); "svd": Q = Vᵀ, P = U, λ = σ/s. Either way ΔW₀ = U_r diag(σ_r) V_rᵀ, so that
     the model is unchanged, and pruning a triplet removes a part of the *pre-trained* weight. niter: None, the full

@@ -17,10 +17,10 @@ def ralora(steps: int = 32, min_rank: int = 1, most: float = 4.0) -> Init:
 
     erank(G) = exp(H(σ/Σσ)), from 1 to the smaller side of G: the effective rank (Roy and Vetterli 2007), by which
     RaLoRA estimates how many directions a full update would use. The authors' code takes it as the rank itself
-    (`ralora_allocate_by_erank`); here the total is the requested one. Their other half, which raises a module's rank
-    without parameters by splitting its factors into diagonal blocks, is a parametrisation and not here.
+    (`ralora_allocate_by_erank`); here the total is as requested. The method's other half, which raises a module's rank
+    without further parameters by splitting its factors into diagonal blocks, is a parametrisation and not included.
 
-    min_rank: the fewest triplets of a module; most: the most, as a multiple of the requested rank.
+    min_rank: the fewest triplets per module; most: the most, as a multiple of the requested rank.
     """
     ranks = in_proportion(min_rank, most)
 
@@ -34,7 +34,7 @@ def ralora(steps: int = 32, min_rank: int = 1, most: float = 4.0) -> Init:
 
 @torch.no_grad()
 def effective_rank(G: Tensor) -> float:
-    """exp of the entropy of the singular values' shares, at least 1; 1 for a matrix of zeros."""
+    """exp of the entropy of the normalised singular values, at least 1; 1 for a matrix of zeros."""
     sigma = torch.linalg.svdvals(G)
     shares = sigma / sigma.sum().clamp_min(torch.finfo(sigma.dtype).tiny)
     return torch.special.entr(shares).sum().exp().item()

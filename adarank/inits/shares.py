@@ -9,16 +9,17 @@ from adarank.inits.gora import share
 
 
 class Weight(NamedTuple):
-    """value: what a module's rank is proportional to; limit: the smaller side of its matrix."""
+    """value: the number to which a module's rank is proportional; limit: the smaller side of its matrix."""
 
     value: float
     limit: int
 
 
 def in_proportion(min_rank: int, most: float) -> Callable[[Mapping[str, Weight], Mapping[str, int]], dict[str, int]]:
-    """The `ranks` of an init: r_i ∝ value_i, from `min_rank` to `most` times the requested rank, with the requested total.
+    """The `ranks` of an init: r_i ∝ value_i, from `min_rank` to `most` times the requested rank, with the requested
+    total.
 
-    See `gora.share` for the rounding. A module of which less than min_rank is requested keeps at least that. Raises
+    See `gora.share` for the rounding. A module whose requested rank is below min_rank keeps at least that. Raises
     SettingError unless min_rank >= 0 and most >= 1.
     """
     min_rank = whole_number("init.min_rank", min_rank, 0)

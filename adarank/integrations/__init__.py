@@ -1,4 +1,4 @@
-"""adarank in other libraries' training loops and formats; importing this package needs none of them."""
+"""Support for other libraries' training loops and formats; importing this package requires none of them."""
 
 from adarank.integrations.trainer import RankTrainerMixin
 

@@ -13,9 +13,10 @@ rank 0, which still has its magnitude, gets one triplet of zeros.
 Experts stacked in one tensor are `target_parameters`. PEFT gives a stack of E experts one rank, so that the factors of
 each expert are padded with zeros to the largest of the stack:
 
-    A [E·r, d_in], expert by expert        B [d_out, r·E], triplet by triplet, an entry for each expert
+    A [E·r, d_in], expert by expert        B [d_out, r·E], triplet by triplet, one entry per expert
 
-It wraps a module of experts once for each of its stacks, the first one innermost. Its LoRA of a parameter has no dropout.
+It wraps a module of experts once for each of its stacks, the first one innermost. Its LoRA of a parameter has no
+dropout.
 """
 
 import os
@@ -44,7 +45,7 @@ TASKS = {
     "ForQuestionAnswering": "QUESTION_ANS",
     "ForConditionalGeneration": "SEQ_2_SEQ_LM",
 }
-# the modules that PEFT regards as the head of such a model and adds to modules_to_save
+# The modules that PEFT treats as the head of such a model and adds to modules_to_save.
 HEADS = {"SEQ_CLS": {"classifier", "score"}, "QUESTION_ANS": {"qa_outputs"}}
 
 
@@ -52,11 +53,11 @@ def to_peft(model: nn.Module, folder: str | os.PathLike[str], uniform_rank: bool
     """Write the adapters into `folder` as a LoRA that `PeftModel.from_pretrained` loads onto the original base.
 
     Adapters with a magnitude ("dora", "svd_dora") become a DoRA, use_dora=True, in which rank 0 is a triplet of zeros.
-    Pruned triplets are left out. Where an init subtracted ΔW₀ from the base, the change of the original weight,
-    ΔW − ΔW₀ of rank ≤ 2r, is decomposed by QR and SVD in fp64, and singular values below rounding error are dropped.
-    Experts are padded with zeros to the largest rank in their stack, and the exported adapter has no dropout, which PEFT
-    cannot apply to experts. uniform_rank: pad all modules with zeros to the largest rank, for engines that accept only
-    one; no patterns.
+    Pruned triplets are left out. Where an init subtracted ΔW₀ from the base, the change of the original weight, ΔW −
+    ΔW₀ of rank ≤ 2r, is decomposed by QR and SVD in fp64, and singular values below rounding error are dropped. Experts
+    are padded with zeros to the largest rank in their stack, and the exported adapter has no dropout, which PEFT cannot
+    apply to experts. uniform_rank: pad all modules with zeros to the largest rank, for engines that accept only one; no
+    patterns.
 
     Raises SettingError, before anything is written, for anything that a LoRA adapter cannot hold: bottlenecks, modules
     trained in part, a model with no rank left; with uniform_rank also for other trained modules.
@@ -128,8 +129,8 @@ def peft_state(
     buffers = description.get("buffers", {})
     if outside := [name for name in buffers if not any(name.startswith(module + ".") for module in whole)]:
         raise SettingError(
-            f"training changed {outside[0]}, a buffer that a LoRA of PEFT cannot hold, because its module was not trained "
-            "as a whole; name the module in train=, or use adarank.merge and model.save_pretrained instead"
+            f"training changed {outside[0]}, a buffer that a LoRA of PEFT cannot hold, because its module was not "
+            "trained as a whole; name the module in train=, or use adarank.merge and model.save_pretrained instead"
         )
     state |= {PREFIX + name: tensors[name] for name in (*description["trained"], *buffers)}
     state |= {PREFIX + name: tensors[source].clone() for name, source in description.get("tied", {}).items()}
@@ -225,7 +226,7 @@ def _laid_out(name: str, info: Mapping[str, Any], A: Tensor, B: Tensor) -> dict[
     if layer == CONV2D.name:
         if any(d != 1 for d in info["dilation"]) or info["padding_mode"] != "zeros":
             raise SettingError(
-                f"PEFT's LoRA of a convolution supports neither dilation nor padding_mode, and {name} has "
+                f"PEFT's LoRA of a convolution supports neither dilation nor padding_mode, but {name} has "
                 f"dilation={info['dilation']}, padding_mode={info['padding_mode']!r}; merge the adapter instead"
             )
         A, B = A.view(-1, *info["kernel"]), B.view(*B.shape, 1, 1)
@@ -233,7 +234,7 @@ def _laid_out(name: str, info: Mapping[str, Any], A: Tensor, B: Tensor) -> dict[
 
 
 def task_of(model_class: str, whole: Sequence[str]) -> str | None:
-    """PEFT's task_type for a Transformers class whose modules `whole` are trained as a whole; None where the head does not
+    """PEFT's task_type for a Transformers class whose modules `whole` are trained as a whole; None if the head does not
     have one of the names that PEFT looks for."""
     task = next((task for end, task in TASKS.items() if model_class.endswith(end)), None)
     return None if task in HEADS and not HEADS[task] & set(whole) else task
@@ -245,19 +246,19 @@ def _whole(description: Mapping[str, Any], uniform_rank: bool) -> list[str]:
     for name in trained:
         if uniform_rank:
             raise SettingError(
-                f"uniform_rank=true is for engines that refuse modules_to_save, and {name} was trained as a whole; use "
+                f"uniform_rank=true is for engines that refuse modules_to_save, but {name} was trained as a whole; use "
                 "adarank.merge and model.save_pretrained instead, or uniform_rank=false"
             )
         if not any(name.startswith(module + ".") for module in whole):
             raise SettingError(
-                f"PEFT saves only whole modules with a LoRA, and of {name.rpartition('.')[0] or 'the model'} only "
+                f"PEFT saves only whole modules with a LoRA, but of {name.rpartition('.')[0] or 'the model'} only "
                 f"{name} was trained; use adarank.merge and model.save_pretrained instead"
             )
     return list(whole)
 
 
 def check_names(model: nn.Module, config: Mapping[str, Any]) -> None:
-    """Raise SettingError where PEFT, which compares the endings of names, would affect another module as well."""
+    """Raise SettingError if PEFT, which matches the endings of names, would affect another module, too."""
     targets = {*config["target_modules"], *config.get("target_parameters", ())}
     whole = set(config["modules_to_save"] or ())
     for name, _ in model.named_modules():
@@ -265,5 +266,6 @@ def check_names(model: nn.Module, config: Mapping[str, Any]) -> None:
         also += [w for w in whole if name.endswith(w)] if name not in whole else []
         if also:
             raise SettingError(
-                f"PEFT would confuse {name} with {also[0]}, whose name is its ending; adapt or train both, or merge"
+                f"PEFT would confuse {name} with {also[0]}, because the latter is its ending; adapt or train both, or "
+                "merge"
             )

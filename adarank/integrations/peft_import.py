@@ -26,8 +26,8 @@ from adarank.errors import SettingError
 from adarank.integrations.peft_export import FILES, PREFIX
 from adarank.targets import near
 
-PEFT_TYPES = {"LORA": "lora", "ADALORA": "svd"}  # and the kind that each becomes, without use_dora
-# Settings that are read here.
+PEFT_TYPES = {"LORA": "lora", "ADALORA": "svd"}  # {PEFT's type: our kind}, without use_dora
+# The settings that this module reads.
 READ = {
     *("peft_type", "task_type", "base_model_name_or_path", "r", "init_r", "lora_alpha", "lora_dropout", "use_rslora"),
     *("rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save", "bias", "init_lora_weights", "use_dora"),
@@ -49,7 +49,7 @@ def from_peft(model: nn.Module, folder: str | os.PathLike[str]) -> dict[str, Any
     """Load a LoRA, DoRA or AdaLoRA adapter of PEFT into a freshly loaded base, so that you can keep training it.
 
     Returns {module name: adapter} of kind "lora", "dora" or "svd"; they are trainable, and so are the modules in
-    modules_to_save. Raises SettingError, before anything is changed, where a file is missing or damaged, the adapter
+    modules_to_save. Raises SettingError, before anything is changed, if a file is missing or damaged, the adapter
     uses a setting that is not supported (trained biases, inits that change the base …; the message names it), or
     the model is not the base that it was made for (the message names the differing shapes). Only safetensors are read.
 
@@ -91,7 +91,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tens
         match = FACTORS.fullmatch(name)
         if key == name or (match is None and "lora_" in name):
             raise SettingError(
-                f"{path} holds the tensor {key}, which does not belong to a plain LoRA, DoRA or AdaLoRA adapter"
+                f"{path} contains the tensor {key}, which does not belong to a plain LoRA, DoRA or AdaLoRA adapter"
             )
         if match is not None:
             factors.setdefault(match[1], {})[match[2].replace("embedding_", "")] = tensor
@@ -152,7 +152,7 @@ def _module(
     wanted = {"lora_A", "lora_B"} | ({"lora_E"} if adalora else set()) | ({"lora_magnitude_vector"} if dora else set())
     shapes = ", ".join(f"{part} {tuple(t.shape)}" for part, t in sorted(parts.items()))
     if parts.keys() != wanted:
-        raise SettingError(f"{path} is damaged: {name} should have {' and '.join(sorted(wanted))} and has {shapes}")
+        raise SettingError(f"{path} is damaged: {name} should have {' and '.join(sorted(wanted))} but has {shapes}")
     A, B = parts["lora_A"], parts["lora_B"]
     layer: dict[str, Any] = {"layer": CONV1D.name if config.get("fan_in_fan_out") else LINEAR.name}
     if embedding:
@@ -181,7 +181,7 @@ def _module(
 
 
 def _scale(path: Path, config: Mapping[str, Any], name: str, rank: int) -> float:
-    """s, as PEFT computes it. Raises SettingError where it is not a number above 0."""
+    """s, as PEFT computes it. Raises SettingError if it is not a number above 0."""
     try:
         if config["peft_type"] == "ADALORA":
             alpha, initial = config.get("lora_alpha", 8), float(config.get("init_r", 12))
@@ -207,15 +207,15 @@ def _by_pattern(path: Path, pattern: Mapping[str, Any], name: str, default: Any)
 
 
 def _warn_of_idle_keys(path: Path, config: Mapping[str, Any], names: Sequence[str]) -> None:
-    """PEFT ignores, without a word, an entry of rank_pattern or alpha_pattern that no adapted module has."""
+    """Warn of entries in rank_pattern or alpha_pattern that match no adapted module, which PEFT ignores silently."""
     literal = config["peft_type"] == "ADALORA"  # its keys are names of tensors
     for setting in ("rank_pattern", "alpha_pattern"):
         for key in config.get(setting) or {}:
             expression = re.escape(key.removesuffix(".lora_E")) if literal else key
             if not any(re.match(rf"(.*\.)?({expression})$", name) for name in names):
                 warnings.warn(
-                    f"{path}: the key {key!r} of {setting} matches no module of the adapter, and has no effect; near "
-                    f"names: {near(key.removesuffix('.lora_E'), names)}",
+                    f"{path}: the key {key!r} of {setting} matches no module of the adapter and has no effect; "
+                    f"similar names: {near(key.removesuffix('.lora_E'), names)}",
                     stacklevel=4,
                 )
 
@@ -225,5 +225,7 @@ def _saved_module(path: Path, config: Mapping[str, Any], name: str) -> str:
     saved, parts = tuple(config.get("modules_to_save") or ()), name.split(".")
     outer = next((m for i in range(1, len(parts)) if saved and (m := ".".join(parts[:i])).endswith(saved)), None)
     if outer is None:
-        raise SettingError(f"{path} holds {name}, which is neither a LoRA factor nor in modules_to_save={list(saved)}")
+        raise SettingError(
+            f"{path} contains {name}, which is neither a LoRA factor nor in modules_to_save={list(saved)}"
+        )
     return outer

@@ -9,7 +9,7 @@
     training_step, once per micro-batch  after the last one of a step: controller.after_backward
     clipping, optimizer.step             the controller's own hooks
     log                                  adds the budget and the mean rank to the training loss
-    _save                                also writes TRAINED: all but the frozen parameters, masks included
+    _save                                also writes TRAINED: all but the frozen parameters, including masks
     _load_from_checkpoint, _load_best…   read it: some Trainers would build a model without adapters from the folder
 
 Callbacks run too late: `on_train_begin` after the optimiser's state is loaded, `on_pre_optimizer_step` after clipping.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 else:
     Trainer = object
 
-TRAINED = "trained.safetensors"  # in a checkpoint, with the Trainer's own files
+TRAINED = "trained.safetensors"  # in a checkpoint, next to the Trainer's own files
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
@@ -50,9 +50,9 @@ class RankTrainerMixin(Trainer):
     """Inherit from it before a Trainer class; the keyword `controller` is a RankController over the model's adapters.
 
     The schedule's total must be the number of optimiser steps that the Trainer takes (`max_steps`, or epochs × steps
-    per epoch). Raises SettingError where it is not, for FSDP, DeepSpeed and nn.DataParallel, and for compaction where
-    the Trainer would load or share the Parameters that compaction replaces; RuntimeError where the controller and the
-    Trainer are at different steps (a checkpoint without optimiser state, a second `train()`).
+    per epoch). Raises SettingError if it is not, for FSDP, DeepSpeed and nn.DataParallel, and for compaction if the
+    Trainer would load or share the Parameters that compaction replaces; RuntimeError if the controller and the Trainer
+    are at different steps (a checkpoint without optimiser state, a second `train()`).
     """
 
     def __init__(self, *args: Any, controller: RankController, **kwargs: Any) -> None:
@@ -72,7 +72,7 @@ class RankTrainerMixin(Trainer):
         if self.args.auto_find_batch_size:
             raise SettingError(
                 "auto_find_batch_size must be False with a RankController (got True): after an out-of-memory error the "
-                "Trainer starts again with a new optimiser and another number of steps; set "
+                "Trainer starts again with a new optimiser and a different number of steps; set "
                 "per_device_train_batch_size instead"
             )
         if getattr(self.args, "sync_ref_model", False):  # TRL's
@@ -81,7 +81,7 @@ class RankTrainerMixin(Trainer):
                 "order, and the reference model has no adapters"
             )
         self._check_compaction(
-            self.args.load_best_model_at_end, "load_best_model_at_end=True loads weights of other shapes"
+            self.args.load_best_model_at_end, "load_best_model_at_end=True loads weights of different shapes"
         )
         self._check_compaction(self.args.world_size > 1, "DistributedDataParallel keeps only the old Parameters")
 
@@ -131,8 +131,9 @@ class RankTrainerMixin(Trainer):
         lag = state.global_step - controller.step
         if lag and not (self.accelerator.scaler is not None and 0 < controller.step < state.global_step):
             raise RuntimeError(
-                f"the Trainer is at step {state.global_step}, its RankController at {controller.step}; resuming needs "
-                "a checkpoint with the optimiser's state (save_only_model=False), and a new run needs a new controller"
+                f"the Trainer is at step {state.global_step}, but its RankController is at {controller.step}; resuming "
+                "needs a checkpoint with the optimiser's state (save_only_model=False), and a new run needs a new "
+                "controller"
             )
         self._begun = True
 

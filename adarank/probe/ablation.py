@@ -17,7 +17,7 @@ from adarank.runs.modules import place_of
 
 
 class Ablation(NamedTuple):
-    """One batch. units: its rows, or the tokens that its loss is a mean over; loss: summed over them; without: the same
+    """One batch. units: the rows or tokens over which its loss is a mean; loss: the sum over them; without: the same
     sum without each triplet, module by module."""
 
     units: int

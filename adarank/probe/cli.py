@@ -1,4 +1,4 @@
-"""Measure what a finished run's weights show, and write it into the run's folder for the report.
+"""Measures the weights of a finished run and writes the results into the run's folder for the report.
 
     adarank probe RUN …                          ablate every triplet: which scores predict the loss?   probe.json
     adarank probe RUN … --delta                  how did the weights change?                            delta.json
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measurements(folder: Path, options: argparse.Namespace) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
-    """[(file name, function that measures its content)] of what the options ask for; by default the ablations."""
+    """[(file name, function that measures its content)] for the options; by default the ablations."""
     from adarank.probe import forgetting, prefixes, score_fidelity, weight_change
 
     chosen: list[tuple[str, Callable[[], dict[str, Any]]]] = []

@@ -28,7 +28,7 @@ def measure(folder: Path, stsb: str | None, text: str | None) -> dict[str, Any]:
     run = open_run(folder)
     if run.built.tokenizer is None:
         raise SettingError(
-            f"--stsb and --text need a model of texts, but the run in {folder} is on images ({run.task.name})"
+            f"--stsb and --text need a text model, but the run in {folder} is on images ({run.task.name})"
         )
     measures: dict[str, tuple[dict[str, Any], Callable[[], float]]] = {}
     if stsb is not None:

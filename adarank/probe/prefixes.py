@@ -22,10 +22,10 @@ def prefix_ranks(text: str) -> list[int]:
 
 
 def measure(folder: Path, ranks: Sequence[int]) -> dict[str, Any]:
-    """{"metric", "ranks", "dev", "test"}: the first metric of the run in `folder` at each of `ranks`, ascending, on both
-    splits (test: None where the run did not measure it). The weights are those of its best checkpoint.
+    """{"metric", "ranks", "dev", "test"}: the first metric of the run in `folder` at each of `ranks`, ascending, on
+    both splits (test: None if the run did not measure it). The weights are those of its best checkpoint.
 
-    Raises SettingError where the run has no triplets, or a rank is above that of its largest module.
+    Raises SettingError if the run has no triplets, or a rank is above that of its largest module.
     """
     run = open_run(folder)
     load_trained_weights(run)

@@ -1,4 +1,4 @@
-"""The model of a finished run: its base as it was before training, then its trained weights."""
+"""The model of a finished run: its base before training, then its trained weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +37,8 @@ class FinishedRun:
 
 
 def read_spec(folder: Path) -> Spec:
-    """The settings of the finished run in `folder`, with the paths of its data and model where they were, whatever the
-    present folder. Raises SettingError if there is none."""
+    """The settings of the finished run in `folder`, with the original paths of its data and model, whatever the working
+    directory. Raises SettingError if there is none."""
     summary, fault = read_object(folder / SUMMARY)
     try:
         record: Any = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
@@ -54,7 +54,7 @@ def read_spec(folder: Path) -> Spec:
 
 
 def open_run(folder: Path) -> FinishedRun:
-    """The run in `folder` with its base rebuilt, initialised and quantised as it was.
+    """The run in `folder` with its base rebuilt, initialised and quantised in the same way.
 
     Raises SettingError if there is no finished run, or its data or model are no longer available.
     """
@@ -75,7 +75,7 @@ def load_trained_weights(run: FinishedRun) -> dict[str, nn.Module]:
         tensors, description = read_adapter(folder)
         for name, parameter in run.model.named_parameters():
             if name in description["trained"]:
-                parameter.data = parameter.data.to(tensors[name].dtype)  # loading must not round what was trained
+                parameter.data = parameter.data.to(tensors[name].dtype)  # loading must not round trained weights
         adapters: dict[str, nn.Module] = put_adapter(run.model, tensors, description, folder)
         store(run.model, run.built.dtype)
         run.model.to(run.device)

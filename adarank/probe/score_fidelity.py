@@ -1,4 +1,4 @@
-"""Score fidelity: the increase of the loss without each triplet, and how every score values it."""
+"""Score fidelity: the loss increase without each triplet, and every score's value for the triplet."""
 
 import hashlib
 import inspect
@@ -57,7 +57,7 @@ def measure(folder: Path, rows: int, passes: int) -> dict[str, Any]:
 def resume(
     journal: Path, head: Mapping[str, Any], rest: Callable[[int], Iterator[Ablation]], total: int
 ) -> list[Ablation]:
-    """All batches: those in `journal`, then rest(number of them), each appended to it as it is finished.
+    """All batches: those in `journal`, then rest(number of them), each appended to it once it is finished.
 
     head: identifies the measurement; a journal with another head is discarded. A truncated last line is measured again.
     """
@@ -92,7 +92,7 @@ def final_scores(
 
     rows: the training rows, as `task_type` encoded them. A run's own averages are not kept; they are computed over
     `passes` training batches at the final weights (dropout active, no updates). Scores that are undefined for these
-    adapters are left out. `random` is the control.
+    adapters are omitted. `random` is the control.
     """
     device = next(model.parameters()).device
     factors = {id(p) for adapter in adapters.values() for p in adapter.parameters(recurse=False)}
@@ -121,7 +121,7 @@ def final_scores(
 
 
 def _default_scores(bank: Bank, seed: int) -> dict[str, tuple[Score, Buffers]]:
-    """{name: (score, its buffers)}. A score without usable defaults is reported on stderr and left out."""
+    """{name: (score, its buffers)}. A score without usable defaults is reported on stderr and omitted."""
     made = {}
     for name in scores.__all__:
         make: Callable[..., Score] = getattr(scores, name)
@@ -130,7 +130,7 @@ def _default_scores(bank: Bank, seed: int) -> dict[str, tuple[Score, Buffers]]:
             inspect.signature(make).bind(**supplied)
             score = make(**supplied)
         except (TypeError, SettingError) as error:
-            print(f"score {name} is left out, because it cannot be made with its defaults ({error})", file=sys.stderr)
+            print(f"score {name} is omitted, because it cannot be built with its defaults ({error})", file=sys.stderr)
             continue
         try:
             made[name] = (score, score.init(bank))

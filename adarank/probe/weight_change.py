@@ -1,5 +1,5 @@
-"""Weight change: what fine-tuning did to the weights. ΔW of every module by its singular value decomposition, compared
-with the W it was added to (`measure`), and with the ΔW of other runs (`compare`)."""
+"""Weight change: how fine-tuning changed the weights. Compares the singular value decomposition of every module's ΔW
+with the W to which it was added (`measure`), and with the ΔW of other runs (`compare`)."""
 
 import json
 import sys
@@ -34,9 +34,9 @@ class Change(NamedTuple):
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """What one run did to its weights: {"directions", "top", "epsilon", "modules": {name: metrics}}.
+    """How a run changed its weights: {"directions", "top", "epsilon", "modules": {name: metrics}}.
 
-    directions: k of the amplification factor, the run's `rank` setting, which full fine-tuning has as well. Raises
+    directions: k of the amplification factor, the run's `rank` setting, which full fine-tuning has, too. Raises
     SettingError if the run changed no matrix.
     """
     run = open_run(folder)

@@ -4,8 +4,9 @@
     {"step": 20, "budget": 12, "unit": "triplets", …, "ranks": [8, 4], "score_quantiles": {"layer.0.query": [0.1, …]}}
 
 Quantiles are large, so only allocations 1, 2, 4, 8, … and the last one keep theirs. A run does not know which one will
-be its last: every line is appended with its quantiles, and whenever SURPLUS of them have piled up, one atomic rewrite
-of the file removes them. The last line always has its quantiles, also after a kill or a cut to a checkpoint.
+be its last, so it appends every line with its quantiles, and once SURPLUS of them have accumulated it rewrites the file
+atomically without them. The last line always has its quantiles, even after a kill or after the file was cut back to a
+checkpoint.
 """
 
 import json
@@ -16,11 +17,11 @@ from typing import Any
 from adarank.runs.files import json_line, parsed_lines
 
 QUANTILES = "score_quantiles"
-SURPLUS = 32  # quantiles that may pile up before they are removed
+SURPLUS = 32  # lines with surplus quantiles that may accumulate before they are trimmed
 
 
 def keeps_quantiles(number: int) -> bool:
-    """Whether allocation `number`, counted from 1, keeps its quantiles when others follow it: 1, 2, 4, 8, …"""
+    """Whether allocation `number`, counted from 1, keeps its quantiles once later ones follow: 1, 2, 4, 8, … do."""
     return number & (number - 1) == 0
 
 
@@ -35,7 +36,7 @@ def line(record: Mapping[str, Any], modules: Sequence[str]) -> str:
 
 
 def document(records: Sequence[Mapping[str, Any]]) -> str:
-    """The whole file that holds `records`, trimmed; "" where there is no record."""
+    """The whole file that holds `records`, trimmed; "" if there is no record."""
     if not records:
         return ""
     modules = list(records[0]["ranks"])
@@ -54,9 +55,10 @@ def trim(text: str) -> str:
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """(records with `ranks` as {module name: rank}, numbers from 1 of the lines that cannot be read).
+    """(records with `ranks` as {module name: rank}, numbers of the unreadable lines, counted from 1).
 
-    A missing file is empty. The form without a header, in which every line names the modules, is read, too.
+    A missing file counts as empty. The older format without a header, in which every line names the modules, is read,
+    too.
     """
     records: list[dict[str, Any]] = []
     bad: list[int] = []

@@ -1,4 +1,4 @@
-"""The files of a run's folder: what they are called, how they are read, and writes that no reader sees half-done."""
+"""The files of a run's folder: their names, how to read them, and how to write them atomically."""
 
 import errno
 import json
@@ -18,8 +18,8 @@ ALLOCATIONS = "allocations.jsonl"
 SUMMARY = "summary.json"
 STATUS = "status.json"
 PREDICTIONS = "predictions.npz"
-UNLABELLED = "predictions.jsonl"  # of the rows of a test without labels
-TRACEBACK = "traceback.txt"  # of a run that failed for a reason that no message foresees
+UNLABELLED = "predictions.jsonl"  # for a test set without labels
+TRACEBACK = "traceback.txt"  # of a run that failed with an unexpected exception
 PROBE = "probe.json"
 JOURNAL = "probe.jsonl"  # of an unfinished probe: one line per finished batch
 DELTA = "delta.json"
@@ -31,16 +31,16 @@ CHECKPOINT = "checkpoint"  # folder
 WANDB = "wandb"  # folder
 
 
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # what a full or broken disk reports
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # errors of a full or broken disk
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises OSError where it cannot be read and ValueError where it is no JSON."""
+    """The content of a JSON file. Raises OSError if it cannot be read and ValueError if it is not JSON."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_object(path: Path) -> tuple[dict[str, Any], str]:
-    """(a JSON object, what is wrong with the file); ({}, "") where there is no such file. Raises nothing."""
+    """(a JSON object, what is wrong with the file); ({}, "") if there is no such file. Raises nothing."""
     try:
         value = read_json(path)
     except FileNotFoundError:
@@ -51,14 +51,14 @@ def read_object(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """(the objects of a JSONL file, the numbers from 1 of the other lines); both empty where there is no such file."""
+    """(the objects of a JSONL file, the numbers of the other lines, counted from 1); both empty if there is no file."""
     lines = parsed_lines(path)
     records = [line for line in lines if line is not None]
     return records, [number for number, line in enumerate(lines, start=1) if line is None]
 
 
 def parsed_lines(path: Path) -> list[dict[str, Any] | None]:
-    """The object on every line of a JSONL file, None where there is none; [] where there is no such file."""
+    """The object on every line of a JSONL file, None for a line that holds none; [] if there is no file."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -87,9 +87,9 @@ def finite(value: Any) -> Any:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file in the same folder to write into, renamed to `path` at the end unless something fails. An OSError
-    names `path`."""
-    unique = uuid.uuid4().hex[:12]  # process numbers repeat across the machines of a cluster
+    """Open a temporary file in the same folder for writing, and rename it to `path` at the end unless something fails.
+    An OSError names `path`."""
+    unique = uuid.uuid4().hex[:12]  # process ids repeat across the machines of a cluster
     temporary = path.with_name(f".{path.name}.{unique}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -98,7 +98,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        error.filename = str(path)  # where the disk is full, the error itself names no file
+        error.filename = str(path)  # on a full disk the error itself names no file
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -111,7 +111,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def is_unwritable(error: BaseException, folder: Path) -> bool:
-    """Whether an error says that `folder` cannot be written (its disk is full, say), rather than anything about the run."""
+    """Whether an error concerns writing to `folder` (its disk is full, say) rather than the run itself."""
     if not isinstance(error, OSError):
         return False
     inside = isinstance(error.filename, str) and Path(error.filename).is_relative_to(folder)
@@ -121,7 +121,7 @@ def is_unwritable(error: BaseException, folder: Path) -> bool:
 def write_traceback(path: Path | None) -> str:
     """Write the traceback of the exception that is being handled; returns "(traceback: PATH)" for a message.
 
-    Where `path` is None or cannot be written, the traceback is printed to stderr instead, and the text is empty.
+    If `path` is None or cannot be written, the traceback is printed to stderr instead, and the text is empty.
     """
     try:
         if path is not None:
@@ -140,18 +140,18 @@ def first_line(error: BaseException) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` for text, in UTF-8."""
+    """`write_bytes` for text, encoded as UTF-8."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Write `value` as JSON, atomically; floats that JSON cannot hold become null. indent: None: no white space."""
+    """Write `value` as JSON, atomically; NaN and infinite floats become null. indent: None writes no white space."""
     separators = (",", ":") if indent is None else None
     write_text(path, json.dumps(finite(value), indent=indent, separators=separators, allow_nan=False) + "\n")
 
 
 def json_line(record: dict[str, Any]) -> str:
-    """A record as one line of a JSONL file, newline included; floats that JSON cannot hold become null."""
+    """A record as one line of a JSONL file, including the newline; NaN and infinite floats become null."""
     try:
         return json.dumps(record, allow_nan=False) + "\n"
     except ValueError:  # rare, and `finite` is slow

@@ -19,7 +19,7 @@ from adarank.runs.status import run_folders, state_of
 if TYPE_CHECKING:
     import pandas
 
-KEYS = ("run", "method", "arm", "model", "task", "seed")  # of a run, the first columns of every kind
+KEYS = ("run", "method", "arm", "model", "task", "seed")  # identify a run; the first columns of every kind of table
 RUN = (*KEYS, "targets", "state", "error")
 METRIC = ("name", "higher_is_better", "best", "best_step", "last", "test", "test_last", "majority")
 COSTS = {
@@ -64,7 +64,7 @@ Part = tuple[dict[str, Any], dict[str, list[Any]]]  # (the keys of a run, column
 
 @dataclass(frozen=True)
 class Run:
-    """One run. summary, settings: {} where it has none; the others read its files when they are called."""
+    """One run. summary, settings: {} if it has none; the other fields are functions that read its files when called."""
 
     name: str
     state: str
@@ -77,7 +77,7 @@ class Run:
 
     @property
     def keys(self) -> dict[str, Any]:
-        """KEYS; of a run without a summary, as its settings name them."""
+        """The values of KEYS; for a run without a summary, from its settings."""
         known = {**self.settings, **{key: value for key, value in self.summary.items() if value is not None}}
         seed = re.search(r"-s(\d+)$", self.name)
         return {
@@ -88,13 +88,14 @@ class Run:
 
 
 def frame(out: Path | str, kind: str = "runs") -> "pandas.DataFrame":
-    """The runs below the folder `out`, at any depth, as a DataFrame. Run folders (finished, failed or running) and packed
-    runs are read alike.
+    """The runs below the folder `out`, at any depth, as a DataFrame. It covers run folders (finished, failed or
+    running) and packed runs.
 
-    kind: "runs" has one row per run: its settings, typed, results and costs; "metrics" one row per record of
-    metrics.jsonl; "allocations" one row per allocation; "ranks" one row per module and allocation; "predictions" one row
-    per row of test and checkpoint. Without runs the table has its columns and no row. Raises SettingError where `out` is no
-    folder, `kind` is none of these, pandas is not installed, or a file that no run leaves half written is damaged.
+    kind: "runs" has one row per run, with its typed settings, results and costs; "metrics" one row per record of
+    metrics.jsonl; "allocations" one row per allocation; "ranks" one row per module and allocation; "predictions" one
+    row per test row and checkpoint. Without runs the table has its columns but no rows. Raises SettingError if `out` is
+    not a folder, if `kind` is none of these, if pandas is not installed, or if a file that is only written as a whole
+    is damaged.
 
     Example: frame("runs/demo").groupby("method")["metric.test_last"].agg(["mean", "std"])
     """
@@ -125,7 +126,7 @@ def _pandas() -> Any:
 
 
 def _runs(out: Path) -> Iterator[Run]:
-    """Sorted by name, one at a time: the content of thousands of packed runs is not held."""
+    """The runs sorted by name, one at a time, so that thousands of packed runs are never in memory together."""
     files = [(file.parent / packed.run_name(file), file) for file in packed.record_files(out)]
     paths = [*((folder, folder) for folder in run_folders(out)), *files]
     for place, path in sorted(paths):
@@ -177,7 +178,8 @@ def _run_row(run: Run) -> dict[str, Any]:
 
 
 def _rank_summary(rank: Mapping[str, Any]) -> dict[str, Any]:
-    """Ranks over the modules, from `rank` of summary.json; of old runs `initial` has the rank of every module."""
+    """Statistics of the ranks over the modules, from `rank` of summary.json. In old runs `initial` holds the rank of
+    every module."""
     initial, final = rank.get("initial"), list((rank.get("final") or {}).values())
     summarised = {
         "initial_mean": fmean(initial.values()) if isinstance(initial, dict) and initial else initial or None,
@@ -200,7 +202,7 @@ def _allocation_rows(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _rank_parts(runs: Iterator[Run]) -> Iterator[Part]:
-    """Of every allocation; the ranks of a run that never allocates stand at step 0."""
+    """The ranks after every allocation; for a run that never allocates, its ranks at step 0."""
     place = cache(place_of)
     for run in runs:
         maps = [(record["step"], record["ranks"]) for record in run.allocations()]
@@ -219,7 +221,7 @@ def _rank_parts(runs: Iterator[Run]) -> Iterator[Part]:
 
 
 def _prediction_parts(runs: Iterator[Run]) -> Iterator[Part]:
-    """Of every checkpoint with predictions; NaN for a column that it lacks. Rows count from 1."""
+    """The predictions of every checkpoint that has them; NaN for a missing column. Rows are counted from 1."""
     for run in runs:
         columns = run.predictions()
         for checkpoint, suffix in CHECKPOINTS.items():
@@ -237,7 +239,7 @@ def _prediction_parts(runs: Iterator[Run]) -> Iterator[Part]:
 
 
 def _joined(parts: Sequence[Part], names: Sequence[str]) -> "pandas.DataFrame":
-    """One table of all parts, the keys of each repeated in front of its columns."""
+    """All parts as one table; each part's keys are repeated in front of its columns."""
     counts = [len(columns[names[0]]) for _, columns in parts]
     repeated = np.repeat(np.arange(len(parts)), counts)
     table = _table([keys for keys, _ in parts], KEYS).loc[repeated].reset_index(drop=True)
@@ -254,8 +256,8 @@ def _table(rows: Sequence[Mapping[str, Any]], first: Sequence[str], last: Sequen
 
 
 def _column(name: str, values: Sequence[Any]) -> "pandas.Series[Any]":
-    """The values with their own type: bool, int64, float64 or text; where whole numbers or booleans are missing, pandas'
-    nullable type. Values of several types become text, as tables show them."""
+    """The values as bool, int64, float64 or text, or as pandas' nullable type if integers or booleans are missing.
+    Values of several types become text, as tables show them."""
     pandas = _pandas()
     known = [value for value in values if value is not None]
     types, whole = set(map(type, known)), len(known) == len(values)

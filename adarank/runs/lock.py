@@ -1,14 +1,14 @@
 """One process per run: the lock of a run's folder.
 
-On a local file system it is the kernel's (`flock` on the folder itself), which leaves no file behind and ends with the
-process that holds it, also after kill -9. Network file systems lock a folder for one host only (NFS silently so) or not
-at all. There, and where the platform has no flock, files are the lock:
+On a local file system it is a kernel lock (`flock` on the folder itself), which leaves no file behind and ends with the
+process that holds it, even after kill -9. Network file systems lock a folder for one host only (NFS does so silently)
+or not at all. There, and on platforms without flock, files serve as the lock:
 
-Whoever creates `.lock.1` in the run's folder (with O_EXCL: atomic, on NFS, too) owns it and touches it regularly.
-Where the holder of `.lock.n` is dead, whoever creates `.lock.n+1` takes over, so two processes that find the same stale
-lock cannot both take it. Stale files are kept: removing one could hide a live lock from a process that is listing the
-folder. A holder on another host is dead when its file grows old, by the file system's own clock; one on this host when
-its process (by number and start time) is gone.
+The process that creates `.lock.1` in the run's folder (with O_EXCL, which is atomic even on NFS) owns the run and
+touches the file regularly. If the holder of `.lock.n` is dead, the process that creates `.lock.n+1` takes over, so two
+processes that find the same stale lock cannot both take it. Stale files are kept, because removing one could hide a
+live lock from a process that is listing the folder. A holder on another host counts as dead once its file is old by the
+file system's own clock; a holder on this host, once its process (identified by id and start time) is gone.
 """
 
 import errno
@@ -43,9 +43,9 @@ class RunLocked(RunFailed):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Path | None]:
-    """Hold the lock of `folder`, which exists. Raises RunLocked where another process, or this one, holds it already.
+    """Hold the lock of `folder`, which must exist. Raises RunLocked if this or another process holds it already.
 
-    Yields the file that has to be touched every few seconds to keep the lock, None where the kernel keeps it.
+    Yields the file that must be touched every few seconds to keep the lock, or None if the kernel holds the lock.
     """
     descriptor = _lock_folder(folder)
     path = _create_lock_file(folder) if descriptor is None else None
@@ -59,15 +59,15 @@ def locked(folder: Path) -> Iterator[Path | None]:
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
-    """{"pid", "host"} of the live process that holds the lock of `folder`, None where nobody does.
+    """{"pid", "host"} of the live process that holds the lock of `folder`, or None if there is no such process.
 
-    Both are None where it has not written its status yet. Looking keeps no run from starting.
+    Both are None if it has not written its status yet. This check never prevents a run from starting.
     """
     try:
         descriptor = _flock(folder, shared=True)
     except BlockingIOError:
         status, _ = read_object(folder / STATUS)
-        known = status.get("state") == "running"  # else it is an earlier process's
+        known = status.get("state") == "running"  # otherwise an earlier process wrote the status
         return {key: status.get(key) if known else None for key in ("pid", "host")}
     except FileNotFoundError:
         return None  # the run has no folder yet
@@ -82,7 +82,7 @@ def holder(folder: Path) -> dict[str, Any] | None:
 
 
 def refuse_locked(folder: Path) -> None:
-    """Raise RunLocked where a live process holds the lock of `folder`."""
+    """Raise RunLocked if a live process holds the lock of `folder`."""
     if (found := holder(folder)) is not None:
         raise _run_locked(folder, found)
 
@@ -93,20 +93,20 @@ def _run_locked(folder: Path, found: dict[str, Any]) -> RunLocked:
 
 
 def _lock_folder(folder: Path) -> int | None:
-    """The open descriptor of the locked folder, None where the kernel has no lock for it."""
+    """The open descriptor of the locked folder, or None if the kernel cannot lock it."""
     while True:
         try:
             return _flock(folder, shared=False)
         except BlockingIOError:
             refuse_locked(folder)
-            time.sleep(random.uniform(0.001, 0.01))  # the lock was that of a look, by `holder`, and is gone at once
+            time.sleep(random.uniform(0.001, 0.01))  # it was a check by `holder`, which releases its lock at once
 
 
 def _flock(folder: Path, shared: bool) -> int | None:
-    """The descriptor of the folder under flock, None where there is none. Raises BlockingIOError where it is taken."""
+    """The descriptor of the folder under flock; None if flock is unsupported. Raises BlockingIOError if it is taken."""
     if fcntl is None or not _is_local(folder):
         return None
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # closed on exec, as all of Python's
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # closed on exec, like all of Python's
     _descriptors.add(descriptor)
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -122,12 +122,13 @@ def _flock(folder: Path, shared: bool) -> int | None:
 def _release(descriptor: int) -> None:
     if descriptor in _descriptors:  # not in a forked child, whose copy is closed already
         _descriptors.remove(descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # at once, even if a child about to exec still has a copy
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # releases it even if a child about to exec still has a copy
         os.close(descriptor)
 
 
 def _close_inherited() -> None:
-    """In a forked child (a data worker, say): it must not keep the lock when its parent dies."""
+    """Close the descriptors in a forked child (a data worker, say), which must not keep the lock when its parent
+    dies."""
     for descriptor in _descriptors:
         os.close(descriptor)
     _descriptors.clear()
@@ -138,7 +139,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _is_local(folder: Path) -> bool:
-    """Whether the folder is on a file system that no other host mounts; True where /proc does not tell."""
+    """Whether the folder is on a file system that no other host can mount; True if /proc does not say."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -147,7 +148,7 @@ def _is_local(folder: Path) -> bool:
     for mount in mounts:
         place, _, about = mount.partition(" - ")
         point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), place.split()[4])
-        if len(point) >= longest and path.is_relative_to(point):  # of several mounts in one place the last one counts
+        if len(point) >= longest and path.is_relative_to(point):  # of several mounts at one point, the last one counts
             longest, system = len(point), about.split()[0]
     return system in LOCAL
 
@@ -162,7 +163,8 @@ def _create_lock_file(folder: Path) -> Path:
                 continue  # released just now; the next number is not ours to take, so list the folder again
             if found is not None:
                 raise _run_locked(folder, found)
-        # The number follows from the listing that was judged: of all that saw the same stale lock, one creates it.
+        # The number follows from the listing just read, so that only one of the processes that saw this lock creates
+        # it.
         path = folder / f".lock.{_number(last) + 1 if last else 1}"
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -183,11 +185,11 @@ def _number(path: Path) -> int:
 
 
 def _holder_of(path: Path) -> dict[str, Any] | None:
-    """The content of a lock file, None where its holder is dead. Raises FileNotFoundError where the file is gone."""
+    """The content of a lock file, or None if its holder is dead. Raises FileNotFoundError if the file is gone."""
     try:
         age = _now(path.parent) - path.stat().st_mtime
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # created and not yet written, or its writer died in between
+    except ValueError:  # created but not yet written, or its writer died in between
         found = {"pid": None, "host": None}
     here = found["host"] == socket.gethostname()
     alive = _is_alive(found["pid"], found["started"]) if here else age < STALE_AFTER
@@ -195,7 +197,7 @@ def _holder_of(path: Path) -> dict[str, Any] | None:
 
 
 def _is_alive(pid: int, started: str | None) -> bool:
-    """Whether process `pid` of this host exists and, where /proc tells, is the one that began at `started`."""
+    """Whether process `pid` of this host exists and, if /proc tells, is the one that started at `started`."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -206,7 +208,7 @@ def _is_alive(pid: int, started: str | None) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks; None where /proc does not tell. A zombie has ended."""
+    """When a process started, in the kernel's ticks; None if /proc does not say or the process is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:

@@ -7,12 +7,12 @@ import numpy as np
 
 
 class Place(NamedTuple):
-    """Where a module stands.
+    """The place of a module in a model.
 
-    stack: the name of the list of blocks that holds it, "bert.encoder.layer"; "" for a module outside every block.
-    block: its number in that list; None outside. path: what the module is called inside its block,
-    "attention.self.query"; its whole name outside. kind: `path` without numbers, so that the experts of a block and
-    the query of every block are of one kind.
+    stack: the name of the list of blocks that contains it, "bert.encoder.layer"; "" for a module outside every block.
+    block: its index in that list; None outside. path: the module's name inside its block, "attention.self.query"; its
+    full name outside. kind: `path` without numbers, so that all experts of a block are of one kind, as are the query
+    projections of all blocks.
     """
 
     stack: str
@@ -37,9 +37,9 @@ def place_of(name: str) -> Place:
 
 
 def describe_modules(names: Iterable[str], others: Iterable[str] = ()) -> str:
-    """Modules in a few words: "query, key, value in 12 blocks".
+    """Describe modules in a few words: "query, key, value in 12 blocks".
 
-    Each kind is called by as many of its last parts as tell it from the other kinds, those of `others` included.
+    The name of each kind is the shortest ending that tells it from the other kinds, including those of `others`.
     """
     places = [place_of(name) for name in names]
     kinds = list(dict.fromkeys(place.kind for place in places))
@@ -51,18 +51,18 @@ def describe_modules(names: Iterable[str], others: Iterable[str] = ()) -> str:
 
 
 def short_kind(kind: str, known: Collection[str]) -> str:
-    """As many of the last parts of `kind` as tell it from the other `known` kinds."""
+    """The shortest ending of `kind`, in whole parts, that tells it from the other `known` kinds."""
     parts = kind.split(".")
     ends = [".".join(parts[i:]) for i in range(len(parts) - 1, -1, -1)]
     return next((e for e in ends if not any(k != kind and f".{k}".endswith(f".{e}") for k in known)), kind)
 
 
 def rank_grid(ranks: Mapping[str, float]) -> tuple[list[str], list[str], np.ndarray]:
-    """Lay {module name: rank} out as (row labels, column labels, float64 [rows, columns]); NaN: no module.
+    """Arrange {module name: rank} as (row labels, column labels, float64 [rows, columns]); NaN marks an empty cell.
 
-    One row per block, labelled with its number, or with stack and number where a model has several stacks (encoder and
-    decoder); modules outside every block share a last row. One column per kind of module, or per path where a block
-    holds several modules of one kind, so that no two modules share a cell.
+    There is one row per block, labelled with its number, or with stack and number if the model has several stacks (an
+    encoder and a decoder); modules outside every block share a last row. There is one column per kind of module, or per
+    path if a block contains several modules of one kind, so that no two modules share a cell.
     """
     places = {name: place_of(name) for name in ranks}
     kinds = {(p.stack, p.block, p.kind) for p in places.values()}

@@ -1,4 +1,4 @@
-"""Packed runs: finished runs as one small file each, `<run>.json.gz`, written by experiments/pack.py."""
+"""Packed runs: experiments/pack.py stores each finished run as one small file, `<run>.json.gz`."""
 
 import gzip
 import json
@@ -23,8 +23,8 @@ def run_name(file: Path) -> str:
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """The content of a packed run: config, summary, metrics, modules, allocations, and where it has them measures and
-    predictions. Raises SettingError where the file is damaged."""
+    """The content of a packed run: config, summary, metrics, modules, allocations and, if it has them, measures and
+    predictions. Raises SettingError if the file is damaged."""
     try:
         record: dict[str, Any] = json.loads(gzip.decompress(file.read_bytes()))
     except (gzip.BadGzipFile, zlib.error, EOFError, ValueError):

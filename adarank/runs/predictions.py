@@ -1,7 +1,7 @@
-"""predictions.npz: what a run predicts for every row of test, in the order of the test set.
+"""predictions.npz: a run's prediction for every test row, in the order of the test set.
 
-`label`, `prediction` and `score` are those of the last checkpoint; where the best one is another, its own follow as
-`label_best`, `prediction_best` and `score_best`. docs/runs.md says what the three are for each type of task.
+`label`, `prediction` and `score` belong to the last checkpoint; if the best checkpoint is another one, `label_best`,
+`prediction_best` and `score_best` follow. docs/runs.md explains the three for each type of task.
 """
 
 import zipfile
@@ -20,13 +20,13 @@ ZERO = ord("0")
 
 
 def write(folder: Path, columns: Columns) -> None:
-    """Replace the file in a run's folder, atomically; the same columns always give the same bytes."""
+    """Replace the file in a run's folder atomically; equal columns always give equal bytes."""
     with replacing(folder / PREDICTIONS) as file:
         np.savez_compressed(file, **columns)  # type: ignore[arg-type]
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
-    """The columns of the file in a run's folder, {} where there is none. Raises SettingError for a damaged file."""
+    """The columns of the file in a run's folder, {} if there is none. Raises SettingError for a damaged file."""
     path = folder / PREDICTIONS
     if not path.is_file():
         return {}
@@ -38,10 +38,11 @@ def read(folder: Path) -> dict[str, np.ndarray]:
 
 
 def packed(columns: Columns) -> Packed:
-    """Labels and predictions of classes as texts of one character per row, which compress well; {} for other
-    predictions. Scores are left out.
+    """Class labels and predictions as strings of one character per row, which compress well; {} for predictions of any
+    other type. Scores are omitted.
 
-    error: label XOR prediction, 0 where it is right; change: the last checkpoint's prediction XOR the best one's.
+    error: label XOR prediction, 0 if the prediction is right; change: the last checkpoint's prediction XOR the best
+    one's.
     """
     if "prediction" not in columns or columns["prediction"].dtype.kind != "i":
         return {}
@@ -53,7 +54,7 @@ def packed(columns: Columns) -> Packed:
 
 
 def unpacked(texts: Packed) -> dict[str, np.ndarray]:
-    """The columns that `packed` made the texts of, without scores."""
+    """The inverse of `packed`: the columns, without scores."""
     numbers = {name: np.array([ord(c) - ZERO for c in text], dtype=np.int64) for name, text in texts.items()}
     if not numbers:
         return {}

@@ -8,10 +8,10 @@ from adarank.runs.files import CONFIG
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """`config.yaml` of a run's folder, see `flat`; None where it is missing or cannot be read."""
+    """`config.yaml` of a run's folder, flattened by `flat`; None if it is missing or cannot be read."""
     import yaml  # type: ignore[import-untyped]
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is installed
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if libyaml is installed
     try:
         config = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), Loader=loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -26,7 +26,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text(value: Any) -> str:
-    """A setting's value as tables show it."""
+    """A setting's value as it appears in tables."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The state of a run: status.json, and what it takes to begin, skip or resume one."""
+"""The state of a run: status.json, and the decision whether to start, skip or resume the run."""
 
 import logging
 import os
@@ -32,13 +32,13 @@ BEAT = 5.0  # seconds between heartbeats
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """status.json, {} where it is missing or damaged."""
+    """status.json, {} if it is missing or damaged."""
     return read_object(folder / STATUS)[0]
 
 
 def is_finished(folder: Path, force: bool, retry: str) -> bool:
-    """Whether `folder` holds the finished run. Raises RunFailed where the run failed before and neither `force` nor
-    retry="failed" asks for another try."""
+    """Whether `folder` holds the finished run. Raises RunFailed if the run failed before and neither `force` nor
+    retry="failed" asks to run it again."""
     if force:
         return False
     status = read_status(folder)
@@ -49,13 +49,13 @@ def is_finished(folder: Path, force: bool, retry: str) -> bool:
 
 
 def is_resumable(folder: Path) -> bool:
-    """Whether the run continues from its checkpoint: its process ended without finishing, or it failed. A run that
-    diverged would diverge again. Only the holder of the lock may conclude this."""
+    """Whether the run resumes from its checkpoint because its process ended without finishing or the run failed. A run
+    that diverged would diverge again. Only the holder of the lock may decide this."""
     return read_status(folder).get("state") in ("running", "failed")
 
 
 def make_folder(folder: Path) -> None:
-    """Make the run's folder. Raises SettingError where it cannot be made."""
+    """Create the run's folder. Raises SettingError if it cannot be created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -63,7 +63,7 @@ def make_folder(folder: Path) -> None:
 
 
 def begin(folder: Path) -> None:
-    """Remove an earlier attempt's files from the run's folder; everything else in it stays."""
+    """Remove the files of an earlier attempt from the run's folder; keep everything else in it."""
     try:
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
@@ -76,12 +76,12 @@ def begin(folder: Path) -> None:
 
 
 def unwritable(out: Path | str, error: OSError) -> SettingError:
-    """The error for an `out` folder that cannot be made or written."""
+    """The error for an `out` folder that cannot be created or written to."""
     return SettingError(f"out={out} cannot be written ({error.strerror}); choose a folder that you can write to")
 
 
 def check_writable(out: str) -> None:
-    """Raise SettingError where `out` cannot be made or written. Nothing is left behind."""
+    """Raise SettingError if `out` cannot be created or written to. Leaves nothing behind."""
     existing = _existing(Path(out).expanduser())
     if not existing.is_dir():
         raise SettingError(f"out={out} cannot be written ({existing} is a file); choose a folder that you can write to")
@@ -94,9 +94,10 @@ def check_writable(out: str) -> None:
 
 
 def check_space(out: str, folder: Path, needed: Mapping[str, int]) -> None:
-    """Raise SettingError where the disk of `out` has no room for what a run in `folder` will save.
+    """Raise SettingError if the disk of `out` lacks space for the files that a run in `folder` will save.
 
-    needed: {name: bytes at most}. What an earlier attempt left in the folder counts, since it is replaced.
+    needed: {name: bytes at most}. Files that an earlier attempt left in the folder count as free space, since they are
+    replaced.
     """
     there = sum(file.stat().st_size for name in needed for file in (folder / name).rglob("*") if file.is_file())
     free = shutil.disk_usage(_existing(folder)).free
@@ -104,7 +105,7 @@ def check_space(out: str, folder: Path, needed: Mapping[str, int]) -> None:
         parts = " and ".join(f"{size / 2**20:,.1f} MiB for {name}/" for name, size in needed.items() if size)
         raise SettingError(
             f"out={out} has {free / 2**20:,.1f} MiB free, but the run saves up to {parts}; free some space, choose "
-            "another folder, or save no checkpoint with checkpoint_seconds=null"
+            "another folder, or disable checkpoints with checkpoint_seconds=null"
         )
 
 
@@ -115,7 +116,7 @@ def _existing(path: Path) -> Path:
 
 
 def write_status(folder: Path, state: str, step: int, error: str | None = None, **more: Any) -> None:
-    """Replace status.json. The heartbeat is the present time, in UTC; more: further fields."""
+    """Replace status.json. The heartbeat is the current time in UTC; more: further fields."""
     process = {"host": socket.gethostname(), "pid": os.getpid(), "heartbeat": _now()}
     write_json(folder / STATUS, {"state": state, **process, "step": step, "error": error, **more})
 
@@ -125,14 +126,14 @@ def _now() -> str:
 
 
 class Heartbeat:
-    """While open, a thread refreshes status.json every BEAT seconds, however long a step or an evaluation takes.
+    """A thread that refreshes status.json every BEAT seconds, however long a step or an evaluation takes.
 
-    `beat(step)` records how far the run is, `end(state, error)` writes its final state.
+    `beat(step)` records the progress of the run, and `end(state, error)` writes its final state.
     """
 
     def __init__(self, folder: Path, lock: Path | None, step: int = 0, steps: int = 0) -> None:
-        """lock: the lock's file, touched at every beat, None where the kernel keeps it; step, steps: where the run starts
-        and will end, from which `adarank status` estimates the time left."""
+        """lock: the lock file, touched at every beat, or None if the kernel holds the lock; step, steps: the run's
+        first and last step, from which `adarank status` estimates the time left."""
         self.folder, self.lock, self.step = folder, lock, step
         self._more: dict[str, Any] = {"steps": steps, "started": _now(), "started_step": step}
         self._over = threading.Event()
@@ -168,8 +169,8 @@ class Heartbeat:
 
 
 def warn_if_other_code(folder: Path, commit: str | None) -> None:
-    """Print a note where the finished run that is about to be skipped was made by another commit."""
+    """Print a note if another commit made the finished run that is about to be skipped."""
     made_by = read_object(folder / SUMMARY)[0].get("commit")
     if made_by and commit and made_by != commit:
-        made = f"{folder.name} was made by commit {made_by[:10]}, this is {commit[:10]}"
+        made = f"{folder.name} was made by commit {made_by[:10]}, but this is commit {commit[:10]}"
         print(f"note: {made}; force=true runs it again", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The state of every run below a folder, as a table. Files are only read."""
+"""The state of every run below a folder, as a table. This module only reads files."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from adarank.runs import lock
 from adarank.runs.files import CONFIG, STATUS, SUMMARY, read_object
 
 STATES = ("finished", "running", "failed", "stale", "incomplete")
-MARKS = {STATUS, SUMMARY, CONFIG}  # a folder that holds one of these is a run's
+MARKS = {STATUS, SUMMARY, CONFIG}  # a folder that contains one of these is a run's folder
 PAUSE = 2.0  # seconds between two refreshes on a terminal
 
 
@@ -31,27 +31,28 @@ class Row:
 
 
 def read(out: Path) -> list[Row]:
-    """The runs below `out`, sorted by name. Raises SettingError where there is no such folder."""
+    """The runs below `out`, sorted by name. Raises SettingError if there is no such folder."""
     if not out.is_dir():
         raise SettingError(f"OUT must be a folder that holds runs (got {out})")
     return [_row(folder, folder.relative_to(out).as_posix()) for folder in run_folders(out)]
 
 
 def run_folders(out: Path) -> list[Path]:
-    """The run folders below `out`, or `out` itself, sorted by path. Links are followed, and each folder is found once."""
+    """The run folders below `out`, or `out` itself, sorted by path. Links are followed, and each folder is listed
+    once."""
     found, seen = [], set()
     for parent, names, files in os.walk(out, followlinks=True):
         real = os.path.realpath(parent)
         if real not in seen and MARKS.intersection(files):
             found.append(Path(parent))
         if real in seen or {STATUS, SUMMARY}.intersection(files):
-            names.clear()  # a run's folder holds no other run, though W&B's files in it are called config.yaml, too
+            names.clear()  # a run's folder contains no other run, even though W&B calls files in it config.yaml, too
         seen.add(real)
     return sorted(found)
 
 
 def state_of(folder: Path, status: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """A run's state: one of STATES, or "diverged". status, summary: the content of its two files, {} where missing."""
+    """A run's state: one of STATES, or "diverged". status, summary: the contents of the two files, {} if missing."""
     state = str(status.get("state", summary.get("status")))
     if state == "running":
         return "running" if lock.holder(folder) is not None else "stale"
@@ -105,7 +106,7 @@ def table(rows: list[Row]) -> str:
 
 
 def watch(out: Path) -> None:
-    """Print the table; on a terminal, refresh it as long as a run is running."""
+    """Print the table; on a terminal, refresh it while any run is running."""
     while True:
         rows = read(out)
         if sys.stdout.isatty():

@@ -1,4 +1,4 @@
-"""How important every triplet is: one score per file. See `adarank.scores.score.Score` for what a score is."""
+"""Scores, which measure how important every triplet is; one per file. `adarank.scores.score.Score` defines a score."""
 
 from adarank.scores.adalora import adalora
 from adarank.scores.contribution import contribution

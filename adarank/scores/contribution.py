@@ -10,7 +10,8 @@ def contribution() -> Score:
     """‖s·λ_i P_i Q_iᵀ‖_F = s·|λ_i|·‖P_i‖·‖Q_i‖: how much triplet i adds to ΔW. Nothing is averaged.
 
     Unlike |λ| it includes the lengths of P and Q, which no penalty fixes exactly, and the scale s, so that modules of
-    different scale compare. With svd_before_allocation=True it is the singular value of ΔW. Works with constant λ, too.
+    different scales are comparable. With svd_before_allocation=True it is the singular value of ΔW. Works with constant
+    λ, too.
     """
 
     def score(buffers: Buffers, bank: Bank) -> Tensor:

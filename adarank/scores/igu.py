@@ -22,16 +22,17 @@ def igu(
     eps: float = 1e-6,
     seed: int | None = None,
 ) -> Score:
-    """Ī/Ū of |w·g| with g at a random point c of the path, s(w) summed per triplet as AdaLoRA's eq. 7 does.
+    """Ī/Ū of |w·g| with g at a random point c on the path, where s(w) is summed per triplet as in AdaLoRA's eq. 7.
 
-    Integrated gradients average g over the path c·(P, λ, Q), c from 0 to 1, on which ΔW is c³ΔW. The authors' code takes
-    one point a step, c ~ U{1/points, …, 1}: the whole training pass computes with c³ΔW, so that training is at c, too,
-    and the moving average Ī takes the place of the integral. Once the ranks are final, c is 1. points=1: no path.
+    Integrated gradients average g over the path c·(P, λ, Q), c from 0 to 1, on which ΔW becomes c³ΔW. The authors' code
+    uses one point per step, c ~ U{1/points, …, 1}: the whole training pass computes with c³ΔW, so that training, too,
+    is at c, and the moving average Ī replaces the integral. Once the ranks are final, c is 1. points=1: no path.
 
-    form: "ratio", (Ī + eps)/(Ū + eps), the authors' code; "product", Ī·Ū, AdaLoRA's form on these gradients. Ī, Ū: as in
-    `adalora`. seed: of c; None takes the run's seed in the laboratory, and 0 elsewhere. The points are a hash of seed
-    and step: equal on every device and process. Raises SettingError for points below 1, beta1 or beta2 outside [0, 1),
-    another form, or eps of 0 or less; `init` does for adapters other than the plain low-rank ones.
+    form: "ratio", (Ī + eps)/(Ū + eps), the authors' code; "product", Ī·Ū, AdaLoRA's form on these gradients. Ī, Ū: as
+    in `adalora`. seed: the seed of c; None means the run's seed in the laboratory, and 0 elsewhere. The points are a
+    hash of seed and step, equal on every device and in every process. Raises SettingError for points below 1, beta1 or
+    beta2 outside [0, 1), another form, or eps of 0 or less; `init` raises it for adapters other than plain low-rank
+    ones.
     """
     points = whole_number("score.points", points)
     eps = number("score.eps", eps, "above 0", lambda e: e > 0)

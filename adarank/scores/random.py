@@ -13,10 +13,10 @@ from adarank.scores.score import Buffers, Score
 def random(seed: int | None = None) -> Score:
     """A random number in (0, 1] for every triplet, the same at every step.
 
-    The rank map is random, but training is as calm as with an informed score, because a pruned triplet stays pruned
-    while the budget falls. The numbers are a hash of seed and index: equal on every device, new for a fresh triplet.
+    The rank map is random, but training is as stable as with an informed score, because a pruned triplet stays pruned
+    while the budget falls. The numbers are a hash of seed and index, equal on every device and new for a fresh triplet.
 
-    seed: None takes the run's seed in the laboratory, and 0 elsewhere.
+    seed: None means the run's seed in the laboratory, and 0 elsewhere.
     """
 
     seed = 0 if seed is None else whole_number("score.seed", seed, 0)

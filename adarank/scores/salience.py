@@ -1,4 +1,4 @@
-"""SalientLoRA's salience: a triplet's λ over time, and the other λ that follow it (Ke et al., NeurIPS 2024)."""
+"""SalientLoRA's salience: a triplet's λ over time, and its influence on other λ (Ke et al., NeurIPS 2024)."""
 
 import torch
 from torch import Tensor
@@ -12,18 +12,19 @@ def salience(window: int = 200, correlation: float = 0.9, slope: float = 2.0, in
     """Magnitude plus influence domain, over the time series of λ since the last allocation.
 
     magnitude: m_i = Σ_t R_t |λ_i(t)|, divided by its sum over the module. R_t is 1/ℓ_t, scaled to [0, 1] over the
-        series, and ℓ_t the orthogonality loss at step t: steps at which λ is nearer to a singular value count more.
-    influence domain: an edge i → j where the correlation of λ_i and λ_j is at least `correlation` and the regression of
-        λ_j on λ_i has a slope b_ij of at least `slope`. d_i = Σ_j b_ij d_j over i's edges, where a triplet without edges
-        counts 1; divided by the sum of d over all triplets with edges, and 0 for the others.
+        series, and ℓ_t is the orthogonality loss at step t: steps at which λ is closer to a singular value count more.
+    influence domain: there is an edge i → j if the correlation of λ_i and λ_j is at least `correlation` and the
+        regression of λ_j on λ_i has a slope b_ij of at least `slope`. d_i = Σ_j b_ij d_j over i's edges, where a
+        triplet without edges counts 1; it is divided by the sum of d over all triplets with edges, and is 0 for the
+        others.
 
-    The paper removes the weakest edge of every cycle first (Algorithm 1). There is none: b_ij = r_ij σ_j/σ_i, so that
-    around a cycle the slopes' product is that of the correlations, at most 1, but at least slopeᵏ > 1. Sorted by σ, the
-    graph is triangular, and d the solution of one triangular system.
+    The paper first removes the weakest edge of every cycle (Algorithm 1). There are no cycles: b_ij = r_ij σ_j/σ_i, so
+    that the product of the slopes around a cycle equals that of the correlations, at most 1, but is at least slopeᵏ >
+    1. Sorted by σ, the graph is triangular, and d is the solution of one triangular system.
 
     window: the most steps of the series. correlation: above 0, at most 1. slope: above 1. influence: at least 0, the
-    weight of the domain (the authors' code: 1). Raises SettingError for other values; `init` does for adapters with
-    constant λ.
+    weight of the domain (the authors' code: 1). Raises SettingError for other values; `init` raises it for adapters
+    with constant λ.
     """
     window = whole_number("score.window", window)
     correlation = number("score.correlation", correlation, "above 0 and at most 1", lambda r: 0 < r <= 1)
@@ -48,7 +49,7 @@ def salience(window: int = 200, correlation: float = 0.9, slope: float = 2.0, in
         ended.zero_()
 
     def restart(buffers: Buffers, bank: Bank) -> None:
-        buffers["ended"].fill_(1)  # the series stays until there is another step
+        buffers["ended"].fill_(1)  # keep the series until the next step
 
     def score(buffers: Buffers, bank: Bank) -> Tensor:
         lam, loss = buffers["lam"].double(), buffers["loss"].double()
@@ -60,7 +61,8 @@ def salience(window: int = 200, correlation: float = 0.9, slope: float = 2.0, in
 
 
 def _magnitude(lam: Tensor, loss: Tensor, recorded: Tensor, bank: Bank) -> Tensor:
-    """Each triplet's share in its module's Σ_t R_t |λ(t)|, [triplets]. lam: [triplets, window]; loss, recorded: [window]."""
+    """Each triplet's share of its module's Σ_t R_t |λ(t)|, [triplets]. lam: [triplets, window]; loss, recorded:
+    [window]."""
     tiny = torch.finfo(lam.dtype).tiny
     inverse = 1 / loss.clamp_min(tiny)
     low = inverse.masked_fill(~recorded, torch.inf).amin()
@@ -71,7 +73,7 @@ def _magnitude(lam: Tensor, loss: Tensor, recorded: Tensor, bank: Bank) -> Tenso
 
 
 def _domain(lam: Tensor, recorded: Tensor, correlation: float, slope: float) -> Tensor:
-    """Each triplet's share in the influence of all, [triplets]."""
+    """Each triplet's share of the total influence, [triplets]."""
     tiny = torch.finfo(lam.dtype).tiny
     lam = torch.where(recorded, lam, 0.0)
     mean = lam.sum(1, keepdim=True) / recorded.sum().clamp_min(1)

@@ -1,4 +1,4 @@
-"""The class behind every score, and what several scores share."""
+"""The class behind every score, and functions that several scores share."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,10 +20,10 @@ def undefined(buffers: Buffers, bank: Bank) -> Tensor:
 class Score(NamedTuple):
     """The importance of every triplet, from weights, gradients or activations.
 
-    init(bank) -> buffers: makes the running averages, {name: tensor}. Each is flat over the parameters ([numel], as
-    `bank.buffer()` makes it), over the triplets ([triplets], or [triplets, k]) or a scalar. They are saved in the
-    optimiser's state dict, shrink with compaction and are zeroed wherever a triplet starts again. A scalar called "path"
-    multiplies λ in training passes, of plain adapters alone, until the last step that is observed; it is 1 from then on.
+    init(bank) -> buffers: creates the running averages, {name: tensor}. Each is flat over the parameters ([numel], like
+    `bank.buffer()`), over the triplets ([triplets], or [triplets, k]) or a scalar. They are saved in the optimiser's
+    state dict, shrink with compaction and are zeroed for a triplet that restarts. A scalar called "path" multiplies λ
+    in training passes, for plain adapters only, until the last observed step; afterwards it is 1.
 
     observe(buffers, bank): updates them in place from `bank.weight` and `bank.grad`, once per optimiser step.
 
@@ -33,10 +33,10 @@ class Score(NamedTuple):
     for an embedding; outside autocast) to one value per triplet, averaged over the rows of x. The mean over the forward
     passes since the last step, and over the processes of torch.distributed, is then `bank.activation`, [triplets].
 
-    restart(buffers, bank): for scores of what has happened since the last allocation. It is called after each one, and
-    where the steps before the first one end (`schedule.begin`), and changes the buffers in place.
+    restart(buffers, bank): for scores over the steps since the last allocation. It is called after each allocation, and
+    when the steps before the first one end (`schedule.begin`), and changes the buffers in place.
 
-    A score without running averages is its `score` alone: Score(score=lambda buffers, bank: bank.lam.abs()).
+    A score without running averages needs only `score`: Score(score=lambda buffers, bank: bank.lam.abs()).
     RankController also accepts a plain function bank -> [triplets].
     """
 
@@ -54,7 +54,8 @@ def as_score(score: Score | Callable[[Bank], Tensor]) -> Score:
 
 def smoothing(name: str, value: float) -> float:
     """The smoothing factor score.`name`, in [0, 1); else raises SettingError."""
-    return number(f"score.{name}", value, "at least 0 and below 1", lambda beta: 0 <= beta < 1)  # type: ignore[no-any-return]
+    beta: float = number(f"score.{name}", value, "at least 0 and below 1", lambda beta: 0 <= beta < 1)
+    return beta
 
 
 def refuse_constant_lambda(name: str) -> Callable[[Bank], Buffers]:
@@ -81,8 +82,8 @@ def averaged(values: Callable[[Bank], Tensor], beta: float) -> Score:
     """The exponential moving average of a value per triplet.
 
     values(bank) -> [triplets], at least fp32. A ← β A + (1−β) values, from zero, without bias correction; the score is
-    A. For `bank.triplet_sums` of values per parameter: averaging sums is summing averages. beta: in [0, 1); else raises
-    SettingError.
+    A. For values per parameter, use `bank.triplet_sums`, since averaging sums equals summing averages. beta: in [0, 1);
+    else raises SettingError.
     """
     beta = smoothing("beta", beta)
 
@@ -103,9 +104,9 @@ def averaged_activation(
     beta: float,
     score: Callable[[Tensor, Bank], Tensor] = lambda average, bank: average.clone(),
 ) -> Score:
-    """The exponential moving average of what `activation` measures in the forward passes, as `averaged` of gradients.
+    """The exponential moving average of `activation` over the forward passes, like `averaged` for gradients.
 
-    activation(adapter, x) -> [r]; score(average, bank) -> [triplets]. A step whose activations overflowed is left out.
+    activation(adapter, x) -> [r]; score(average, bank) -> [triplets]. Steps whose activations overflowed are skipped.
     beta: in [0, 1); else raises SettingError.
     """
     beta = smoothing("beta", beta)

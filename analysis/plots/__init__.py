@@ -1,1 +1,1 @@
-"""One figure a file: `draw(...)` returns a matplotlib Figure, or None when there is nothing to draw."""
+"""One figure per file: `draw(...)` returns a matplotlib Figure, or None if there is nothing to draw."""

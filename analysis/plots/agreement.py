@@ -1,4 +1,4 @@
-"""Whether the seeds put the rank in the same places, compared with chance."""
+"""Whether seeds assign the rank to the same modules, compared with chance."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from analysis.tables import Table
 
 @style.styled
 def draw(table: Table, rows: Sequence[Row]) -> "style.Figure | None":
-    """One line for each of `rows` whose seeds can be compared, the highest agreement on top; None without any."""
+    """One line per row whose seeds can be compared, the highest agreement on top; None without any."""
     generator = np.random.default_rng(0)
     agreements = {}
     for row in rows:

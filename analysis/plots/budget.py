@@ -22,7 +22,7 @@ def draw(table: Table, rows: Sequence[Row], allocations: style.Records) -> "styl
         return None
     styles = style.styles(table)
     figure, axes = style.single(7, 3.8)
-    # lines often coincide: drawn ever thinner, those below stay visible
+    # lines often coincide; drawing later ones thinner keeps those below visible
     widths = np.linspace(2.2 if len(rows) == 1 else 6.0, 2.2, len(rows))
     for width, (row, (steps, ranks)) in zip(widths, lines.items(), strict=True):
         if steps.size:

@@ -6,7 +6,7 @@ from typing import Any
 from analysis.plots import style
 from analysis.verdicts import Verdict
 
-STYLES: dict[str, dict[str, Any]] = {  # by the verdict's kind: shape and filling differ, not only the colour
+STYLES: dict[str, dict[str, Any]] = {  # by the verdict's kind; not only colour but also shape and filling differ
     "better": {"color": style.COLOURS[0], "marker": "o", "label": "one is better"},
     "equivalent": {"color": style.COLOURS[2], "marker": "D", "label": "equivalent"},
     "undecided": {"color": style.COLOURS[7], "marker": "s", "markerfacecolor": "white", "label": "undecided"},

@@ -1,4 +1,4 @@
-"""Small drawings that stand in the page's text as SVG: the axis of one comparison, the cells of one rank map."""
+"""Small SVG drawings within the page's text: the axis of one comparison and the cells of one rank map."""
 
 from collections.abc import Sequence
 from html import escape
@@ -12,7 +12,7 @@ from analysis.plots.forest import STYLES
 
 LEVELS = 16  # colours of a map
 AXIS = (240, 30)  # width and height of an axis, in px
-MAP = (128, 112)  # what the cells of a map fill at most, in px
+MAP = (128, 112)  # the largest size of a map's cells together, in px
 READABLE = (15, 12)  # a cell that holds its number, in px
 NAMED = 9  # the height of a row that has a name, in px
 
@@ -20,7 +20,7 @@ NAMED = 9  # the height of a row that has a name, in px
 def axis(kind: str, mean: float, interval: tuple[float, float] | None, margin: float | None, limit: float) -> str:
     """The axis from -limit to limit with its 0, the band ±margin, the interval and the mean, as in the forest plot.
 
-    kind: of the verdict. What lies beyond the limit ends at the frame.
+    kind: of the verdict. Anything beyond the limit ends at the frame.
     """
     width, height = AXIS
     middle, colour = height / 2 - 4, STYLES[kind]["color"]
@@ -47,8 +47,8 @@ def axis(kind: str, mean: float, interval: tuple[float, float] | None, margin: f
 def rank_cells(
     values: NDArray[np.float64], limits: tuple[float, float], palette: str, title: str, digits: int = 1
 ) -> str:
-    """Cells of `values` [rows, columns], coloured over `limits`; NaN: no cell. Where they are large enough, each holds its
-    number. palette: a colour map of Matplotlib; digits: of the numbers below ten."""
+    """Cells of `values` [rows, columns], coloured over `limits`; NaN: no cell. If they are large enough, each shows its
+    number. palette: a colour map of Matplotlib; digits: decimals for numbers below ten."""
     rows, columns = values.shape
     wide, high = _cell(rows, columns)
     colours = levels(palette)
@@ -69,7 +69,7 @@ def rank_cells(
 
 
 def row_names(names: Sequence[str], columns: int) -> str:
-    """The names of a map's rows, to stand left of its cells; nothing where the rows are too low for them."""
+    """The names of a map's rows, to the left of its cells; nothing if the rows are too low for them."""
     high = _cell(len(names), columns)[1]
     if high < NAMED:
         return ""
@@ -82,7 +82,8 @@ def row_names(names: Sequence[str], columns: int) -> str:
 
 
 def levels(palette: str) -> list[tuple[str, str]]:
-    """LEVELS colours of one of Matplotlib's colour maps as #rrggbb, the lowest first, each with the ink to write on it."""
+    """LEVELS colours of one of Matplotlib's colour maps as #rrggbb, the lowest first, each with the ink to write on
+    it."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -103,7 +104,8 @@ def _mark(kind: str, x: float, y: float, colour: str) -> str:
     if kind == "equivalent":
         return f'<path d="M{x - 6:g} {y:g}l6 -6 6 6 -6 6z" fill="{colour}"/>'
     if kind == "undecided":
-        return f'<rect x="{x - 4.5:g}" y="{y - 4.5:g}" width="9" height="9" fill="#fff" stroke="{colour}" stroke-width="2"/>'
+        place = f'x="{x - 4.5:g}" y="{y - 4.5:g}"'
+        return f'<rect {place} width="9" height="9" fill="#fff" stroke="{colour}" stroke-width="2"/>'
     return f'<path d="M{x - 4:g} {y - 4:g}l8 8m0 -8l-8 8" stroke="{colour}" stroke-width="2"/>'
 
 

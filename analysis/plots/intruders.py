@@ -7,7 +7,7 @@ from analysis.tables import Table
 
 @style.styled
 def draw(table: Table) -> "style.Figure | None":
-    """Intruders, mean over modules: a dot for each seed and a bar for their mean; None where no run was analysed."""
+    """Intruders, mean over modules, with one dot per seed and a bar for their mean; None if no run was analysed."""
     changes = weight_change.by_row(table.rows)
     if not changes:
         return None

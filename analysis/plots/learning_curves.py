@@ -1,4 +1,4 @@
-"""Dev metric and training loss over training steps: the mean over the seeds, and how far it can be trusted."""
+"""Dev metric and training loss over training steps: the mean over seeds, and its uncertainty."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from analysis.plots import style
 from analysis.rows import Row
 from analysis.tables import Table
 
-FEWEST = 3  # seeds that make an interval; of two the band is their range
+FEWEST = 3  # seeds for an interval; for two, the band is their range
 
 
 @style.styled

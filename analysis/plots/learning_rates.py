@@ -9,9 +9,9 @@ from analysis.tables import FEW, Search, Table, searches
 
 @style.styled
 def draw(table: Table) -> "style.Figure | None":
-    """One line for every method and ranks with two learning rates or more, its best rate circled; dots are seeds.
+    """One line per method and ranks with at least two learning rates, its best rate circled; dots are seeds.
 
-    More than FEW of them get one panel each, with common axes. None without any.
+    If there are more than FEW, each gets a panel with common axes. None without any.
     """
     several = [search for search in searches(table) if len(search.tried) > 1 and search.chosen.dev is not None]
     if not several:
@@ -26,9 +26,9 @@ def draw(table: Table) -> "style.Figure | None":
             _draw_search(axes, search, style.style(0))
             axes.set_title(style.wrapped(search.name, 26), fontsize=9)
             axes.tick_params(labelsize=8)
-            axes.label_outer()  # dozens of panels with numbers of their own take a minute
+            axes.label_outer()  # dozens of panels with their own numbers would take a minute
         panels[0].set_xscale("log")
-        panels[0].xaxis.set_minor_locator(NullLocator())  # of all panels: they share their axes
+        panels[0].xaxis.set_minor_locator(NullLocator())  # applies to all panels, which share their axes
         figure.supxlabel("learning rate (log scale)", fontsize=10)
         figure.supylabel(f"{table.metric} on dev", fontsize=10)
         return figure

@@ -1,4 +1,4 @@
-"""Whether P and Q stay orthonormal during training, as AdaLoRA's penalty asks (arXiv 2303.10512, eq. 4)."""
+"""Whether P and Q stay orthonormal during training, as AdaLoRA's penalty demands (arXiv 2303.10512, eq. 4)."""
 
 from collections.abc import Sequence
 

@@ -9,13 +9,14 @@ from analysis.plots import style
 from analysis.rows import Row
 from analysis.tables import FEW, Table
 
-NAMED = 16  # points that a legend can name; of more it names the kinds
-POINTS = 40  # configurations that a figure can hold
+NAMED = 16  # points that a legend names; if there are more, it names the kinds
+POINTS = 40  # the most configurations in a figure
 BLUE, GREY = style.COLOURS[0], "#888888"
 
 
 class Cost(NamedTuple):
-    """of: a row's cost, None where unknown; label: of the axis; measured: it depends on the device; log: its scale."""
+    """of: a row's cost, or None if unknown; label: of the axis; measured: whether it depends on the device; log:
+    whether the scale is logarithmic."""
 
     of: Callable[[Row], float | None]
     label: str
@@ -32,11 +33,11 @@ COSTS = {
 
 @style.styled
 def draw(table: Table, cost: Cost) -> "style.Figure | None":
-    """The tuned rows of `table` (beyond POINTS the best on dev of every kind and rank) as points, those of a kind
-    joined by a line; the legend names each, or beyond NAMED the kinds. More than FEW kinds are listed.
+    """The tuned rows of `table` (if more than POINTS, the best on dev of every kind and rank) as points, with a line
+    joining those of a kind; the legend names each, or beyond NAMED the kinds. More than FEW kinds are listed.
 
-    The seeds' values are small dots and set the frame; an interval that would leave it is not drawn: one from two seeds
-    may be wider than any metric. None without costs, and where a measured cost comes from more than one device.
+    The seeds' values are small dots and set the frame; an interval that would leave it is not drawn, since one from two
+    seeds may be wider than any metric. None without costs, and if a measured cost comes from more than one device.
     """
     chosen = table.tuned
     if len(chosen) > POINTS:
@@ -70,7 +71,7 @@ def draw(table: Table, cost: Cost) -> "style.Figure | None":
 
 
 def front(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list[tuple[float, float]]:
-    """The (cost, metric) points that no other beats in one without losing in the other, the cheapest first."""
+    """The (cost, metric) points on the Pareto front, the cheapest first."""
     sign = 1.0 if higher_is_better else -1.0
     result: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda p: (p[0], -sign * p[1])):
@@ -148,7 +149,7 @@ def _format_cost_axis(axes: "style.Axes", cost: Cost) -> None:
 
 
 def _frame(values: Sequence[float]) -> tuple[float, float]:
-    """Limits that hold every seed's value with a third of their spread to spare on both sides."""
+    """Limits that contain every seed's value, with a third of their spread as margin on both sides."""
     low, high = min(values), max(values)
     spare = max((high - low) / 3, 0.01 * max(abs(low), abs(high)), 1e-3)
     return low - spare, high + spare

@@ -1,4 +1,4 @@
-"""How good the first triplets of one run are, beside runs that were tuned for each rank."""
+"""How good the first triplets of one run are, compared with runs that were tuned for each rank."""
 
 import math
 from statistics import fmean
@@ -10,8 +10,8 @@ from analysis.tables import Table
 
 @style.styled
 def draw(table: Table) -> "style.Figure | None":
-    """The metric over the prefix ranks of every measured row, mean over seeds, with a dot for each seed, and of every
-    method that has tuned runs for a curve. None where no row was measured."""
+    """The metric over the prefix ranks of every measured row, mean over seeds, with one dot per seed, and of every
+    method that has tuned runs for a curve. None if no row was measured."""
     measured = prefixes.measured_rows(table)
     if not measured:
         return None

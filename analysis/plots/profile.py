@@ -8,7 +8,7 @@ from analysis.verdicts import MANY_TASKS, AcrossTasks
 
 @style.styled
 def draw(over: AcrossTasks) -> "style.Figure | None":
-    """One line for every configuration, over all pairs of all tasks (Agarwal et al. 2021, arXiv 2108.13264, of differences
+    """One line per configuration, over all pairs of all tasks (Agarwal et al. 2021, arXiv 2108.13264, for differences
     in standard deviations of their task); None for fewer than MANY_TASKS tasks."""
     if len(over.tasks) < MANY_TASKS or not over.rows:
         return None

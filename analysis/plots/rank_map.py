@@ -1,4 +1,4 @@
-"""Where the rank went: final rank of every target module, one line per block, one column per kind of module."""
+"""Where the rank went: the final rank of every target module, with one line per block and one column per kind."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from analysis import formats
 from analysis.plots import style
 from analysis.rows import Row
 
-CROWDED = 64  # columns above which cells are narrow, without their number, and every eighth is labelled: experts
-UNCHOSEN = ("uniform", "random")  # allocators that give every module the same rank, or ranks drawn by lot
+CROWDED = 64  # with more columns (experts), cells are narrow and unnumbered, and only every eighth is labelled
+UNCHOSEN = ("uniform", "random")  # allocators that give every module the same rank, or random ranks
 
 
 class Shades(NamedTuple):
-    """How ranks become colours: a colour map of Matplotlib between two limits, and what the scale is called."""
+    """The mapping from ranks to colours: a colour map of Matplotlib between two limits, and the scale's name."""
 
     palette: str
     low: float
@@ -24,7 +24,7 @@ class Shades(NamedTuple):
 
 
 def has_map(row: Row) -> bool:
-    """Whether the row's method chose the ranks of its modules: a map of equal, drawn or copied ranks is no picture."""
+    """Whether the row's method chose the ranks of its modules; equal, random or copied ranks need no map."""
     chosen = not row.is_rank_map and row.settings.get("allocator") not in UNCHOSEN
     return chosen and len(set(row.ranks.values())) > 1
 

@@ -32,7 +32,7 @@ def draw(table: Table, rows: Sequence[Row], allocations: style.Records) -> "styl
 
 
 def last_quantiles(row: Row, allocations: style.Records) -> NDArray[np.float64] | None:
-    """Quantiles (0, 25, 50, 75, 100%) of the last recorded scores [modules, 5], NaN where a module has none."""
+    """Quantiles (0, 25, 50, 75, 100%) of the last recorded scores [modules, 5], NaN if a module has none."""
     for run in row.runs:
         for record in reversed(allocations.get(run.name, ())):
             scores: Any = record.get("score_quantiles")
@@ -47,7 +47,7 @@ def last_quantiles(row: Row, allocations: style.Records) -> NDArray[np.float64] 
 def _draw_kinds(axes: "style.Axes", quantiles: NDArray[np.float64], kinds: Mapping[str, tuple[int, int]]) -> None:
     positive = quantiles[quantiles > 0]
     spread = positive.size and not (quantiles < 0).any() and positive.max() > 30 * positive.min()
-    if spread:  # a log scale, with zeros at its lower end
+    if spread:  # a log scale with zeros at its lower end
         quantiles = np.where(quantiles == 0, positive.min(), quantiles)
         axes.set_yscale("log")
     for i, (kind, (begin, end)) in enumerate(kinds.items()):

@@ -16,7 +16,8 @@ SIDES = ("input", "output")
 
 
 class Pair(NamedTuple):
-    """φ(i, j) [m, n], mean over the modules with i and j directions, or NaN; chance: of random ones, max(i, j) / d."""
+    """φ(i, j) [m, n], mean over the modules with i and j directions, or NaN; chance: that of random ones, max(i, j) /
+    d."""
 
     label: str
     observed: dict[str, NDArray[np.float64]]
@@ -25,7 +26,8 @@ class Pair(NamedTuple):
 
 @style.styled
 def draw(table: Table) -> "style.Figure | None":
-    """A row of panels per pair of runs, at most PAIRS: φ on either side, next to its chance level; None without pairs."""
+    """One row of panels per pair of runs, at most PAIRS: φ on either side, next to its chance level; None without
+    pairs."""
     names = {run.folder.name: label for label, run in table.labelled_runs()}
     pairs = [pair for _, run in table.labelled_runs() for pair in read(run, names)][:PAIRS]
     if not pairs:

@@ -1,4 +1,4 @@
-"""How fast the singular values of the weight change fall: many small directions, or few large ones."""
+"""How fast the singular values of the weight change decay: many small directions, or few large ones."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -36,7 +36,7 @@ MARGIN = 0.1  # inches left free on either side of a legend
 
 
 def styled(draw: "Callable[P, Figure | None]") -> "Callable[P, Figure | None]":
-    """Makes `draw` use RC. Matplotlib is imported only when something is drawn: it takes half a second."""
+    """Make `draw` use RC. Matplotlib, whose import takes half a second, is imported only when something is drawn."""
 
     @wraps(draw)
     def draw_styled(*args: P.args, **kwargs: P.kwargs) -> "Figure | None":
@@ -51,8 +51,8 @@ def styled(draw: "Callable[P, Figure | None]") -> "Callable[P, Figure | None]":
 def styles(table: Table) -> dict[Row, dict[str, Any]]:
     """A colour, a line style and a marker for every row, the same in all figures of the table.
 
-    Every row has its own where all are shown, else every kind of row, with those shown first; after eight the markers
-    move on by one, so that colour and marker together stay unique up to 64.
+    If all rows are shown, every row has its own, else every kind of row, with those shown first; after eight the
+    markers shift by one, so that colour and marker together are unique up to 64.
     """
     all_shown = len(table.shown) == len(table.rows)
     called = table.labels if all_shown else table.kinds
@@ -61,7 +61,7 @@ def styles(table: Table) -> dict[Row, dict[str, Any]]:
 
 
 def distinct_styles(table: Table, rows: Sequence[Row]) -> dict[Row, dict[str, Any]]:
-    """The styles of `rows`, or new ones where two of these would share theirs (several ranks of one method)."""
+    """The styles of `rows`, or new ones if two of these would share theirs (several ranks of one method)."""
     of_table = styles(table)
     if len({(of_table[row]["color"], of_table[row]["marker"]) for row in rows}) == len(rows):
         return {row: of_table[row] for row in rows}
@@ -119,24 +119,26 @@ def listing(names: Sequence[str], height: float) -> "tuple[Figure, Axes]":
     axes.set_yticks(range(len(names)), list(map(wrapped, names)))
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
-    axes.locator_params(axis="x", nbins=6)  # more numbers collide where long names leave little room
+    axes.locator_params(axis="x", nbins=6)  # more numbers would collide if long names leave little room
     return whole, axes
 
 
 def plain(label: str) -> str:
-    """`label` as Matplotlib should print it: a dollar sign in a setting must not start a formula."""
+    """`label` escaped for Matplotlib, so that a dollar sign in a setting does not start a formula."""
     return label.replace("$", r"\$")
 
 
 def wrapped(name: str, width: int = NAME_WIDTH) -> str:
-    """`name` in lines of at most `width` characters where its spaces allow it; no-break spaces do not."""
+    """`name` in lines of at most `width` characters, split at its spaces but not at no-break spaces."""
     return plain("\n".join(wrap(name, width)).replace("\u00a0", " "))
 
 
 def legend_below(figure: "Figure", axes: "Iterable[Axes]", columns: int, **options: Any) -> "Legend":
-    """Put a legend below the axes, in at most `columns`, and make the figure higher by it. Each label appears once.
+    """Put a legend below the axes, in at most `columns`, and increase the figure's height by it. Each label appears
+    once.
 
-    Too wide labels get fewer columns, and are wrapped in one that is too wide. options: of Matplotlib's legend.
+    Wide labels get fewer columns, and are wrapped if even one column is too wide. options: those of Matplotlib's
+    legend.
     """
     entries: dict[str, Any] = {}
     for each in axes:

@@ -1,4 +1,4 @@
-"""How the ranks moved: one line of colour for every module, from creation to the end."""
+"""How the ranks changed: one line of colour per module, from creation to the end."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ def draw(table: Table, rows: Sequence[Row], allocations: style.Records) -> "styl
 
 
 def path_of(row: Row, allocations: style.Records) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Edges in steps [intervals + 1] and ranks [modules, intervals], NaN where a record lacks a module."""
+    """Edges in steps [intervals + 1] and ranks [modules, intervals], NaN if a record lacks a module."""
     for run in row.runs:
         known = {step: r["ranks"] for r in allocations.get(run.name, ())
                  if (step := number(r.get("step"))) is not None and isinstance(r.get("ranks"), dict)}  # fmt: skip
@@ -55,7 +55,7 @@ def path_of(row: Row, allocations: style.Records) -> tuple[NDArray[np.float64], 
 def by_kind(modules: Sequence[str]) -> tuple[list[int], dict[str, tuple[int, int]]]:
     """The modules' indices ordered by kind, by block within it, and each kind's range in that order.
 
-    Where a model has several stacks of blocks (encoder and decoder), the kinds of each are kept apart: "decoder fc1".
+    If a model has several stacks of blocks (encoder and decoder), their kinds are separate: "decoder fc1".
     """
     places = [place_of(module) for module in modules]
     several = len({place.stack for place in places if place.block is not None}) > 1

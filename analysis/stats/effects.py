@@ -1,4 +1,4 @@
-"""How large a difference is: in standard deviations, as a chance to win, over several tasks, over several ranks."""
+"""The size of a difference: in standard deviations, as a chance to win, over several tasks, over several ranks."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Share(NamedTuple):
 
 class OverTasks(NamedTuple):
     """A mean standardised difference over tasks. tau: the standard deviation of the true effects between tasks; i2: the
-    share of the variation between tasks that is not noise within them; tasks: how many."""
+    share of the variation between tasks that is not noise within them; tasks: their number."""
 
     mean: float
     interval: tuple[float, float] | None
@@ -32,7 +32,7 @@ class OverTasks(NamedTuple):
 def improvement(scores: ArrayLike, others: ArrayLike, level: float = 0.05) -> Share | None:
     """The chance that a method wins a pair (same seed, higher is better); ties count half. None without pairs.
 
-    scores, others: [n], NaN where a run is missing. The interval is Wilson's (1927) score interval, of coverage
+    scores, others: [n], NaN if a run is missing. The interval is Wilson's (1927) score interval, of coverage
     1 - level.
     """
     d = np.asarray(scores, dtype=np.float64) - np.asarray(others, dtype=np.float64)
@@ -44,11 +44,11 @@ def improvement(scores: ArrayLike, others: ArrayLike, level: float = 0.05) -> Sh
     z, n, p = float(ndtri(1 - level / 2)), d.size, float(np.mean((d > 0) + 0.5 * (d == 0)))
     center, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = (center - half) / (1 + z * z / n), (center + half) / (1 + z * z / n)
-    return Share(p, min(low, p), max(high, p))  # which they are but for rounding
+    return Share(p, min(low, p), max(high, p))  # true up to rounding anyway
 
 
 def hedges_g(estimate: Estimate) -> float | None:
-    """The mean paired difference in standard deviations of one difference, bias-corrected; None where nothing varies.
+    """The mean paired difference in standard deviations of one difference, bias-corrected; None if nothing varies.
 
     Hedges 1981, with the exact factor Γ(f/2) / (√(f/2) Γ((f-1)/2)), f degrees of freedom; None below 2.
     """
@@ -79,7 +79,7 @@ def over_tasks(estimates: Sequence[Estimate], level: float = 0.05) -> OverTasks 
 
 def interquartile_mean(values: ArrayLike) -> NDArray[np.float64]:
     """The mean of the middle half along the last axis (Agarwal et al. 2021, arXiv 2108.13264); values at the border
-    count in parts."""
+    count in part."""
     x = np.sort(np.asarray(values, dtype=np.float64), axis=-1)
     n = x.shape[-1]
     weights = np.clip(np.minimum(np.arange(1, n + 1) - n / 4, 3 * n / 4 - np.arange(n)), 0, 1)
@@ -122,7 +122,7 @@ def _correction(freedom: int) -> float:
 
 
 def _paule_mandel(effects: NDArray[np.float64], within: NDArray[np.float64]) -> float:
-    """The between-task variance at which the weighted squared deviations equal their expectation; 0 where less."""
+    """The between-task variance at which the weighted squared deviations equal their expectation; 0 if less."""
 
     def excess(tau2: float) -> float:
         weights = 1 / (within + tau2)

@@ -1,4 +1,4 @@
-"""Means, and how far they can be trusted."""
+"""Means and their confidence intervals."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # [..., n] -> [...]
-FEWEST = 20  # values that a bootstrap interval needs: of 8 it covers .88 where it says .95, of 20 .93
+FEWEST = 20  # values that a bootstrap interval needs: with 8 it covers .88 instead of .95, with 20 .93
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float | None]:
@@ -47,7 +47,7 @@ def bootstrap_interval(
     drawn = np.sort(statistic(x[generator.integers(0, x.size, size=(samples, x.size))]))
     if drawn[0] == drawn[-1]:
         return observed, observed
-    # half of the resamples that equal the observed value lie below it; but for rounding they would be ties
+    # half of the resamples that equal the observed value lie below it; without rounding they would be ties
     near = 1e-9 * max(abs(drawn[0]), abs(drawn[-1]))
     below = np.mean(drawn < observed - near) + 0.5 * np.mean(np.abs(drawn - observed) <= near)
     shift = float(ndtri(np.clip(below, 0.5 / samples, 1 - 0.5 / samples)))

@@ -1,4 +1,4 @@
-"""Group-sequential looks at paired differences: judge them before all seeds are run, at levels that spend alpha once.
+"""Group-sequential looks at paired differences, which judge before all seeds have run, at levels that spend alpha once.
 
 Lan and DeMets 1983 (Biometrika 70:659) with their spending function like O'Brien and Fleming's, in the two-sided form
 of Jennison and Turnbull 2000 (Group Sequential Methods, §7.2): 2 − 2 Φ(z / √t) of alpha is spent when the share t of
@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from analysis.stats.paired import Estimate, interval, p_value, paired
 
-HOPELESS = 0.1  # the conditional power below which more seeds are not worth their time
+HOPELESS = 0.1  # the conditional power below which more seeds are not worthwhile
 BETTER, WORSE, EQUIVALENT, GO_ON, STOP, UNDECIDED = "better", "worse", "equivalent", "go on", "hopeless", "undecided"
 FAR = 12.0  # a boundary beyond this many standard deviations is never crossed
 NODES = 301  # of the integration over the scores that cross no boundary
@@ -27,9 +27,10 @@ SIMULATIONS = 200_000
 
 
 class Judgement(NamedTuple):
-    """What a look says. word: "better" or "worse" (a difference above or below 0 is proven), "equivalent" (it is proven
-    to lie within the margin, by the interval at `level`), "hopeless", "go on", or at the last look "undecided"; p: of the paired t test, to be at
-    most `level`; chance: the conditional power that "hopeless" goes by, None at the last look."""
+    """The result of a look. word: "better" or "worse" (a difference above or below 0 is proven), "equivalent" (it is
+    proven to lie within the margin, by the interval at `level`), "hopeless", "go on", or at the last look "undecided";
+    p: that of the paired t test, significant if at most `level`; chance: the conditional power on which "hopeless"
+    depends, None at the last look."""
 
     word: str
     difference: float
@@ -41,9 +42,10 @@ class Judgement(NamedTuple):
 def judge(differences: ArrayLike, looks: Sequence[int], alpha: float, margin: float) -> Judgement:
     """Judge the first n paired differences [n], higher is better, n one of `looks`, whose last is the planned number.
 
-    Hopeless means: the chance to prove a difference at the last look, if the true one is the larger of the margin and
-    the observed, and the chance to prove equivalence, if the true difference is 0, are both below HOPELESS. This only
-    ever stops earlier, so that it adds no false "better". Raises ValueError where n is not among the looks.
+    Hopeless means that the chance to prove a difference at the last look, if the true one is the larger of the margin
+    and the observed one, and the chance to prove equivalence, if the true difference is 0, are both below HOPELESS.
+    This can only stop a study earlier, so that it adds no false "better". Raises ValueError if n is not among the
+    looks.
     """
     d = np.asarray(differences, dtype=np.float64)
     n, last = d.size, looks[-1]
@@ -83,7 +85,7 @@ def boundaries(times: Sequence[float], spent: Sequence[float]) -> list[float]:
 
     points, weights = np.polynomial.legendre.leggauss(NODES)
     found: list[float] = []
-    at, mass = np.zeros(1), np.ones(1)  # where Z √t may lie without having crossed, and the chances
+    at, mass = np.zeros(1), np.ones(1)  # the values of Z √t that have not crossed, and their probabilities
     before, used = 0.0, 0.0
     for time, total in zip(times, spent, strict=True):
         step = math.sqrt(time - before)
@@ -104,9 +106,9 @@ def boundaries(times: Sequence[float], spent: Sequence[float]) -> list[float]:
 
 
 def _last_level(looks: Sequence[int], alpha: float, earlier: Sequence[float]) -> float:
-    """The level of the last look with which the share of simulated t tests that cross at any look is alpha.
+    """The level of the last look at which the share of simulated t tests that cross at any look is alpha.
 
-    The values between two looks enter by their sum and sum of squares, which are independent of each other.
+    The values between two looks enter through their sum and sum of squares, which are independent.
     """
     from scipy.special import stdtr
 
@@ -126,21 +128,21 @@ def _last_level(looks: Sequence[int], alpha: float, earlier: Sequence[float]) ->
 
 
 def _chance(estimate: Estimate, p: float, time: float, level: float, margin: float) -> float:
-    """The larger of both conditional powers at the last look (`judge`), for z scores that are normal.
+    """The larger of the two conditional powers at the last look (`judge`), for normal z scores.
 
     time: the share of the seeds that has been run; level: that of the last look.
     """
     from scipy.special import ndtr, ndtri
 
     mean, error = estimate.mean, estimate.error
-    if error == 0.0:  # no difference at all, at a level that no interval reaches
+    if error == 0.0:  # no difference at all, so no interval can be reached
         return 1.0
     root, rest = math.sqrt(time), math.sqrt(1 - time)
     critical, now = -float(ndtri(level / 2)), -float(ndtri(p / 2))
     final = error * root  # the standard error at the last look
     drift = max(margin, abs(mean)) / final
     difference = float(ndtr((root * now + drift * (1 - time) - critical) / rest))
-    room = margin / final + float(ndtri(level / 2))  # how far from 0 the last z may lie for equivalence
+    room = margin / final + float(ndtri(level / 2))  # the largest distance of the last z from 0 for equivalence
     center = time * mean / final
     equivalence = float(ndtr((room - center) / rest) - ndtr((-room - center) / rest)) if room > 0 else 0.0
     return max(difference, equivalence)

@@ -1,4 +1,4 @@
-"""Tests on pairs: two methods with the same seed on the same task, by Student's t, with the sign flip as a check."""
+"""Tests on pairs (two methods with the same seed on the same task): Student's t, with the sign-flip test as a check."""
 
 import math
 from typing import NamedTuple
@@ -52,7 +52,7 @@ def block_spread(scores: ArrayLike) -> tuple[float, int]:
 
 
 def interval(estimate: Estimate, level: float) -> tuple[float, float] | None:
-    """The t interval of the mean with coverage 1 - level; None where there is no degree of freedom.
+    """The t interval of the mean with coverage 1 - level; None if there is no degree of freedom.
 
     It excludes 0 exactly where `p_value` is below `level`.
     """
@@ -63,7 +63,7 @@ def interval(estimate: Estimate, level: float) -> tuple[float, float] | None:
 
 
 def p_value(estimate: Estimate) -> float:
-    """Two-sided p that the mean is 0; 1 where there is no degree of freedom."""
+    """Two-sided p that the mean is 0; 1 if there is no degree of freedom."""
     if estimate.freedom < 1:
         return 1.0
     if estimate.error == 0.0:
@@ -92,13 +92,13 @@ def sign_flip_p(differences: ArrayLike, generator: np.random.Generator) -> float
 
 
 def _settled(spread: float, values: NDArray[np.float64]) -> float:
-    """0 where the spread is only the rounding of the values."""
+    """The spread, or 0 if it is only the rounding of the values."""
     return spread if spread > 1e-12 * float(np.abs(values).max(initial=0.0)) else 0.0
 
 
 def _flip(d: NDArray[np.float64], generator: np.random.Generator) -> float:
     """The share of sign patterns over `d` [n] whose |sum| reaches that of `d`."""
-    reached = abs(d.sum()) - 1e-9 * np.abs(d).sum()  # sums that are equal but for rounding count as reached
+    reached = abs(d.sum()) - 1e-9 * np.abs(d).sum()  # sums that are equal up to rounding count as reached
     if reached <= 0:
         return 1.0
     if d.size <= EXACT_PAIRS:
@@ -106,7 +106,7 @@ def _flip(d: NDArray[np.float64], generator: np.random.Generator) -> float:
         above = one.size * other.size - int(np.searchsorted(other, reached - one).sum())
         return 2 * above / 2**d.size  # flipping every sign turns a sum above into one below
     hits = 0
-    for part in np.array_split(np.arange(SAMPLES), 20):  # a twentieth at a time: the matrix of signs stays small
+    for part in np.array_split(np.arange(SAMPLES), 20):  # a twentieth at a time, to keep the matrix of signs small
         signs = 2.0 * generator.integers(0, 2, size=(part.size, d.size)) - 1.0
         hits += int(np.count_nonzero(np.abs(signs @ d) >= reached))
     return float((1 + hits) / (1 + SAMPLES))

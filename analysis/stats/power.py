@@ -1,4 +1,4 @@
-"""What a paired t test can find: its power, the pairs that it needs, the difference that it would see."""
+"""The power of a paired t test, the number of pairs that it needs, and the difference that it can detect."""
 
 import math
 from functools import cache
@@ -15,7 +15,7 @@ def power(effect: float, pairs: int, level: float, freedom: float | None = None)
     """The chance that a two-sided paired t test at `level` finds a true difference, from the noncentral t.
 
     effect: the difference in standard deviations of one paired difference; freedom: pairs - 1 unless the spread is
-    pooled over more. 0 where there is no degree of freedom. Exact to 1e-5, by Gauss's quadrature over the spread's
+    pooled over more. 0 if there is no degree of freedom. Exact to 1e-5, by Gauss's quadrature over the spread's
     distribution (scipy's noncentral t gives NaN in places).
     """
     freedom = pairs - 1 if freedom is None else freedom
@@ -29,9 +29,9 @@ def pairs_needed(
 ) -> int | None:
     """The fewest pairs with which a two-sided paired t test at `level` finds `difference` with `power`.
 
-    spread: the standard deviation of one paired difference; columns: degrees of freedom that each further seed brings
-    (methods - 1 where the spread is pooled). None where the difference is 0 or more than `most` pairs are needed; 2
-    where nothing varies.
+    spread: the standard deviation of one paired difference; columns: degrees of freedom that each further seed adds
+    (methods - 1 if the spread is pooled). None if the difference is 0 or more than `most` pairs are needed; 2 if
+    nothing varies.
     """
     if difference == 0.0:
         return None
@@ -56,7 +56,7 @@ def pairs_needed(
 def minimum_detectable(estimate: Estimate, level: float, power: float = POWER) -> float | None:
     """The true difference that the test of `estimate` at `level` would find with `power`, at this n and spread.
 
-    None where nothing varies or there is no degree of freedom.
+    None if nothing varies or there is no degree of freedom.
     """
     if estimate.freedom < 1 or not estimate.spread:
         return None

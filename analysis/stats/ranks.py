@@ -1,4 +1,4 @@
-"""Whether two orders agree, and how much agreement chance alone would produce."""
+"""The agreement of orderings, and the agreement that chance alone would produce."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 class Agreement(NamedTuple):
-    """value: mean Spearman correlation over all pairs of maps; low, high: the middle 95% of it under chance."""
+    """value: mean Spearman correlation over all pairs of maps; low, high: its middle 95% under chance."""
 
     value: float
     low: float
@@ -22,7 +22,7 @@ def mean_ranks(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
-    """Spearman's rank correlation of `x` and `y` [n], ties by mean ranks; None where either is constant."""
+    """Spearman's rank correlation of `x` and `y` [n], ties by mean ranks; None if either is constant."""
     if not (np.ptp(x) and np.ptp(y)):
         return None
     from scipy.stats import spearmanr
@@ -33,7 +33,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
 def top_overlap(x: ArrayLike, y: ArrayLike, top: int) -> float:
     """The share of the `top` largest of `x` [n] that are among the `top` largest of `y`; top / n by chance.
 
-    Ties at the border count in parts, as if drawn by lot. Raises ValueError unless 1 <= top <= n.
+    Ties at the border count in part, as if drawn at random. Raises ValueError unless 1 <= top <= n.
     """
     a, b = (membership(np.asarray(v, dtype=np.float64), top) for v in (x, y))
     return float(a @ b / top)
@@ -42,7 +42,7 @@ def top_overlap(x: ArrayLike, y: ArrayLike, top: int) -> float:
 def agreement(maps: ArrayLike, generator: np.random.Generator, samples: int = 1_000) -> Agreement | None:
     """Agreement of `maps` [seeds, modules] and its chance level: the modules of each map shuffled independently.
 
-    None for fewer than two maps or where one is constant.
+    None for fewer than two maps or if one is constant.
     """
     values = np.asarray(maps, dtype=np.float64)
     if len(values) < 2 or not np.ptp(values, axis=1).all():
@@ -56,7 +56,7 @@ def agreement(maps: ArrayLike, generator: np.random.Generator, samples: int = 1_
 
 
 def membership(x: NDArray[np.float64], top: int) -> NDArray[np.float64]:
-    """How far each of `x` [n] belongs to its `top` largest: 1, 0, or the share of its lot at the border."""
+    """The degree to which each of `x` [n] belongs to its `top` largest: 1, 0, or a fraction for ties at the border."""
     if not 1 <= top <= x.size:
         raise ValueError(f"top must be a whole number from 1 to {x.size} (got {top})")
     border = np.sort(x)[-top]

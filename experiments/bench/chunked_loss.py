@@ -2,10 +2,10 @@
 
     python experiments/bench/chunked_loss.py --json experiments/results/chunked_loss_cpu.json
 
-One forward and backward pass of a small random Llama with a large vocabulary, every case in a process of its own:
-vocabulary × tokens × a head that trains (full fine-tuning) or is frozen (LoRA). Reported: the peak of memory above what
-was held before the pass (resident memory, or what is allocated on a CUDA device), the median time of further passes,
-and the loss.
+It runs one forward and backward pass of a small random Llama with a large vocabulary, each case in a separate process:
+vocabulary × tokens × a head that is trained (full fine-tuning) or frozen (LoRA). It reports the peak memory above that
+before the pass (resident memory, or allocated memory on a CUDA device), the median time of further passes, and the
+loss.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-LENGTH = 128  # tokens of a row
+LENGTH = 128  # tokens per row
 
 
 def resident_mib() -> float:
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--case", help=argparse.SUPPRESS)  # one case, in a process of its own
+    parser.add_argument("--case", help=argparse.SUPPRESS)  # one case, in a separate process
     options = parser.parse_args()
     if options.case:
         vocabulary, tokens, head, chunked = json.loads(options.case)

@@ -1,4 +1,4 @@
-"""Everything about the speed of a step that needs a GPU, in one run of at most seven minutes.
+"""Measures everything about the speed of a step that needs a GPU, in one run of at most seven minutes.
 
     python experiments/bench/gpu.py --json experiments/results/gpu.json       # on a GPU with 40 GB or more
     python experiments/bench/gpu.py --device cpu --tiny                       # the same script, before a GPU is rented
@@ -6,18 +6,19 @@
 Contenders: the frozen floor, full fine-tuning, PEFT LoRA, our LoRA and AdaLoRA, before and after compaction; each as a
 user's own loop and captured (`adarank.capture`; of PEFT's model, too), and ours also fed (the captured step's code
 without graphs). Cases: a Llama of 1.1B in bf16 at 4 × 256 tokens, and a BERT of 6 layers in fp32 under bf16 autocast at
-16 × 32 and 64 tokens with padding. Every contender has the card to itself and is freed before the next one; one pass
-runs forwards and one backwards, so that `drift`, a contender's second median over its first, shows a clock that moves.
+16 × 32 and 64 tokens with padding. Every contender has the GPU to itself and is freed before the next one; one pass
+goes through the contenders forwards and one backwards, so that `drift`, a contender's second median over its first,
+reveals a changing clock.
 
-Of each contender: `ms`, of every step (CUDA events between steps that follow one another without waiting, as in
-training) and `wall_ms`, their mean by the host's clock; `host_ms`, what the host spends on a step that it does not wait
-for; kernels, and `busy_ms`, the sum of their times; `peak_mib` and `reserved_mib` above the idle base; the allocator's
-retries; the losses of the first eight steps and a hash of the weights after them. Captured losses and weights must be
-those without graphs bit for bit, where these repeat themselves, and losses near the eager ones.
+For each contender it records `ms`, the time of every step (CUDA events between steps that follow one another without
+waiting, as in training), and `wall_ms`, their mean by the host's clock; `host_ms`, the host's time for a step without
+waiting for it; the number of kernels, and `busy_ms`, the sum of their times; `peak_mib` and `reserved_mib` above the
+idle base; the allocator's retries; the losses of the first eight steps and a hash of the weights after them. Captured
+losses and weights must equal those without graphs bit for bit, if these are reproducible, and be near the eager losses.
 
-What does not fit into --budget seconds is listed as skipped. The JSON is written again after every contender. On the CPU
-graphs are tapes (experiments/bench/tape.py): captured = fed is checked, and that nothing inside a graph would make a
-GPU's host wait; times say nothing. Exit status 1: a contender failed, or a check did.
+Contenders that do not fit into --budget seconds are listed as skipped. The JSON is rewritten after every contender. On
+the CPU, graphs are tapes (experiments/bench/tape.py): the script then checks that captured equals fed, and that nothing
+inside a graph would make a GPU's host wait; times are meaningless. Exit status 1: a contender or a check failed.
 """
 
 import argparse
@@ -81,9 +82,9 @@ AIMS = {  # at most
     ),
     "encoder_6x384": NEVER_SLOWER,
 }
-CHECKED = 8  # steps whose losses are compared; they warm up, too
+CHECKED = 8  # steps whose losses are compared; they also warm up
 HOST_STEPS = 5
-NEAR = {torch.bfloat16: 2e-2, torch.float32: 1e-4}  # of losses in another form, relative; by the dtype that computes
+NEAR = {torch.bfloat16: 2e-2, torch.float32: 1e-4}  # relative tolerance for losses of another form, by compute dtype
 
 
 def batches_of(case: Case, device: str) -> list[Batch]:
@@ -104,7 +105,7 @@ def batches_of(case: Case, device: str) -> list[Batch]:
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
-    """`model`, whose losses can be compared from one form of its step to another."""
+    """`model` without dropout, so that the losses of different forms of its step are comparable."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -112,7 +113,7 @@ def without_dropout(model: nn.Module) -> nn.Module:
 
 
 def times(step: Step, batches: Sequence[Batch], steps: int, cuda: bool) -> dict[str, Any]:
-    """Milliseconds of each of `steps` steps that follow one another, and those of the host alone."""
+    """Milliseconds of each of `steps` consecutive steps, and those of the host alone."""
     turns = [batches[i % len(batches)] for i in range(steps)]
     _wait(cuda)
     began = time.perf_counter()
@@ -148,7 +149,7 @@ def _wait(cuda: bool) -> None:
 
 
 def kernels(step: Step, batch: Batch) -> dict[str, float]:
-    """Kernels and copies of one step on the GPU, and the sum of their times."""
+    """The number of kernels and copies in one step on the GPU, and the sum of their times."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step(batch)
         torch.cuda.synchronize()
@@ -171,7 +172,7 @@ def _retries() -> int:
 
 @torch.no_grad()
 def fingerprint(optimizer: torch.optim.Optimizer) -> str:
-    """A hash of the fp64 norms of all trained tensors: losses in bf16 are too coarse to show a wrong step."""
+    """A hash of the fp64 norms of all trained tensors, because bf16 losses are too coarse to reveal a wrong step."""
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norms = [torch.linalg.vector_norm(p, dtype=torch.float64).item() for p in trained]
     return hashlib.sha256(repr(norms).encode()).hexdigest()[:16]
@@ -180,7 +181,7 @@ def fingerprint(optimizer: torch.optim.Optimizer) -> str:
 def measure(
     name: str, case: Case, base: nn.Module, linears: str, batches: Sequence[Batch], steps: int, cuda: bool
 ) -> dict[str, Any]:
-    """All findings on one contender, which is alone on the device but for `base`."""
+    """All findings on one contender, which shares the device only with `base`."""
     which, _, form = name.partition("+")
     tapes: list[Tape] = []
 
@@ -208,10 +209,10 @@ def measure(
 
 
 def compare(case: Case, steps: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Captured against the same code without graphs (fed; eager where there is nothing to feed): losses and weights must
-    be equal, if that code gives the same weights in both passes: on a GPU not all kernels do. Captured and fed against
-    eager: losses must be near. The largest relative difference of the losses of the first CHECKED steps, and whether the
-    weights after them are the same."""
+    """Compare captured steps with the same code without graphs (fed, or eager if there is nothing to feed): losses and
+    weights must be equal if that code gives the same weights in both passes, which not all GPU kernels do. Captured and
+    fed losses must also be near the eager ones. Returns the largest relative difference of the losses of the first
+    CHECKED steps, and whether the weights after them are the same."""
     first = {name: passes[0] for name, passes in steps.items() if "losses" in passes[0]}
     found = {}
     for name in first:
@@ -232,11 +233,11 @@ def compare(case: Case, steps: Mapping[str, list[dict[str, Any]]]) -> dict[str, 
 
 
 def summary(name: str, case: Case, steps: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Medians, drift, ratios with their intervals, aims, and comparisons of losses, of what was measured."""
+    """Medians, drift, ratios with their intervals, aims, and comparisons of losses, for the measurements."""
     ms = {which: [p["ms"] for p in passes] for which, passes in steps.items() if all("ms" in p for p in passes)}
 
     def ratio(a: str, b: str) -> dict[str, float]:
-        shared = min(len(ms[a]), len(ms[b]))  # step by step: the i-th steps have batches of one shape
+        shared = min(len(ms[a]), len(ms[b]))  # paired by step, since the i-th steps have batches of the same shape
         return pairs.ratio(list(chain(*ms[a][:shared])), list(chain(*ms[b][:shared])))
 
     aims = [(a, b, limit) for a, b, limit in AIMS[name] if a in ms and b in ms]
@@ -252,7 +253,7 @@ def summary(name: str, case: Case, steps: Mapping[str, list[dict[str, Any]]]) ->
 
 
 def failures(found: Mapping[str, Any]) -> list[str]:
-    """A sentence for every error, synchronisation and comparison that failed."""
+    """One sentence per error, synchronisation and failed comparison."""
     passes = [(name, p) for name, passes in found["steps"].items() for p in passes]
     return [
         *(f"{name}: {p['error']}" for name, p in passes if "error" in p),
@@ -272,7 +273,7 @@ def bench(
     in_time: Callable[[], bool],
     save: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """All contenders of one case, in two passes; save(findings) after each."""
+    """Measure all contenders of one case in two passes; calls save(findings) after each contender."""
     cuda = options.device == "cuda"
     base, linears = classifier(*case.model, case.dtype, options.device)
     without_dropout(base)
@@ -287,7 +288,7 @@ def bench(
                 continue
             try:
                 result = measure(which, case, base, linears, batches, options.steps, cuda)
-            except Exception as error:  # whatever one contender fails of, the others are measured
+            except Exception as error:  # if one contender fails, the others are still measured
                 result = {"error": f"{type(error).__name__}: {error}"[:500]}
             if cuda:
                 gc.collect()  # a controller and its hooks refer to each other
@@ -318,13 +319,13 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="models of two layers and short rows")
     parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
     parser.add_argument("--contenders", nargs="+", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--steps", type=int, help="timed steps of each contender and pass: 20, with --tiny 3")
-    parser.add_argument("--budget", type=float, default=400, help="seconds after which no contender begins")
+    parser.add_argument("--steps", type=int, help="timed steps per contender and pass (20, with --tiny 3)")
+    parser.add_argument("--budget", type=float, default=400, help="seconds after which no further contender starts")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU; to try the script without one, add --device cpu --tiny")
     if options.device == "cpu" and not options.tiny:
-        parser.error("--device cpu needs --tiny: it tries the script, and its times say nothing")
+        parser.error("--device cpu needs --tiny: it only tests the script, and its times are meaningless")
     options.steps = options.steps or (3 if options.tiny else 20)
     settings = {key: getattr(options, key) for key in ("device", "tiny", "steps", "budget")}
     report: dict[str, Any] = {"machine": pairs.machine(), **settings, "cases": {}}
@@ -356,7 +357,8 @@ def show(name: str, found: Mapping[str, Any], aims: bool) -> None:
     for pair, aim in found.get("aims", {}).items() if aims else ():
         interval = f"[{aim['low']:.3f}, {aim['high']:.3f}]"
         print(
-            f"  {pair:48s} {aim['median']:.3f} {interval}, at most {aim['at_most']}: {'met' if aim['met'] else 'missed'}"
+            f"  {pair:48s} {aim['median']:.3f} {interval}, at most {aim['at_most']}: "
+            f"{'met' if aim['met'] else 'missed'}"
         )
     for pair, check in found.get("losses", {}).items():
         print(f"  {pair:52s} losses differ by up to {check['difference']:.1e}, weights are {_same(check)}")

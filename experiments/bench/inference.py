@@ -1,12 +1,12 @@
-"""What an adapter costs at inference: base, merged, unmerged LoRA, bottlenecks (as in the LoRA paper's Table 1).
+"""The cost of an adapter at inference: base, merged, unmerged LoRA, bottlenecks (as in the LoRA paper's Table 1).
 
     python experiments/bench/inference.py --json experiments/results/inference_cpu.json
     python experiments/bench/inference.py --models encoder_6x384 --batches 1x32 --rounds 5 --json /tmp/quick.json
 
 Every round runs one forward pass of each contender on the same batch; a ratio is the median of the rounds' ratios to
-the base, with its 95 % interval. `base_again` is a second copy of the base: what its ratio differs from 1 by is the
+the base, with its 95 % interval. `base_again` is a second copy of the base; the deviation of its ratio from 1 is the
 noise. The bottlenecks have as many parameters as LoRA at r = 12. On the CPU the time is the process's own (one thread
-unless --threads), on CUDA it is measured with events.
+unless --threads), and on CUDA it is measured with events.
 """
 
 import argparse
@@ -29,7 +29,7 @@ CONTENDERS = ("base", "base_again", "merged", "lora", "adalora", "pfeiffer", "ho
 
 
 def contender(which: str, base: nn.Module, name: str, linears: str) -> nn.Module:
-    """One of CONTENDERS over its own copy of `base`, as after training: no factor is 0."""
+    """One of CONTENDERS over its own copy of `base`, with non-zero factors as after training."""
     model = deepcopy(base)
     if which in ("houlsby", "pfeiffer"):
         adarank.bottlenecks(model, which, RANK, linears, norms=False)
@@ -45,7 +45,7 @@ def contender(which: str, base: nn.Module, name: str, linears: str) -> nn.Module
 
 
 def bench(name: str, rows: int, tokens: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of every contender and its ratio to the base, on batches of rows × tokens."""
+    """The milliseconds of every contender and its ratio to the base, on batches of rows × tokens."""
     base, linears = build(name, DTYPES[options.dtype], options.device)
     inputs = {"input_ids": batch(name, rows, tokens, options.device)["input_ids"]}
     models = {which: contender(which, base, name, linears) for which in CONTENDERS}

@@ -2,21 +2,22 @@
 
     python experiments/bench/launches.py --json experiments/results/launches.json
 
-A count, not a time: a GPU step of this size waits for its launches, and how many there are can be counted on a CPU. A
-launch is a dispatched aten operation that is neither a view nor an allocation; the CUDA kernels behind a multi-tensor
-operation, and behind a few others, are counted as CUDA has them (`launches`). The width of the models is small, because
-the count does not depend on it. AdaLoRA observes, allocates and masks in every step; a step "between allocations" is
-one in which no allocation is due.
+It counts rather than times, because a GPU step of this size waits for its launches, whose number can be counted on a
+CPU. A launch is a dispatched aten operation that is neither a view nor an allocation; the CUDA kernels behind a
+multi-tensor operation, and behind a few others, are counted as in CUDA (`launches`). The models are narrow, because the
+count does not depend on their width. AdaLoRA observes, allocates and masks in every step; a step "between allocations"
+is one in which no allocation is due.
 
-"captured" counts the step of `adarank.capture` as it computes without graphs; a replay launches the same kernels, in one
-call for each graph. Its "feed" is what the bank does for the adapters once a step. The base's forward and backward are
-those of the frozen model, and what a contender adds is its adapters', less the few launches that an adapted first block
-saves, whose input needs no gradient. Copies of a batch into a graph's memory are left out.
+"captured" counts the step of `adarank.capture` as it runs without graphs; a replay launches the same kernels with one
+call per graph. Its "feed" is the work that the bank does for the adapters once per step. The base's forward and
+backward are those of the frozen model, and a contender's further launches count as its adapters', less the few launches
+that an adapted first block saves because its input needs no gradient. Copies of a batch into a graph's memory are
+excluded.
 
-`profiled` compares the same count with the kernels that a profiler saw on an H100 (experiments/results/step_h100.json:
-steps without clipping, the decoder at its full width, other versions of torch, Transformers and PEFT, and four launches
-more in AdaLoRA's penalty). What is missing is what cannot be seen from a CPU, such as the second kernel of a matrix
-product whose long side is split.
+`profiled` compares the same count with the kernels in a profile on an H100 (experiments/results/step_h100.json: steps
+without clipping, the decoder at its full width, other versions of torch, Transformers and PEFT, and four more launches
+in AdaLoRA's penalty). The remainder cannot be seen from a CPU, such as the second kernel of a matrix product whose long
+side is split.
 """
 
 import json
@@ -58,7 +59,7 @@ RATIOS = (
     ("adalora", "peft_lora"),
     ("adalora", "lora"),
 )
-COMPARED = [which for which in CONTENDERS if which != "adalora_compacted"]  # its penalty had a block for each rank then
+COMPARED = [which for which in CONTENDERS if which != "adalora_compacted"]  # its penalty had one block per rank then
 PROFILED = Path(__file__).resolve().parents[1] / "results" / "step_h100.json"
 
 FREE = ALLOCATES | {"_unsafe_view", "is_same_size", "set_"}
@@ -68,7 +69,7 @@ TENSORS = {
     3: 48,
     4: 36,
 }  # of a multi-tensor kernel, by its number of tensor lists (MultiTensorApply.cuh)
-KERNELS = {  # CUDA kernels behind one operation, where it is not one
+KERNELS = {  # the number of CUDA kernels behind an operation, if it is not 1
     "native_layer_norm_backward": 2,
     "embedding_dense_backward": 4,
     "sort": 4,
@@ -81,14 +82,14 @@ KERNELS = {  # CUDA kernels behind one operation, where it is not one
 
 
 def launches(operation: Any, arguments: Sequence[Any]) -> int:
-    """How many CUDA kernels an aten operation launches: 0 for a view or an allocation."""
+    """The number of CUDA kernels that an aten operation launches: 0 for a view or an allocation."""
     name = name_of(operation)
     if operation.is_view or name in FREE or operation.namespace == "profiler":
         return 0
     if not name.startswith(("_foreach", "_fused")):
         return KERNELS.get(name, 1)
     lists = [a for a in arguments if isinstance(a, (list, tuple)) and a and isinstance(a[0], Tensor)]
-    depth = 4 if name.startswith("_fused") else len(lists)  # the optimiser's step counters travel beside the lists
+    depth = 4 if name.startswith("_fused") else len(lists)  # its step counters are separate from the lists
     return math.ceil(len(lists[0]) / TENSORS[depth]) + (name == "_foreach_norm")
 
 
@@ -106,7 +107,7 @@ class LaunchCounter(TorchDispatchMode):
 
     @contextmanager
     def mark(self, part: str, owner: Any, name: str) -> Iterator[None]:
-        """Inside, what `owner.name` runs belongs to `part`."""
+        """Inside the `with`, launches from `owner.name` belong to `part`."""
         function = getattr(owner, name)
 
         def marked(*arguments: Any, **options: Any) -> Any:
@@ -141,7 +142,7 @@ def parts_of(work: Contender) -> list[tuple[str, Any, str]]:
 
 
 def count(step: Callable[[], object], parts: Sequence[tuple[str, Any, str]] = ()) -> Counter[str]:
-    """Launches of one `step` by part, after two steps that do not count."""
+    """Launches of one `step` by part, after two uncounted steps."""
     counter = LaunchCounter()
     with ExitStack() as stack:
         for part, owner, name in parts:
@@ -187,7 +188,7 @@ def bench(kind: str, layers: int, dtype: torch.dtype, autocast: torch.dtype | No
 
 
 def profiled() -> dict[str, dict[str, float]]:
-    """The count of the steps that an H100's profiler saw, next to its number of kernels."""
+    """The count for the steps profiled on an H100, next to the profiler's number of kernels."""
     kernels = json.loads(PROFILED.read_text())["models"]["decoder_1b"]["kernels"]
     kind, layers, dtype, _ = MODELS["decoder"]
     base, linears = classifier(kind, layers, WIDTH, VOCABULARY, dtype)

@@ -1,10 +1,11 @@
-"""What judging at looks costs and saves: errors and mean number of seeds of analysis/stats/looks.py, simulated.
+"""Simulates judging at looks (analysis/stats/looks.py): its error rates, and the mean number of seeds that it needs.
 
     python experiments/bench/looks.py --json experiments/results/looks.json
 
-Each cell draws paired differences of a true effect (in standard deviations of a difference), judges them at every look
-until a word other than "go on" falls, and counts the words. `better` where the effect is 0, or `worse`, is an error, and
-so is `equivalent` where the effect is the margin or more. Beside it, what a t test of all seeds at the same level finds.
+Each cell draws paired differences with a true effect (in standard deviations of a difference), judges them at every
+look until the word is not "go on", and counts the words. `worse`, or `better` if the effect is 0, is an error, and so
+is `equivalent` if the effect is at least the margin. For comparison, it reports the findings of a t test over all seeds
+at the same level.
 """
 
 import argparse
@@ -29,7 +30,7 @@ SPREADS = {"normal": 1.0, "heavy tails": math.sqrt(3.0)}  # the second: Student'
 def simulate(
     looks: Sequence[int], alpha: float, margin: float, effect: float, tails: str, simulations: int, seed: int
 ) -> dict[str, Any]:
-    """Shares of the words, the mean and quartiles of the number of seeds at which they fell, and the plain test."""
+    """The shares of the words, the mean and quartiles of the number of seeds at the last look, and the plain test."""
     draws = np.random.default_rng(seed)
     size = (simulations, looks[-1])
     noise = draws.standard_normal(size) if tails == "normal" else draws.standard_t(3, size) / SPREADS[tails]
@@ -46,7 +47,7 @@ def simulate(
 
 
 def _end(differences: NDArray[np.float64], looks: Sequence[int], alpha: float, margin: float) -> tuple[str, int]:
-    """The first word that is not "go on", and the number of seeds behind it."""
+    """The first word other than "go on", and the number of seeds at that look."""
     for n in looks:
         word = stats.looks.judge(differences[:n], looks, alpha, margin).word
         if word != stats.looks.GO_ON:
@@ -57,9 +58,11 @@ def _end(differences: NDArray[np.float64], looks: Sequence[int], alpha: float, m
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the findings to this file")
-    parser.add_argument("--looks", type=int, nargs="+", default=[6, 9, 12, 16, 20], help="numbers of seeds, rising")
+    parser.add_argument("--looks", type=int, nargs="+", default=[6, 9, 12, 16, 20], help="rising numbers of seeds")
     parser.add_argument("--simulations", type=int, default=20_000)
-    parser.add_argument("--claims", type=int, nargs="+", default=[1, 6], help="sizes of the family: alpha is divided")
+    parser.add_argument(
+        "--claims", type=int, nargs="+", default=[1, 6], help="sizes of the family, by which alpha is divided"
+    )
     parser.add_argument("--effects", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0], help="true differences")
     parser.add_argument("--margin", type=float, default=0.5)
     options = parser.parse_args()

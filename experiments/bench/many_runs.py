@@ -1,10 +1,11 @@
-"""How long a large sweep takes to read, to judge and to draw: the terminal's tables, then the whole page, on one core.
+"""The time to read, judge and draw a large sweep: the terminal's tables, then the whole page, on one core.
 
     python experiments/bench/many_runs.py --json experiments/results/report_cpu.json
 
-Makes the folders of a sweep (configurations × seeds, one in twenty failed, half-written, damaged or empty) and reads
-them in processes of their own, as a user does: interpreter and imports count. Seconds of the processor, the median of
-the rounds. analysis_s: until the terminal has its text; page_s: everything, with the page and its files on the disk.
+It creates the folders of a sweep (configurations × seeds, one in twenty failed, half-written, damaged or empty) and
+reads them in separate processes, as a user does, so that interpreter and imports count. Times are CPU seconds, the
+median over the rounds. analysis_s: until the terminal's text is complete; page_s: everything, with the page and its
+files on disk.
 """
 
 import argparse
@@ -57,7 +58,7 @@ print(json.dumps({
 
 
 def write_sweep(out: Path, config: dict[str, Any], configurations: int, seeds: int, allocations: int) -> None:
-    """Run folders as the harness leaves them, with the modules of MiniLM-L6 and records of the usual length."""
+    """Write run folders like those of the harness, with the modules of MiniLM-L6 and records of the usual length."""
     generator = np.random.default_rng(0)
     records, metrics = out / "allocations.jsonl", out / "metrics.jsonl"
     metrics.write_text("".join(_metrics(step, generator) for step in range(10, 1001, 10)), encoding="utf-8")
@@ -67,7 +68,7 @@ def write_sweep(out: Path, config: dict[str, Any], configurations: int, seeds: i
         changed["penalty"] = config["penalty"] | {"gamma": place // 100}
         start = rank if method == "lora" else 3 * rank // 2
         if start > rank:
-            records.unlink(missing_ok=True)  # the seeds of a configuration share the file: only one of them is read
+            records.unlink(missing_ok=True)  # the seeds share the file, because only one of them is read
             records.write_text(
                 "".join(_record(step, start, generator) for step in range(allocations)), encoding="utf-8"
             )
@@ -127,7 +128,7 @@ def _summary(
 
 
 def read(out: Path) -> dict[str, Any]:
-    """What a process of its own, on one core, says it took; fails where it fails."""
+    """The times that a separate process reports for reading `out` on one core; fails if it fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     started = time.perf_counter()
     command = [sys.executable, "-c", READ, str(out)]
@@ -136,7 +137,7 @@ def read(out: Path) -> dict[str, Any]:
 
 
 def settings() -> dict[str, Any]:
-    """config.yaml of a run, as the harness writes it."""
+    """A run's config.yaml, as the harness writes it."""
     words = [str(ROOT / "experiments" / "run.py"), "method=adalora", "tiny=true", "--cfg", "job", "--resolve"]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
     config: dict[str, Any] = yaml.safe_load(done.stdout)
@@ -156,8 +157,8 @@ def measure(config: dict[str, Any], configurations: int, seeds: int, options: ar
 def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--runs", type=int, default=3000)
-    arguments.add_argument("--seeds", type=int, nargs="+", default=[10, 30], help="a sweep for each")
-    arguments.add_argument("--allocations", type=int, default=75, help="records of an adaptive run")
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[10, 30], help="numbers of seeds, one sweep each")
+    arguments.add_argument("--allocations", type=int, default=75, help="records per adaptive run")
     arguments.add_argument("--rounds", type=int, default=5)
     options = arguments.parse_args()
     if hasattr(os, "sched_setaffinity"):

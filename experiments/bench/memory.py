@@ -1,10 +1,11 @@
-"""Memory of one training step, counted: what autograd saves, and what factors, gradients, optimiser and averages hold.
+"""Counts the memory of one training step: tensors saved by autograd, factors, gradients, optimiser state and averages.
 
     python experiments/bench/memory.py --json experiments/results/memory_cpu.json
 
-`saved` is the bytes of distinct storages that the forward pass keeps for the backward pass, parameters left out: a
-count, the same on every machine. `state` is the bytes of trained parameters, gradients, optimiser state and score
-averages, before and after compaction to mean rank 8. On CUDA the peak of the allocator over a step is added.
+`saved` is the number of bytes in distinct storages that the forward pass keeps for the backward pass, excluding
+parameters, which is the same on every machine. `state` is the number of bytes of trained parameters, gradients,
+optimiser state and score averages, before and after compaction to mean rank 8. On CUDA the allocator's peak over a step
+is added.
 """
 
 import argparse
@@ -23,10 +24,10 @@ from experiments.bench.workload import CONTENDERS, DTYPES, Contender, batch, bui
 
 
 def saved_bytes(work: Contender, inputs: dict[str, Tensor]) -> int:
-    """Bytes of distinct storages that one forward pass saves, beside parameters and buffers of the model."""
+    """Bytes of distinct storages that one forward pass saves, without the model's parameters and buffers."""
     known = {t.untyped_storage().data_ptr() for t in (*work.model.parameters(), *work.model.buffers())}
     kept: dict[int, int] = {}
-    alive = []  # hold what is saved, so that no address is used twice
+    alive = []  # keeps saved tensors alive, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

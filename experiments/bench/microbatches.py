@@ -1,13 +1,14 @@
-"""Time of an optimiser step over the same rows, as one padded pass and divided by length into several.
+"""The time of an optimiser step over the same rows, as one padded pass and split by length into several.
 
     python experiments/bench/microbatches.py --data FOLDER --json experiments/results/microbatches_cpu.json
     python experiments/bench/microbatches.py --fit
 
-Rows of rotten_tomatoes and, with --data, of GLUE tasks (SST-2, CoLA, RTE), in the order of a run, through MiniLM with
-AdaLoRA on all linears. In every round the same rows are trained in 1, 2 and 3 passes and in as many as
-train.microbatches=auto takes; a ratio is the time of a step divided by that of the single pass in the same round.
---fit: what a pass of a random BERT costs beyond its tokens, from which adarank/harness/run/microbatches.py has its
-constants: seconds = a + b · tokens over batches of several shapes, by least squares of the relative error.
+It trains on rows of rotten_tomatoes and, with --data, of GLUE tasks (SST-2, CoLA, RTE), in the order of a run, with
+AdaLoRA on all linears of MiniLM. Every round trains the same rows in 1, 2 and 3 passes and in the number that
+train.microbatches=auto chooses; a ratio is the time of a step divided by that of the single pass in the same round.
+--fit measures the fixed cost of a pass of a random BERT, the source of the constants in
+adarank/harness/run/microbatches.py: seconds = a + b · tokens over batches of several shapes, by least squares of the
+relative error.
 """
 
 import argparse
@@ -36,9 +37,9 @@ from adarank.harness.run.resolve import build, chosen_targets, load_base, load_t
 from experiments.bench import pairs
 
 PASSES: tuple[int | str, ...] = (1, 2, 3, "auto")
-GLUE = {"sst2": 16, "cola": 16, "rte": 16}  # task: rows of a step
+GLUE = {"sst2": 16, "cola": 16, "rte": 16}  # {task: rows per step}
 SIZES = ((64, 2), (128, 4), (384, 6), (768, 4))  # width, layers
-SHAPES = ((1, 16), (2, 16), (4, 16), (8, 16), (8, 32), (16, 32), (16, 48), (24, 32))  # rows, tokens of each
+SHAPES = ((1, 16), (2, 16), (4, 16), (8, 16), (8, 32), (16, 32), (16, 48), (24, 32))  # rows, tokens per row
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--fit", action="store_true", help="fit the cost of a pass instead")
+    parser.add_argument("--fit", action="store_true", help="fit the fixed cost of a pass instead")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def compare(words: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """A task's steps in each of PASSES: median ms, ratios to a single pass, tokens with padding, number of passes."""
+    """A task's steps with each of PASSES: median ms, ratios to a single pass, tokens with padding, number of passes."""
     device = torch.device(options.device)
     spec = spec_from([*words, "model=minilm_l6", "method=adalora", f"train.precision={options.precision}"])
     task, base = load_task(spec), load_base(spec)
@@ -113,7 +114,7 @@ def compare(words: list[str], options: argparse.Namespace) -> dict[str, Any]:
 
 
 def fit(width: int, layers: int, options: argparse.Namespace) -> dict[str, float]:
-    """The cost of a pass of one model: fixed ms, ms of a token, and their ratio, in tokens."""
+    """The cost of a pass of one model: fixed ms, ms per token, and their ratio, in tokens."""
     torch.manual_seed(0)
     device = torch.device(options.device)
     config = transformers.BertConfig(

@@ -1,10 +1,10 @@
-"""Time of a forward and backward pass over rows of unlike lengths, padded and packed.
+"""The time of a forward and backward pass over rows of different lengths, padded and packed.
 
     python experiments/bench/packing.py --json experiments/results/packing_cpu.json
 
-A random Llama and one batch of random tokens, whose row lengths are log-normal, as those of instructions are. The passes
-alternate; reported are the tokens computed, the median seconds of each, the loss, and what packing and the check before
-training take.
+It uses a random Llama and one batch of random tokens with log-normal row lengths, which are typical of instructions.
+The passes alternate. It reports the number of tokens computed, the median seconds of each pass, the loss, and the time
+for packing and for the check before training.
 """
 
 import argparse

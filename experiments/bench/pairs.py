@@ -1,4 +1,4 @@
-"""Ratios measured side by side: interleaved rounds, one ratio a round, their median and its interval."""
+"""Ratios measured side by side: interleaved rounds with one ratio per round, their median and its interval."""
 
 import argparse
 import math
@@ -14,9 +14,9 @@ from adarank.runs.files import write_json
 
 
 def interleave(measure: Mapping[str, Callable[[], float]], rounds: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds of every contender in every round, after `warmup` rounds that do not count; a round measures each once.
+    """The seconds of every contender in every round, after `warmup` uncounted rounds; a round measures each once.
 
-    The order alternates from round to round, so that no contender always follows the same other.
+    The order alternates between rounds, so that no contender always follows the same other.
     """
     found: dict[str, list[float]] = {name: [] for name in measure}
     for i in range(warmup + rounds):
@@ -29,7 +29,7 @@ def interleave(measure: Mapping[str, Callable[[], float]], rounds: int, warmup: 
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Median of the paired ratios with its 95 % interval from order statistics (no distribution assumed)."""
+    """The median of the paired ratios with its 95 % interval from order statistics (no distribution assumed)."""
     values = np.sort(np.asarray(ours) / np.asarray(theirs))
     n = len(values)
     half = 0.98 * math.sqrt(n)  # 1.96/2 · √n: binomial ranks around the median
@@ -38,21 +38,21 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The parser of a benchmark, with --json."""
+    """The parser for a benchmark, with --json."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--json", type=Path, help="write the findings to this file")
     return options
 
 
 def write(options: argparse.Namespace, names: Sequence[str], /, **findings: Any) -> None:
-    """With --json: write the machine, the values of the options `names` and the findings, and print the file's name."""
+    """With --json, write the machine, the values of the options `names` and the findings, and print the file's name."""
     if options.json:
         write_json(options.json, {"machine": machine(), **{key: getattr(options, key) for key in names}, **findings})
         print(options.json)
 
 
 def machine() -> dict[str, Any]:
-    """Where it was measured; no host names."""
+    """The machine that measured, without host names."""
     import torch
 
     info = Path("/proc/cpuinfo")

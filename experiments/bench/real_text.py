@@ -1,26 +1,26 @@
-"""Training on real text as users train it: transformers.Trainer with PEFT, a plain loop with PEFT, and adarank.
+"""Training on real text as users do it: transformers.Trainer with PEFT, a plain loop with PEFT, and adarank.
 
     python experiments/bench/real_text.py --data GLUE --json experiments/results/real_text_cpu.json
     python experiments/bench/real_text.py --data GLUE --tasks rte --batches 24 --precisions bf16 --rounds 5
     python experiments/bench/real_text.py --tiny
 
-GLUE is a folder with SST-2 and RTE, as for `task=sst2 task.path=GLUE`; rotten_tomatoes needs none. MiniLM-L6 is trained on
-the rows and in the order of seed 0. PEFT and adarank adapt the same linears with the same ranks: LoRA has r = 8, AdaLoRA
-starts at 12 and ends at 8.
+GLUE is a folder with SST-2 and RTE, as for `task=sst2 task.path=GLUE`; rotten_tomatoes needs none. MiniLM-L6 is trained
+on the rows and in the order of seed 0. PEFT and adarank adapt the same linears with the same ranks: LoRA has r = 8,
+AdaLoRA starts at 12 and ends at 8.
 
     trainer_lora, trainer_adalora         transformers.Trainer and its DataCollatorWithPadding; update_and_allocate in a
                                           callback after each optimiser step
     peft_lora                             a loop of a few lines with the same collator, AdamW, clipping and scheduler
-    lora, adalora, full                   what `adarank run` trains with, at its defaults
+    lora, adalora, full                   the training loop of `adarank run`, with its defaults
     lora_one_pass, adalora_one_pass       the same with train.microbatches=1
 
-Every contender's own training loop runs in a thread that is held after each optimiser step. A round lets each loop run
-to its next optimiser step, with the same rows, in alternating order, and so times all that a user pays for a step:
+Every contender's own training loop runs in a thread that pauses after each optimiser step. A round lets each loop run
+to its next optimiser step, with the same rows, in alternating order, and so measures the complete time of a step:
 batches, loss, gradients, clipping, optimiser, allocation, callbacks. On the CPU it is the process's own time, with one
-thread unless --threads; on CUDA, where one contender at a time is on the card, the time between events. A ratio is the
-median of the rounds' ratios with its 95 % interval. Peak memory is that of a few steps in a process of its own, above
-what is held before the contender's model is copied. On a CPU without bf16 instructions, bf16 is several times slower than
-fp32 and says little: use --precisions fp32 there.
+thread unless --threads; on CUDA, where only one contender at a time is on the GPU, it is the time between events. A
+ratio is the median of the rounds' ratios with its 95 % interval. Peak memory is that of a few steps in a separate
+process, above the memory in use before the contender's model is copied. On a CPU without bf16 instructions, bf16 is
+several times slower than fp32 and not informative; use --precisions fp32 there.
 """
 
 import argparse
@@ -75,15 +75,15 @@ RATIOS = (
     ("adalora", "lora"),
     ("adalora", "full"),
 )
-ROWS = 4000  # of a task's training rows, which are enough for every round
+ROWS = 4000  # training rows per task, which are enough for every round
 MEMORY_STEPS = 3
 TINY = ("model=tiny_bert", "model.width=32", "model.layers=1", "task.limit=40")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One task with one batch size and precision. order: the rows of each step, [steps, batch]; settings: of every
-    `adarank run` here."""
+    """One task with one batch size and precision. order: the rows of each step, [steps, batch]; settings: those of
+    every `adarank run` here."""
 
     task: Task
     base: Base
@@ -121,7 +121,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def in_turns(training: Callable[[], object]) -> Iterator[Callable[[], None]]:
-    """A training loop as a function that runs it to the end of its next optimiser step, in a thread of its own."""
+    """A training loop as a function that runs it to the end of its next optimiser step, in a separate thread."""
     go, done = Semaphore(0), Semaphore(0)
     failures: list[BaseException] = []
     stops = False
@@ -218,7 +218,7 @@ def plain_loop(model: Any, rows: Sequence[dict[str, Any]], c: Cell) -> None:
 
 
 def trainer(which: str, model: Any, rows: Sequence[dict[str, Any]], c: Cell, folder: str) -> Callable[[], object]:
-    """Trainer.train with the Trainer's own defaults, but with the rows in their order and no files or progress bar."""
+    """Trainer.train with the Trainer's own defaults, except for the order of the rows, files and the progress bar."""
     import transformers
 
     class Allocating(transformers.TrainerCallback):
@@ -245,7 +245,7 @@ def trainer(which: str, model: Any, rows: Sequence[dict[str, Any]], c: Cell, fol
 
 
 def seconds(names: Sequence[str], c: Cell, rounds: int, warmup: int) -> dict[str, list[float]]:
-    """Of the contenders `names`, whose models are held together, the seconds of every round."""
+    """The seconds of every round for the contenders `names`, whose models are in memory together."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         steps = {which: stack.enter_context(in_turns(loop(which, c, folder))) for which in names}
@@ -254,7 +254,7 @@ def seconds(names: Sequence[str], c: Cell, rounds: int, warmup: int) -> dict[str
 
 
 def memory(which: str, c: Cell) -> float | None:
-    """MiB at the peak of a few steps above what is held before."""
+    """The peak memory of a few steps in MiB, above the memory in use before."""
     reset_peak(c.device)
     before = peak_mib(c.device)
     with tempfile.TemporaryDirectory() as folder, in_turns(loop(which, c, folder)) as step:
@@ -267,7 +267,7 @@ def memory(which: str, c: Cell) -> float | None:
 
 
 def in_child(work: Callable[[], Any]) -> Any:
-    """What work() returns, computed in a process that is forked off this one, which itself never trains."""
+    """The result of work(), computed in a process forked from this one, which never trains itself."""
     context = get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=lambda: sender.send(work()))
@@ -282,7 +282,7 @@ def in_child(work: Callable[[], Any]) -> Any:
 
 
 def bench(task: str, batch: int, precision: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All that is measured of one task, batch size and precision."""
+    """All measurements for one task, batch size and precision."""
     c = cell(task, batch, precision, options.warmup + options.rounds, options)
     peaks = {which: in_child(partial(memory, which, c)) for which in options.contenders}
     found: dict[str, list[float]] = {}
@@ -302,7 +302,7 @@ def bench(task: str, batch: int, precision: str, options: argparse.Namespace) ->
 
 def main() -> int:
     arguments = parser(__doc__)
-    arguments.add_argument("--data", type=Path, help="the folder that holds SST-2 and RTE")
+    arguments.add_argument("--data", type=Path, help="the folder with SST-2 and RTE")
     arguments.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     arguments.add_argument("--batches", nargs="+", type=int, default=[16, 24])
     arguments.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
@@ -316,9 +316,9 @@ def main() -> int:
         options.tasks, options.batches, options.precisions = ["rotten_tomatoes"], [4], options.precisions[:1]
         options.rounds = 3
     if options.data is None and set(options.tasks) - {"rotten_tomatoes"}:
-        arguments.error("--data must be the folder that holds SST-2 and RTE (got none)")
+        arguments.error("--data must be the folder with SST-2 and RTE (got none)")
     torch.set_num_threads(options.threads)
-    if set(options.contenders) & set(PEFT):  # here, so that the processes that measure memory need not
+    if set(options.contenders) & set(PEFT):  # imported here, so that the processes that measure memory need not do so
         import peft as peft
         from transformers import Trainer as Trainer
     cells = []
@@ -326,13 +326,13 @@ def main() -> int:
         for batch in options.batches:
             for precision in options.precisions:
                 cells.append(bench(task, batch, precision, options))
-                print(f"{task}, {batch} rows, {precision}: {cells[-1]['tokens_per_row']['padded']:.0f} tokens a row")
+                print(f"{task}, {batch} rows, {precision}: {cells[-1]['tokens_per_row']['padded']:.0f} tokens per row")
                 for which, value in cells[-1]["seconds_per_100_rows"].items():
                     against = cells[-1]["ratios"].get(f"{which} / peft_lora")
                     shown = f"{against['median']:.3f} [{against['low']:.3f}, {against['high']:.3f}]" if against else ""
                     peak = cells[-1]["peak_mib"][which]
                     print(f"  {which:18s} {value:8.2f} s per 100 rows  {peak or 0:6.0f} MiB  {shown}", flush=True)
-                if options.json:  # after every cell, because all of them take long
+                if options.json:  # after every cell, because each takes long
                     about = {"machine": machine(), "threads": options.threads, "rounds": options.rounds}
                     write_json(options.json, {**about, "cells": cells})
     return 0

@@ -1,4 +1,4 @@
-"""The committed figures of step.py and real_text.py as a Markdown table and a picture.
+"""Turns the committed figures of step.py and real_text.py into a Markdown table and a picture.
 
 python experiments/bench/report.py experiments/results/step_cpu.json docs/step_cpu.png
 python experiments/bench/report.py experiments/results/real_text_cpu.json docs/real_text_cpu.png
@@ -63,7 +63,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def text_table(found: dict[str, Any]) -> str:
-    """A row for each cell: the plain loop's seconds per 100 rows, and the median ratio of every other contender to it."""
+    """One row per cell: the plain loop's seconds per 100 rows, and the median ratio of every other contender to it."""
     others = {which: name for which, name in ON_TEXT.items() if which != "peft_lora"}
     heads = ["rows ÷ plain loop's time", "plain loop, s per 100 rows", *others.values()]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
@@ -79,7 +79,7 @@ def text_table(found: dict[str, Any]) -> str:
 
 
 def draw_text(found: dict[str, Any], target: Path) -> None:
-    """One panel for each precision: every contender's ratio to the plain loop, with intervals."""
+    """One panel per precision: every contender's ratio to the plain loop, with intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -123,7 +123,7 @@ def draw_text(found: dict[str, Any], target: Path) -> None:
 
 
 def draw(found: dict[str, Any], target: Path) -> None:
-    """Medians with their intervals, one row a contender, one mark a model."""
+    """Medians with their intervals, with one row per contender and one mark per model."""
     import matplotlib
 
     matplotlib.use("Agg")

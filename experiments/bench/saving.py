@@ -1,10 +1,10 @@
-"""Peak memory of a run that saves its state often: full fine-tuning of a random Llama that is stored in bf16.
+"""The peak memory of a run that saves its state often: full fine-tuning of a random Llama stored in bf16.
 
     python experiments/bench/saving.py [--layers 22 --width 1024 --steps 12 --seconds 10] [--method full] [--json FILE]
 
-The model and its task (prompts of random letters) are written into a temporary folder, and `adarank run` trains them in a
-process of its own. Reported: the process's peak resident memory, the sizes of weights, gradients and AdamW's averages,
-which no run can do without, and what is left above them.
+The script writes the model and its task (prompts of random letters) into a temporary folder, and `adarank run` trains
+them in a separate process. It reports the process's peak resident memory, the sizes of weights, gradients and AdamW's
+averages, which every run needs, and the remainder.
 """
 
 import argparse
@@ -54,12 +54,12 @@ def write_task(folder: Path, rows: int) -> None:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        pid = os.fork()  # the model is made in a process of its own, so that its memory does not count
+        pid = os.fork()  # create the model in a separate process, so that its memory does not count
         if not pid:
             (folder / "parameters").write_text(str(write_model(folder / "model", options.layers, options.width)))
             os._exit(0)
         if os.waitpid(pid, 0)[1]:
-            raise SystemExit("the model could not be made")
+            raise SystemExit("the model could not be created")
         parameters = int((folder / "parameters").read_text())
         write_task(folder / "task", 2 * options.steps)
         words = ["task=instruct", f"task.path={folder / 'task'}", "task.max_new_tokens=1", "task.generate_rows=1"]

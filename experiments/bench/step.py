@@ -4,12 +4,12 @@
     python experiments/bench/step.py --models encoder_6x384 --pairs 20 --json /tmp/quick.json
 
 A ratio is the median of the rounds' ratios, with its 95 % interval. On the CPU every round runs one step of each
-contender, and the time is the process's own (one thread unless --threads). On CUDA one contender at a time is on the
-card, round i of one is compared with round i of another, and the time is measured with events. AdaLoRA stands in its
-allocation phase and masks in every step. `controller` is the share of its step that penalty and allocator take, measured
-in further steps after the rounds, because timing a part of a step waits for the GPU. `bound` is what no low-rank adapter
-of this kind can beat on the machine: the frozen floor plus the adapter's six thin products alone (no autograd, no Python
-around them, no optimiser), timed in the same way.
+contender, and the time is the process's own (one thread unless --threads). On CUDA only one contender at a time is on
+the GPU, round i of one is compared with round i of another, and the time is measured with events. AdaLoRA is in its
+allocation phase and masks in every step. `controller` is the share of its step spent on penalty and allocator, measured
+in further steps after the rounds, because timing a part of a step waits for the GPU. `bound` is a lower bound for every
+low-rank adapter of this kind: the frozen floor plus the adapter's six thin products alone (without autograd, Python
+overhead or optimiser), timed in the same way.
 """
 
 import argparse
@@ -69,8 +69,8 @@ def kernels(work: Contender) -> int:
 def measure(
     names: Sequence[str], base: nn.Module, linears: str, inputs: dict[str, torch.Tensor], options: argparse.Namespace
 ) -> tuple[dict[str, list[float]], dict[str, dict[str, float]], dict[str, int]]:
-    """Of the contenders and products `names`, which are held together: the seconds of every round, the controller's
-    seconds per step, and on CUDA the kernels of a step."""
+    """For the contenders and products `names`, which are in memory together: the seconds of every round, the
+    controller's seconds per step, and on CUDA the number of kernels per step."""
     rows, tokens = inputs["input_ids"].shape
     base = deepcopy(base).to(options.device)
     wrap = torch.compile if options.compile else (lambda model: model)

@@ -1,11 +1,12 @@
-"""What a sweep's job costs beside its training: starting up, and waiting for the other worker.
+"""The cost of a sweep's job beyond its training: starting up, and waiting for the other worker.
 
     python experiments/bench/sweep.py --json experiments/results/sweep_cpu.json
 
-Two measurements, in processes of their own, as a user starts them. `sweep`: the same jobs (one seed each) one after
-the other and by two workers (hydra/launcher=joblib), with the same number of threads a job; the ratio of the times,
-in alternating order, once each per round. `start`: one run of the model and task, the time from the command to the first step
-(imports, model, tokenised data), with an empty cache and with a full one, as a share of a run of `--whole` seconds.
+Both measurements use separate processes, like a user. `sweep` runs the same jobs (one seed each) one after the other
+and with two workers (hydra/launcher=joblib), with the same number of threads per job, once each per round in
+alternating order, and reports the ratio of the times. `start` measures the time from the command to the first step
+(imports, model, tokenised data) of one run of the model and task, with an empty cache and with a full one, as a share
+of a run of `--whole` seconds.
 """
 
 import argparse
@@ -30,7 +31,7 @@ WORKERS = {"sequential": [], "two_workers": ["hydra/launcher=joblib", "hydra.lau
 
 
 def command(words: list[str], out: Path, threads: int, cache: Path) -> tuple[float, float]:
-    """(seconds in all, seconds of training and evaluation by the runs' own records) of run.py; fails where it fails."""
+    """(total seconds, seconds of training and evaluation by the runs' own records) of run.py; fails if it fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "ADARANK_CACHE": str(cache)}
     started = time.perf_counter()
     done = subprocess.run(
@@ -61,7 +62,8 @@ def sweep(words: list[str], options: argparse.Namespace, folder: Path) -> dict[s
 
 
 def start(words: list[str], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Seconds that one run takes beside training and evaluation, the cache empty and full, and their share of a run."""
+    """The seconds of one run outside training and evaluation, with an empty and a full cache, and their share of a
+    run."""
     found: dict[str, list[float]] = {"empty_cache": [], "full_cache": []}
     cache = folder / "start-cache"
     for i in range(options.rounds):
@@ -75,7 +77,7 @@ def start(words: list[str], options: argparse.Namespace, folder: Path) -> dict[s
 
 
 def imports(least: float) -> dict[str, float]:
-    """{module: seconds, its own imports included} of what experiments/run.py's imports take, from `least` on."""
+    """{module: seconds, including its own imports} for the imports of experiments/run.py that take at least `least`."""
     code = "import adarank.harness.app, adarank.harness.run.execute, transformers.models.bert.modeling_bert"
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -89,8 +91,8 @@ def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--jobs", type=int, default=12)
     arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--threads", type=int, default=1, help="of one job")
-    arguments.add_argument("--whole", type=float, default=60.0, help="seconds of the run that the start is a share of")
+    arguments.add_argument("--threads", type=int, default=1, help="threads per job")
+    arguments.add_argument("--whole", type=float, default=60.0, help="seconds of the run of which the start is a share")
     arguments.add_argument(
         "words", nargs="*", default=["method=adalora", "train.steps=100"], help="settings of one job, as for run.py"
     )

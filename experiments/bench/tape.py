@@ -1,10 +1,10 @@
-"""A CUDA graph's semantics on the CPU: record the aten operations of a step, then replay them on the same memory.
+"""The semantics of CUDA graphs on the CPU: records the aten operations of a step, then replays them on the same memory.
 
-As with a captured graph, Python does not run at a replay, every number is frozen, every tensor keeps its address, and
-new inputs are copied into the tensors that were recorded. So a step that goes wrong when it is captured (a step counter
-or a learning rate passed as a float, a gradient set to None between replays, a value read back) goes wrong here, too,
-without a GPU. Two things differ: the recording itself computes the step, and it goes on where a CUDA graph would refuse
-a synchronisation, which is listed in `syncs`.
+As with a captured graph, Python does not run during a replay, every number is frozen, every tensor keeps its address,
+and new inputs are copied into the recorded tensors. A step that would fail when captured (a step counter or a learning
+rate passed as a float, a gradient set to None between replays, a value read back) therefore fails here, too, without a
+GPU. There are two differences: recording also computes the step, and it continues where a CUDA graph would refuse a
+synchronisation, which is listed in `syncs`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,12 +27,12 @@ def name_of(operation: Any) -> str:
 
 
 class Tape(TorchDispatchMode):
-    """Records what runs inside `with tape.recording():`, and repeats it with `tape.replay()`.
+    """Records the operations inside `with tape.recording():` and repeats them with `tape.replay()`.
 
     syncs: the names of the recorded operations for which a GPU's host would wait (a value is read back, or the size of
     a result depends on values). calls: (operation, positional and keyword arguments, result) of every operation that
-    computes. Views and allocations are not repeated: they are the same memory. An operation with a result of its own is
-    repeated and its result copied into the recorded one. Random operations draw again, from the generator's present
+    computes. Views and allocations are not repeated, since they are the same memory. An operation with a new result is
+    repeated and its result copied into the recorded one. Random operations draw again, from the generator's current
     state.
     """
 
@@ -43,7 +43,7 @@ class Tape(TorchDispatchMode):
 
     @contextmanager
     def recording(self) -> Iterator["Tape"]:
-        """Inside, operations are recorded and computed, and whoever asks is told that a graph is being captured."""
+        """Inside the `with`, operations are recorded and computed, and torch reports that a graph is being captured."""
         with self, patch("torch.cuda.is_current_stream_capturing", lambda: True):
             yield self
 
@@ -54,7 +54,7 @@ class Tape(TorchDispatchMode):
         if name in READS_BACK or (name.startswith("index") and _by_mask(args)):
             self.syncs.append(name)
         if func.namespace != "profiler" and not func.is_view and name not in ALLOCATES:
-            self.calls.append((func, args, kwargs, result))  # holds every tensor, as a graph's own memory pool does
+            self.calls.append((func, args, kwargs, result))  # keeps every tensor alive, like a graph's memory pool
         return result
 
     @torch.no_grad()
@@ -68,6 +68,6 @@ class Tape(TorchDispatchMode):
 
 
 def _by_mask(args: Sequence[Any]) -> bool:
-    """Whether an indexing operation has a mask among its indices: how much it selects depends on values."""
+    """Whether an indexing operation has a mask among its indices, so that the size of its result depends on values."""
     indices = args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else ()
     return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices)

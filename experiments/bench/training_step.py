@@ -1,4 +1,4 @@
-"""The whole optimiser step of a contender, with clipping, in each of its forms: eager, fed and captured."""
+"""The whole optimiser step of a contender, including clipping, in each of its forms: eager, fed and captured."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,8 +18,9 @@ def training_step(
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """step(batch) -> the detached loss, for the model and the optimiser of `work`.
 
-    form: "eager", a user's own loop; "captured", `adarank.capture` with `graphs`; "fed", the same code without graphs. The
-    learning rates are tensors in each, so that AdamW rounds alike. autocast: the dtype of the forward pass, or None.
+    form: "eager", a user's own loop; "captured", `adarank.capture` with `graphs`; "fed", the same code without graphs.
+    The learning rates are tensors in each, so that AdamW rounds in the same way. autocast: the dtype of the forward
+    pass, or None.
     """
     model, optimizer = work.model, work.optimizer
     controller = getattr(optimizer, CONTROLLER, None)

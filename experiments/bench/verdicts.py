@@ -1,19 +1,18 @@
-"""How often the verdicts of a report are wrong, and how often they find what is there: simulated sweeps.
+"""Simulates sweeps to count how often the verdicts of a report are wrong, and how often they find a true difference.
 
     python experiments/bench/verdicts.py --json experiments/results/verdicts_simulated.json
 
-A sweep is a page of three tasks, each with LoRA and five other methods, n seeds of each. A score is that of its seed plus
-noise, such that the difference of two methods has a standard deviation of one point, rounded to the accuracy of 1,000
-rows. Every page is judged by the code that judges a folder without declared claims (analysis/verdicts.py), so that all
-15 comparisons are one family. A page counts as wrong when any verdict calls a method better although none is.
+A sweep is a page of three tasks, each with LoRA and five other methods, n seeds of each. A score is that of its seed
+plus noise, such that the difference of two methods has a standard deviation of one point, rounded to the accuracy of
+1,000 rows. Every page is judged by the code that judges a folder without declared claims (analysis/verdicts.py), so
+that all 15 comparisons are one family. A page counts as wrong when any verdict calls a method better although none is.
 
-    null          no method differs
-    skewed        no method differs, the noise is exponential
-    unequal       no method differs, one has noise of three times the size
-    collapse      no method differs, but in one of them 15 % of the runs end at the majority class
-    better        one method of every task is 1.5 standard deviations better; the share of them that is found, on the page
-                  of three tasks and on a page of a single one
-    margin        one method differs by the margin; how often it is called equivalent where an assay shows
+    null          no method differs skewed        no method differs, and the noise is exponential unequal       no
+    method differs, and one has three times as much noise collapse      no method differs, but 15 % of one method's runs
+    end at the majority class better        one method of every task is 1.5 standard deviations better; reports the
+    share of these that is found, on
+                  a page of three tasks and on a page of a single one
+    margin        one method differs by the margin; reports how often it is called equivalent if an assay shows
 """
 
 import argparse
@@ -74,7 +73,7 @@ def false_pages(scenario: str, seeds: int, sweeps: int, generator: np.random.Gen
 
 
 def power(seeds: int, tasks: int, sweeps: int, generator: np.random.Generator) -> float:
-    """The share of the methods that are better by EFFECT which the verdicts call better."""
+    """The share of the methods with a true advantage of EFFECT that the verdicts call better."""
     hits = 0
     for _ in range(sweeps):
         pages = []
@@ -113,7 +112,7 @@ def scores(scenario: str, seeds: int, generator: np.random.Generator, spread: fl
 
 
 def rounded(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
-    """As the accuracy on ROWS rows comes out."""
+    """The values rounded to possible accuracies on ROWS rows."""
     return np.round(drawn * ROWS) / ROWS
 
 

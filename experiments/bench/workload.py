@@ -1,4 +1,4 @@
-"""What the benchmarks run: models with random weights, and one training step of every contender."""
+"""The workloads of the benchmarks: models with random weights, and one training step of every contender."""
 
 import argparse
 import re
@@ -19,7 +19,7 @@ from adarank.optimizers import CONTROLLER
 from experiments.bench import pairs
 
 RANK, FINAL = 12, 8
-LONG = 10**4  # steps of a schedule that no benchmark comes to the end of
+LONG = 10**4  # steps of a schedule that no benchmark completes
 MODELS = {  # name: (architecture, layers, width, vocabulary)
     "encoder_6x384": ("bert", 6, 384, 2000),
     "encoder_12x768": ("bert", 12, 768, 2000),
@@ -27,7 +27,8 @@ MODELS = {  # name: (architecture, layers, width, vocabulary)
     "decoder_1b": ("llama", 22, 2048, 32000),
 }
 LINEARS = {
-    "bert": r".*\.layer\.\d+\.(attention\.self\.(query|key|value)|attention\.output\.dense|intermediate\.dense|output\.dense)",
+    "bert": r".*\.layer\.\d+\.(attention\.self\.(query|key|value)|attention\.output\.dense|intermediate\.dense|"
+    r"output\.dense)",
     "llama": r".*\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
 }
 CONTENDERS = ("floor", "peft_lora", "peft_adalora", "lora", "adalora", "adalora_compacted", "full")
@@ -37,7 +38,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The parser of a benchmark of MODELS, with the options that they share."""
+    """The parser for a benchmark of MODELS, with their common options."""
     options = pairs.parser(description)
     options.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS)[:3])
     options.add_argument("--threads", type=int, default=1)
@@ -56,7 +57,7 @@ class Contender:
 
 
 def timed(work: Callable[[], object], device: str) -> float:
-    """Seconds of one call: process time on the CPU, CUDA events on a GPU, which is waited for."""
+    """The seconds of one call: process time on the CPU, or CUDA events after waiting for the GPU."""
     if device == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
@@ -77,7 +78,7 @@ def build(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") ->
 def classifier(
     kind: str, layers: int, width: int, vocabulary: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> tuple[nn.Module, str]:
-    """As `build`, for an architecture and a size that have no name."""
+    """Like `build`, for an architecture and a size without a name."""
     import transformers
 
     config = transformers.AutoConfig.for_model(
@@ -119,8 +120,9 @@ def contender(
     inputs: dict[str, torch.Tensor],
     wrap: Callable[[nn.Module], Any] = lambda m: m,
 ) -> Contender:
-    """One of CONTENDERS over its own copy of `base`. Every one trains the head as well; `wrap` (torch.compile, say) is
-    applied to the finished model. The adaptive ones stand in the middle of their allocation phase and mask every step."""
+    """One of CONTENDERS over its own copy of `base`. Every one also trains the head; `wrap` (torch.compile, say) is
+    applied to the finished model. The adaptive ones are in the middle of their allocation phase and mask in every
+    step."""
     model: Any = deepcopy(base)
     if which == "full":
         return _plain(model, inputs, wrap)
@@ -148,7 +150,7 @@ def contender(
     if which == "adalora_compacted":
         _prune_to_final(controller)
         adarank.compact(model, optimizer)
-        # a constant budget: nothing is left to allocate, as in the last phase of a run
+        # a constant budget leaves nothing to allocate, as in the last phase of a run
         controller.schedule = adarank.schedules.cubic(FINAL * len(adapters), FINAL * len(adapters), 0, LONG - 1, LONG)
     run = wrap(model)
 
@@ -162,8 +164,8 @@ def contender(
 
 
 def products(base: nn.Module, linears: str, n: int, rank: int) -> Callable[[], None]:
-    """The six thin products of every wrapped linear over n tokens, forward and backward, and nothing else: the least
-    that a low-rank adapter with the gradients of Q, λ and P adds to the frozen model, in the layout that is fastest."""
+    """Only the six thin products of every wrapped linear over n tokens, forward and backward: the least work that a
+    low-rank adapter with gradients of Q, λ and P adds to the frozen model, in the fastest layout."""
     sizes = [m.weight for name, m in base.named_modules() if re.fullmatch(linears, name) and isinstance(m, nn.Linear)]
     work = []
     for weight in sizes:
@@ -175,7 +177,7 @@ def products(base: nn.Module, linears: str, n: int, rank: int) -> Callable[[], N
     def run() -> None:
         for x, g, Q, P in work:
             h = Q @ x.t()
-            g.addmm_(h.t(), P, alpha=1e-8)  # into what is there: the base's output, in the forward pass
+            g.addmm_(h.t(), P, alpha=1e-8)  # into an existing tensor, as into the base's output in the forward pass
             u = P @ g.t()
             x.addmm_(u.t(), Q, alpha=1e-8)
             u @ x
@@ -185,8 +187,8 @@ def products(base: nn.Module, linears: str, n: int, rank: int) -> Callable[[], N
 
 
 class _Timed(RankController):
-    """A controller that adds up its own time in `seconds`, if that is not None: everything that an adaptive run has on
-    top of fixed-rank LoRA's step. Timing waits for a GPU, so steps that are themselves timed leave it None."""
+    """A controller that adds up its own time in `seconds`, if that is not None: the entire overhead of an adaptive run
+    over fixed-rank LoRA's step. Timing waits for a GPU, so `seconds` is None in steps that are themselves timed."""
 
     seconds: dict[str, float] | None = None
 
@@ -204,7 +206,7 @@ class _Timed(RankController):
 
 
 def controller_seconds(work: Contender, steps: int) -> dict[str, float]:
-    """Seconds per step that penalty and allocator take in further steps of an adaptive contender; {} for the others."""
+    """The seconds per step of penalty and allocator in further steps of an adaptive contender; {} for the others."""
     controller = getattr(work.optimizer, CONTROLLER, None)
     if controller is None:
         return {}
@@ -216,7 +218,7 @@ def controller_seconds(work: Contender, steps: int) -> dict[str, float]:
 
 
 def _prune_to_final(controller: RankController) -> None:
-    """A mask of mean rank FINAL with uneven ranks, as a finished run has them."""
+    """A mask with mean rank FINAL and uneven ranks, as in a finished run."""
     draw = torch.Generator().manual_seed(2)
     scores = torch.rand(controller.bank.triplets, generator=draw).to(controller.bank.mask.device)
     keep = scores.argsort(descending=True)[: FINAL * len(controller.bank.names)]

@@ -1,6 +1,6 @@
-"""AdaLoRA as its authors' code runs it, written to be obvious: NumPy, loops, no autograd, nothing from adarank.
+"""AdaLoRA as in its authors' code, written for clarity: NumPy and loops, without autograd or anything from adarank.
 
-It trains the small network of the golden cases (see `experiments/reproduce/golden.py`) and records every step: the
+It trains the small network of the golden cases (see `experiments/reproduce/golden.py`) and records every step, as an
 independent reference for `RankController(variant="original")`.
 """
 
@@ -84,7 +84,7 @@ def record(spec: Mapping[str, Any], case: Mapping[str, Any], start: Mapping[str,
 def _loss_and_gradient(
     spec: Mapping[str, Any], case: Mapping[str, Any], value: Mapping[str, Array], x: Array, y: Array
 ) -> tuple[float, dict[str, Array]]:
-    """Cross-entropy of h = tanh(l0 x); h += tanh(l1 h); h = tanh(l2 h); head, and its gradient, layer by layer."""
+    """Cross-entropy of h = tanh(l0 x); h += tanh(l1 h); h = tanh(l2 h); head, and its gradient by layer."""
     scale = spec["lora_alpha"] / (case["r"] + 1e-5)
     inputs, activations, h = [], [], x
     last = len(spec["dims"]) - 1

@@ -1,9 +1,9 @@
-"""AdaLoRA's Table 1 by one code path at every scale: AdaLoRA against LoRA, full fine-tuning and the uniform control.
+"""AdaLoRA's Table 1 with one code path at every scale: AdaLoRA against LoRA, full fine-tuning and the uniform control.
 
     python experiments/reproduce/adalora_table1.py --scale small --data GLUE --tasks cola,sst2 \\
         --out runs/table1 --results experiments/results/adalora_table1
 
-It follows experiments/protocol.py (rates tuned on a split carved from train, then seeds) with adalora_table1.yaml.
+It follows experiments/protocol.py (rates tuned on a split taken from train, then seeds) with adalora_table1.yaml.
 --data names the folder with GLUE's tasks; without it they come from the hub. At the scale `paper` the scores themselves
 are compared. Below it, only the difference AdaLoRA − LoRA over the same seeds is compared with the paper's, and no cell
 is called reproduced. Finished runs are skipped; --read trains nothing and writes the reports from --results.
@@ -30,7 +30,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "conf" / "recipe_by_task"
 
 
 def study(content: Mapping[str, Any], scale: str, data: Path | None) -> Study:
-    """The study of a scale; data: the folder with GLUE's tasks."""
+    """The study at a scale; data: the folder with GLUE's tasks."""
     of_scale = content["scales"][scale]
     methods = of_scale.get("methods", {name: {} for name in content["methods"]})
     tasks = of_scale.get("tasks", {})
@@ -67,7 +67,8 @@ def task(name: str, scale: str, data: Path | None, of_scale: Mapping[str, Any]) 
 
 
 def scores(results: Path, task: str, method: str, rank: int | None) -> dict[int, tuple[float, float]]:
-    """{seed: test metric in points, of the best checkpoint and of the last} of the finished runs; rank: None for any."""
+    """{seed: test metric in points, of the best checkpoint and of the last} of the finished runs; rank: None for
+    any."""
     found = {}
     for record in map(read_record, record_files(results / "seeds" / task / method)):
         metric = record["summary"]["metric"]
@@ -86,7 +87,8 @@ def difference(one: Mapping[int, Any], other: Mapping[int, Any], which: int) -> 
 
 
 def cell(asked: Study, paper: Mapping[str, Any], results: Path, task: str, rank: int, other: str) -> dict[str, Any]:
-    """AdaLoRA − other at one task and budget, of the last checkpoint, which is compared with the paper's, and of the best."""
+    """AdaLoRA − other at one task and budget, for the last checkpoint, which is compared with the paper's, and the
+    best."""
     ranked = asked.methods[other].get("ranked", True)
     ours = scores(results, task, "adalora", rank), scores(results, task, other, rank if ranked else None)
     found = {which: difference(*ours, i) for i, which in enumerate(("best", "last"))}

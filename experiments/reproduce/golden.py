@@ -1,4 +1,4 @@
-"""Golden trajectories: `RankController(variant="original")` against recorded runs of AdaLoRA's algorithm, step by step.
+"""Compares `RankController(variant="original")` step by step with golden trajectories, recorded runs of AdaLoRA.
 
     python experiments/reproduce/golden.py FOLDER [--json FILE]     check all cases in a folder
     python experiments/reproduce/golden.py --make FOLDER            record the cases that ship with the tests
@@ -41,7 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Network(nn.Module):
-    """The recorded network: h = tanh(l0 x), then h += tanh(l_i h) in between, h = tanh(l_last h), head."""
+    """The recorded network: h = tanh(l0 x), then h += tanh(l_i h) for the middle layers, h = tanh(l_last h), head."""
 
     def __init__(self, spec: dict[str, Any], arrays: Any) -> None:
         super().__init__()

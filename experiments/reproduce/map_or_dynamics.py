@@ -1,4 +1,4 @@
-"""Does the final rank map help, or the way training arrives at it? An adaptive run against its own map, retrained.
+"""Compares adaptive runs with their own final rank maps, retrained, to tell the map's benefit from that of adapting it.
 
     python experiments/reproduce/map_or_dynamics.py --seeds 0 1 2 --shuffles 3 --out runs/map --json FILE \\
         experiment=quickstart
@@ -30,7 +30,7 @@ from analysis import export, format_table, rank_maps, report, verdicts  # noqa: 
 
 
 def run(words: Sequence[str]) -> int:
-    """experiments/run.py in a process of its own; its exit status."""
+    """Run experiments/run.py in a separate process; returns its exit status."""
     return subprocess.run([sys.executable, str(HERE.parent / "run.py"), *words]).returncode
 
 
@@ -69,7 +69,7 @@ def source(out: Path, method: str, seed: int) -> Path:
 def measure(
     method: str, seeds: Sequence[int], shuffles: int, adaptive: Sequence[str], out: Path, words: list[str]
 ) -> int:
-    """Train the runs that are missing. Returns the first exit status that is not 0, or 0."""
+    """Train the missing runs. Returns the first exit status that is not 0, or 0."""
     common = [f"method={method}", *words, f"out={out}"]
     if status := run(["-m", *common, *adaptive, f"seed={','.join(map(str, seeds))}"]):
         return status

@@ -4,16 +4,16 @@
 
 A frozen random network of 12 linears is the base. The teacher is the same network with a ΔW of known rank in four of
 them (4, 4, 2, 2: 12 triplets, a mean rank of 1). The student adapts all twelve to it, in a regression without noise.
-Every method of conf/method runs with its own YAML, through the harness's `prepare`, at the same three learning rates; the
-best rate is chosen on dev rows, and the figures are over test rows. Adaptive methods may hold 4 triplets per module while
-they train and end at a mean of 1. A method without a budget starts at 4. A method that keeps one triplet of every module
-(growth, prune and expand) ends at a mean of 2, which leaves it 12 to place. --score adds method=adalora with that score
-(all: every score).
+Every method of conf/method runs with its own YAML, through the harness's `prepare`, at the same three learning rates;
+the best rate is chosen on dev rows, and the figures are over test rows. Adaptive methods may hold 4 triplets per module
+while they train and end at a mean of 1. A method without a budget starts at 4. A method that keeps one triplet of every
+module (growth, prune and expand) ends at a mean of 2, which leaves it 12 to place. --score adds method=adalora with
+that score (all: every score).
 
-The result has one row for each method and seed: loss (the test loss ÷ the untrained student's), kept and budget (triplets
-at the end), share (of them in the planted modules), spearman (final against planted ranks; null where either is
-constant), ratio (loss ÷ that of LoRA at the same budget and seed, or at rank 1 where there is no budget). Methods without
-triplets are listed as skipped, each with its reason.
+The result has one row for each method and seed: loss (the test loss ÷ the untrained student's), kept and budget
+(triplets at the end), share (of them in the planted modules), spearman (final against planted ranks; null where either
+is constant), ratio (loss ÷ that of LoRA at the same budget and seed, or at rank 1 where there is no budget). Methods
+without triplets are listed as skipped, each with its reason.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""The model under the adapters: wrappers around it, buffers that training changes, and the fingerprint of its weights."""
+"""The model under the adapters: wrappers around it, buffers that training changes, and the fingerprint of its
+weights."""
 
 import warnings
 
@@ -226,9 +227,9 @@ def test_another_checkpoint_is_warned_of_or_refused(options, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         adarank.load_adapter(net(), tmp_path, strict=True)
-    with pytest.warns(UserWarning, match=r"was trained on another checkpoint: .* other values in 0\.weight"):
+    with pytest.warns(UserWarning, match=r"was trained on another checkpoint: .* different values in 0\.weight"):
         adarank.load_adapter(net(seed=1), tmp_path)
     other = net(seed=1)
-    with pytest.raises(SettingError, match=r"other values in 0\.weight; load the base that it was trained on"):
+    with pytest.raises(SettingError, match=r"different values in 0\.weight; load the base that it was trained on"):
         adarank.load_adapter(other, tmp_path, strict=True)
     assert not adarank.ranks(other)

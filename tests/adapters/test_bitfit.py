@@ -43,7 +43,7 @@ def test_refusals_change_nothing(net):
     bare = nn.Sequential(nn.Linear(2, 2, bias=False))
     for model, call, says in (
         (bare, lambda: adarank.bitfit(bare), "Sequential has no bias, so BitFit would train nothing"),
-        (net, lambda: adarank.bitfit(net, ["haed"]), "train='haed' matches no module; near names: head"),
+        (net, lambda: adarank.bitfit(net, ["haed"]), "train='haed' matches no module; similar names: head"),
         (net, lambda: adarank.head(net, []), r"there is no head to train: .* \(train=\[\]\)"),
         (net, lambda: adarank.head(net, ["haed"]), "train='haed' matches no module"),
     ):

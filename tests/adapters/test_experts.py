@@ -384,7 +384,8 @@ def built(cls, module):
 
 @pytest.mark.slow
 def test_every_decorated_class_computes_what_the_wrapper_does():
-    """Two of them compute in float32 inside. The wrapper follows the decorator's contract, not each class's own loop."""
+    """Two of them compute in float32 inside. The wrapper follows the decorator's contract, not each class's own
+    loop."""
     tried = 0
     for name, where in decorated():
         module = importlib.import_module(where)

@@ -137,7 +137,8 @@ def test_the_width_is_the_nearest_there_is(rank, targets, norms):
 
 
 def test_deberta_v3_base_s_widths_beside_adalora_s_table_7():
-    """Rank 8 on all linears of 12 blocks of 768: there 32 and 64 for 1.2 M parameters, here a little above for 1.33 M."""
+    """Rank 8 on all linears of 12 blocks of 768: there 32 and 64 for 1.2 M parameters, here a little above for 1.33
+    M."""
     linears = nn.ModuleList(
         nn.ModuleList([nn.Linear(768, 768, device="meta") for _ in range(4)])
         + nn.ModuleList([nn.Linear(768, 3072, device="meta"), nn.Linear(3072, 768, device="meta")])
@@ -176,14 +177,14 @@ def test_the_head_trains_and_modes_are_kept(net):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"places": ["dwon"]}, "places='dwon' matches no projection or LayerNorm; near names: down"),
+        ({"places": ["dwon"]}, "places='dwon' matches no projection or LayerNorm; similar names: down"),
         ({"places": []}, r"places must name at least one module \(got \[\]\)"),
         ({"places": "("}, r"places='\(' is neither a name nor a regular expression"),
         ({"places": ["down"], "rank": 0}, r"^rank must be a whole number of at least 1 \(got 0\)$"),
         ({"places": ["down"], "rank": True}, r"\(got True\)"),
         ({"places": ["down"], "activation": "sin"}, r"activation must be one of gelu, relu, silu \(got 'sin'\)"),
         ({"places": ["down"], "targets": ["nowhere"]}, "targets='nowhere' matches no module"),
-        ({"places": ["down"], "train": ["haed"]}, "train='haed' matches no module; near names: head"),
+        ({"places": ["down"], "train": ["haed"]}, "train='haed' matches no module; similar names: head"),
     ],
 )
 def test_bad_arguments_are_refused_and_change_nothing(net, arguments, says):

@@ -215,7 +215,7 @@ def test_experts_have_magnitudes_of_their_own_which_peft_cannot_hold(tmp_path):
 def test_an_offloaded_weight_is_refused_and_the_model_is_as_before(net):
     net.embed.to("meta")
     net.embed._hf_hook = type("Hook", (), {"execution_device": torch.device("cpu")})()
-    with pytest.raises(SettingError, match="adapter=dora computes with the norms of its base's weight, which is offl"):
+    with pytest.raises(SettingError, match="adapter=dora needs the norms of its base's weight, which is offl"):
         adarank.adapt(net, "dora", rank=2, targets=["embed"])
     assert type(net.embed) is nn.Linear
 
@@ -226,7 +226,7 @@ def test_the_commands_say_what_it_is(net, tmp_path):
     adapters["embed"].mask[:] = False
     adarank.save_adapter(net, tmp_path / "saved")
     said = report(tmp_path / "saved")
-    assert said.endswith("are those of the triplets, without what the adapter adds to them")
+    assert said.endswith("describe the triplets, without the adapter's other trained parameters")
     assert f"{4 * 12 + 3 * 3 * (12 + 20 + 1)} parameters" in said  # four magnitudes, three modules with triplets
     assert "DoRA of rank 3 on 4 modules" in export_folder(tmp_path / "saved", tmp_path / "peft")
     assert "kind dora" in report(tmp_path / "peft")

@@ -77,7 +77,7 @@ def test_a_missing_module_and_another_head_are_refused(base, saved):
     _, folder = saved
     shorter = deepcopy(base)
     del shorter.layers[2]
-    assert "layers.2.up, near names here" in refused(shorter, folder)
+    assert "layers.2.up; similar names here" in refused(shorter, folder)
     base.head = torch.nn.Linear(12, 4)
     assert "head.weight is (3, 12) there, (4, 12) here" in refused(base, folder)
 
@@ -187,7 +187,7 @@ def test_a_baseline_of_another_base_is_refused(normed, tmp_path, method):
         return
     place = "down" if method is houlsby else "norm"
     del other.layers[2]
-    assert f"it adapts layers.2.{place}, near names here" in refused(other, tmp_path)
+    assert f"it adapts layers.2.{place}; similar names here" in refused(other, tmp_path)
     wider = deepcopy(normed)
     wider.layers[1].down, wider.layers[1].norm = torch.nn.Linear(20, 13), torch.nn.LayerNorm(13)
     assert f"the output of layers.1.{place} has 12 features there, 13 here" in refused(wider, tmp_path)

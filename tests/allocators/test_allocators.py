@@ -366,14 +366,14 @@ def test_numbers_that_cannot_be(make, says):
             global_top(min_rank=3),
             "triplets",
             (16, 8),
-            "allocator.min_rank must be at most 2 (got 3, which takes 11 triplets over all modules; the budget falls "
-            "to 8)",
+            "allocator.min_rank must be at most 2 (got 3, which takes 11 triplets over all modules, but the budget "
+            "falls to 8)",
         ),
         (
             global_top(max_rank=1),
             "triplets",
             (14, 8),
-            "allocator.max_rank must be at least 2 (got 1, which leaves room for 4 triplets over all modules; the "
+            "allocator.max_rank must be at least 2 (got 1, which leaves room for 4 triplets over all modules, but the "
             "final budget is 8)",
         ),
         (

@@ -156,7 +156,7 @@ def test_claims_after_the_first_run_are_refused(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"claims": {}}', '{"changes": 3}'])
 def test_a_damaged_file_is_a_sentence(tmp_path, text):
     (tmp_path / "claims.json").write_text(text)
-    with pytest.raises(ClaimsError, match=r"claims.json cannot be used: it is no file of claims; restore it"):
+    with pytest.raises(ClaimsError, match=r"claims.json cannot be used: it is not a claims file; restore it"):
         claims.load(tmp_path)
 
 

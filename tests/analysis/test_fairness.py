@@ -118,7 +118,7 @@ def unreadable(out):
 def test_a_damaged_file_is_named_with_its_run(tmp_path, write_run, name, text):
     run = write_run(tmp_path, "lora", 3)
     (run / name).write_text(text)
-    assert unreadable(tmp_path) == [f"{name} of lora 8, seed 3, cannot be read and is left out: {run.name}/{name}."]
+    assert unreadable(tmp_path) == [f"{name} of lora 8, seed 3, cannot be read and is omitted: {run.name}/{name}."]
 
 
 def test_whole_files_and_missing_ones_are_not(tmp_path, write_run):

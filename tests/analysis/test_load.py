@@ -126,7 +126,7 @@ def test_the_score_is_test_or_else_last(tmp_path, write_run):
 def test_unusable_folders_are_one_sentence(tmp_path, write_run):
     with pytest.raises(FolderError, match="is not a folder"):
         read_runs(tmp_path / "absent")
-    with pytest.raises(FolderError, match="holds no run folder"):
+    with pytest.raises(FolderError, match="contains no run folder"):
         read_runs(tmp_path)
     with pytest.raises(FolderError, match="itself a run folder"):
         read_runs(write_run(tmp_path))

@@ -120,7 +120,9 @@ def test_without_comparisons_the_page_says_so(tmp_path, write_run):
     write_run(tmp_path, "lora", 0)
     front = front_of(tmp_path)
     answers = dict(front.answers)
-    assert answers["Which method is better?"] == "Nothing is compared: no two configurations share seeds."
+    assert (
+        answers["Which method is better?"] == "There is nothing to compare, because no two configurations share seeds."
+    )
     assert answers["Where did the rank go?"] == "No method chose the ranks of its modules."
     assert (front.cards, front.lines, front.maps) == ((), (), None)
     assert len(front.matrix.rows) == 1

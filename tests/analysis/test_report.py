@@ -251,7 +251,7 @@ def test_bad_folders_are_one_sentence_and_status_2(tmp_path, write_run, capsys, 
         return captured.err
 
     assert "is not a folder" in refused(tmp_path / "absent")
-    assert "holds no run folder" in refused(tmp_path)
+    assert "contains no run folder" in refused(tmp_path)
     for seed, state in enumerate(("failed", "running", "running")):
         (write_run(tmp_path, "lora", seed) / "status.json").write_text(json.dumps({"state": state}))
     assert "holds no finished run: 1 failed, 2 running" in refused(tmp_path)

@@ -436,7 +436,7 @@ def test_a_claim_is_judged_when_its_seeds_are_run_or_by_its_look(tmp_path, write
     declared = claims.write(tmp_path, claims.read({**CLAIMS, "seeds": 10, "looks": [6]}), "study", 0)
     write_arms(tmp_path, write_run, ranks=(2, 8), arms=True)
     judged = report.load(tmp_path).family.verdicts[0]
-    assert {(v.text, v.interval) for v in judged} == {("undecided (8 of 10 planned seeds are run)", None)}
+    assert {(v.text, v.interval) for v in judged} == {("undecided (8 of 10 planned seeds have run)", None)}
     rows = [{"of": f"adalora@{r}", "against": f"uniform@{r}", "seeds": 6, "level": 0.001} for r in (2, 8)]
     content = {"hash": declared.hash, "tasks": {"cola": [{"seeds": 6, "arms": [], "claims": rows}]}}
     (tmp_path / "looks.json").write_text(json.dumps(content))

@@ -19,7 +19,7 @@ RUNS = (
 def test_the_files_hold_the_table(tmp_path, capsys, kind):
     table = adarank.frame(RUNS, *kind)
     assert main(["frame", str(RUNS), *kind, "--csv", str(tmp_path / "t.csv")]) == 0
-    said = f"{len(table)} rows of {len(table.columns)} columns -> {tmp_path / 't.csv'}\n"
+    said = f"{tmp_path / 't.csv'}: {len(table)} rows and {len(table.columns)} columns\n"
     assert capsys.readouterr().out == said
     back = pandas.read_csv(tmp_path / "t.csv")
     assert list(back.columns) == list(table.columns)

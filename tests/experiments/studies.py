@@ -47,8 +47,9 @@ def methods(**changes):
 class Runner:
     """Stands in for subprocess: `run` leaves the folders of finished runs, as experiments/run.py does.
 
-    value(settings, rate, seed) is the metric on dev and test; `calls` are (stage, arm, rates, seeds, settings), `trained`
-    the number of runs that were new. before: called before each command; state(settings, rate, seed): how a run ends."""
+    value(settings, rate, seed) is the metric on dev and test; `calls` are (stage, arm, rates, seeds, settings),
+    `trained` the number of runs that were new. before: called before each command; state(settings, rate, seed): how a
+    run ends."""
 
     def __init__(self, value=lambda settings, rate, seed: -abs(rate - 1e-2)):
         self.value, self.calls, self.trained, self.before = value, [], 0, lambda: None

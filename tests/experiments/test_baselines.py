@@ -131,7 +131,7 @@ def test_lora_from_rank_4_to_64_with_alpha_and_dropout(tmp_path):
         (["method=rslora", "adapter.alpha=null"], "rslora=true needs alpha"),
         (["method=lora", "adapter.alpha=0"], "alpha must be a number above 0"),
         (["method=bitfit", "model=tiny_llama"], "has no bias, so BitFit would train nothing"),
-        (["method=houlsby", "adapter.places=[dens]"], "places='dens' matches no projection or LayerNorm outside the modules in train; near names: dense"),
+        (["method=houlsby", "adapter.places=[dens]"], "places='dens' matches no projection or LayerNorm outside the modules in train; similar names: dense"),
         (["method=houlsby", "target_modules=[qurey]"], "'qurey' matches no module"),
         (["method=lora_pruned", "pruned_triplets=trainable"], "pruned_triplets must be frozen or masked with adapter='lora'"),
         (["method=bitfit", "score=adalora"], "score has no effect with method=bitfit: its adapter has no triplets"),

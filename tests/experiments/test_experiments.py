@@ -61,7 +61,7 @@ def test_without_m_it_is_refused(tmp_path):
     said = inside("experiment=lr_grid", "tiny=true", f"out={tmp_path}", status=2).stderr
     assert (
         said
-        == "error: experiment=lr_grid is a sweep over method, train.lr, seed; add -m, or give one value, method=VALUE\n"
+        == "error: experiment=lr_grid is a sweep over method, train.lr, seed; add -m, or choose one value with method=VALUE\n"
     )
 
 

@@ -82,8 +82,8 @@ def test_packed_rows_and_losses_in_chunks_change_the_results_by_rounding_alone(d
     more = ("train.packing=true", "train.chunked_loss=true", "train.gradient_checkpointing=true")
     done, (packed,), (other,) = run(data, "e2e", tmp_path / "b", *words, *more)
     assert (packed["packing"], packed["chunked_loss"]) == ("positions", True)
-    assert "packs rows into bins, kept apart by restarting positions" in done.stdout
-    assert "computes logits in chunks of tokens" in done.stdout
+    assert "packs rows into bins, separated by restarting positions" in done.stdout
+    assert "computes the logits in chunks of tokens" in done.stdout
     assert packed["test"]["loss"] == pytest.approx(plain["test"]["loss"], rel=1e-4)
     assert folder.name != other.name
 
@@ -103,7 +103,7 @@ def test_what_decides_an_answer_decides_the_folder_s_name(data, tmp_path):
         (["model=tiny_bert"], "model=tiny_bert must be a causal language model"),
         (["method=head"], "there is no head to train: LlamaForCausalLM has none of its own"),
         (["method=bitfit"], "LlamaForCausalLM has no bias"),
-        (["task.max_tokens=20"], "task.max_tokens must be more than 41, the tokens of prompt 10 of train"),
+        (["task.max_tokens=20"], "task.max_tokens must exceed 41, the number of tokens of prompt 10 of train"),
         (["task.metric=f1"], "task.metric must be one of loss, bleu"),
         (["task.max_new_tokens=0"], "task.max_new_tokens must be at least 1 (got 0)"),
         (["task.path=/nowhere"], "task.path must be a folder with the task's files (/nowhere does not exist)"),

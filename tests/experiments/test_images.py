@@ -74,7 +74,7 @@ def test_a_local_model_on_a_folder_and_what_its_run_is_good_for(tmp_path, capsys
     assert len(found["rise"]) == sum(found["modules"].values()) == 2 * len(found["modules"])
     assert probe.main([str(run), "--delta"]) == 0
     assert probe.main([str(run), "--stsb", "/nowhere"]) == 2
-    assert "need a model of texts, but the run in" in capsys.readouterr().err
+    assert "need a text model, but the run in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

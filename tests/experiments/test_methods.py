@@ -1,4 +1,5 @@
-"""Methods of conf/method train from the command line; among the slow tests every one, in one sweep as a user types it."""
+"""Methods of conf/method train from the command line; among the slow tests every one, in one sweep as a user types
+it."""
 
 import pytest
 

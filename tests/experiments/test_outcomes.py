@@ -40,7 +40,7 @@ def test_a_rate_at_which_a_trial_diverged_is_never_chosen():
     found = [trial(1, 0.5), trial(1, 0.5), trial(2, 0.9), trial(3, 0.4), trial(3, 0.4)]
     chosen = outcomes.choose(found, [1, 2, 3], lost=[2])
     assert (chosen["rate"], chosen["means"], chosen["trials"]) == (1, [[1, 0.5], [2, None], [3, 0.4]], 6)
-    with pytest.raises(SettingError, match=r"the rates must have one at which no trial diverges \(got \[1, 2\]\)"):
+    with pytest.raises(SettingError, match=r"at least one rate must have no diverged trials \(got \[1, 2\]\)"):
         outcomes.choose([], [1, 2], lost=[1, 2])
     with pytest.raises(SettingError, match="must try each rate equally often"):
         outcomes.choose(found, [1, 2, 3])

@@ -1,5 +1,5 @@
-"""The papers' experiments: each says what it costs and is in the page's table, every job of it settles at full size, its
-settings are the papers', and one job of it runs, tiny, on local rows."""
+"""The papers' experiments: each says what it costs and is in the page's table, every job of it settles at full size,
+its settings are the papers', and one job of it runs, tiny, on local rows."""
 
 import json
 import math

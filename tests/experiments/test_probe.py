@@ -61,7 +61,7 @@ def test_a_user_s_own_scores_are_probed_or_named(run, monkeypatch, capsys):
     monkeypatch.setattr(adarank.scores, "__all__", [*adarank.scores.__all__, "second", "powerless"])
     assert call(run, "--rows", 4, "--passes", 1) == 0
     assert capsys.readouterr().err.startswith(
-        "score powerless is left out, because it cannot be made with its defaults"
+        "score powerless is omitted, because it cannot be built with its defaults"
     )
     scores = json.loads((run / "probe.json").read_text())["scores"]
     assert scores["second"] == scores["output"]

@@ -1,4 +1,5 @@
-"""The comparison protocol: as many trials for every method, one choice on dev, the same seeds, nothing trained twice."""
+"""The comparison protocol: as many trials for every method, one choice on dev, the same seeds, nothing trained
+twice."""
 
 import io
 import json

@@ -34,7 +34,8 @@ def main(arguments):
         patch.setattr(sys, "argv", ["run.py", *map(str, arguments)])
         patch.setenv("HYDRA_FULL_ERROR", "1")
         patch.setattr(movie_reviews, "_reviews", reviews)
-        # both compose a job a second time, for hydra.mode, which is not set, and for errors that composing it shows anyway
+        # both compose a job a second time, for hydra.mode, which is not set, and for errors that composing it shows
+        # anyway
         patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
         patch.setattr(Sweeper, "validate_batch_is_legal", lambda *_: None)
         return app.main()
@@ -267,13 +268,13 @@ def test_the_effective_schedule_is_printed(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     representatives([
-        (["rnak=8"], "rnak=8: there is no setting rnak; near names: rank"),
-        (["method=adalroa"], "there is no method=adalroa; near names: adalora"),
+        (["rnak=8"], "rnak=8: there is no setting rnak; similar names: rank"),
+        (["method=adalroa"], "method has no option adalroa; similar names: adalora"),
         (["method=lora,full"], "add -m to sweep over them"),
         (["method=lora", "score.beta1=0.9"], "score.beta1=0.9 has no effect, because score is none here"),
         (["tiny=true", "method=lora", "rank=500"], "rank must be a whole number from 1 to 128, the smaller side of"),
         (["tiny=true", "schedule.t_i=6", "schedule.t_f=6"], "schedule.t_i + schedule.t_f must be below the 12 steps (got 6 + 6)"),
-        (["tiny=true", "target_modules=[qurey]"], "'qurey' matches no module; near names:"),
+        (["tiny=true", "target_modules=[qurey]"], "'qurey' matches no module; similar names:"),
         (["task=files", "task.path=/nowhere/at/all"], "/nowhere/at/all"),
         (["model=hub", "model.name=nobody/nothing"], "model.name=nobody/nothing could not be loaded"),
         (["rank=4.5"], "rank must be a whole number (got 4.5)"),

@@ -153,8 +153,8 @@ def test_a_folder_with_pickles_alone_is_read_where_that_is_allowed(tmp_path, sha
         local(str(folder))
     file = "pytorch_model-00001-of-00002.bin" if shards else "pytorch_model.bin"
     assert str(error.value) == (
-        f"model.path={folder} has its weights only as a pickle, {file}, which could run code when it is loaded; set "
-        "model.allow_bin=true to read nothing but tensors from it (torch.load with weights_only=True), or use a copy or a "
+        f"model.path={folder} has its weights only as a pickle, {file}, which could run code when loaded; set "
+        "model.allow_bin=true to read only tensors from it (torch.load with weights_only=True), or use a copy or a "
         "revision that has safetensors"
     )
     base = local(str(folder), allow_bin=True)

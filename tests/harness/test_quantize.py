@@ -190,10 +190,10 @@ def test_the_base_s_memory_is_counted_to_the_byte(double):
 
 def test_8_bit_optimisers_where_they_do_not_run(monkeypatch):
     with pytest.raises(
-        SettingError, match=r"must be adamw or adamw_8bit on cpu \(got paged_adamw_8bit, which runs on cuda only\)$"
+        SettingError, match=r"must be adamw or adamw_8bit on cpu \(got paged_adamw_8bit, which only runs on cuda\)$"
     ):
         prepare.check_optimizer("paged_adamw_8bit", CPU)
-    with pytest.raises(SettingError, match=r"must be adamw on mps \(got adamw_8bit, which runs on cuda or cpu only\)$"):
+    with pytest.raises(SettingError, match=r"must be adamw on mps \(got adamw_8bit, which only runs on cuda or cpu\)$"):
         prepare.check_optimizer("adamw_8bit", torch.device("mps"))
     prepare.check_optimizer("adamw_8bit", CPU)
     prepare.check_optimizer("adamw", torch.device("mps"))
@@ -269,7 +269,7 @@ def test_runs_over_nf4_from_the_command_line(tmp_path):
 @pytest.mark.parametrize("method", ["full"])
 def test_methods_that_train_the_base_refuse_4_bits(method, tmp_path):
     says = inside(f"method={method}", "quantization=nf4", "tiny=true", f"out={tmp_path}", status=2).stderr
-    assert f"quantization does not go with method={method}: 4-bit weights cannot train" in says
+    assert f"quantization cannot be combined with method={method}: 4-bit weights cannot train" in says
     assert not list(tmp_path.iterdir())
 
 
@@ -277,7 +277,7 @@ def test_methods_that_train_the_base_refuse_4_bits(method, tmp_path):
 def test_8_bit_states_are_neither_compacted_nor_grown(setting, tmp_path):
     settings = ["method=adalora", setting, "train.optimizer=adamw_8bit", "tiny=true", f"out={tmp_path}"]
     says = inside(*settings, status=2).stderr
-    assert f"{setting} does not go with train.optimizer=adamw_8bit" in says
+    assert f"{setting} cannot be combined with train.optimizer=adamw_8bit" in says
 
 
 def test_the_controller_refuses_to_grow_over_8_bit_states():

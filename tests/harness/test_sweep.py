@@ -54,7 +54,7 @@ def test_failures_and_silent_jobs_are_told_of_at_the_end(begun, capsys):
         "2 of 4 jobs failed:",
         "job 1 (seed=0 rank=8): rank=8 is too large",
         "job 2 (seed=1 rank=4): exit status 1",
-        "1 of 4 jobs did not end; the same command runs them",
+        "1 of 4 jobs did not finish; run the same command again to run them",
     ]
     assert not begun.parent.exists()
     assert sweep.collect_results() == ([], None)

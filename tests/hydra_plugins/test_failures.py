@@ -1,4 +1,5 @@
-"""Whatever starts the jobs: an exception that nobody foresaw is that job's error, and fail_fast keeps others from starting."""
+"""Whatever starts the jobs: an exception that nobody foresaw is that job's error, and fail_fast keeps others from
+starting."""
 
 import importlib.util
 
@@ -26,9 +27,9 @@ def test_an_exception_is_told_with_its_text_and_fail_fast_stops(launcher, tmp_pa
     error = f"LookupError: no such thing (traceback: {out / 'job0-traceback.txt'})"
     assert f"error: {error}\n" in erred
     assert "1 of 2 jobs failed:\njob 0 (" in erred
-    assert f"): {error}\n1 of 2 jobs did not end; the same command runs them" in erred
+    assert f"): {error}\n1 of 2 jobs did not finish; run the same command again to run them" in erred
     assert "died" not in erred
-    assert "sweep: 1 of 2 jobs done, 1 failed; fail_fast=true starts no more" in said
+    assert "sweep: 1 of 2 jobs done, 1 failed; fail_fast=true stops the sweep" in said
     assert "raise LookupError" in (out / "job0-traceback.txt").read_text()
     assert not finished(out)
 

@@ -38,7 +38,7 @@ def test_a_killed_worker_is_a_sentence_and_the_same_command_finishes(tmp_path):
     _, erred = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "error: a worker process died" in erred
-    assert "the same command runs them" in erred
+    assert "run the same command again to start them" in erred
     assert "Traceback" not in erred
     before = finished(tmp_path)
     sweep(tmp_path, *words)
@@ -68,7 +68,7 @@ def test_24_runs_killed_three_times_at_random_end_as_if_they_had_not_been(tmp_pa
         running = [p.parent.name for p in out.glob("*/status.json") if json.loads(p.read_text())["state"] == "running"]
         print(f"kill {kill + 1}: {len(seen)} finished, in the middle of {running}")
     said, _ = sweep(out, *words)
-    resumed = said.count("resumes from its checkpoint")
+    resumed = said.count("resumes from the checkpoint")
     after = finished(out)
     print(f"finished: {len(after)} runs, {resumed} resumed from a checkpoint in the last part")
     assert {name: after[name] for name in seen} == seen

@@ -20,8 +20,8 @@ def node(cpus, gpus, alive=True):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"gpus": 2}, r"hydra.launcher.gpus must be at most 1, as no node of the cluster has more \(got 2\)"),
-        ({"cpus": 9}, r"hydra.launcher.cpus must be at most 8, as no node of the cluster has more \(got 9\)"),
+        ({"gpus": 2}, r"hydra.launcher.gpus must be at most 1, because no node of the cluster has more \(got 2\)"),
+        ({"cpus": 9}, r"hydra.launcher.cpus must be at most 8, because no node of the cluster has more \(got 9\)"),
         ({"cpus": 8, "gpus": 0.5}, "no node of the cluster has both hydra.launcher.cpus=8 and hydra.launcher.gpus=0.5"),
     ],
 )
@@ -124,7 +124,7 @@ def test_the_metric_comes_back_to_a_search(launcher, tmp_path):
 @pytest.mark.slow
 def test_what_cannot_be_ends_with_a_sentence(launcher, tmp_path):
     _, erred = sweep(tmp_path, *launcher, "hydra.launcher.gpus=8", "method=lora", "seed=0,1", *TINY, status=2)
-    assert "error: hydra.launcher.gpus must be at most 1, as no node of the cluster has more (got 8)" in erred
+    assert "error: hydra.launcher.gpus must be at most 1, because no node of the cluster has more (got 8)" in erred
 
 
 def test_no_cluster_is_a_sentence(tmp_path):

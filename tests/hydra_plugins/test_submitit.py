@@ -78,7 +78,7 @@ def test_a_dry_run_shows_the_jobs_and_runs_none(tmp_path):
     ("settings", "said"),
     [
         ({"at_once": 0}, r"hydra.launcher.at_once must be at least 1 \(got 0\)"),
-        ({"dry_run": False}, "hydra/launcher=slurm finds no srun; run the command on a machine of the cluster"),
+        ({"dry_run": False}, "hydra/launcher=slurm cannot find srun; run the command on a machine of the cluster"),
         ({"partitoin": "gpu"}, r"hydra.launcher: Unavailable parameter\(s\): \['partitoin'\]"),
     ],
 )

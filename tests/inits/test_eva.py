@@ -292,7 +292,7 @@ def eva_rows(base, x):
 
 def test_what_has_no_vectors_or_no_rows_is_refused():
     model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 6))
-    with pytest.raises(SettingError, match="init=eva needs inputs that are vectors: 0 is an embedding"):
+    with pytest.raises(SettingError, match="init=eva needs inputs that are vectors, but 0 is an embedding"):
         adarank.adapt(model, rank=2, targets=["0", "1"], init="eva", batches=[(torch.tensor([[1]]),)])
     with pytest.raises(SettingError, match="init=eva found 1 input directions for 2 triplets"):
         adarank.adapt(model, rank=2, targets=["1"], init="eva", batches=[(torch.tensor([[1]]),)])

@@ -69,7 +69,8 @@ def test_the_first_step_lowers_the_loss_and_has_about_the_norm_asked_for():
 
 
 def test_ranks_follow_the_paper_s_formula():
-    """[B·A_i / √(m + n)] with B = Σ r·√(m + n), but that the total is kept: within one of it where nothing is clipped."""
+    """[B·A_i / √(m + n)] with B = Σ r·√(m + n), but that the total is kept: within one of it where nothing is
+    clipped."""
     batches = some_batches(4, dtype=torch.float64)
     known = gradients(build(), batches)
     importance = {n: np.abs(W * G).mean() for n, (W, G) in known.items()}
@@ -87,8 +88,8 @@ def test_ranks_follow_the_paper_s_formula():
 
 
 def test_the_released_scripts_shares_and_scale():
-    """Their `get_allocated_rank` and `_get_scaling` with the flags of their six scripts, written out: [B·I/ΣI] // (d_in +
-    d_out) with B = Σ r·(d_in + d_out), from r/2 to 4r; s = α/√r_i. ΔW₀ does not depend on the scale."""
+    """Their `get_allocated_rank` and `_get_scaling` with the flags of their six scripts, written out: [B·I/ΣI] // (d_in
+    + d_out) with B = Σ r·(d_in + d_out), from r/2 to 4r; s = α/√r_i. ΔW₀ does not depend on the scale."""
     batches = some_batches(4, dtype=torch.float64)
     known = gradients(build(), batches)
     importance = {n: np.abs(W * G).mean() for n, (W, G) in known.items()}

@@ -175,7 +175,7 @@ def test_corda_of_inputs_that_are_0_is_the_svd_of_the_weight():
         (lambda: lora_one(gamma=0), r"^init\.gamma must be above 0 \(got 0\)$"),
         (
             lambda: adarank.adapt(One(), rank=2, init=corda(), batches=[(torch.full((3, 10), torch.nan).double(),)]),
-            r"^init=corda: the inputs of q hold numbers that are not finite$",
+            r"^init=corda: the inputs of q contain numbers that are not finite$",
         ),
     ],
 )

@@ -127,7 +127,8 @@ def test_every_test_that_the_table_names_exists():
 
 @pytest.fixture
 def instructions(tmp_path, monkeypatch):
-    """OWN/, E2E/, GSM8K/, TALKS/ and LLM-Adapters/dataset/ with a few rows, and lm/, a small Llama, in the folder to run in."""
+    """OWN/, E2E/, GSM8K/, TALKS/ and LLM-Adapters/dataset/ with a few rows, and lm/, a small Llama, in the folder to
+    run in."""
     from adarank.harness.data.task_types import generate
     from adarank.harness.models import tiny
 

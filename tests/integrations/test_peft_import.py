@@ -191,9 +191,9 @@ def test_keys_of_patterns_that_match_nothing_are_reported_with_near_names(made, 
         adarank.from_peft(model, folder)
     first, second = (str(warning.message) for warning in told)
     assert "the key 'attention.self.qury' of rank_pattern matches no module of the adapter" in first
-    assert "near names: bert.encoder.layer.1.attention.self.query" in first
+    assert "similar names: bert.encoder.layer.1.attention.self.query" in first
     assert "the key 'valu' of alpha_pattern" in second
-    assert second.endswith("near names: value")
+    assert second.endswith("similar names: value")
     assert {"query", "value"} <= {name.rpartition(".")[2] for name in adarank.ranks(model)}
 
 
@@ -218,7 +218,7 @@ def test_tensors_that_do_not_belong_are_refused(made, copied):
     rewrite(lambda found: found | {query: torch.zeros(3, 32)})
     assert "factors of bert.encoder.layer.0.attention.self.query do not fit" in refused(base(made, "lora")[0], folder)
     rewrite(lambda found: found | {query: torch.zeros(4, 32), "base_model.model.classifier.bias": torch.zeros(3)})
-    assert "holds classifier.bias, which is neither a LoRA factor nor in modules_to_save" in refused(
+    assert "contains classifier.bias, which is neither a LoRA factor nor in modules_to_save" in refused(
         base(made, "lora")[0], folder
     )
 

@@ -247,7 +247,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path):
 
 def test_a_checkpoint_without_optimiser_state_is_not_resumed_from(tmp_path):
     run(tmp_path, save_strategy="steps", save_steps=5, save_only_model=True)
-    with pytest.raises(RuntimeError, match=r"at step 5, its RankController at 0; .*save_only_model=False"):
+    with pytest.raises(RuntimeError, match=r"at step 5, but its RankController is at 0; .*save_only_model=False"):
         run(tmp_path, resume=tmp_path / "checkpoint-5")
 
 
@@ -428,7 +428,8 @@ def test_epochs_count_and_a_controller_without_a_schedule_fits_any_length(tmp_pa
 def test_a_second_run_asks_for_a_controller_of_its_own(tmp_path):
     *_, trainer, _ = run(tmp_path)
     with pytest.raises(
-        RuntimeError, match=r"Trainer is at step 0, its RankController at 12; .* a new run needs a new controller"
+        RuntimeError,
+        match=r"Trainer is at step 0, but its RankController is at 12; .* a new run needs a new controller",
     ):
         trainer.train()
 

@@ -176,7 +176,7 @@ def test_its_start_is_torch_s_kaiming_rule(net):
 
 
 def test_what_does_not_go_is_refused(net):
-    with pytest.raises(SettingError, match="init=kaiming starts with λ = 0, and adapter=lora does not train it"):
+    with pytest.raises(SettingError, match="init=kaiming starts with λ = 0, but adapter=lora does not train it"):
         adarank.adapt(net, "lora", rank=2, init="kaiming")
     with pytest.raises(SettingError, match=r"^score.beta must be at least 0 and below 1 \(got 1\)"):
         adarank.scores.share(1)

@@ -268,6 +268,6 @@ def test_several_activation_scores_at_once_and_one_that_has_no_defaults(monkeypa
     assert together["seeded"] == [5.0] * len(together["seeded"])
     assert all(adapter.watch is None for adapter in adapters.values())
     error = capsys.readouterr().err
-    assert error.startswith("score needs_an_argument is left out, because it cannot be made with its defaults (")
+    assert error.startswith("score needs_an_argument is omitted, because it cannot be built with its defaults (")
     assert "'power'" in error
     assert error.count("\n") == 1

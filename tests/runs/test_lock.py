@@ -217,8 +217,8 @@ def test_a_lock_that_is_just_being_written_counts(tmp_path, files):
 
 
 def test_the_number_follows_from_the_listing_that_was_judged(tmp_path, files, monkeypatch):
-    """Another process takes over between our look at the stale lock and our own file: it has the lock, and we do not take
-    the next number."""
+    """Another process takes over between our look at the stale lock and our own file: it has the lock, and we do not
+    take the next number."""
     write(tmp_path, 1, pid=2**22 + 1)
     judge = lock._holder_of
 

@@ -80,7 +80,7 @@ def test_a_disk_without_room_for_what_will_be_saved_is_refused(tmp_path):
         runs.check_space("runs", run, {"adapter": free, "checkpoint": 2**40})
     assert re.fullmatch(
         r"out=runs has [\d,.]+ MiB free, but the run saves up to [\d,.]+ MiB for adapter/ and 1,048,576\.0 MiB for "
-        r"checkpoint/; free some space, choose another folder, or save no checkpoint with checkpoint_seconds=null",
+        r"checkpoint/; free some space, choose another folder, or disable checkpoints with checkpoint_seconds=null",
         str(error.value),
     )
     assert not run.parent.exists()
@@ -111,6 +111,6 @@ def test_the_heart_beats_by_itself_and_knows_the_step(tmp_path, monkeypatch, wit
 def test_other_code_is_warned_of(tmp_path, capsys):
     (tmp_path / "summary.json").write_text(json.dumps({"commit": "a" * 40}))
     runs.warn_if_other_code(tmp_path, "b" * 40)
-    assert "was made by commit aaaaaaaaaa, this is bbbbbbbbbb" in capsys.readouterr().err
+    assert "was made by commit aaaaaaaaaa, but this is commit bbbbbbbbbb" in capsys.readouterr().err
     runs.warn_if_other_code(tmp_path, "a" * 40)
     assert capsys.readouterr().err == ""

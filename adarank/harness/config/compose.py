@@ -1,4 +1,4 @@
-"""The settings of a command line, composed and checked without running it."""
+"""Compose and check the settings of a command line without starting a run."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,8 @@ from adarank.harness.config.validate import conf_folder, settle
 
 
 def compose(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
-    """(configuration, Hydra's own) as `adarank run` hands them to a run. Hydra's errors are raised as they are."""
+    """(the run's configuration, Hydra's own configuration), as `adarank run` composes them. Hydra's errors pass
+    through."""
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
@@ -27,7 +28,7 @@ def spec_from(overrides: Sequence[str]) -> Spec:
     >>> spec_from(["method=lora", "rank=4"]).train.lr
     0.001
 
-    Raises SettingError where a setting cannot be used.
+    Raises SettingError if a setting cannot be used.
     """
     config, hydra = compose(overrides)
     return settle(config, overrides, dict(hydra.runtime.choices))

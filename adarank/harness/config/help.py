@@ -1,4 +1,4 @@
-"""What `adarank settings` and `adarank run --help` print: every setting with its default and its sentence."""
+"""The text of `adarank settings` and `adarank run --help`: every setting with its default and its help sentence."""
 
 import textwrap
 from collections.abc import Mapping
@@ -9,26 +9,28 @@ from adarank.harness.config.messages import listed
 from adarank.harness.config.spec import GROUPS, BudgetConfig, Spec, TrainConfig
 from adarank.harness.config.validate import conf_folder
 
-USAGE = """adarank run SETTING=VALUE …        one run
-adarank run -m SETTING=A,B …       a sweep over every combination, finished runs skipped
+USAGE = """adarank run SETTING=VALUE …        start one run
+adarank run -m SETTING=A,B …       sweep over every combination, skipping finished runs
 adarank run … --cfg job            print the composed settings and stop
-adarank run --hydra-help           Hydra's own flags (--config-dir, hydra/launcher=…)
+adarank run --hydra-help           list Hydra's own flags (--config-dir, hydra/launcher=…)
 """
 CHOSEN = ("method", "targets", *GROUPS, "recipe", "experiment")  # groups of conf/
 
 
 def describe() -> str:
-    """Every group with its options, and every other setting with its default and one sentence of help."""
+    """List every group with its options and every other setting with its default and help sentence."""
     conf = conf_folder()
-    options = {group: sorted(p.relative_to(conf / group).with_suffix("").as_posix() for p in (conf / group).rglob("*.yaml"))
-               for group in CHOSEN}  # fmt: skip
+    options = {
+        group: sorted(p.relative_to(conf / group).with_suffix("").as_posix() for p in (conf / group).rglob("*.yaml"))
+        for group in CHOSEN
+    }
     lines = [
         USAGE,
-        "Choose one option of each group (a file of conf/GROUP, whose comments explain its own settings):",
+        "Choose one option per group. Each option is a file in conf/GROUP, whose comments explain its settings:",
         "",
     ]
     lines += [_wrapped(f"  {group}=", "  ".join(names)) for group, names in options.items() if names]
-    lines += ["", "Settings, with their defaults:", ""]
+    lines += ["", "Settings and their defaults:", ""]
     for prefix, part in (("", Spec), ("budget.", BudgetConfig), ("train.", TrainConfig)):
         for f in fields(part):
             if f.name not in (*CHOSEN, "budget", "train"):

@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors as one sentence: the setting, its value, what would be valid."""
+"""Translates Hydra's and OmegaConf's errors into one sentence: the setting, its value and what would be valid."""
 
 import difflib
 import re
@@ -9,7 +9,9 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-# What settings were called before, and where they went.
+from adarank.errors import SettingError
+
+# Former names of settings, and their present names.
 RENAMED = {
     "mode": "variant",
     "pruned": "pruned_triplets (learning is now trainable)",
@@ -33,25 +35,27 @@ RENAMED = {
 
 
 def renamed(name: str) -> str | None:
-    """The sentence for a setting, or a choice of one, that has another name now."""
+    """The message for a setting or an option that has been renamed; None if `name` has not."""
     return f"{name} is now {RENAMED[name]}" if name in RENAMED else None
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """`near names: a, b` or, where none is alike, `choose from …` with all of them."""
+    """`similar names: a, b` or, if no name is similar, `choose from …` with all of them."""
     names = sorted(str(n) for n in names if not str(n).startswith("_"))
     close = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
-    return f"near names: {', '.join(close)}" if close else f"choose from {', '.join(names) or 'nothing'}"
+    return f"similar names: {', '.join(close)}" if close else f"choose from {', '.join(names) or 'nothing'}"
 
 
 def sentence(error: BaseException) -> str:
-    """What is wrong, in one line."""
+    """The error as one line."""
+    if isinstance(error, SettingError):
+        return str(error)
     if isinstance(error, MissingConfigException):
         return _no_such_option(error)
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} cannot be read as a setting; write key=value"
     if isinstance(error, OSError):
-        return f"{error.filename}: cannot be written or read ({error.strerror}); choose another out=FOLDER"
+        return f"{error.filename} cannot be written or read ({error.strerror}); choose another out=FOLDER"
     first = str(error).partition("\n")[0].rstrip(".")
     cause = _omegaconf_cause(error)
     if cause is None:
@@ -75,7 +79,7 @@ def _no_such_option(error: MissingConfigException) -> str:
     if not found:
         return str(error).partition("\n")[0]
     group, _, option = found.group(1).rpartition("/")
-    return renamed(f"{group}={option}") or f"there is no {group}={option}; {near(option, error.options or [])}"
+    return renamed(f"{group}={option}") or f"{group} has no option {option}; {near(option, error.options or [])}"
 
 
 def _about_key(cause: Any, override: str) -> str:
@@ -86,7 +90,8 @@ def _about_key(cause: Any, override: str) -> str:
         return told
     if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError"):
         if isinstance(parent, DictConfig) and parent.get("_target_", "") is None:
-            return f"{shown} has no effect, because {key.rpartition('.')[0]} is none here; leave it out, or choose another method"
+            group = key.rpartition(".")[0]
+            return f"{shown} has no effect, because {group} is none here; remove it or choose another method"
         names = list(parent) if isinstance(parent, DictConfig) else []
         return f"{shown}: there is no setting {key}; {near(str(cause.key), names)}"
     reason = str(cause).partition("\n")[0]
@@ -94,20 +99,20 @@ def _about_key(cause: Any, override: str) -> str:
     if wanted := re.search(r"could not be converted to (\w+)", reason):
         return f"{key} must be {types.get(wanted.group(1), wanted.group(1))}{_got(override)}"
     if "Union[int, float]" in reason:
-        return f"{key} must be a number of steps, or a fraction of train.steps{_got(override)}"
+        return f"{key} must be a number of steps or a fraction of train.steps{_got(override)}"
     if "Union[bool, str]" in reason:
         return f"{key} must be auto, true or false{_got(override)}"
     if "not Optional" in reason:
-        return f"{shown} leaves {key} empty; give it a value"
+        return f"{key} must have a value{_got(override)}"
     if "Missing mandatory value" in reason or type(cause).__name__ == "MissingMandatoryValue":
         return f"{key} is not set; set {key}=VALUE"
     return f"{shown}: {reason}"
 
 
 def listed(choices: Iterable[Any]) -> str:
-    """The valid values of a setting as they are typed: auto, true, false."""
+    """The valid values of a setting as a user types them: auto, true, false."""
     return ", ".join(str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices)
 
 
 def _got(override: str) -> str:
-    return f" (got {override.partition('=')[2]})" if "=" in override else ""
+    return f" (got {override.partition('=')[2] or 'nothing'})" if "=" in override else ""

@@ -1,4 +1,5 @@
-"""From a composed configuration to a checked `Spec`: tiny, wrong types, settings without effect, steps from fractions."""
+"""Turns a composed configuration into a checked `Spec`: applies tiny, converts fractions to steps, and refuses settings
+of the wrong type, out of range or without effect."""
 
 import inspect
 import math
@@ -23,11 +24,12 @@ SCHEDULE_STEPS = {
     "t": 1,
     "interval": 1,
     "last_interval": 1,
-}  # settings that may be fractions, and what those are at least
+}  # settings that may be fractions, and the minimum number of steps that a fraction gives
 
 
 def conf_folder() -> Path:
-    """Where the YAML files are: ADARANK_CONF, inside the installed package, or beside it in a checkout."""
+    """The folder of the YAML files: ADARANK_CONF if it is set, else conf inside the installed package or next to it in
+    a checkout."""
     package = Path(__file__).resolve().parents[2]
     named = os.environ.get("ADARANK_CONF")
     folders = [Path(named).absolute()] if named else [package / "conf", package.parent / "conf"]
@@ -41,11 +43,11 @@ def conf_folder() -> Path:
 
 
 def settle(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> Spec:
-    """The checked settings of one run. overrides: as typed; choices: the option chosen of each group.
+    """The checked settings of one run. overrides: as typed; choices: the option chosen for each group.
 
-    What depends on the device, the model or another run (train.precision, targets, ranks_from) is settled by
-    `adarank.harness.run.resolve`. Raises SettingError, naming the setting, for what is unknown, of the wrong type,
-    without effect or out of range.
+    Settings that depend on the device, the model or another run (train.precision, targets, ranks_from) are settled
+    later by `adarank.harness.run.resolve`. Raises SettingError, naming the setting, if one is unknown, of the wrong
+    type, out of range or without effect.
     """
     typed = typed_keys(overrides)
     if config.tiny:
@@ -64,7 +66,7 @@ def settle(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, A
     left_over = _left_over(choices) - typed
     spec = Spec(**{**settings, **parts, **{group: _piece(group, settings[group], left_over) for group in GROUPS}})
     spec = _with_original_rule(spec, typed)
-    if spec.ranks_from is not None and spec.low_rank:  # the method's own allocation goes; what was typed is refused
+    if spec.ranks_from is not None and spec.low_rank:  # drop the method's own allocation, but refuse what was typed
         idle = {group: None for group in ("score", "allocator", "schedule") if group not in typed}
         spec = replace(spec, **idle)  # type: ignore[arg-type]
     _check_ranges(spec)
@@ -75,12 +77,12 @@ def settle(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, A
 
 
 def typed_keys(overrides: Sequence[str]) -> set[str]:
-    """The settings that were typed: ["rank=4", "train.lr=1"] -> {"rank", "train.lr"}."""
+    """The names of the settings that the user typed: ["rank=4", "train.lr=1"] -> {"rank", "train.lr"}."""
     return {o.lstrip("+~").partition("=")[0] for o in overrides}
 
 
 def _resolved(spec: Spec) -> Spec:
-    """init_rank and the schedule's steps as numbers, where ranks adapt."""
+    """Resolve init_rank and the schedule's steps to numbers if ranks adapt."""
     if not spec.adaptive or spec.schedule is None:
         return spec
     steps = {
@@ -94,20 +96,20 @@ def _resolved(spec: Spec) -> Spec:
 
 
 def _with_original_rule(spec: Spec, typed: set[str]) -> Spec:
-    """variant=original prunes by the original code's threshold, unless an allocator was asked for by name."""
+    """Let variant=original prune by the original code's threshold, unless the user chose an allocator by name."""
     pruned_by_rank = spec.allocator is not None and spec.allocator.target == "adarank.allocators.global_top"
     if spec.variant != "original" or not pruned_by_rank or any(k.partition(".")[0] == "allocator" for k in typed):
         return spec
     if spec.budget.unit == "parameters":
         raise SettingError(
-            "budget.unit=parameters does not go with variant=original, whose threshold counts triplets; choose "
-            "budget.unit=triplets, or an allocator by name (allocator=global_top)"
+            "budget.unit=parameters cannot be combined with variant=original, whose threshold counts triplets; choose "
+            "budget.unit=triplets or an allocator by name (allocator=global_top)"
         )
     return replace(spec, allocator=Piece("allocator", "adarank.allocators.threshold", {}))
 
 
 def _make_tiny(config: DictConfig, typed: set[str], choices: Mapping[str, Any]) -> None:
-    """Apply conf/tiny.yaml to everything that was not typed; whole steps shrink with train.steps."""
+    """Apply conf/tiny.yaml to every setting that was not typed; numbers of steps shrink with train.steps."""
     folder = conf_folder()
     tiny = OmegaConf.load(folder / "tiny.yaml")
     assert isinstance(tiny, DictConfig)
@@ -129,20 +131,20 @@ def _check_label(label: str, choices: Mapping[str, Any]) -> None:
     chosen = choices.get("method")
     if label != chosen:
         raise SettingError(
-            f"method: {label} is only a label on method={chosen}; in an experiment file write 'override /method: {label}'"
+            f"method: {label} only relabels method={chosen}; in an experiment file write 'override /method: {label}'"
         )
 
 
 def _check_recipe(recipe: str | None, task: str | None) -> None:
-    """Refuse a paper's recipe for a task that it does not have, whose settings would not be the paper's."""
+    """Refuse a paper's recipe for a task that it does not cover, whose settings would not be the paper's."""
     known = {path.stem for path in (conf_folder() / "recipe_by_task" / str(recipe)).glob("*.yaml")}
     if recipe is not None and task not in known:
         raise SettingError(f"recipe={recipe} has no settings for task={task}; {near(str(task), known)}")
 
 
 def _left_over(choices: Mapping[str, Any]) -> set[str]:
-    """The settings that the method's YAML gives to its own option of a group where another option was chosen:
-    {"allocator.importance_of"} with method=flexlora allocator=grow. An option that does not have them does without."""
+    """The settings that the method's YAML gives to its own option of a group although another option was chosen:
+    {"allocator.importance_of"} with method=flexlora allocator=grow. An option that does not have them ignores them."""
     file = conf_folder() / "method" / f"{choices.get('method')}.yaml"
     method: Any = OmegaConf.load(file) if file.is_file() else {}
     own = {k.lstrip("/"): v for line in method.get("defaults", []) if line != "_self_" for k, v in line.items()}
@@ -151,8 +153,8 @@ def _left_over(choices: Mapping[str, Any]) -> set[str]:
 
 
 def _piece(group: str, node: Any, left_over: Collection[str] = ()) -> Piece | None:
-    """The option of a group, None where it is none; names and types are checked by the function's signature, which may
-    lack those of `left_over`."""
+    """The option of a group, or None for none. Its settings' names and types are checked against the function's
+    signature, which may lack those in `left_over`."""
     if node is None or node.get("_target_") is None:
         return None
     target, given = node["_target_"], {key: value for key, value in node.items() if key != "_target_"}
@@ -187,7 +189,7 @@ def _piece(group: str, node: Any, left_over: Collection[str] = ()) -> Piece | No
         OmegaConf.merge(OmegaConf.structured(Schema), given)
     except OmegaConfBaseException as error:
         key = str(error.full_key or "")
-        raise SettingError(sentence(error).replace(key, f"{group}.{key}={given.get(key)}", 1)) from None
+        raise SettingError(f"{group}.{sentence(error)} (got {given.get(key)})") from None
     return piece
 
 
@@ -205,7 +207,8 @@ def _literals(hint: Any) -> tuple[Any, ...]:
 
 
 def _hint(group: str, hint: Any) -> Any:
-    """The type as OmegaConf can check it. A schedule's steps may be given as fractions; containers in unions pass."""
+    """The type in a form that OmegaConf can check. A schedule's steps may be fractions; unions with containers become
+    Any."""
     if group == "schedule" and hint is int:
         hint = int | float
     arguments = typing.get_args(hint)
@@ -219,20 +222,21 @@ def _hint(group: str, hint: Any) -> Any:
 
 
 def _value(spec: Spec, name: str) -> Any:
-    """The value of a setting by its dotted name."""
+    """The value of the setting with this dotted name."""
     part, _, key = name.rpartition(".")
     return getattr(getattr(spec, part) if part else spec, key)
 
 
 def _check_effects(spec: Spec, typed: set[str]) -> None:
-    """Refuse what would be ignored. rank, targets and budget.unit are the terms of a comparison: always accepted."""
+    """Refuse settings that would be ignored. rank, targets and budget.unit, the terms of a comparison, are always
+    accepted."""
     groups = {group: getattr(spec, group) for group in GROUPS}
 
     def refuse(name: str, why: str) -> None:
-        raise SettingError(f"{name}={_value(spec, name)} has no effect with method={spec.method}: {why}; leave it out")
+        raise SettingError(f"{name}={_value(spec, name)} has no effect with method={spec.method}: {why}; remove it")
 
     def refuse_group(group: str, why: str) -> None:
-        how = f"leave out {group}=" if group in typed else f"set {group}=none"
+        how = f"remove {group}=" if group in typed else f"set {group}=none"
         raise SettingError(f"{group} has no effect with method={spec.method}: {why}; {how}")
 
     if not spec.low_rank:
@@ -242,13 +246,13 @@ def _check_effects(spec: Spec, typed: set[str]) -> None:
                 refuse_group(group, why)
         if spec.quantization is not None:
             raise SettingError(
-                f"quantization does not go with method={spec.method}: 4-bit weights cannot train, and only low-rank "
-                "adapters leave them as they are; choose quantization=none, or a low-rank method"
+                f"quantization cannot be combined with method={spec.method}: 4-bit weights cannot train, and only "
+                "low-rank adapters leave them unchanged; choose quantization=none or a low-rank method"
             )
     if spec.ranks_from is not None and spec.low_rank:
         for group in ("score", "allocator", "schedule"):
             if groups[group] is not None:
-                raise SettingError(f"{group} has no effect with ranks_from, which fixes every rank; leave out {group}=")
+                raise SettingError(f"{group} has no effect with ranks_from, which fixes every rank; remove {group}=")
     if not spec.adaptive:
         for group in ("score", "schedule"):
             if groups[group] is not None:
@@ -257,20 +261,21 @@ def _check_effects(spec: Spec, typed: set[str]) -> None:
         for group in ("score", "schedule"):
             if groups[group] is None:
                 raise SettingError(
-                    f"{group}=none does not go with method={spec.method}, which allocates; choose a {group}"
+                    f"{group}=none cannot be combined with method={spec.method}, which allocates; choose a {group}"
                 )
     if spec.train.optimizer != "adamw":
         trainable = spec.pruned_triplets.replace("frozen", "trainable")
         for name, value in (("compaction", "off"), ("pruned_triplets", trainable)):
             if getattr(spec, name) != value:
                 raise SettingError(
-                    f"{name}={getattr(spec, name)} does not go with train.optimizer={spec.train.optimizer}, whose 8-bit "
-                    f"state can be neither gathered nor reset; choose {name}={value}, or train.optimizer=adamw"
+                    f"{name}={getattr(spec, name)} cannot be combined with train.optimizer={spec.train.optimizer}, "
+                    f"whose 8-bit state can be neither gathered nor reset; choose {name}={value} or "
+                    "train.optimizer=adamw"
                 )
     idle = spec.without_effect()
     for name in typed & idle.keys() - {"budget.unit"}:
         refuse(name, idle[name])
-    # What a method's YAML sets counts as well, where ignoring it would train something else than was asked for.
+    # Settings from a method's YAML count, too, if ignoring them would train something other than the user asked for.
     if spec.train.loraplus_lr_ratio != 1.0 and not spec.low_rank:
         refuse("train.loraplus_lr_ratio", idle["train.loraplus_lr_ratio"])
     if spec.target_modules is not None and not spec.takes("targets"):
@@ -279,12 +284,12 @@ def _check_effects(spec: Spec, typed: set[str]) -> None:
         refuse("ranks_from", idle["ranks_from"])
     if spec.target_modules is not None and "targets" in typed:
         raise SettingError(
-            f"targets={spec.targets} has no effect with target_modules={spec.target_modules}; leave one of them out"
+            f"targets={spec.targets} has no effect with target_modules={spec.target_modules}; remove one of them"
         )
 
 
 def _check_ranges(spec: Spec) -> None:
-    """Every setting's own choices and range, then what depends on several."""
+    """Check every setting's choices and range, then the conditions that involve several settings."""
     for prefix, part in (("", spec), ("train.", spec.train), ("budget.", spec.budget)):
         for f in fields(part):
             value = getattr(part, f.name)
@@ -293,11 +298,9 @@ def _check_ranges(spec: Spec) -> None:
                 prefix + f.name, value, **{k: f.metadata[k] for k in ("at_least", "above") if k in f.metadata}
             )
     if spec.target_modules is not None and not spec.target_modules:
-        raise SettingError("target_modules must name at least one module's ending, as in [query,value] (got [])")
+        raise SettingError("target_modules must hold at least one module-name ending, as in [query,value] (got [])")
     if spec.train.warmup_steps >= spec.train.steps:
-        raise SettingError(
-            f"train.warmup must be fewer steps than train.steps={spec.train.steps} (got {spec.train.warmup})"
-        )
+        raise SettingError(f"train.warmup must be less than train.steps={spec.train.steps} (got {spec.train.warmup})")
     seconds = spec.checkpoint_seconds
     if (isinstance(seconds, str) and seconds != "auto") or (
         isinstance(seconds, int | float) and not 0 <= seconds < math.inf
@@ -323,8 +326,8 @@ def _check_number(name: str, value: Any, at_least: float | None = None, above: f
 
 
 def _check_pieces(spec: Spec) -> None:
-    """Make what can be made without data and model, so that each piece checks its settings, and those that hang together,
-    before anything is loaded. A schedule is tried on the budgets of one module."""
+    """Build every piece that needs neither data nor model, so that it checks its settings before anything is loaded.
+    The schedule is built for the budgets of one module."""
     for piece in (spec.init, spec.score, spec.penalty):
         if piece is not None:
             piece(seed=spec.seed)
@@ -332,23 +335,24 @@ def _check_pieces(spec: Spec) -> None:
         return
     if spec.init_rank < spec.rank and spec.pruned_triplets == "trainable":
         raise SettingError(
-            f"init_rank must be at least rank={spec.rank}, the mean rank at the end, with pruned_triplets=trainable "
+            f"init_rank must be at least rank={spec.rank}, the mean final rank, with pruned_triplets=trainable "
             f"(got {spec.init_rank})"
         )
     spec.schedule(initial=spec.initial_rank, final=spec.rank, total=spec.train.steps)
     if getattr(spec.allocator(), "grows", False) and spec.held_rank == spec.initial_rank >= spec.rank:
         raise SettingError(
-            f"max_rank_factor must be above 1 with allocator={spec.allocator.name}, which turns triplets on that were off "
+            f"max_rank_factor must be above 1 with allocator={spec.allocator.name}, which activates further triplets "
             f"(got {spec.max_rank_factor})"
         )
 
 
 def _check_processes(spec: Spec) -> None:
-    """What does not go with this number of processes."""
+    """Check the settings that depend on the number of processes."""
     world = distributed.world()
     if spec.train.batch_size % world:
         raise SettingError(
-            f"train.batch_size must be a multiple of the {world} processes that share a batch (got {spec.train.batch_size})"
+            f"train.batch_size must be a multiple of {world}, the number of processes that share a batch "
+            f"(got {spec.train.batch_size})"
         )
     if spec.train.shard == "fsdp2":
         _check_sharding(spec, world)
@@ -360,11 +364,11 @@ def _check_sharding(spec: Spec, world: int) -> None:
 
     if world == 1:
         refuse("has no effect in a single process (start it with torchrun --nproc-per-node=N)")
-    from adarank.harness.run.parallel import can_shard  # torch is not needed for other settings
+    from adarank.harness.run.parallel import can_shard  # imports torch, which other settings do not need
 
     if not can_shard():
         refuse("needs torch 2.7 or later")
     if spec.quantization is not None:
-        refuse("does not go with a 4-bit base, whose quantisation state FSDP2 drops")
+        refuse("cannot be combined with a 4-bit base, whose quantisation state FSDP2 drops")
     if spec.adapter is None and spec.train.optimizer != "adamw":
-        refuse(f"does not go with train.optimizer={spec.train.optimizer}, which cannot train sharded weights")
+        refuse(f"cannot be combined with train.optimizer={spec.train.optimizer}, which cannot train sharded weights")

@@ -1,6 +1,7 @@
-"""What a run trains on and how it is measured.
+"""A run's data, loss and evaluation.
 
-`tasks/` reads: one file per task turns files, a package or a hub data set into rows of plain text, or image files, and
-labels (`Task`). It knows no tokeniser and no model. `task_types/` turns those rows into batches, a loss and an
-evaluation: one file per type of task (classify, extract, generate, images, seq2seq). `metrics/` holds the metrics that both name.
+`tasks/` has one file per task, which reads files, a package or a hub data set into rows of plain text or images with
+labels (`Task`) and depends on no tokeniser or model. `task_types/` has one file per type of task (classify, extract,
+generate, images, seq2seq), which turns those rows into batches, a loss and an evaluation. `metrics/` holds the metrics
+that both refer to.
 """

@@ -1,4 +1,4 @@
-"""From rows to batches: the same rows in the same order for every method."""
+"""Turns rows into batches, with the same rows in the same order for every method."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,18 +13,18 @@ from adarank.errors import SettingError
 from adarank.harness.data import cache
 from adarank.harness.data.tasks.base import Split
 
-BATCHES_PER_POOL = 50  # at most so many batches are sorted by length together
-INIT_SEED_OFFSET = 2**31  # inits draw their batches in another order than training
-AUTO_PASSES = 8  # microbatches="auto" divides the rows of a forward pass into at most so many
-AUTO_GAIN = 0.05  # and only where it predicts to save at least this share of the time
+BATCHES_PER_POOL = 50  # at most this many batches are sorted by length together
+INIT_SEED_OFFSET = 2**31  # inits draw their batches in a different order than training
+AUTO_PASSES = 8  # microbatches="auto" splits the rows of a forward pass into at most this many
+AUTO_GAIN = 0.05  # and only if it is predicted to save at least this share of the time
 
 
 @dataclass(frozen=True)
 class Encoded:
     """The tokenised rows of a split.
 
-    tokens: {model input name: one list of token ids per row}, unpadded; label: [rows]; pad: {model input name: the
-    value that pads it}.
+    tokens: {model input name: one list of token ids per row}, unpadded; label: [rows]; pad: {model input name: its
+    padding value}.
     """
 
     tokens: dict[str, list[list[int]]]
@@ -48,20 +48,21 @@ def lengths(lists: Sequence[Sequence[int]]) -> np.ndarray:
 def check_lengths(
     lengths: np.ndarray, texts: Sequence[str], split: str, setting: str, value: int, tokenizer: Any
 ) -> None:
-    """Raise SettingError where a row has more tokens than the model reads, `tokenizer.model_max_length`.
+    """Raise SettingError if a row has more tokens than the model reads, `tokenizer.model_max_length`.
 
-    lengths: tokens of each row, [rows]; texts: the rows; setting, value: what limits their tokens, and to how many.
+    lengths: tokens of each row, [rows]; texts: the rows; setting, value: the setting that limits their tokens, and its
+    value.
     """
     longest, most = int(lengths.argmax()), tokenizer.model_max_length
     if lengths[longest] > most:
         raise SettingError(
-            f"{setting} must be at most {most}, the tokens that the model reads (got {value}, and row {longest + 1} of "
-            f"{split} has {lengths[longest]}; it begins {texts[longest][:40]!r})"
+            f"{setting} must be at most {most}, the number of tokens that the model reads (got {value}, and row "
+            f"{longest + 1} of {split} has {lengths[longest]}; it begins {texts[longest][:40]!r})"
         )
 
 
 def padding(tokenizer: Any) -> dict[str, int]:
-    """The value that pads each of an encoder's inputs."""
+    """The padding value of each of an encoder's inputs."""
     return {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id, "attention_mask": 0}
 
 
@@ -91,9 +92,9 @@ def collate(encoded: Encoded, rows: np.ndarray, device: torch.device) -> tuple[d
 
 
 def without_full_mask(batch: Mapping[str, Tensor], lengths: np.ndarray) -> dict[str, Tensor]:
-    """The batch without its attention mask where no row is padded; lengths: tokens of its rows, int64 [rows].
+    """The batch without its attention mask if no row is padded; lengths: tokens of its rows, int64 [rows].
 
-    Transformers looks on the host whether a mask hides anything, so that each forward pass with one waits for the
+    Transformers checks on the host whether a mask hides anything, so that each forward pass with a mask waits for the
     device. The model's outputs are the same bit for bit.
     """
     padded = lengths.min() < lengths.max()
@@ -101,9 +102,10 @@ def without_full_mask(batch: Mapping[str, Tensor], lengths: np.ndarray) -> dict[
 
 
 def training_order(rows: int, batch: int, seed: int) -> Iterator[np.ndarray]:
-    """Endless batches of row numbers, int64 [batch]: one permutation per epoch, joined so that every batch is full.
+    """An endless stream of batches of row numbers, int64 [batch]: one permutation per epoch, concatenated so that every
+    batch is full.
 
-    The order depends on nothing but the number of rows, the batch size and the seed.
+    The order depends only on the number of rows, the batch size and the seed.
     """
     left = np.empty(0, dtype=np.int64)
     epoch = 0
@@ -131,24 +133,24 @@ def grouped_by_length(order: Iterator[np.ndarray], lengths: np.ndarray, seed: in
 
 
 def microbatches(lengths: np.ndarray, passes: int | str, overhead: float = 0.0) -> list[np.ndarray]:
-    """The rows of one forward pass, divided into several passes of rows of similar length, so that less is padding.
+    """Split the rows of one forward pass into several passes of rows of similar length, to reduce padding.
 
-    The division has the fewest tokens, padding included, that any into so many passes has, and among those the most
-    even numbers of rows.
+    The split minimises the number of tokens, including padding, for the given number of passes; of several such splits
+    it is the one with the most even numbers of rows.
 
-    lengths: tokens of each row, [rows]; passes: how many there are, at most one per row, or "auto": as many as have the
-    least cost, `overhead` tokens for each pass and one for each token, or a single one where that saves less than
-    AUTO_GAIN. Returns the places in `lengths` of every pass, int64, longest rows first; a single pass keeps its order.
+    lengths: tokens of each row, [rows]; passes: the number of passes, at most one per row, or "auto", which minimises
+    the cost (`overhead` tokens per pass and 1 per token) but chooses a single pass if that saves less than AUTO_GAIN.
+    Returns the indices into `lengths` of every pass, int64, longest rows first; a single pass keeps its order.
     """
     rows = len(lengths)
     whole = overhead + rows * lengths.max()
     auto = passes == "auto"
     most = min(rows, AUTO_PASSES if isinstance(passes, str) else passes)
-    if most == 1 or (auto and 2 * overhead + lengths.sum() > (1 - AUTO_GAIN) * whole):  # even without any padding
+    if most == 1 or (auto and 2 * overhead + lengths.sum() > (1 - AUTO_GAIN) * whole):  # true even without any padding
         return [np.arange(rows)]
     order = np.argsort(-lengths, kind="stable")
-    longest, unit = lengths[order], rows**2 + 1  # of cost: a token counts more than any division of the rows
-    # Dynamic programming: [c, j] is the least cost of the first j rows in c passes, and where the last of these begins.
+    longest, unit = lengths[order], rows**2 + 1  # of cost: one token outweighs any difference in evenness
+    # Dynamic programming: [c, j] holds the least cost of the first j rows in c passes, and where the last pass begins.
     cost = np.full((most + 1, rows + 1), np.iinfo(np.int64).max // 2)
     begin = np.zeros_like(cost)
     cost[0, 0] = 0
@@ -171,7 +173,8 @@ def microbatches(lengths: np.ndarray, passes: int | str, overhead: float = 0.0) 
 def init_batches(
     collate: Callable[..., dict[str, Tensor]], rows: Any, batch: int, seed: int, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
-    """Endless batches of the encoded training rows, for inits that read data, in another order than in training."""
+    """An endless stream of batches of the encoded training rows for inits that use data, in a different order than in
+    training."""
     for numbers in training_order(len(rows), batch, seed + INIT_SEED_OFFSET):
         yield collate(rows, numbers, device)
 
@@ -179,8 +182,8 @@ def init_batches(
 def evaluation_order(lengths: np.ndarray, batch: int, fill: bool = True) -> list[np.ndarray]:
     """Batches of row numbers, longest rows first to save padding. lengths: tokens of each row, [rows].
 
-    The first batch has `batch` rows, and later ones as many as fit into as many tokens, padding included. fill: whether
-    they do; else every batch has `batch` rows.
+    The first batch has `batch` rows, and each later one as many rows as fit into the same number of tokens, including
+    padding. fill=False gives every batch `batch` rows.
     """
     rest = np.argsort(-lengths, kind="stable")
     batches, tokens = [], 0

@@ -1,8 +1,9 @@
 """Tokenised rows and resized images on disk, so that the jobs of a sweep do not prepare the same rows again.
 
-One file per split in the folder that ADARANK_CACHE names (empty: no cache), by default ~/.cache/adarank, named by the
-digest of everything that decides its content: data, tokeniser and length, or image processor. Jobs may share the folder,
-since files are written atomically. You can delete it at any time.
+The cache holds one file per split in the folder that ADARANK_CACHE names (empty: no cache), by default
+~/.cache/adarank. A file's name is the digest of everything that determines its content: the data, the tokeniser and the
+length, or the image processor. Jobs may share the folder, since files are written atomically. You can delete it at any
+time.
 """
 
 import hashlib
@@ -24,19 +25,19 @@ from safetensors.numpy import load_file, save
 from adarank.runs.files import write_bytes
 
 logger = logging.getLogger(__name__)
-FORMAT = 1  # increase it when the same key comes to mean other tokens
+FORMAT = 1  # increase it when the same key comes to mean different tokens
 
 Tokens = dict[str, list[list[int]]]
 
 
 @lru_cache
 def warn(message: str) -> None:
-    """Log a warning, the same one once in a process."""
+    """Log a warning, but the same one only once per process."""
     logger.warning(message)
 
 
 def folder() -> Path | None:
-    """The cache's folder; None if there is to be no cache, or, with a warning, if this user has no home for it."""
+    """The cache's folder; None if the cache is disabled or, with a warning, if this user has no home folder."""
     setting = os.environ.get("ADARANK_CACHE", str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "adarank"))
     try:
         return Path(setting).expanduser() if setting else None
@@ -46,7 +47,7 @@ def folder() -> Path | None:
 
 
 def key(tokenizer: Any, **inputs: Any) -> str | None:
-    """The name of a cached file. inputs: what is tokenised (data, split, length, …), plain values.
+    """The name of a cached file. inputs: plain values that identify the tokens (data, split, length, …).
 
     None for tokenisers written in Python (the slow ones), which cannot be serialised.
     """
@@ -60,7 +61,7 @@ def key(tokenizer: Any, **inputs: Any) -> str | None:
 
 
 def digest(*decides: Any) -> str:
-    """The name of a cached file whose content these plain values decide."""
+    """The name of a cached file whose content these plain values determine."""
     canonical = json.dumps([FORMAT, *decides], sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
@@ -86,7 +87,7 @@ def read(name: str | None) -> Tokens | None:
 
 
 def write(name: str | None, tokens: Mapping[str, list[list[int]]]) -> None:
-    """Cache tokens, equally many per row in each part. A folder that cannot be written is only logged."""
+    """Cache tokens, of which every part has the same number per row. If the folder cannot be written, only log that."""
     where = folder()
     if where is None or name is None:
         return
@@ -100,9 +101,9 @@ def write(name: str | None, tokens: Mapping[str, list[list[int]]]) -> None:
 
 
 def stacked(name: str | None, count: int, rows: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
-    """`count` arrays of one shape and dtype as one array [count, …], memory-mapped from the cached file of that name.
+    """`count` arrays of the same shape and dtype as one array [count, …], memory-mapped from the cached file `name`.
 
-    rows: makes the arrays, where nothing is cached. Without a cache, or if it cannot be written, the array is in memory.
+    rows: computes the arrays if nothing is cached. Without a cache, or if it cannot be written, the array is in memory.
     """
     where = folder()
     if where is None or name is None:
@@ -113,11 +114,11 @@ def stacked(name: str | None, count: int, rows: Callable[[], Iterator[np.ndarray
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
-        warn(f"{path} cannot be read ({error}); its images are read again")
+        warn(f"{path} cannot be read ({error}); reading its images again")
     temporary = where / f".{name}.{uuid.uuid4().hex[:12]}.tmp"
     try:
         where.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:  # written, not mapped: a full disk kills a process that maps
+        with temporary.open("wb") as file:  # not mapped: a full disk kills a process that maps
             for number, row in enumerate(rows()):
                 if number == 0:
                     header = {"descr": row.dtype.str, "fortran_order": False, "shape": (count, *row.shape)}
@@ -129,5 +130,5 @@ def stacked(name: str | None, count: int, rows: Callable[[], Iterator[np.ndarray
         warn(f"{where} cannot be written ({error.strerror}); the run continues without a cache")
         return np.stack(list(rows()))
     finally:
-        with suppress(OSError):  # there is none if it became the file, or if the folder cannot be written
+        with suppress(OSError):  # it does not exist if it was renamed, or if the folder cannot be written
             temporary.unlink()

@@ -1,9 +1,10 @@
-"""The cross-entropy of a causal language model whose logits [tokens, vocabulary] never exist all at once.
+"""The cross-entropy of a causal language model without ever holding all logits [tokens, vocabulary] at once.
 
-The model's own forward pass runs to its output matrix (its head), which gives losses in place of logits: for every
-chunk of tokens the head's logits, their cross-entropy, and nothing else is kept. So memory grows with tokens and with
-vocabulary, but not with their product, and DDP, FSDP2 and hooks see the forward pass that they know. What a model does
-to its logits after the head would be done to the losses, so such models are found (`why_whole`) and left alone.
+The model's own forward pass runs up to its output matrix (its head), which returns losses instead of logits: for every
+chunk of tokens it computes the logits and their cross-entropy, and keeps only the latter. Memory therefore grows with
+the number of tokens and with the vocabulary, but not with their product, and DDP, FSDP2 and hooks see an ordinary
+forward pass. A model that changes its logits after the head would change the losses instead, so `why_whole` detects
+such models and excludes them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,9 +20,9 @@ from adarank.harness.device import at_least_fp32, autocast
 
 IGNORED = -100  # the label of a token that does not count
 LOGITS_PER_CHUNK = 2**25  # 128 MiB in fp32
-LOGITS_AUTO = 2**28  # above so many logits of a forward pass, train.chunked_loss=auto computes them in chunks
-CHECKED_TOKENS = 64  # of each of two rows, with which a model is tried
-# What configs call the factors and caps of a model that changes its logits after its head.
+LOGITS_AUTO = 2**28  # above this many logits per forward pass, train.chunked_loss=auto computes them in chunks
+CHECKED_TOKENS = 64  # of each of the two rows with which a model is tested
+# The names in configs of the factors and caps of models that change their logits after the head.
 CHANGED_LOGITS = (
     "final_logit_softcapping", "logits_scaling", "logit_scale", "logits_soft_cap", "output_logit_soft_cap",
     "logits_mup_width_multiplier", "lm_head_multiplier",
@@ -30,11 +31,11 @@ Head = Callable[[Tensor], Tensor]  # hidden states [tokens, width] -> logits [to
 
 
 def chunked_cross_entropy(head: Head, hidden: Tensor, labels: Tensor, chunk: int, frozen: bool = False) -> Tensor:
-    """The cross-entropy of every token, [tokens], in fp32 (fp64 for fp64), `chunk` tokens at a time.
+    """The cross-entropy of every token, [tokens], in fp32 (fp64 for fp64 inputs), computed `chunk` tokens at a time.
 
-    hidden: [tokens, width]; labels: int64 [tokens], all of them counted; frozen: whether no parameter of the head is
-    trained. The gradient with respect to `hidden` is then taken in the forward pass, while a chunk's logits are there;
-    otherwise the backward pass computes each chunk's logits again. Neither has second derivatives.
+    hidden: [tokens, width]; labels: int64 [tokens], none of them ignored; frozen: whether no parameter of the head is
+    trained. If so, the forward pass computes the gradient with respect to `hidden` while a chunk's logits are in
+    memory; otherwise the backward pass recomputes each chunk's logits. Neither supports second derivatives.
     """
     if frozen and hidden.requires_grad and torch.is_grad_enabled():
         losses: Tensor = _FrozenHead.apply(hidden, head, labels, chunk)  # type: ignore[no-untyped-call]
@@ -53,8 +54,8 @@ def _losses(head: Head, hidden: Tensor, labels: Tensor) -> Tensor:
 
 
 class _FrozenHead(torch.autograd.Function):
-    """`chunked_cross_entropy` of a head that does not train: ∂ loss_t / ∂ hidden_t [tokens, width] of every token t is
-    taken in the forward pass and scaled in the backward pass. A token's loss depends on its own hidden state alone."""
+    """`chunked_cross_entropy` for a frozen head: the forward pass computes ∂ loss_t / ∂ hidden_t [tokens, width] of
+    every token t, and the backward pass scales it. A token's loss depends only on its own hidden state."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tensor:
@@ -78,8 +79,8 @@ class _FrozenHead(torch.autograd.Function):
 
 @contextmanager
 def replaced_head(model: Any, function: Callable[[Head, Tensor], Tensor]) -> Iterator[None]:
-    """Inside the `with`, the model's output matrix, adapted or not, returns function(its forward method, x) in place of
-    its logits. A model that names no output matrix is left as it is."""
+    """Inside the `with`, the model's output matrix, adapted or not, returns function(its forward method, x) instead of
+    its logits. A model that names no output matrix is not changed."""
     head = getattr(model, "module", model).get_output_embeddings()
     if head is None:
         yield
@@ -96,21 +97,21 @@ def replaced_head(model: Any, function: Callable[[Head, Tensor], Tensor]) -> Ite
 
 
 def enable_chunks(model: Any) -> None:
-    """Let `generate`'s losses of this model be computed in chunks from now on."""
+    """Make `generate` compute this model's losses in chunks from now on."""
     model.computes_losses_in_chunks = True
 
 
 def computes_in_chunks(model: Any) -> bool:
-    """Whether `enable_chunks` was called with the model, which may be in DDP by now."""
+    """Whether `enable_chunks` was called for the model, which may since have been wrapped in DDP."""
     return getattr(getattr(model, "module", model), "computes_losses_in_chunks", False)
 
 
 def chunked_token_losses(model: Any, inputs: Mapping[str, Tensor], labels: Tensor, chunk: int | None = None) -> Tensor:
-    """[rows, tokens]: the cross-entropy of what every position predicts, 0 where that is not counted.
+    """The cross-entropy of every position's prediction, [rows, tokens], 0 for ignored positions.
 
-    model: a causal language model, perhaps in DDP; inputs: its arguments; labels: what each position predicts, int64
-    [rows, tokens], IGNORED where it does not count; such positions are not given to the head. chunk: tokens of a chunk,
-    by default as many as have LOGITS_PER_CHUNK logits.
+    model: a causal language model, perhaps in DDP; inputs: its arguments; labels: the token to predict at each
+    position, int64 [rows, tokens], or IGNORED; ignored positions skip the head. chunk: tokens per chunk, by default as
+    many as have LOGITS_PER_CHUNK logits.
     """
     plain = getattr(model, "module", model)
     frozen = not any(p.requires_grad for p in plain.get_output_embeddings().parameters())
@@ -122,7 +123,7 @@ def chunked_token_losses(model: Any, inputs: Mapping[str, Tensor], labels: Tenso
         kept = hidden[counted]
         if len(kept):
             return found.masked_scatter(counted, chunked_cross_entropy(head, kept, labels[counted], tokens, frozen))
-        return found + 0 * hidden.sum(-1).to(found.dtype)  # so that backward() has something to go through
+        return found + 0 * hidden.sum(-1).to(found.dtype)  # so that the graph for backward() is never empty
 
     with replaced_head(model, losses):
         found: Tensor = model(**inputs, use_cache=False).logits
@@ -133,8 +134,8 @@ def chunked_token_losses(model: Any, inputs: Mapping[str, Tensor], labels: Tenso
 def why_whole(model: Any, longest: int, precision: str, device: torch.device) -> str | None:
     """Why the model's logits cannot be computed in chunks, as the end of a sentence; None if they can.
 
-    longest: tokens of the longest row. The config must name no factor or cap of logits, and the losses of two rows of
-    random tokens must be those of whole logits.
+    longest: tokens of the longest row. The config must not contain a factor or cap for logits, and the losses of two
+    rows of random tokens must equal those from whole logits.
     """
     config = model.config.get_text_config()
     for name in CHANGED_LOGITS:
@@ -154,7 +155,7 @@ def why_whole(model: Any, longest: int, precision: str, device: torch.device) ->
             expected = F.cross_entropy(whole.transpose(1, 2), labels, reduction="none")
             found = chunked_token_losses(model, inputs, labels, chunk=CHECKED_TOKENS // 3)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
-        return "its forward pass needs whole logits"
+        return "its forward pass needs all logits at once"
     finally:
         model.train(training)
     tolerance = 1e-2 if precision == "bf16" else 1e-5

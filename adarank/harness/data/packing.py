@@ -1,17 +1,17 @@
-"""Packing: the rows of one forward pass, put end to end into a few bins, in place of one padded row each.
+"""Packing concatenates the rows of a forward pass into a few bins instead of padding each row.
 
     padded [rows, longest]          packed [bins, longest]
     a a a a a                       a a a a a
     b b b · ·                       b b b c c
     c c · · ·
 
-A causal language model must keep the rows of a bin apart. Three ways are known, and no model is trusted with any of
-them before `way_to_pack` has tried it:
+A causal language model must keep the rows of a bin apart. There are three ways, and `way_to_pack` tests every model
+before it relies on one of them:
 
     positions    position_ids that restart with every row, and no attention mask: Transformers' own masks then separate
                  the rows, each layer with its own window; variable-length flash attention does so for a single bin
-    block_mask   the same positions and a mask [bins, 1, longest, longest] that lets a token see its own row alone
-    layer_masks  the same positions and such a mask for each type of layer, that of sliding_attention with its window
+    block_mask   the same positions and a mask [bins, 1, longest, longest] that lets a token see only its own row
+    layer_masks  the same positions and one such mask per type of layer, that of sliding_attention with its window
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,14 +27,14 @@ from adarank.harness.device import at_least_fp32, autocast
 Way = Literal["positions", "block_mask", "layer_masks"]
 WAYS: tuple[Way, ...] = get_args(Way)
 WINDOWS = ("sliding_window", "window_size", "local_attention", "attention_window_size", "attention_chunk_size")
-SHORT = 11  # tokens of the rows with which a model is tried, if it has no window
-# What two computations of one and the same output may differ by, relative to the largest: (a row whose neighbour
-# changed, a row packed and alone).
+SHORT = 11  # tokens of the rows with which a model is tested, if it has no window
+# The largest relative difference allowed between two computations of the same output: (a row whose neighbour changed, a
+# row packed and alone).
 TOLERANCES = {torch.float64: (1e-9, 1e-7), torch.float32: (1e-5, 1e-4), torch.bfloat16: (2e-3, 5e-2)}
 
 
 def bins(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
-    """The rows' numbers, bin by bin: the longest row first, each into the first bin that has room for it.
+    """The rows' numbers by bin. Rows are placed in order of descending length, each in the first bin with enough room.
 
     lengths: tokens of each row, [rows]; capacity: tokens of a bin, at least those of the longest row.
     """
@@ -52,10 +52,10 @@ def bins(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
 
 
 def pack(model: Any, batch: Mapping[str, Tensor], way: Way, precision: str, device: torch.device) -> dict[str, Any]:
-    """A batch padded on the right as one that `model` reads without padding between its rows, on `device`.
+    """Convert a batch padded on the right to one that `model` reads without padding between its rows, on `device`.
 
-    batch: input_ids, attention_mask and labels, int64 [rows, longest], on the CPU, so that no device has to be waited
-    for; precision: "fp32" or "bf16", of the computation. See `in_bins` for what is returned.
+    batch: input_ids, attention_mask and labels, int64 [rows, longest], on the CPU, so as not to wait for the device;
+    precision: the compute precision, "fp32" or "bf16". See `in_bins` for the result.
     """
     lengths = batch["attention_mask"].sum(1).tolist()
     return in_bins(model, batch, bins(lengths, capacity(model, lengths)), way, precision, device)
@@ -69,15 +69,16 @@ def in_bins(
     precision: str,
     device: torch.device,
 ) -> dict[str, Any]:
-    """The padded batch (see `pack`) with its rows put into the given bins, in their order.
+    """The padded batch (see `pack`) with its rows placed in the given bins, in their order.
 
     rows_of_bins: see `bins`. Returns input_ids, labels and position_ids, int64 [bins, tokens of the fullest bin], and,
     unless positions are enough, attention_mask: see `block_mask`; for layer_masks, one for each of the config's
-    layer_types. What no row fills of a bin is a row of its own, whose labels are IGNORED.
+    layer_types. The unfilled end of a bin counts as a separate row, whose labels are IGNORED.
     """
     lengths = batch["attention_mask"].sum(1).tolist()
     longest, width = batch["input_ids"].shape[1], max(sum(lengths[row] for row in rows) for rows in rows_of_bins)
-    # For every token of every bin: its place in the flattened padded batch, its place in its row, and the row's number.
+    # For every token of every bin: its index in the flattened padded batch, its position in its row, and the row's
+    # index.
     source, position, owner = (torch.zeros(len(rows_of_bins), width, dtype=torch.int64) for _ in range(3))
     owner.fill_(-1)
     for i, rows in enumerate(rows_of_bins):
@@ -101,9 +102,9 @@ def in_bins(
 
 
 def block_mask(owner: Tensor, dtype: torch.dtype, window: int | None = None) -> Tensor:
-    """[bins, 1, tokens, tokens], added to attention scores: 0 where a token […, i, :] may see a token […, :, j], else the
-    dtype's minimum. owner: the row of each token, int64 [bins, tokens]; window: the most tokens that one sees, itself
-    included."""
+    """A mask [bins, 1, tokens, tokens] to add to attention scores: 0 if token […, i, :] may attend to token […, :, j],
+    else the dtype's minimum. owner: the row of each token, int64 [bins, tokens]; window: the number of tokens to which
+    a token attends at most, including itself."""
     seen = (owner[:, :, None] == owner[:, None, :]).tril()[:, None]
     if window is not None:
         seen = seen.triu(1 - window)
@@ -111,7 +112,7 @@ def block_mask(owner: Tensor, dtype: torch.dtype, window: int | None = None) -> 
 
 
 def capacity(model: Any, lengths: Sequence[int] | np.ndarray) -> int:
-    """Tokens of a bin: those of the longest row, or all where flash attention, which packs a single bin, computes."""
+    """Tokens per bin: those of the longest row, or all tokens with flash attention, which packs a single bin."""
     flash = str(getattr(model.config, "_attn_implementation", "")).startswith("flash")
     return int(sum(lengths) if flash else max(lengths))
 
@@ -124,12 +125,13 @@ def mask_dtype(model: Any, precision: str) -> torch.dtype:
 
 @torch.no_grad()
 def way_to_pack(model: Any, longest: int, precision: str, device: torch.device) -> Way | None:
-    """The first way in which the model computes packed rows as it computes them alone, None if there is none.
+    """The first way in which the model's output for packed rows equals that for the same rows alone; None if there is
+    none.
 
-    longest: tokens of the longest row that will be packed. Tried with random tokens in evaluation mode, with rows
-    longer than the model's windows where training has such rows: if the first row of a bin changes, the second must
-    not move, and it must equal that row alone, padded to nothing. Compared are the inputs of the output matrix, [tokens,
-    width], or the logits of a model that does not name one.
+    longest: tokens of the longest row to be packed. The test uses random tokens in evaluation mode, with rows longer
+    than the model's windows if training has such rows: when the first row of a bin changes, the output for the second
+    must not, and it must equal the output for that row alone without padding. It compares the inputs of the output
+    matrix, [tokens, width], or the logits of a model that does not name one.
     """
     config = model.config.get_text_config()
     stated = [getattr(config, name, None) for name in WINDOWS]
@@ -153,7 +155,8 @@ def way_to_pack(model: Any, longest: int, precision: str, device: torch.device) 
 def _keeps_apart(
     model: Any, way: Way, rows: tuple[Tensor, Tensor, Tensor], precision: str, device: torch.device
 ) -> bool:
-    """Whether `second` is computed alike after `first`, after `other` and alone. rows: (first, other, second)."""
+    """Whether the output for `second` is the same after `first`, after `other` and alone. rows: (first, other,
+    second)."""
     first, other, second = rows
     begin = len(first)
     together = [[0, 1, 2]] if capacity(model, [1, 1]) == 2 else [[0, 1], [2]]
@@ -173,7 +176,7 @@ def _keeps_apart(
     except torch.OutOfMemoryError:
         raise
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
-        return False  # a model that takes no position_ids or no such mask says so in one of these ways
+        return False  # models that do not accept position_ids or such a mask raise one of these
     size = alone.abs().max()
     change, difference = TOLERANCES[mask_dtype(model, precision)]
     return bool(

@@ -1,4 +1,4 @@
-"""`train.capture`: the training step as `adarank.capture` runs it, in CUDA graphs where there is a CUDA device."""
+"""`train.capture`: runs training steps with `adarank.capture`, as CUDA graphs on a CUDA device."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,22 +15,22 @@ from adarank.harness.data.losses import IGNORED
 from adarank.harness.data.task_types import TaskType
 from adarank.harness.run.distributed import world
 
-MULTIPLE = 16  # tokens: rows are padded to multiples of it, so that few shapes need a graph
+MULTIPLE = 16  # rows are padded to a multiple of this many tokens, so that few shapes need a graph
 
 
 def why_not_captured(spec: Spec, controller: RankController | None) -> str | None:
-    """The setting that keeps a step from being captured, and why; None where nothing does."""
+    """The setting that prevents capturing a step, and why; None if the step can be captured."""
     train = spec.train
     if world() > 1:
         return "several processes train the model together"
     if train.gradient_accumulation_steps > 1:
-        return f"train.gradient_accumulation_steps={train.gradient_accumulation_steps} makes a step of several passes"
+        return f"train.gradient_accumulation_steps={train.gradient_accumulation_steps} runs several passes per step"
     if isinstance(train.microbatches, int) and train.microbatches > 1:
-        return f"train.microbatches={train.microbatches} makes a step of several passes"
+        return f"train.microbatches={train.microbatches} runs several passes per step"
     if train.packing:
-        return "train.packing=true gives every batch another shape"
+        return "train.packing=true gives every batch a different shape"
     if spec.compaction == "progressive":
-        return "compaction=progressive would remove triplets later and so train another model"
+        return "compaction=progressive would remove triplets later and so change the result"
     if train.gradient_checkpointing:
         return "train.gradient_checkpointing=true recomputes activations in the backward pass"
     if train.optimizer != "adamw":
@@ -43,7 +43,7 @@ def why_not_captured(spec: Spec, controller: RankController | None) -> str | Non
 
 
 def check_capture(spec: Spec, controller: RankController | None) -> None:
-    """Raise SettingError where train.capture=true cannot be kept."""
+    """Raise SettingError if train.capture=true is impossible."""
     if spec.train.capture is True and (why := why_not_captured(spec, controller)) is not None:
         raise SettingError(f"train.capture must be auto or false here, because {why} (got true)")
 
@@ -58,10 +58,10 @@ def captured_step(
     device: torch.device,
     graphs: Any = None,
 ) -> Callable[[Mapping[str, Tensor]], Tensor] | None:
-    """(batch) -> the detached loss of one whole step; None where steps run as they are written in the training loop.
+    """A function (batch) -> the detached loss that runs one whole step; None if the training loop runs its own steps.
 
-    With `auto` a step is captured on CUDA alone. rows: the encoded training rows, whose `pad` is the token that pads them.
-    graphs: as in `adarank.capture`, for tests; None: CUDA graphs on CUDA, else none.
+    With `auto` steps are captured only on CUDA. rows: the encoded training rows, whose `pad` is the padding token.
+    graphs: as in `adarank.capture`, for tests; None means CUDA graphs on CUDA and no graphs elsewhere.
     """
     capture = spec.train.capture
     graphs = graphs or ("auto" if device.type == "cuda" else False)
@@ -79,14 +79,14 @@ def captured_step(
         autocast=torch.bfloat16 if spec.train.precision == "bf16" else None,
         graphs=graphs,
     )
-    if step.make is None or task_type.ONE_PASS is not None:  # rows of another length would have another loss
+    if step.make is None or task_type.ONE_PASS is not None:  # padding would change the loss
         return step
     pad = rows.pad["input_ids"] if isinstance(rows.pad, Mapping) else rows.pad
     return lambda batch: step(padded(batch, pad))
 
 
 def padded(batch: Mapping[str, Tensor], pad: int, multiple: int = MULTIPLE) -> dict[str, Tensor]:
-    """`batch` with every [rows, tokens] of it padded on the right to a multiple of so many tokens."""
+    """`batch` with each of its [rows, tokens] tensors padded on the right to a multiple of `multiple` tokens."""
     values = {"input_ids": pad, "decoder_input_ids": pad, "labels": IGNORED}
     return {
         name: F.pad(t, (0, -t.shape[1] % multiple), value=values.get(name, 0)) if t.ndim == 2 else t

@@ -1,4 +1,4 @@
-"""What training a causal language model is checked for: packed rows, and a cross-entropy in chunks."""
+"""Packing and chunked cross-entropy for causal language models, each checked before training."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ from adarank.harness.data.tasks.base import Task
 from adarank.harness.run.distributed import world
 from adarank.harness.run.prepare import Prepared
 
-# Why the rows of a type of task stay apart.
+# Why the rows of each type of task cannot be packed.
 NOT_PACKED = {
     "classify": "whose head pools one vector per row",
     "extract": "whose answers are places in one row",
@@ -23,7 +23,7 @@ NOT_PACKED = {
 
 
 def check_settings(spec: Spec, task: Task) -> None:
-    """Raise SettingError for settings of causal language models where the task trains another model."""
+    """Raise SettingError for settings of causal language models if the task trains a model of another type."""
     kind = task.task_type
     if kind == "generate":
         return
@@ -32,14 +32,14 @@ def check_settings(spec: Spec, task: Task) -> None:
         raise SettingError(f"train.packing must be false for task type {kind}, {why} (got true)")
     if spec.train.chunked_loss is True:
         raise SettingError(
-            f"train.chunked_loss must be auto or false for task type {kind}, which trains no causal language model (got "
-            "true)"
+            f"train.chunked_loss must be auto or false for task type {kind}, which trains no causal language model "
+            "(got true)"
         )
 
 
 def prepare_causal(prepared: Prepared, spec: Spec, task: Task, rows: Any, device: torch.device) -> Prepared:
-    """The prepared model with what `train.packing` and `train.chunked_loss` ask for, after trying whether it computes
-    the same. rows: the encoded training rows. Raises SettingError where it does not. Other types of task pass through.
+    """Apply `train.packing` and `train.chunked_loss` to the prepared model after checking that its results do not
+    change. rows: the encoded training rows. Raises SettingError if they do. Tasks of other types pass through.
     """
     if task.task_type != "generate":
         return prepared
@@ -59,8 +59,8 @@ def prepare_causal(prepared: Prepared, spec: Spec, task: Task, rows: Any, device
     way = way_to_pack(model, longest, config.precision, device)
     if way is None:
         raise SettingError(
-            f"train.packing must be false with {type(model).__name__}, which does not compute packed rows as it "
-            "computes them alone (got true)"
+            f"train.packing must be false with {type(model).__name__}, whose output for packed rows differs from that "
+            "for the same rows alone (got true)"
         )
     return replace(prepared, packing=way)
 
@@ -69,5 +69,5 @@ def _records_its_head(prepared: Prepared) -> str | None:
     model: Any = prepared.model
     score = None if prepared.controller is None else prepared.controller.score
     if score is not None and score.activation is not None and isinstance(model.get_output_embeddings(), LowRank):
-        return "the score records the inputs of its adapted head, of all tokens in one piece"
+        return "the score records the inputs of its adapted head for all tokens at once"
     return None

@@ -1,10 +1,11 @@
-"""A run's state on disk, from which it resumes as if it had never stopped; no pickle, and never a second copy in memory.
+"""A run's state on disk, from which it resumes bit for bit. No pickles are used, and the state is never copied in
+memory.
 
-checkpoint/state.safetensors holds the tensors, and its metadata everything else as JSON, with a reference in place of
-each tensor: trained parameters, buffers and masks, the optimiser with the controller inside, the learning-rate curve,
-the random generators, and the loop's position. checkpoint/best-N.safetensors holds what was trained after step N, the
-best so far. Every file is replaced as a whole, and tensors are streamed into it. In a run of several processes rank 0
-writes the files and all read them; the run may resume in another number of processes.
+checkpoint/state.safetensors holds the tensors, and its metadata holds everything else as JSON, in which references
+replace the tensors: trained parameters, buffers and masks, the optimiser with the controller inside, the learning-rate
+curve, the random generators, and the loop's position. checkpoint/best-N.safetensors holds the trained tensors after
+step N, the best so far. Every file is replaced as a whole, and tensors are streamed into it. In a run of several
+processes rank 0 writes the files and all ranks read them; the run may resume with a different number of processes.
 """
 
 import json
@@ -29,15 +30,15 @@ from adarank.runs.files import ADAPTER, CHECKPOINT, replacing
 from adarank.tensor_files import order, write_tensors
 
 STATE = "state.safetensors"
-LAST = "last.safetensors"  # what was trained by the last step, while the best is in the model
-SECONDS, SHARE = 60.0, 0.05  # auto: at least so many seconds apart, and at most this share of the time
+LAST = "last.safetensors"  # the trained tensors of the last step, while the model holds the best
+SECONDS, SHARE = 60.0, 0.05  # auto: at least this many seconds apart, and at most this share of the time
 
 
 @dataclass
 class Progress:
-    """Where the loop stands. step: optimiser steps done; best, best_step: the best checkpoint so far, from step 1, or 0
-    where there is none yet; last: the metrics of the last evaluation; seconds: of a step, one entry per record; train_s,
-    eval_s: seconds so far; rows, tokens: trained so far, without padding."""
+    """The position of the loop. step: optimiser steps done; best, best_step: the best metric so far and its step (0 if
+    there is none yet); last: the metrics of the last evaluation; seconds: seconds per step, one entry per record;
+    train_s, eval_s: seconds so far; rows, tokens: rows and tokens trained on so far, without padding."""
 
     best: float
     step: int = 0
@@ -51,18 +52,19 @@ class Progress:
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Everything that training changes, not copied: trained parameters, the adapters' λ and masks, buffers."""
+    """Everything that training changes: trained parameters, the adapters' λ and masks, buffers. Nothing is copied."""
     kept = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     kept |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
     return {name: tensor for name, tensor in model.state_dict().items() if name in kept}
 
 
 def bytes_to_save(model: nn.Module, adapted: bool, adaptive: bool, checkpoints: bool) -> dict[str, int]:
-    """{folder: bytes} that a run's folder needs for its weights at most.
+    """{folder: bytes}, the most that a run needs for its weights in each folder.
 
-    A state holds what training changes and the optimiser's two averages of it, and a score that adapts ranks has up to
-    three more. There are two states while one replaces the other, and three best checkpoints: the one that the state
-    goes with, a better one, and one that is being written. adapted: whether an adapter trains, and not the whole model.
+    A state holds the trained tensors and the optimiser's two averages of each, and a score that adapts ranks keeps up
+    to three more. Two states exist while one replaces the other, and up to three best checkpoints: the one that belongs
+    to the saved state, a better one, and one that is being written. adapted: whether an adapter trains instead of the
+    whole model.
     """
     trained = _size(trained_tensors(model).values())
     whole = 0 if adapted else _size(model.state_dict().values())
@@ -75,8 +77,8 @@ def _size(tensors: Iterable[Tensor]) -> int:
 
 
 def write_sharded(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, completely or not at all, by rank 0; sharded tensors are put together one at a time, for
-    which every rank calls this. Raises OSError on every rank where the file cannot be written."""
+    """Write a safetensors file on rank 0, completely or not at all. Every rank must call this, because sharded tensors
+    are gathered one at a time. Raises OSError on every rank if the file cannot be written."""
     pieces = (full_tensor(tensors[name].detach()) for name in order(tensors))
 
     def write() -> None:
@@ -93,11 +95,11 @@ def write_sharded(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 class Saver:
-    """Saves at the loop's records, at most every `seconds` (0: at every record; None: never; "auto": at most every
-    minute, and so that saving takes less than 5 % of the time), and loads.
+    """Saves and loads a run's state. It saves when the loop records, at most every `seconds` (0: at every record; None:
+    never; "auto": at most once a minute, and for less than 5 % of the time).
 
-    folder: the run's checkpoint/; resume: whether to continue from the state in it. step: the step that the run
-    continues from; None where it starts from the beginning. Raises RunFailed for a damaged file.
+    folder: the run's checkpoint/; resume: whether to continue from the state in it. step: the step from which the run
+    continues; None if it starts from the beginning. Raises RunFailed for a damaged file.
     """
 
     def __init__(self, folder: Path, seconds: float | str | None, resume: bool) -> None:
@@ -108,10 +110,10 @@ class Saver:
                 self.step = dict(json.loads(file.metadata()["outline"])["map"])["step"]
         if len(set(of_all(self.step))) > 1:
             raise RunFailed(
-                f"out must be a folder that all nodes share ({folder / STATE} is not the same for every process)"
+                f"out must be a folder that all nodes share ({folder / STATE} differs between the processes)"
             )
         self._start = self._last = time.monotonic()
-        self._spent = self._cost = 0.0  # seconds of saving in total, and of the last state
+        self._spent = self._cost = 0.0  # seconds spent on saving: in total, and on the last state
 
     def _is_due(self) -> bool:
         now = time.monotonic()
@@ -120,9 +122,9 @@ class Saver:
         return now - self._last >= SECONDS and self._spent + self._cost <= SHARE * (now - self._start)
 
     def save(self, model: nn.Module, optimizer: Any, scheduler: Any, progress: Progress, at_once: bool = False) -> None:
-        """Replace the state if it is due, or at once; never where seconds is None.
+        """Replace the state if it is due or if `at_once` is set; never if seconds is None.
 
-        Raises OSError where the file cannot be written; the old one is whole then.
+        Raises OSError if the file cannot be written; the old file then remains intact.
         """
         if self.seconds is None or not (at_once or on_main(self._is_due)):
             return
@@ -145,8 +147,8 @@ class Saver:
         self._spent += self._cost
 
     def keep_best(self, model: nn.Module, step: int) -> None:
-        """Write what is trained now, after `step`, as the best checkpoint so far. The one before it stays as long as the
-        saved state goes with it. Raises OSError."""
+        """Write the trained tensors after `step` as the best checkpoint so far. The previous one stays as long as the
+        saved state refers to it. Raises OSError."""
         began = time.monotonic()
         write_sharded(self._best(step), trained_tensors(model))
         if self.seconds is None:
@@ -154,21 +156,21 @@ class Saver:
         self._spent += time.monotonic() - began
 
     def load_best(self, model: nn.Module, step: int) -> None:
-        """Put the best checkpoint, of `step`, into the model."""
+        """Load the best checkpoint, that of `step`, into the model."""
         self._load_trained(self._best(step), model)
 
     def keep_last(self, model: nn.Module) -> None:
-        """Write what is trained now, for `load_last`."""
+        """Write the current trained tensors for `load_last`."""
         write_sharded(self.folder / LAST, trained_tensors(model))
 
     def load_last(self, model: nn.Module) -> None:
-        """Put what `keep_last` wrote into the model."""
+        """Load the tensors that `keep_last` wrote into the model."""
         self._load_trained(self.folder / LAST, model)
 
     def _load_trained(self, path: Path, model: nn.Module) -> None:
         own = model.state_dict()
         with _opened(path) as file:
-            parts: dict[str, list[str]] = defaultdict(list)  # by module, so that the file is never held as a whole
+            parts: dict[str, list[str]] = defaultdict(list)  # by module, so that memory never holds the whole file
             for name in file.keys():  # noqa: SIM118
                 module, _, part = name.rpartition(".")
                 parts[module].append(part)
@@ -186,7 +188,8 @@ class Saver:
                 path.unlink()
 
     def load(self, model: nn.Module, optimizer: Any, scheduler: Any) -> Progress | None:
-        """Put the saved state into freshly prepared pieces; None where the run starts from the beginning."""
+        """Load the saved state into the freshly prepared model, optimiser and scheduler; returns None if the run starts
+        from the beginning."""
         if self.step is None:
             return None
         with _opened(self.folder / STATE) as file:
@@ -198,22 +201,22 @@ class Saver:
                 values |= {
                     k: distribute_like(v, parameters[i]) for k, v in values.items() if v.shape == parameters[i].shape
                 }
-        optimizer.load_state_dict(state["optimizer"])  # first: it drops what compaction had dropped
+        optimizer.load_state_dict(state["optimizer"])  # first, because it repeats the compaction
         own = model.state_dict()
         model.load_state_dict(
             {name: distribute_like(tensor, own[name]) for name, tensor in state["model"].items()}, strict=False
         )
         curve = state["scheduler"]
-        scheduler.load_state_dict({"lr_lambdas": [None] * len(curve["base_lrs"]), **curve})  # the functions stay
-        if rank() < len(state["random"]):  # else there are more processes now, and this one's stream begins
+        scheduler.load_state_dict({"lr_lambdas": [None] * len(curve["base_lrs"]), **curve})  # keep the functions
+        if rank() < len(state["random"]):  # otherwise this process is new, and its stream starts fresh
             _set_random_state(state["random"][rank()])
         found = Progress(**state["progress"])
         if found.best_step and not self._best(found.best_step).is_file():
-            raise RunFailed(f"{self._best(found.best_step)} is missing; force=true starts the run again")
+            raise RunFailed(f"{self._best(found.best_step)} is missing; force=true starts the run from the beginning")
         return found
 
     def remove(self) -> None:
-        """Delete the files, which a finished run does not need."""
+        """Delete the files, which a finished run no longer needs."""
         for name in (STATE, LAST):
             (self.folder / name).unlink(missing_ok=True)
         self._drop_best(0)
@@ -227,7 +230,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise RunFailed(f"{path} is damaged ({error}); force=true starts the run again") from None
+        raise RunFailed(f"{path} is damaged ({error}); force=true starts the run from the beginning") from None
 
 
 def _random_state() -> dict[str, Any]:
@@ -242,7 +245,7 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def _take_out(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON can hold it; tensors go into `tensors`. Keys of mappings keep their type."""
+    """`value` in a form that JSON can hold; its tensors move to `tensors`. Keys of mappings keep their type."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach()

@@ -1,11 +1,11 @@
-"""Several processes, one run: what torchrun's variables say, and what rank 0 does for all.
+"""One run in several processes: reads torchrun's variables, and lets rank 0 act for all ranks.
 
     torchrun --nproc-per-node=2 experiments/run.py method=adalora …
 
-Rank 0 writes, prints and holds the lock; its results and errors reach the others through `on_main`. Every rank reads the
-same settings and data and so raises the same SettingError; a rank that may have failed alone ends at once (`fail`), so
-that torchrun ends and reports the others. Without torchrun there is one rank, the main one, and nothing here does
-anything. torch is imported only where it is used, for the command line's sake.
+Rank 0 writes, prints and holds the lock; its results and errors reach the others through `on_main`. Every rank reads
+the same settings and data and so raises the same SettingError; a rank that may have failed alone exits at once
+(`fail`), so that torchrun stops the others and reports them. Without torchrun there is only rank 0, and these functions
+do nothing special. torch is imported only inside functions, to keep the command line fast.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from adarank.errors import SettingError
 
 T = TypeVar("T")
-TIMEOUT = timedelta(hours=2)  # of one collective: others wait in it while rank 0 writes
+TIMEOUT = timedelta(hours=2)  # of one collective, in which the other ranks wait while rank 0 writes
 
 
 def rank() -> int:
@@ -35,9 +35,10 @@ def is_main() -> bool:
 
 
 def join() -> None:
-    """Meet the other ranks (gloo, and nccl on CUDA, one device a rank); once a process, nothing with one rank.
+    """Join the process group (gloo, and on CUDA also nccl with one device per rank). Works once per process, and does
+    nothing with a single rank.
 
-    Raises SettingError where a node has fewer devices than processes.
+    Raises SettingError if a node has fewer devices than processes.
     """
     import torch
     from torch import distributed as dist
@@ -49,7 +50,7 @@ def join() -> None:
         local, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local >= devices:
             raise SettingError(
-                f"--nproc-per-node must be at most {devices}, the number of devices of this node "
+                f"--nproc-per-node must be at most {devices}, the number of devices on this node "
                 f"(got {os.environ.get('LOCAL_WORLD_SIZE', local + 1)})"
             )
         torch.cuda.set_device(local)
@@ -58,7 +59,7 @@ def join() -> None:
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, which alone does it, on every rank; what it raises is raised on every rank."""
+    """Run `work` on rank 0 only; every rank gets its result, or raises the error that it raised."""
     if world() == 1:
         return work()
     from torch import distributed as dist
@@ -76,7 +77,7 @@ def on_main(work: Callable[[], T]) -> T:
 
 
 def of_all(value: T) -> list[T]:
-    """Every rank's `value`, by rank."""
+    """The `value` of every rank, ordered by rank."""
     if world() == 1:
         return [value]
     from torch import distributed as dist
@@ -87,20 +88,21 @@ def of_all(value: T) -> list[T]:
 
 
 def fail(message: str) -> NoReturn:
-    """End this process, which may have failed alone: the others would wait for it in a collective. torchrun ends them."""
+    """Exit this process, which may have failed alone. The others would wait for it in a collective, but torchrun stops
+    them."""
     print(f"error: {message} (rank {rank()})", file=sys.stderr, flush=True)
     leave(1)
 
 
 def leave(status: int) -> NoReturn:
-    """End this process at once: threads of gloo may abort an interpreter that winds down."""
+    """Exit this process at once, because gloo's threads may abort an interpreter that is shutting down."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def end(status: int) -> int:
-    """At the end of the command: part from the other ranks. Returns `status` where there are none, else leaves with it."""
+    """Leave the process group at the end of the command. Returns `status` with a single rank, else exits with it."""
     if world() == 1:
         return status
     if "torch" in sys.modules:
@@ -113,7 +115,7 @@ def end(status: int) -> int:
 
 
 class Nothing:
-    """Stands for the log and the heartbeat on the ranks that write none."""
+    """Replaces the log and the heartbeat on ranks that do not write them."""
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None: ...
 

@@ -1,4 +1,4 @@
-"""One run from a composed configuration to a finished folder."""
+"""Executes one run, from a composed configuration to a finished folder."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -55,10 +55,10 @@ from adarank.targets import block_linears
 
 
 def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> float | None:
-    """Run what a composed configuration asks for, or skip it where it is finished; returns the run's best dev metric.
+    """Execute the run of a composed configuration, or skip it if it is finished; returns the run's best dev metric.
 
-    Nothing is written before the settings, the data, the model and the adapters have been found good. Raises
-    SettingError (exit status 2) or RunFailed (1).
+    Nothing is written before the settings, the data, the model and the adapters have been checked. Raises SettingError
+    (exit status 2) or RunFailed (1).
     """
     run = resolve(config, overrides, choices)
     spec, folder = run.spec, run.folder
@@ -68,7 +68,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
             state.warn_if_other_code(folder, provenance["commit"])
         print(f"{run.title}: finished already, {folder} (force=true runs it again)", flush=True)
         return on_main(partial(best_of, folder))
-    on_main(partial(lock.refuse_locked, folder))  # early; the lock below decides
+    on_main(partial(lock.refuse_locked, folder))  # fails early; the lock below decides
 
     built = build(spec, run.task, run.base, run.device)
     if spec.train.gradient_checkpointing:
@@ -78,7 +78,7 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
         for name in ("train", "dev", "test", "unlabelled_test")
         if getattr(run.task, name) is not None and (spec.test or name in ("train", "dev"))
     }
-    torch.manual_seed(spec.seed)  # the factors
+    torch.manual_seed(spec.seed)  # for the factors
     collate, size = run.task_type.collate, spec.train.batch_size
     batches = init_batches(collate, encoded["train"], size, spec.seed, run.device)
     prepared = prepare(built, run.targets, spec, run.device, batches, run.rank_map)
@@ -97,16 +97,16 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     with ExitStack() as stack:
         held = on_main(lambda: stack.enter_context(lock.locked(folder)))
         if on_main(partial(state.is_finished, folder, spec.force, "failed")):
-            print(f"{run.title}: finished meanwhile by another process, {folder}", flush=True)
+            print(f"{run.title}: finished by another process in the meantime, {folder}", flush=True)
         else:
             try:
                 train_in_folder(run, prepared, encoded, about, held)
-            except OSError as error:  # a full disk, say: as if the run had been killed
+            except OSError as error:  # a full disk, say; treated as if the run had been killed
                 if not is_unwritable(error, folder):
                     raise
                 message = (
-                    f"{run.title} stopped because {folder} cannot be written ({error.strerror}); its files stay, and the "
-                    "same command resumes the run"
+                    f"{run.title} stopped because {folder} cannot be written ({error.strerror}); its files stay, and "
+                    "the same command resumes the run"
                 )
                 if distributed.world() > 1:
                     distributed.fail(message)
@@ -128,13 +128,13 @@ def print_start(run: Resolved, prepared: Prepared, dev: int) -> None:
         print(f"  {describe_schedule(prepared.controller)}", flush=True)
     if prepared.packing is not None:
         how = "restarting positions" if prepared.packing == "positions" else "block-diagonal masks"
-        print(f"  packs rows into bins, kept apart by {how}", flush=True)
+        print(f"  packs rows into bins, separated by {how}", flush=True)
     if computes_in_chunks(prepared.model):
-        print("  computes logits in chunks of tokens", flush=True)
+        print("  computes the logits in chunks of tokens", flush=True)
     if skipped := run.spec.train.skipped_evaluations(dev):
         print(
-            f"  skips {skipped} evaluation{'s' * (skipped > 1)} of dev, which would read more than train.eval_share="
-            f"{run.spec.train.eval_share:g} times the rows trained (train.eval_share=null skips none)",
+            f"  skips {skipped} evaluation{'s' * (skipped > 1)} on dev, which would read more than train.eval_share="
+            f"{run.spec.train.eval_share:g} times as many rows as training (train.eval_share=null skips none)",
             flush=True,
         )
 
@@ -148,8 +148,8 @@ def best_of(folder: Path) -> float | None:
 def train_in_folder(
     run: Resolved, prepared: Prepared, encoded: Mapping[str, Any], about: Mapping[str, Any], held: Path | None
 ) -> None:
-    """Train in the run's folder, from the last checkpoint where the run was interrupted or failed. held: the lock's file,
-    if any. Whatever fails, in training or after it, is the run's failure: its checkpoint stays for retry=failed."""
+    """Train in the run's folder, from the last checkpoint if the run was interrupted or failed. held: the lock file, if
+    any. Any failure during or after training counts as the run's failure, and its checkpoint stays for retry=failed."""
     spec, folder, metrics = run.spec, run.folder, run.task.metrics
     record = spec.record()
     resumes = on_main(partial(state.is_resumable, folder)) and not spec.force
@@ -157,7 +157,7 @@ def train_in_folder(
     if saver.step is None:
         on_main(partial(begin, folder, record))
     else:
-        print(f"  resumes from its checkpoint after step {saver.step}", flush=True)
+        print(f"  resumes from the checkpoint after step {saver.step}", flush=True)
     tracker = no_copy if spec.tracker is None else spec.tracker
     group = Path(spec.out).absolute().name
     with ExitStack() as stack:
@@ -176,7 +176,7 @@ def train_in_folder(
         try:
             keep = partial(keep_best, adapted=spec.adapter is not None, folder=folder)
             outcome = train(prepared, encoded, spec, metrics, log, heart.beat, keep, saver, run.task_type)
-            # The others as they were trained.
+            # Other adapters keep the form in which they were trained.
             counts = {**about["parameters"], "kept": parameters(prepared.model)["kept"]}
             found = results(outcome, prepared, run)
             if outcome.predictions:
@@ -207,27 +207,28 @@ def train_in_folder(
 
 
 def predict(run: Resolved, model: nn.Module, rows: Encoded) -> dict[str, Any]:
-    """Write predictions.jsonl, the best checkpoint's predictions of a test without labels; returns where and how many."""
+    """Write predictions.jsonl, the best checkpoint's predictions for a test set without labels; returns the file and
+    the number of rows."""
     lines = classify.predict(model, rows, run.task.labels, run.spec.train, run.device)
     on_main(lambda: write_text(run.folder / UNLABELLED, "".join(map(json_line, lines))))
-    print(f"  test has no labels: predictions of its {len(lines)} rows in {UNLABELLED}", flush=True)
+    print(f"  test has no labels; the predictions for its {len(lines)} rows are in {UNLABELLED}", flush=True)
     return {"file": UNLABELLED, "rows": len(lines)}
 
 
 def others(tested: Mapping[str, float], names: Sequence[str], absent: Mapping[str, str]) -> str:
-    """The test metrics beside the first: `bleu 21.3000, meteor not computed (nltk is not installed)`."""
+    """The test metrics after the first: `bleu 21.3000, meteor not computed (nltk is not installed)`."""
     words = [f"{name} {tested[name]:.4f}" for name in names if name in tested and name not in absent]
     return ", ".join([*words, *(f"{name} not computed ({why})" for name, why in absent.items())])
 
 
 def begin(folder: Path, record: Mapping[str, Any]) -> None:
-    """A folder for a run that starts from step 0."""
+    """Set up the folder of a run that starts from step 0."""
     state.begin(folder)
     write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(record))))
 
 
 def describe(run: Resolved, prepared: Prepared, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of summary.json that is known before training; every key is there whatever becomes of the run."""
+    """The part of summary.json that is known before training; every key is present however the run ends."""
     spec = run.spec
     scales = {adapter.scale for adapter in prepared.adapters.values()}
     return {
@@ -260,8 +261,8 @@ def describe(run: Resolved, prepared: Prepared, provenance: Mapping[str, Any]) -
 
 
 def dtypes(model: nn.Module) -> dict[str, str | None]:
-    """{base: of the frozen parameters, trained: of the trained ones}: the dtype that holds most of their values, null
-    where there are none; "nf4" where the base is quantised."""
+    """{base, trained}: the dtype of most values of the frozen and of the trained parameters, null if there are none;
+    "nf4" if the base is quantised."""
     counts: dict[str, Counter[str]] = {"base": Counter(), "trained": Counter()}
     for parameter in model.parameters():
         full = str(parameter.dtype).removeprefix("torch.")
@@ -276,7 +277,8 @@ def parameters(model: nn.Module) -> dict[str, int]:
 
 
 def results(outcome: Outcome, prepared: Prepared, run: Resolved) -> dict[str, Any]:
-    """The part of summary.json that training found. test: all metrics there, null what could not be computed."""
+    """The part of summary.json with the results of training. test: all test metrics, null for those that could not be
+    computed."""
     values, name = vars(outcome), run.task.metrics[0]
     metric = {
         "name": name,
@@ -296,8 +298,9 @@ def results(outcome: Outcome, prepared: Prepared, run: Resolved) -> dict[str, An
 
 
 def final_rank(prepared: Prepared, spec: Spec) -> dict[str, Any] | None:
-    """Ranks of every target module in the model's order, rank 0 included; None for methods without a rank. budget_triplets
-    is None where the budget is counted in parameters; it and budget are where the allocator keeps no budget."""
+    """The ranks of all target modules in the model's order, including rank 0; None for methods without a rank.
+    budget_triplets is None if the budget is counted in parameters; it and budget are None if the allocator keeps no
+    budget."""
     if not prepared.adapters:
         return None
     ranks = {**dict.fromkeys(prepared.unadapted, 0), **adarank.ranks(prepared.model)}
@@ -316,7 +319,7 @@ def final_rank(prepared: Prepared, spec: Spec) -> dict[str, Any] | None:
 
 
 def keep_best(model: nn.Module, adapted: bool, folder: Path) -> None:
-    """The best checkpoint on disk: adapter/ (adapter and head), or checkpoint/ where the whole model trained."""
+    """Save the best checkpoint: to adapter/ (adapter and head), or to checkpoint/ if the whole model was trained."""
     if adapted:
         on_main(partial(adarank.save_adapter, model, folder / ADAPTER))
         return

@@ -1,4 +1,4 @@
-"""A run's name, and what made it: the digest of everything that decides its result, the code and its versions."""
+"""A run's name (a digest of everything that affects its result) and its provenance (code and package versions)."""
 
 import hashlib
 import json
@@ -17,8 +17,8 @@ from adarank.harness.models import Base
 from adarank.harness.run.microbatches import why_one_pass
 from adarank.harness.run.ranks_from import RankMap
 
-RECIPE = 1  # bump by hand when the same settings give other results
-# Settings that enter a name as something else: by the piece, the data or the module names that they decide.
+RECIPE = 1  # increase by hand when the same settings give different results
+# Settings that enter a name indirectly, through the piece, the data or the module names that they determine.
 ELSEWHERE = {"rank", "init_rank", "targets", "target_modules", "ranks_from", "seed", "holdout", "max_rank_factor"}
 PIECES = ("adapter", "init", "score", "allocator", "schedule", "penalty", "quantization")
 
@@ -26,15 +26,15 @@ PIECES = ("adapter", "init", "score", "allocator", "schedule", "penalty", "quant
 def decides(
     spec: Spec, task: Task, base: Base, dtype: str, targets: str | list[str] | None, rank_map: RankMap | None
 ) -> dict[str, Any]:
-    """Everything that decides a run's result, but the seed, where it differs from its identity default.
+    """Everything but the seed that affects a run's result and differs from its identity default.
 
-    What a setting leads to counts, not how it was typed: local data and models and the ranks of another run enter by
-    their content, `targets` as the adapter gets them, and what has no effect does not enter. dtype: of the frozen
-    weights; it enters unless the checkpoint and the weights are both in fp32, or both in fp64.
+    The effect of a setting counts, not how it was typed: local data, local models and the ranks of another run enter by
+    their content, `targets` as the adapter gets them, and settings without effect do not enter. dtype: that of the
+    frozen weights; it enters unless the checkpoint and the weights are both in fp32, or both in fp64.
     """
     idle = spec.without_effect()
     if not spec.train.skipped_evaluations(len(task.dev)):
-        idle["train.eval_share"] = "it skips no evaluation"
+        idle["train.eval_share"] = "it skips no evaluations"
     if spec.train.microbatches == "auto" and (why := why_one_pass(spec, TASK_TYPES[task.task_type])):
         idle["train.microbatches"] = why
     steps = {} if spec.schedule is None else spec.schedule.settings
@@ -70,7 +70,8 @@ def decides(
 
 
 def digest(deciding: Mapping[str, Any]) -> str:
-    """Ten hex digits of the SHA-256 of the canonical JSON of everything that decides a result, but the seed."""
+    """The first ten hex digits of the SHA-256 of the canonical JSON of everything but the seed that affects a
+    result."""
     canonical = json.dumps({**deciding, "recipe": RECIPE}, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
@@ -81,7 +82,7 @@ def run_folder(out: str, method: str, deciding: Mapping[str, Any], seed: int) ->
 
 
 def title(spec: Spec) -> str:
-    """A name to read: adalora-r8-qkv-s0, adalora-nf4-r8-qkv-s0."""
+    """A readable name: adalora-r8-qkv-s0, adalora-nf4-r8-qkv-s0."""
     parts = [spec.method]
     if spec.quantization is not None:
         parts.append(spec.quantization.name)
@@ -91,7 +92,7 @@ def title(spec: Spec) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """commit and dirty (of the checkout that adarank runs from; null outside one), versions."""
+    """commit and dirty (of the checkout from which adarank runs; null outside a checkout), and versions."""
     package = Path(__file__).resolve().parent
 
     def git(*words: str) -> str | None:

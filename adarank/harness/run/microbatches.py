@@ -1,8 +1,9 @@
-"""`train.microbatches`: which rows share a forward pass, so that fewer tokens are padding and the gradient stays the same.
+"""`train.microbatches`: decides which rows share a forward pass, so that there is less padding and the gradient stays
+the same.
 
-The rows of a step are those of `train.batch_size`. Within each process's share of them, rows of similar length are put
-into passes of their own, and a pass counts as much in the loss as it has rows or tokens. How many passes pay depends on
-lengths and constants alone and is never timed, so that a run can be repeated.
+The rows of a step are those of `train.batch_size`. Each process groups its share of them into passes of rows of similar
+length, and weights each pass in the loss by its number of rows or tokens. The number of passes depends only on lengths
+and constants and never on measured times, so that a run can be repeated.
 """
 
 import math
@@ -22,33 +23,34 @@ from adarank.harness.run.distributed import rank, world
 from adarank.scores.score import as_score
 from adarank.targets import block_linears
 
-# What a pass costs beyond its tokens, in tokens, on models whose blocks' linears have w weights on average. On the CPU
-# it is the first number / √w, fitted to random BERTs of width 64 to 768 (fp32) and to MiniLM on SST-2 and CoLA (bf16).
+# The fixed cost of a pass, in tokens, for models whose blocks' linears have w weights on average. On the CPU it is this
+# number / √w, fitted to random BERTs of width 64 to 768 (fp32) and to MiniLM on SST-2 and CoLA (bf16).
 CPU_OVERHEAD = {"fp32": 25_000.0, "bf16": 40_000.0}
-# On a GPU it is this / w. Not measured: the time in which a host launches one adapted linear's kernels, forward and
-# backward (0.7 ms in step_h100.json), in which an H100 computes 6 w operations per token at 400 (fp32: 50) TFLOP/s.
+# On a GPU it is this number / w, which is computed rather than measured: while the host launches the kernels of one
+# adapted linear, forward and backward (0.7 ms in step_h100.json), an H100 performs 6 w operations per token at 400
+# (fp32: 50) TFLOP/s.
 GPU_OVERHEAD = {"fp32": 6e9, "bf16": 5e10}
 
 
 def why_one_pass(spec: Spec, task_type: TaskType) -> str | None:
-    """Why rows that share a forward pass are never divided in this run, None where they may be."""
+    """Why this run never splits the rows of a forward pass; None if it may."""
     if spec.train.packing:
         return "train.packing=true, which leaves no padding to save"
     if task_type.ONE_PASS is not None:
         return task_type.ONE_PASS
     if spec.score is not None and as_score(spec.score(seed=spec.seed)).activation is not None:
-        return f"score={spec.score.name}, which averages layer inputs over whole passes, padding included"
+        return f"score={spec.score.name}, which averages layer inputs over whole passes, including padding"
     return None
 
 
 def check_microbatches(spec: Spec, task_type: TaskType) -> None:
-    """Raise SettingError for a number of passes above 1 where rows are never divided."""
+    """Raise SettingError for a number of passes above 1 if the rows are never split."""
     if spec.train.microbatches not in ("auto", 1) and (why := why_one_pass(spec, task_type)):
         raise SettingError(f"train.microbatches must be auto or 1 with {why} (got {spec.train.microbatches})")
 
 
 def pass_overhead(model: nn.Module, device: torch.device, precision: str) -> float:
-    """What a forward and backward pass costs beyond its tokens, in tokens. precision: "fp32" or "bf16"."""
+    """The fixed cost of a forward and backward pass, in tokens. precision: "fp32" or "bf16"."""
     wrapped = wrappers_of(model)
     linears: list[Any] = [
         wrapped[name].base if name in wrapped else model.get_submodule(name) for name in block_linears(model)
@@ -62,11 +64,11 @@ def pass_overhead(model: nn.Module, device: torch.device, precision: str) -> flo
 
 
 def local_passes(part: np.ndarray, lengths: np.ndarray, passes: int | str, overhead: float) -> list[np.ndarray]:
-    """This process's rows of `part`, one array for each of its forward passes.
+    """This process's rows of `part`, as one array per forward pass.
 
-    part: the numbers of the rows that all processes share, [rows], a multiple of the processes; lengths: tokens of every
-    row; passes, overhead: see `microbatches`. Every process has as many passes as the others, because sharded weights
-    are gathered in each.
+    part: the indices of the rows that all processes share, [rows], a multiple of the number of processes; lengths: the
+    tokens of every row; passes, overhead: see `microbatches`. Every process runs the same number of passes, because
+    each pass gathers sharded weights.
     """
     shares = np.split(part, world())
     if passes == "auto" and len(shares) > 1:

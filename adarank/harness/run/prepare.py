@@ -1,4 +1,4 @@
-"""A built model made ready for its method: adapters, controller, optimiser, learning-rate curve."""
+"""Prepares a built model for its method: adapters, controller, optimiser and learning-rate curve."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -24,9 +24,9 @@ from adarank.targets import find_targets, sides
 
 @dataclass(frozen=True)
 class Prepared:
-    """model on its device; adapters {name: module} (empty in full fine-tuning); controller where the rank adapts;
-    unadapted: target modules to which ranks_from gives rank 0; packing: how the rows of a forward pass are packed, None
-    where they are padded."""
+    """model: on its device; adapters: {name: module} (empty with full fine-tuning); controller: None unless the method
+    needs one; unadapted: target modules to which ranks_from gives rank 0; packing: how the rows of a forward pass are
+    packed, or None if they are padded."""
 
     model: nn.Module
     adapters: dict[str, LowRank]
@@ -43,9 +43,9 @@ def prepare(
     batches: Iterable[Mapping[str, Tensor]] | None = None,
     rank_map: RankMap | None = None,
 ) -> Prepared:
-    """Adapt `built.model` as the settings say. targets: None for methods that take none; batches: for inits that look at
-    data, model inputs with labels, on `device`; rank_map: the ranks of ranks_from. Raises SettingError before anything
-    is trained or written."""
+    """Adapt `built.model` according to the settings. targets: None for methods that take none; batches: model inputs
+    with labels on `device`, for inits that use data; rank_map: the ranks of ranks_from. Raises SettingError before
+    anything is trained or written."""
     model = built.model
     if spec.adapter is None:
         store(model, built.dtype)
@@ -56,13 +56,13 @@ def prepare(
         assert targets is not None, "an adapter with triplets takes targets"
         init = None if spec.init is None else spec.init()
         if init is not None and init.measure is not None:
-            model.to(device)  # what is learned from data is learned where training will be
+            model.to(device)  # inits measure data on the device that will train
         limits = {name: min(sides(model, name)) for name in find_targets(model, targets, built.head)}
         ranks = _ranks(limits, spec)
         if rank_map is not None:
             if init is not None and init.ranks is not None:
                 raise SettingError(
-                    f"init={init.name} moves ranks between modules, which ranks_from has fixed; choose another init"
+                    f"init={init.name} moves ranks between modules, but ranks_from fixes them; choose another init"
                 )
             final = fixed_ranks(rank_map, limits, spec.ranks_shuffle, spec.ranks_shuffle_seed)
             ranks = {name: rank for name, rank in final.items() if rank}
@@ -98,11 +98,11 @@ def prepare(
 
 
 def store(model: Any, dtype: str) -> None:
-    """Hold trained parameters in fp32 at least, and frozen ones in `dtype`, a key of `adarank.harness.models.DTYPES`.
+    """Store trained parameters in at least fp32, and frozen ones in `dtype`, a key of `adarank.harness.models.DTYPES`.
 
-    Frozen parameters stay as they are where they are quantised, where Transformers keeps their modules in fp32, and
-    where they share a module other than a linear, a convolution or an embedding with trained ones: a LayerNorm cannot
-    compute with a bf16 weight and an fp32 bias.
+    Frozen parameters do not change if they are quantised, if Transformers keeps their modules in fp32, or if they share
+    a module other than a linear, a convolution or an embedding with trained ones: a LayerNorm cannot compute with a
+    bf16 weight and an fp32 bias.
     """
     target = getattr(torch, DTYPES[dtype])
     in_fp32 = kept_in_fp32(model)
@@ -116,7 +116,7 @@ def store(model: Any, dtype: str) -> None:
 
 
 def _schedule(adapters: Mapping[str, LowRank], spec: Spec) -> Schedule | None:
-    """The configured schedule between the initial and the final budget, in budget.unit."""
+    """The configured schedule from the initial to the final budget, in budget.unit."""
     if not spec.adaptive or spec.schedule is None:
         return None
     in_parameters = spec.budget.unit == "parameters"
@@ -131,20 +131,20 @@ def _schedule(adapters: Mapping[str, LowRank], spec: Spec) -> Schedule | None:
 
 
 def _ranks(limits: Mapping[str, int], spec: Spec) -> int | dict[str, int]:
-    """The rank of every module at creation; a module holds no more than its smaller side, given by `limits`."""
+    """The rank of every module at creation, which is at most the module's smaller side, given by `limits`."""
     smallest = min(limits, key=lambda name: limits[name])
     if spec.initial_rank > limits[smallest]:
         raise SettingError(
-            f"{'init_rank' if spec.adaptive else 'rank'} must be a whole number from 1 to {limits[smallest]}, the smaller "
-            f"side of {smallest} (got {spec.initial_rank})"
+            f"{'init_rank' if spec.adaptive else 'rank'} must be a whole number from 1 to {limits[smallest]}, the "
+            f"smaller side of {smallest} (got {spec.initial_rank})"
         )
     held = spec.held_rank
     return held if held <= limits[smallest] else {name: min(held, limit) for name, limit in limits.items()}
 
 
 def _keep_scale(adapters: Mapping[str, LowRank], spec: Spec) -> None:
-    """s = α / r with the larger of the initial and final rank: not with what a growing method holds in memory, nor with
-    what ranks_from gives each module (its run's ranks count)."""
+    """Set s = α / r with the larger of the initial and final rank, whatever number of triplets a growing method holds
+    in memory. With ranks_from, the ranks of its run count, not the one that it gives each module."""
     alpha = (spec.adapter.settings if spec.adapter else {}).get("alpha")
     mapped = spec.ranks_from is not None
     if alpha is None or (spec.held_rank == spec.initial_rank and not mapped):
@@ -157,7 +157,7 @@ def _keep_scale(adapters: Mapping[str, LowRank], spec: Spec) -> None:
 
 
 def describe_schedule(controller: RankController) -> str:
-    """The effective schedule in one line: the budget at five steps and the number of allocations."""
+    """One line about the effective schedule: the budget at five steps and the number of allocations."""
     schedule, modules = controller.schedule, len(controller.bank.names)
     last = schedule.total - 1
     steps = sorted({round(last * part / 4) for part in range(5)})
@@ -167,32 +167,35 @@ def describe_schedule(controller: RankController) -> str:
 
 
 def check_optimizer(name: str, device: torch.device) -> None:
-    """Raise SettingError for one of bitsandbytes' optimisers where it is not installed or does not run on `device`."""
+    """Raise SettingError if the optimiser is one of bitsandbytes', which is not installed or does not run on
+    `device`."""
     if name == "adamw":
         return
     runs_on = ("cuda",) if name == "paged_adamw_8bit" else ("cuda", "cpu")
     if device.type not in runs_on:
         others = "adamw or adamw_8bit" if device.type == "cpu" else "adamw"
         raise SettingError(
-            f"train.optimizer must be {others} on {device.type} (got {name}, which runs on {' or '.join(runs_on)} only)"
+            f"train.optimizer must be {others} on {device.type} (got {name}, which only runs on {' or '.join(runs_on)})"
         )
     if find_spec("bitsandbytes") is None:
         raise SettingError(f"train.optimizer={name}: bitsandbytes is not installed; pip install 'adarank[quant]'")
 
 
 def enable_gradient_checkpointing(model: Any) -> None:
-    """Let the model's blocks recompute their activations in the backward pass. Raises SettingError where they cannot."""
+    """Let the model's blocks recompute their activations in the backward pass. Raises SettingError if they cannot."""
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise SettingError(
-            f"train.gradient_checkpointing must be false with {type(model).__name__}, which does not support it (got true)"
+            f"train.gradient_checkpointing must be false with {type(model).__name__}, which does not support it (got "
+            "true)"
         )
     newer = getattr(model, "activation_checkpointing_enable", None)  # its name in newer Transformers
     (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def make_optimizer(model: nn.Module, adapters: Mapping[str, LowRank], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW, as `config.optimizer` says, over everything that trains. Weights decay; biases and norms (vectors outside the
-    adapters) do not. config.loraplus_lr_ratio: LoRA+ (arXiv 2402.12354), the learning rate of every P (B) ÷ config.lr.
+    """The AdamW of `config.optimizer` for all trained parameters. Weights decay; biases and norms (vectors outside the
+    adapters) do not. config.loraplus_lr_ratio: LoRA+ (arXiv 2402.12354), the learning rate of every P (B) divided by
+    config.lr.
     """
     factors = {id(p) for a in adapters.values() for p in (a.Q, a.lam, a.P)}
     faster = {id(a.P) for a in adapters.values()} if config.loraplus_lr_ratio != 1.0 else set()
@@ -218,7 +221,8 @@ def make_optimizer(model: nn.Module, adapters: Mapping[str, LowRank], config: Tr
 
 
 def lr_factor(config: TrainConfig) -> Callable[[int], float]:
-    """Step -> factor on the learning rate: linear warm-up, then linear, cosine or no decay to 0 at the last step."""
+    """A function from the step to the factor on the learning rate: linear warm-up, then linear or cosine decay to 0 at
+    the last step, or no decay."""
     warmup, total = config.warmup_steps, config.steps
 
     def factor(step: int) -> float:

@@ -1,6 +1,7 @@
-"""ranks_from: the final ranks of a finished run, or a permutation of them, as the fixed ranks of a new one.
+"""ranks_from: trains with the final ranks of a finished run, or a permutation of them, as fixed ranks.
 
-Was it the rank map that helped, or how training came to it? Retrain the map (ranks_shuffle=none) and permutations of it.
+This separates the benefit of the final rank map from that of adapting it during training: retrain with the map
+(ranks_shuffle=none) and with permutations of it as a control.
 """
 
 from collections.abc import Mapping
@@ -15,8 +16,8 @@ from adarank.runs.modules import place_of
 
 
 class RankMap(NamedTuple):
-    """What a finished run says of its ranks. rank: the mean rank it was asked for; initial: the mean rank it started
-    with; final: {module name: rank at the end}, rank 0 included."""
+    """The ranks of a finished run. rank: its setting, the mean final rank; initial: the mean rank at the start; final:
+    {module name: final rank}, including rank 0."""
 
     rank: int
     initial: int
@@ -24,7 +25,8 @@ class RankMap(NamedTuple):
 
 
 def read_rank_map(source: str) -> RankMap:
-    """The ranks in the summary of the run folder `source`. Raises SettingError where it holds no finished run with ranks."""
+    """The ranks in the summary of the run folder `source`. Raises SettingError if it holds no finished run with
+    ranks."""
     summary, fault = read_object(Path(source).expanduser() / SUMMARY)
     if fault or not summary:
         raise SettingError(
@@ -41,22 +43,23 @@ def read_rank_map(source: str) -> RankMap:
 
 
 def fixed_ranks(rank_map: RankMap, limits: Mapping[str, int], shuffle: str = "none", seed: int = 0) -> dict[str, int]:
-    """{module name: rank} of the map; shuffled, the same ranks in other places, drawn from `seed`.
+    """The map's {module name: rank}, or a permutation of its ranks drawn from `seed`.
 
-    limits: {module name: the largest rank that fits it} of the modules to adapt, which must be the map's. shuffle:
+    limits: {module name: largest possible rank} of the modules to adapt, which must be the map's modules. shuffle:
     "within_family" moves ranks only between modules of one kind (see `adarank.runs.modules.place_of`), "all" between
-    all. Every permutation whose ranks fit is equally likely. Raises SettingError where a name or rank does not fit.
+    all modules. All permutations whose ranks fit are equally likely. Raises SettingError if a name or rank does not
+    fit.
     """
     final = rank_map.final
     if differing := sorted(final.keys() ^ limits.keys()):
         where = "is not a target here" if differing[0] in final else "had no adapter there"
         raise SettingError(
-            f"ranks_from must be a run with this model and these targets ({len(differing)} modules differ: {differing[0]}, "
-            f"for one, {where})"
+            f"ranks_from must be a run with this model and these targets ({len(differing)} modules differ: "
+            f"{differing[0]}, for one, {where})"
         )
     if too_large := [name for name, rank in final.items() if rank > limits[name]]:
         raise SettingError(
-            f"ranks_from gives {too_large[0]} the rank {final[too_large[0]]}, and its matrix holds at most "
+            f"ranks_from gives {too_large[0]} the rank {final[too_large[0]]}, but its matrix allows at most "
             f"{limits[too_large[0]]}"
         )
     ranks = {name: final[name] for name in limits}
@@ -75,8 +78,9 @@ def fixed_ranks(rank_map: RankMap, limits: Mapping[str, int], shuffle: str = "no
 def _permuted(
     names: list[str], ranks: Mapping[str, int], limits: Mapping[str, int], draw: np.random.Generator
 ) -> dict[str, int]:
-    """The largest rank first, each to a module drawn from the free ones that it fits. What a rank fits a smaller one fits,
-    too, so that there always is one, and how many there are does not depend on the draws before."""
+    """Assign the ranks in descending order, each to a module drawn from the free ones that it fits. A module that fits
+    a rank fits every smaller one, so that a free module always exists and the number of choices does not depend on
+    earlier draws."""
     permuted: dict[str, int] = {}
     for rank in sorted((ranks[name] for name in names), reverse=True):
         free = [name for name in names if name not in permuted and limits[name] >= rank]

@@ -1,4 +1,4 @@
-"""From a composed configuration to everything that decides a run: settings, data, base model, targets, fixed ranks."""
+"""Resolves a composed configuration to everything that determines a run: settings, data, base model, targets, ranks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,13 +27,13 @@ from adarank.harness.run.ranks_from import RankMap, read_rank_map
 from adarank.runs import state
 from adarank.targets import resolve_targets
 
-UNLIMITED = 10**30  # as Transformers' tokenisers say it
+UNLIMITED = 10**30  # the value that Transformers' tokenizers use for "no limit"
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """One run before its model is built. targets: what the adapter gets, None where it takes none; rank_map: of
-    ranks_from; dtype: how frozen weights are stored."""
+    """One run before its model is built. targets: the targets that the adapter gets, or None if it takes none;
+    rank_map: the ranks of ranks_from; dtype: the dtype of frozen weights."""
 
     spec: Spec
     task: Task
@@ -49,7 +49,7 @@ class Resolved:
 
     @cached_property
     def folder(self) -> Path:
-        """The run's folder, `<method>-<digest of what decides its result>-s<seed>`."""
+        """The run's folder, `<method>-<digest of everything that affects its result>-s<seed>`."""
         decides = identity.decides(self.spec, self.task, self.base, self.dtype, self.targets, self.rank_map)
         return identity.run_folder(self.spec.out, self.spec.method, decides, self.spec.seed)
 
@@ -59,7 +59,7 @@ class Resolved:
 
 
 def resolve(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> Resolved:
-    """Everything that decides the run, found and checked; nothing is built or written. Raises SettingError."""
+    """Find and check everything that determines the run without building or writing anything. Raises SettingError."""
     spec = settle(config, overrides, choices)
     distributed.join()
     distributed.on_main(partial(state.check_writable, spec.out))
@@ -67,7 +67,7 @@ def resolve(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
     if rank_map is not None:
         if "rank" in typed_keys(overrides) and spec.rank != rank_map.rank:
             raise SettingError(
-                f"rank must be that of the run in ranks_from, {rank_map.rank}, or be left out (got {spec.rank})"
+                f"rank must equal that of the run in ranks_from, {rank_map.rank}, or be omitted (got {spec.rank})"
             )
         spec = replace(spec, rank=rank_map.rank, init_rank=rank_map.initial)
     device = choose_device()
@@ -81,39 +81,39 @@ def resolve(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
 
 
 def load_task(spec: Spec) -> Task:
-    """The task's rows, with dev carved from train where `holdout` says so."""
+    """The task's rows, with dev split off from train if `holdout` is set."""
     if spec.task is None:
-        raise SettingError("task=none trains on nothing; choose a task")
+        raise SettingError("task must be set to a task (got none)")
     return hold_out(spec.task(), spec.holdout)
 
 
 def load_base(spec: Spec) -> Base:
     """The base model, found but not built."""
     if spec.model is None:
-        raise SettingError("model=none leaves nothing to train; choose a model")
+        raise SettingError("model must be set to a model (got none)")
     base: Base = spec.model()
     return base
 
 
 def chosen_targets(spec: Spec, task: Task, base: Base) -> str | list[str] | None:
-    """What the adapter gets as targets; None for a method that takes none."""
+    """The targets that the adapter gets; None for a method that takes none."""
     if not spec.takes("targets"):
         return None
     return resolve_targets(base, spec.targets, spec.target_modules, TASK_TYPES[task.task_type])
 
 
 def frozen_dtype(spec: Spec, base: Base, device: torch.device) -> str:
-    """How the weights that a method freezes are stored; full fine-tuning freezes none and has fp32 (or fp64)."""
+    """The dtype of the weights that a method freezes; full fine-tuning freezes none and uses fp32 (or fp64)."""
     dtype = choose_dtype(base.dtype, base.stored, spec.train.precision, device)
     return dtype if spec.adapter is not None or dtype == "fp64" else "fp32"
 
 
 def longest_input(model: Any) -> int:
-    """The tokens that a model has positions for, UNLIMITED where its positions are only relative.
+    """The number of tokens for which a model has positions, UNLIMITED if its positions are only relative.
 
-    The model's config decides: tokenisers often state a smaller number (256 for some sentence encoders that read 512) or
-    one where there is no limit (T5). Models in RoBERTa's line count positions from after the padding token's number, so
-    that a table of 514 reads 512 tokens.
+    The model's config decides, because tokenizers often state a smaller number (256 for some encoders that read
+    512) or a limit that does not exist (T5). RoBERTa and its relatives start counting positions after the padding
+    token's id, so that a table of 514 positions reads 512 tokens.
     """
     config = model.config.get_text_config()
     stated = (getattr(config, name, None) for name in ("max_position_embeddings", "max_encoder_position_embeddings"))
@@ -130,7 +130,7 @@ def longest_input(model: Any) -> int:
 
 
 def check_image_size(model: Any, processor: Any, name: str) -> None:
-    """Raise SettingError where the model does not read images of the size to which its processor resizes them."""
+    """Raise SettingError if the model does not read images of the size to which its processor resizes them."""
     pixels = processor(np.zeros((64, 64, 3), dtype=np.uint8), return_tensors="pt")["pixel_values"]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -144,7 +144,7 @@ def check_image_size(model: Any, processor: Any, name: str) -> None:
 
 
 def set_attention(model: Any, attention: str) -> None:
-    """Let a Transformers model compute attention as model.attention says. Raises SettingError where it cannot."""
+    """Set the attention implementation of a Transformers model to model.attention, or raise SettingError."""
     from transformers.utils import is_flash_attn_2_available
 
     if attention == "flash_attention_2" and not is_flash_attn_2_available():
@@ -157,15 +157,16 @@ def set_attention(model: Any, attention: str) -> None:
     except (ValueError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise SettingError(
-            f"model.attention must be one that {type(model).__name__} supports, or auto (got {attention}; {reason})"
+            f"model.attention must be auto or one that {type(model).__name__} supports (got {attention}; {reason})"
         ) from None
 
 
 def build(spec: Spec, task: Task, base: Base, device: torch.device) -> Built:
-    """The base model with its head, drawn from the seed alone so that every method starts from the same, and quantised.
+    """The base model, quantised if requested, with its head, which depends only on the seed so that every method starts
+    from the same one.
 
-    A low-rank method's checkpoint in bf16 is loaded in bf16 where its frozen weights stay in it. Whatever else trains
-    starts from fp32 weights, which only the checkpoint itself has rounded.
+    A low-rank method loads a bf16 checkpoint in bf16 if its frozen weights stay in bf16. All other trained parameters
+    start from fp32 weights without further rounding.
     """
     task_type, dtype = TASK_TYPES[task.task_type], frozen_dtype(spec, base, device)
     torch.manual_seed(spec.seed)

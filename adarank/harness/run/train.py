@@ -1,4 +1,4 @@
-"""The training loop: one for every method."""
+"""The training loop, the same for every method."""
 
 import itertools
 import math
@@ -43,9 +43,9 @@ class Diverged(RunFailed):
 
 @dataclass
 class Outcome:
-    """What a run found: the metric on dev, best and last, and on test at the best checkpoint, where `tested` holds all
-    metrics, and at the last step; times; rows and tokens, without padding, trained per second; peak memory; predictions:
-    of test's rows, as predictions.npz holds them."""
+    """The results of a run: the best and last metric on dev, the metric on test at the best checkpoint (`tested` holds
+    all metrics) and at the last step; times; rows and tokens, without padding, trained per second; peak memory;
+    predictions: those of the test rows, as predictions.npz holds them."""
 
     best: float
     best_step: int
@@ -73,15 +73,15 @@ def train(
     saver: Saver | None = None,
     task_type: TaskType = TASK_TYPES["classify"],
 ) -> Outcome:
-    """Train, evaluating on dev as `spec.train` says, and end with test at the last and at the best dev checkpoint.
+    """Train, evaluating on dev as `spec.train` requires, and finally test the last and the best dev checkpoint.
 
-    splits: "train", "dev" and, where there is one, "test", as `task_type` encodes them. metrics: names; the first
-    chooses the best checkpoint. beat(step) is called often; keep(model) once, before test, with the best checkpoint's
-    weights in the model. For an adaptive method only checkpoints at the final budget may be best. Under torchrun every
-    rank runs this loop with its share of each batch; files are written by rank 0 alone. saver: holds the best checkpoint;
-    resumes from its state, where it has one, and saves at the records and after the last step, so that whatever fails
-    from then on costs no training. None: nothing is left of this call on disk. Raises Diverged where the loss is no
-    longer finite.
+    splits: "train", "dev" and, if there is one, "test", encoded by `task_type`. metrics: their names; the first one
+    selects the best checkpoint. beat(step) is called often; keep(model) is called once, before testing, with the best
+    checkpoint's weights in the model. For an adaptive method only checkpoints at the final budget can be the best.
+    Under torchrun every rank runs this loop on its share of each batch, and only rank 0 writes files. saver: keeps the
+    best checkpoint; the loop resumes from its state, if it has one, and saves whenever it records and after the last
+    step, so that a later failure costs no training. None: this call leaves nothing on disk. Raises Diverged if the loss
+    is no longer finite.
     """
     if saver is None:
         with TemporaryDirectory() as folder:
@@ -100,7 +100,7 @@ def train(
     name = metrics[0]
     higher = higher_is_better(name)
 
-    torch.manual_seed(spec.seed + (rank() << 32))  # dropout: the same stream whatever was drawn for the factors
+    torch.manual_seed(spec.seed + (rank() << 32))  # dropout's stream must not depend on the draws for the factors
     saved = saver.load(model, optimizer, scheduler)
     net = parallel.replicate(model) if world() > 1 and config.shard == "none" else model
     at = saved or Progress(best=-math.inf if higher else math.inf)
@@ -114,7 +114,7 @@ def train(
     overhead = pass_overhead(model, device, config.precision)
     whole_step = captured_step(model, optimizer, controller, spec, task_type, splits["train"], device)
     losses: list[Tensor] = []
-    pending: list[Allocation] = []  # made since the last record, still on the device
+    pending: list[Allocation] = []  # those since the last record, still on the device
     evaluation_steps = set(config.evaluation_steps(len(splits["dev"])))
     reset_peak(device)
     bar = tqdm(
@@ -140,14 +140,14 @@ def train(
                 passes = local_passes(part, lengths, microbatches, overhead)
                 of_part: list[Tensor] = []
                 for j, own in enumerate(passes, 1):
-                    together = part if len(passes) == 1 else own  # rows that are padded to one length
+                    together = part if len(passes) == 1 else own  # rows that are padded to the same length
                     batch = task_type.collate(splits["train"], together, collated_on)
                     batch = parallel.local_batch(batch) if len(passes) == 1 else batch
                     if prepared.packing is None:
                         batch = without_full_mask(batch, lengths[together])
                     else:
                         batch = pack(model, batch, prepared.packing, config.precision, device)
-                    # The step's loss is the mean over all its rows or tokens, not over passes that hold more or fewer.
+                    # The step's loss is the mean over all its rows or tokens, not over passes of unequal size.
                     weight = task_type.units(splits["train"], own) / mean_units
                     ends = i == config.gradient_accumulation_steps and j == len(passes)
                     with parallel.no_sync(net, last=ends):
@@ -161,7 +161,7 @@ def train(
             if controller is not None:
                 controller.after_backward()
             if config.max_grad_norm:
-                # not model.parameters(): compaction makes new ones
+                # not model.parameters(), because compaction creates new ones
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             optimizer.step()
@@ -170,13 +170,13 @@ def train(
         if controller is not None and (new := controller.last_allocation) is not None and new.step == step - 1:
             pending.append(new)
             if parallel.is_outdated(net):
-                net = None  # its hooks on the parameters go first
+                net = None  # remove its hooks on the parameters first
                 net = parallel.replicate(model)
 
         evaluates = step in evaluation_steps
         if not evaluates and step % config.log_every:
             continue
-        # A record is due: only here is anything read back from the device.
+        # A record is due. Nothing is read back from the device anywhere else.
         mean_loss = parallel.mean(torch.stack(losses).mean()).item()
         at.seconds.append((clock(device) - started) / (len(losses) / config.gradient_accumulation_steps))
         at.train_s += at.seconds[-1] * len(losses) / config.gradient_accumulation_steps
@@ -260,22 +260,22 @@ def train(
 
 
 def is_settled(controller: RankController | None) -> bool:
-    """Whether the ranks are what they will be at the end."""
+    """Whether the ranks are final."""
     return controller is None or controller.is_settled
 
 
 def drift_now(controller: RankController | None) -> dict[str, float]:
-    """How far the factors are from orthonormal, R / γ of AdaLoRA's penalty, whatever γ is; nothing where λ is constant."""
+    """The factors' deviation from orthonormality, R / γ of AdaLoRA's penalty for any γ; empty if λ is constant."""
     if controller is None or not controller.bank.adapters[0].learns_lambda:
         return {}
     return {"orthogonality": orthogonality_value(controller.bank, gamma=1.0).item()}
 
 
 def allocation_record(allocation: Allocation) -> dict[str, Any]:
-    """What is logged of an allocation, as plain Python values; ranks: {module name: rank}.
+    """The log record of an allocation, as plain Python values; ranks: {module name: rank}.
 
-    step: the optimiser step that it followed, counted from 0; score_quantiles: {module name: the 0, 25, 50, 75 and 100 %
-    quantiles of its scores}; slack: budget − what was spent, in the budget's unit.
+    step: the preceding optimiser step, counted from 0; score_quantiles: {module name: the 0, 25, 50, 75 and 100 %
+    quantiles of its scores}; slack: the unspent part of the budget, in the budget's unit.
     """
     levels = torch.linspace(0, 1, 5, dtype=allocation.scores.dtype, device=allocation.scores.device)
     counts = torch.bincount(allocation.module, minlength=len(allocation.names)).tolist()

@@ -1,9 +1,9 @@
-"""Where a run's numbers go: the files in the run's folder are the record, and a tracker is a copy of them.
+"""Logs a run's numbers: the files in the run's folder are the record, and a tracker receives a copy of them.
 
     training loop ── Log ──> local.LocalLog   metrics.jsonl, allocations.jsonl, summary.json
                         └──> copy             wandb.WandbCopy, …; one that fails is dropped with one warning
 
-In a YAML file of `conf/tracker`, `_target_` names a function
+In a YAML file in `conf/tracker`, `_target_` names a function
 `(settings…, *, folder, config, name, default_group) -> Copy | None`. The arguments before the `*` are the tracker's
 settings; the harness passes the keyword-only ones.
 """

@@ -16,11 +16,11 @@ Records = list[dict[str, Any]]
 
 
 class LocalLog:
-    """Appends to the files of `folder`, which exists: one whole line per call, flushed at once.
+    """Appends one complete line per call to the files of `folder`, which must exist, and flushes it at once.
 
     step: None starts with empty files; a number keeps the lines up to that step, for a run that resumes there.
-    Either way an earlier summary is removed, since the run is not finished now. Raises OSError where the folder cannot
-    be written and RunFailed where the lines to keep are damaged.
+    In either case an earlier summary is removed, since the run is not finished. Raises OSError if the folder cannot be
+    written and RunFailed if the lines to keep are damaged.
     """
 
     def __init__(self, folder: Path, step: int | None = None) -> None:
@@ -36,12 +36,12 @@ class LocalLog:
         self._metrics, self._allocations = ((folder / name).open(mode) for name in (METRICS, ALLOCATIONS))
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl: step, split, then each metric as a float, null where it is not finite."""
+        """Append a line to metrics.jsonl: step, split, then each metric as a float, null if it is not finite."""
         record = {"step": step, "split": split} | {name: float(value) for name, value in values.items()}
         _append(self._metrics, json_line(record))
 
     def allocation(self, record: Mapping[str, Any]) -> None:
-        """One line of allocations.jsonl, after the header. record: plain Python values, `ranks` {module name: rank}."""
+        """Append a line to allocations.jsonl. record: plain Python values, with `ranks` as {module name: rank}."""
         if not self._modules:
             self._modules = list(record["ranks"])
             _append(self._allocations, allocations.header(self._modules))
@@ -54,14 +54,14 @@ class LocalLog:
             self._allocations, self._surplus = (self.folder / ALLOCATIONS).open("ab"), 0
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Close the files, then write summary.json, atomically."""
+        """Close the files, then write summary.json atomically."""
         self.close()
         if self._modules:
             self._trim()
         write_json(self.folder / SUMMARY, summary)
 
     def close(self) -> None:
-        """Close the files; does nothing when they are closed."""
+        """Close the files; does nothing if they are closed already."""
         self._metrics.close()
         self._allocations.close()
 
@@ -74,9 +74,9 @@ class LocalLog:
 def cut_back(folder: Path, step: int) -> None:
     """Drop the lines after `step` optimiser steps from both JSONL files of `folder`, atomically.
 
-    metrics.jsonl counts the steps done and allocations.jsonl counts from 0, so that its step is one less. Test metrics
-    will be measured again, whatever their step, and are dropped. So is a last line without its newline, which a crash
-    has torn; a missing file stays missing. Raises RunFailed where another line is damaged.
+    metrics.jsonl counts the steps done, while allocations.jsonl counts from 0, so that its step is one less. Test
+    metrics are dropped whatever their step, since they will be measured again. A last line without a newline, which a
+    crash cut off, is dropped, too. A missing file stays missing. Raises RunFailed if any other line is damaged.
     """
     metrics, ranks = folder / METRICS, folder / ALLOCATIONS
     if metrics.exists():
@@ -88,9 +88,9 @@ def cut_back(folder: Path, step: int) -> None:
 
 
 def replay(folder: Path, log: "Log") -> None:
-    """Send what the files of `folder` hold to `log`, as the run itself would have, in the order of the steps.
+    """Send the contents of the files in `folder` to `log` in the order of the steps, as the run itself would have.
 
-    Ends with `log.finish` where the run has a summary, else with `log.close`. Raises RunFailed for a damaged line.
+    Ends with `log.finish` if the run has a summary, else with `log.close`. Raises RunFailed for a damaged line.
     """
     replay_steps(folder, log)
     summary = folder / SUMMARY
@@ -101,9 +101,9 @@ def replay(folder: Path, log: "Log") -> None:
 
 
 def replay_steps(folder: Path, log: "Log") -> None:
-    """The part of `replay` that has steps: metrics and allocations."""
+    """Replay the metrics and allocations, which have steps."""
     rows = _whole(folder / METRICS, read_lines) + _whole(folder / ALLOCATIONS, allocations.read)
-    for row in sorted(rows, key=lambda row: row["step"]):  # stable: within a step metrics come first
+    for row in sorted(rows, key=lambda row: row["step"]):  # stable, so that metrics come first within a step
         if "split" in row:
             values = {name: value for name, value in row.items() if name not in ("step", "split")}
             nan_for_null = {name: math.nan if value is None else value for name, value in values.items()}
@@ -113,9 +113,9 @@ def replay_steps(folder: Path, log: "Log") -> None:
 
 
 def _whole(path: Path, read: Callable[[Path], tuple[Records, list[int]]]) -> Records:
-    """The records of a JSONL file without a torn last line. Raises RunFailed where another line is damaged."""
+    """The records of a JSONL file without an incomplete last line. Raises RunFailed if any other line is damaged."""
     records, bad = read(path)
-    if bad and bad[0] <= path.read_bytes().count(b"\n"):  # only a torn line has no newline
+    if bad and bad[0] <= path.read_bytes().count(b"\n"):  # only an incomplete line lacks its newline
         raise RunFailed(f"{path}: line {bad[0]} is damaged; force=true runs it again")
     return records
 

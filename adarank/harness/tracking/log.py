@@ -1,4 +1,4 @@
-"""What the training loop logs to: the run's folder first, then the copy."""
+"""The training loop's log, which writes to the run's folder first and then to the copy."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -13,37 +13,37 @@ logger = logging.getLogger(__name__)
 
 
 class Log(Protocol):
-    """What the training loop calls, and what the local files and every copy receive."""
+    """The calls that the training loop makes, and that the local files and every copy receive."""
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Metrics by name, measured on `split` ("train", "dev" or "test") after optimiser step `step`."""
 
     def allocation(self, record: Mapping[str, Any]) -> None:
         """A reallocation: step, budget, unit, kept, parameters, slack, ranks {module name: rank}, and score_quantiles,
-        which a record read from a file may lack."""
+        which a record from a file may lack."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """The content of summary.json; nothing may be logged afterwards."""
+        """The content of summary.json; no further calls may follow."""
 
     def close(self) -> None:
         """End without a summary, as after an exception; does nothing after `finish`."""
 
 
 class Copy(Log, Protocol):
-    """A log that may fail: when one of its calls raises an Exception, it is abandoned and the run continues."""
+    """A log that may fail: if one of its calls raises an Exception, it is abandoned and the run continues."""
 
     def abandon(self) -> None:
-        """Release what a failed copy still holds; never raises an Exception."""
+        """Release the resources of a failed copy; never raises an Exception."""
 
     def recovery(self) -> str:
-        """How to bring the copy up to date later, as half a sentence."""
+        """A clause that says how to bring the copy up to date later."""
 
 
 class RunLog:
     """A `Log` that writes to the run's folder and then to the copy, if any.
 
-    Exceptions of `local` are raised, since the run has lost its record; a copy that raises one is dropped with one
-    warning.
+    Exceptions from `local` propagate, since the run has lost its record; a copy that raises one is dropped with a
+    single warning.
     """
 
     def __init__(self, local: LocalLog, copy: Copy | None) -> None:
@@ -92,13 +92,13 @@ def open_log(
     """The log of one run, closed at the end of the `with`.
 
     tracker: the target of the tracker's YAML file with its settings bound, `partial(target, **settings)`;
-    folder: the run's folder, which exists; config: the resolved settings as plain dicts, lists and values;
-    name: the run's title (`adalora-r8-qkv-s0`); group: the sweep that the run belongs to, used unless the tracker's own
-    settings name one; resume_step: None starts with empty files; a number keeps what was logged up to that step, and
-    the copy, which always starts empty, receives that first.
+    folder: the run's folder, which must exist; config: the resolved settings as plain dicts, lists and values;
+    name: the run's title (`adalora-r8-qkv-s0`); group: the run's sweep, used unless the tracker's own settings name a
+    group; resume_step: None starts with empty files; a number keeps the records up to that step, and the copy, which
+    always starts empty, receives them first.
 
-    Where the tracker cannot start, one warning is logged and the run continues without it. Raises SettingError for a
-    wrong setting of the tracker, before any file is touched, and whatever `LocalLog` raises.
+    If the tracker cannot start, a single warning is logged and the run continues without it. Raises SettingError for an
+    invalid setting of the tracker, before any file is touched, and any error of `LocalLog`.
     """
     copy = None
     try:
@@ -106,7 +106,7 @@ def open_log(
     except SettingError:
         raise
     except Exception as error:
-        text = "The tracker could not be started (%s): run %s continues, its files in %s are complete, and "
+        text = "The tracker could not start (%s): run %s continues, its files in %s are complete, and "
         logger.warning(f"{text}`adarank sync` can send them later.", one_line(error), name, folder)
     try:
         log = RunLog(LocalLog(folder, resume_step), copy)
@@ -123,10 +123,10 @@ def open_log(
 
 
 def no_copy(*, folder: Path, config: dict[str, Any], name: str, default_group: str) -> None:
-    """`tracker=none`: no copy of the run's folder."""
+    """`tracker=none`: makes no copy of the run's folder."""
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type when it has none."""
+    """The first line of an error's message, or the error's type if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines and lines[0] != "<no message>" else type(error).__name__

@@ -1,4 +1,4 @@
-"""`adarank sync OUT`: send finished runs to W&B, unless it has them already."""
+"""`adarank sync OUT`: sends finished runs to W&B unless it already has them."""
 
 from pathlib import Path
 
@@ -11,17 +11,17 @@ from adarank.harness.tracking.log import one_line
 from adarank.runs import status
 from adarank.runs.files import CONFIG
 
-# What is taken from the settings of a run's own tracker.
+# The settings that are taken from a run's own tracker.
 KEPT = ("project", "entity", "group", "tags", "job_type", "init_timeout", "finish_timeout")
 
 
 def sync(out: Path, project: str | None = None, entity: str | None = None) -> None:
-    """Send every finished run below `out` that W&B lacks or that has changed, under its id, and print what was sent.
+    """Send every finished run below `out` that W&B lacks or that has changed, under its id, and report on each run.
 
-    project, entity: None takes those of the run's own tracker, else "adarank" and the user's default. The runs of one
-    folder are one group. Raises SettingError where `out` is not a folder, RunFailed where a run cannot be sent.
+    project, entity: None uses those of the run's own tracker, or else "adarank" and the user's default. The runs of a
+    folder form one group. Raises SettingError if `out` is not a folder and RunFailed if a run cannot be sent.
     """
-    counts = {"sent": 0, "there already": 0, "not finished": 0}
+    counts = {"sent": 0, "already there": 0, "not finished": 0}
     for row in status.read(out):
         if row.state != "finished":
             print(f"{row.name}: {row.state}, not sent")
@@ -31,17 +31,17 @@ def sync(out: Path, project: str | None = None, entity: str | None = None) -> No
             arrived = _send((out / row.name).absolute(), project, entity)
         except Exception as error:
             raise RunFailed(
-                f"{row.name} could not be sent to W&B ({one_line(error)}); {counts['sent']} were sent before it; the "
-                "same command sends the rest"
+                f"{row.name} could not be sent to W&B ({one_line(error)}); {counts['sent']} were sent before it; run "
+                "the same command again to send the rest"
             ) from None
         if arrived:
             print(f"{row.name}: sent", flush=True)
-        counts["sent" if arrived else "there already"] += 1
+        counts["sent" if arrived else "already there"] += 1
     print(", ".join(f"{number} {state}" for state, number in counts.items()))
 
 
 def _send(folder: Path, project: str | None, entity: str | None) -> bool:
-    """Send a finished run unless W&B has it already. Returns whether it was sent."""
+    """Send a finished run unless W&B already has it. Returns whether it was sent."""
     from adarank.harness.config.spec import spec_of
     from adarank.harness.run.identity import title
     from adarank.harness.tracking import wandb

@@ -1,6 +1,6 @@
 """The W&B copy of a run; the only file that imports wandb, and only inside its functions.
 
-What W&B receives (the names of metrics.jsonl and allocations.jsonl, prefixed so that they stay apart):
+W&B receives the following, under the names in metrics.jsonl and allocations.jsonl with distinguishing prefixes:
 
     history   step (the x axis of every chart), `<split>/<metric>` such as `dev/accuracy`,
               `allocation/budget`, `allocation/kept`, `allocation/parameters`, `allocation/mean_rank`
@@ -8,8 +8,8 @@ What W&B receives (the names of metrics.jsonl and allocations.jsonl, prefixed so
     summary   `best`, `last`, `test`; the rest of summary.json flattened, such as `time/train_s`
     config    the resolved config
 
-`step` is a logged value and not W&B's own step, which must never decrease: the test metrics of the best checkpoint are
-logged after later training steps.
+`step` is a logged value rather than W&B's own step, which must never decrease, because the test metrics of the best
+checkpoint are logged after later training steps.
 """
 
 import logging
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MODES = ("online", "offline", "disabled")
-HEADLINES = ("best", "last", "test")  # metric values that stand at the top of W&B's summary
+HEADLINES = ("best", "last", "test")  # metric values at the top of W&B's summary
 
 
 def wandb_copy(
@@ -52,16 +52,16 @@ def wandb_copy(
     default_group: str,
     fallback: bool = True,
 ) -> "WandbCopy | None":
-    """Start the W&B run of `folder`, under the id that it has or gets now, and return the copy that feeds it, or None
-    when `mode` is "disabled". What W&B had under that id is replaced. In a sweep that W&B's agent drives, the id, the
-    project and the entity are the agent's.
+    """Start the W&B run of `folder` under its id, which is new if it has none, and return the copy that feeds it, or
+    None if `mode` is "disabled". Earlier contents under that id are replaced. In a sweep of W&B's agent, the agent sets
+    the id, the project and the entity.
 
-    mode: None leaves the choice to W&B (the variable WANDB_MODE, else online); entity: None is the user's default;
-    group: None is `default_group`; dir: the folder for W&B's own files, None is the run's folder;
-    init_timeout, finish_timeout: the seconds for which W&B may delay the start and the end of the run.
+    mode: None leaves the choice to W&B (the variable WANDB_MODE, else online); entity: None means the user's default;
+    group: None means `default_group`; dir: the folder for W&B's own files, None means the run's folder;
+    init_timeout, finish_timeout: the seconds by which W&B may delay the start and the end of the run.
 
-    Without a key (W&B never prompts for one) or without a server the run is recorded offline, with one warning, unless
-    `fallback` is False. Raises SettingError for a setting out of range, and W&B's own error where it cannot start.
+    Without a key (W&B never prompts for one) or a server, the run is recorded offline with a single warning, unless
+    `fallback` is False. Raises SettingError for a setting out of range, and W&B's own error if it cannot start.
     """
     if mode is not None and mode not in MODES:
         raise SettingError(f"tracker.mode must be {', '.join(MODES)} or null (got {mode})")
@@ -75,10 +75,10 @@ def wandb_copy(
         import wandb
 
         place = {"id": wandb_state.read(folder)["id"], "project": project, "entity": entity}
-        if "WANDB_SWEEP_ID" in os.environ:  # W&B's agent has chosen these for the trial that this run is
+        if "WANDB_SWEEP_ID" in os.environ:  # this run is a trial, for which W&B's agent has chosen these
             place = {}
 
-        # show_info=False silences W&B's chatter and, with it, the prompt for a key; its own warnings stay.
+        # show_info=False silences W&B's messages and the prompt for a key, but not its warnings.
         wandb.setup(wandb.Settings(show_info=False))
         run = wandb.init(
             **place,  # type: ignore[arg-type]
@@ -115,10 +115,10 @@ def wandb_copy(
 
 
 class WandbCopy:
-    """Feeds one W&B run; a `tracking.Copy`."""
+    """A `tracking.Copy` that feeds one W&B run."""
 
     def __init__(self, run: "wandb.Run", home: Path, digest: Callable[[], str]) -> None:
-        """home: the run's folder, where the id is stored and, once everything was sent, `digest()` of its files."""
+        """home: the run's folder, which stores the id and, once everything has been sent, `digest()` of its files."""
         self.run, self._home, self._digest = run, home, digest
         wandb_state.write(home, run.id, None)
         self._folder = Path(run.dir).parent
@@ -156,7 +156,7 @@ class WandbCopy:
         stop_service()
 
     def recovery(self) -> str:
-        return f"`wandb sync --include-online {self._folder}` copies what W&B has on disk"
+        return f"`wandb sync --include-online {self._folder}` sends the files that W&B has on disk"
 
     def _draw(self) -> None:
         if self._undrawn is not None:
@@ -169,10 +169,11 @@ class WandbCopy:
 
 
 def rank_heatmap(ranks: Mapping[str, int], *, highest: int, title: str) -> np.ndarray:
-    """Draw {module name: rank} as an RGBA image, uint8 [height, width, 4]: one row per block, one column per kind.
+    """Draw {module name: rank} as an RGBA image, uint8 [height, width, 4], with one row per block and one column per
+    kind.
 
-    highest: the top of the colour scale. A cell without a module is grey. pyplot is not used, so neither the user's
-    backend nor open figures are touched.
+    highest: the top of the colour scale. Cells without a module are grey. pyplot is not used, so that the user's
+    backend and open figures are not affected.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -194,7 +195,7 @@ def rank_heatmap(ranks: Mapping[str, int], *, highest: int, title: str) -> np.nd
 
 
 def stop_service() -> None:
-    """End W&B's background process after a failure. A dead one would make every later run of this process fail."""
+    """Stop W&B's background process after a failure; otherwise every later run in this process would fail, too."""
     import wandb
 
     with suppress(Exception, SystemExit):  # W&B calls sys.exit with the status of its background process

@@ -1,6 +1,6 @@
-"""What W&B has of a run: its id there and a digest of the files last sent, in .wandb.json in the run's folder.
+"""The state of a run's W&B copy, its id and a digest of the files last sent, in .wandb.json in the run's folder.
 
-The id is made once, so that one folder is one W&B run however often it is resumed, repeated or sent again.
+The id is created once, so that a folder remains one W&B run however often the run is resumed, repeated or sent again.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ STATE = ".wandb.json"
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """id and digest (None where W&B lacks something); a new id where there is none yet."""
+    """The id, new if there is none yet, and the digest, None if W&B lacks anything."""
     try:
         state = read_json(folder / STATE)
         return {"id": state["id"], "digest": state["digest"]}
@@ -30,7 +30,7 @@ def write(folder: Path, run_id: str, digest: str | None) -> None:
 
 
 def digest(folder: Path, project: str, entity: str | None) -> str:
-    """SHA-256 of everything that is sent and of its destination."""
+    """The SHA-256 of everything that is sent and of its destination."""
     total = hashlib.sha256(json.dumps([project, entity, os.environ.get("WANDB_BASE_URL")]).encode())
     for name in (CONFIG, METRICS, ALLOCATIONS, SUMMARY):
         path = folder / name

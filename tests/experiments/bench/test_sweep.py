@@ -10,7 +10,8 @@ from experiments.bench import sweep
 
 
 def test_the_shares_and_the_ratio(tmp_path, monkeypatch):
-    """With commands that take a known time: sequential 8 s, two workers 4 s; 10 s of which 7 train, 5 s with the cache."""
+    """With commands that take a known time: sequential 8 s, two workers 4 s; 10 s of which 7 train, 5 s with the
+    cache."""
     caches = set()
 
     def command(words, out, threads, cache):

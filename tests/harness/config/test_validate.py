@@ -60,7 +60,7 @@ def test_methods_without_a_group_have_none():
 def test_a_record_gives_the_spec_again(method):
     spec = settled(f"method={method}")
     assert spec_of(spec.record()) == spec
-    with pytest.raises(SettingError, match=r"holds train\.clip, which this version of adarank does not know"):
+    with pytest.raises(SettingError, match=r"contains train\.clip, which this version of adarank does not know"):
         spec_of({**spec.record(), "train": {**spec.record()["train"], "clip": 1.0}})
 
 
@@ -78,7 +78,7 @@ def test_the_original_variant_prunes_by_its_own_threshold_unless_an_allocator_is
     assert settled("variant=original", "allocator=uniform").allocator.target == "adarank.allocators.uniform"
     assert settled("recipe=adalora", "task=rte").allocator.target == "adarank.allocators.threshold"
     assert settled("variant=paper").allocator.target == "adarank.allocators.global_top"
-    with pytest.raises(SettingError, match=r"budget\.unit=parameters does not go with variant=original"):
+    with pytest.raises(SettingError, match=r"budget\.unit=parameters cannot be combined with variant=original"):
         settled("variant=original", "budget.unit=parameters")
 
 
@@ -114,13 +114,14 @@ def test_tiny_shrinks_whole_steps_with_the_run():
     [
         (
             ["method=lora", "score=adalora"],
-            "score has no effect with method=lora: it allocates no budget; leave out score=",
+            "score has no effect with method=lora: it allocates no budget; remove score=",
         ),
         (["method=full", "penalty=orthogonality"], "penalty has no effect with method=full: it has no adapter"),
         (["method=lora", "max_rank_factor=2"], "max_rank_factor=2.0 has no effect with method=lora: its rank is fixed"),
         (
             ["max_rank_factor=2"],
-            "max_rank_factor=2.0 has no effect with method=adalora: pruned_triplets=trainable holds what it starts with",
+            "max_rank_factor=2.0 has no effect with method=adalora: with pruned_triplets=trainable the number of "
+            "triplets held never grows",
         ),
         (
             ["method=full", "train.loraplus_lr_ratio=4"],
@@ -147,16 +148,16 @@ def test_tiny_shrinks_whole_steps_with_the_run():
         (["method=lora", "init_rank=12"], "init_rank=12 has no effect with method=lora: its rank is fixed"),
         (["method=lora", "compaction=off"], "compaction=off has no effect with method=lora"),
         (["method=full", "variant=paper"], "variant=paper has no effect with method=full"),
-        (["method=adalora", "score=none"], "score=none does not go with method=adalora, which allocates"),
+        (["method=adalora", "score=none"], "score=none cannot be combined with method=adalora, which allocates"),
         (
             ["compact_after=3"],
-            "compact_after=3 has no effect with method=adalora: compaction=off waits for no number of allocations",
+            "compact_after=3 has no effect with method=adalora: compaction=off does not count allocations",
         ),
         (["targets=qv", "target_modules=[query]"], "targets=qv has no effect with target_modules=['query']"),
-        (["target_modules=[]"], "target_modules must name at least one module's ending"),
+        (["target_modules=[]"], "target_modules must hold at least one module-name ending"),
         (
             ["init_rank=4"],
-            "init_rank must be at least rank=8, the mean rank at the end, with pruned_triplets=trainable (got 4)",
+            "init_rank must be at least rank=8, the mean final rank, with pruned_triplets=trainable (got 4)",
         ),
         (["rank=0"], "rank must be a whole number of at least 1 (got 0)"),
         (["seed=-1"], "seed must be a whole number of at least 0 (got -1)"),
@@ -164,27 +165,27 @@ def test_tiny_shrinks_whole_steps_with_the_run():
         (["train.lr=nan"], "train.lr must be a number above 0 (got nan)"),
         (["train.steps=0"], "train.steps must be a whole number of at least 1 (got 0)"),
         (["train.max_grad_norm=-1"], "train.max_grad_norm must be a number of at least 0 (got -1.0)"),
-        (["train.warmup=1.5"], "train.warmup must be a whole number of steps, or a fraction"),
-        (["train.warmup=1000"], "train.warmup must be fewer steps than train.steps=1000 (got 1000)"),
+        (["train.warmup=1.5"], "train.warmup must be a whole number of steps or a fraction"),
+        (["train.warmup=1000"], "train.warmup must be less than train.steps=1000 (got 1000)"),
         (["train.eval_every=0"], "train.eval_every must be at least 1 step (got 0)"),
         (["train.microbatches=0"], "train.microbatches must be auto or a whole number of at least 1 (got 0)"),
         (["train.microbatches=many"], "train.microbatches must be auto or a whole number of at least 1 (got many)"),
         (["train.eval_share=0"], "train.eval_share must be a number above 0 (got 0.0)"),
         (
             ["train.eval_every=10", "train.eval_share=2"],
-            "train.eval_share=2.0 has no effect with method=adalora: train.eval_every is a number of steps, none of which "
-            "is skipped; leave it out",
+            "train.eval_share=2.0 has no effect with method=adalora: train.eval_every is a number of steps, none of "
+            "which is skipped; remove it",
         ),
         (["checkpoint_seconds=-1"], "checkpoint_seconds must be a number of at least 0, null or auto (got -1)"),
         (["checkpoint_seconds=often"], "checkpoint_seconds must be a number of at least 0, null or auto (got often)"),
-        (["score.beta1=high"], "score.beta1=high must be a number"),
-        (["task.limit=few"], "task.limit=few must be a whole number"),
+        (["score.beta1=high"], "score.beta1 must be a number (got high)"),
+        (["task.limit=few"], "task.limit must be a whole number (got few)"),
         (["tracker=wandb", "tracker.mode=onlin"], "tracker.mode must be one of online, offline, disabled (got onlin)"),
-        (["+rnak=8"], "+rnak: there is no setting rnak; near names: rank"),
+        (["+rnak=8"], "+rnak: there is no setting rnak; similar names: rank"),
         (["schedule=growing", "schedule.curve=odd"], "schedule.curve must be one of linear, cubic (got odd)"),
-        (["+score.beta3=1"], "score.beta3=1: score has no setting beta3; near names: beta2, beta1"),
+        (["+score.beta3=1"], "score.beta3=1: score has no setting beta3; similar names: beta2, beta1"),
         (["model=local"], "model.path is not set; set model.path=VALUE"),
-        (["recipe=adalora", "task=wnli"], "recipe=adalora has no settings for task=wnli; near names: qnli, mnli"),
+        (["recipe=adalora", "task=wnli"], "recipe=adalora has no settings for task=wnli; similar names: qnli, mnli"),
         (
             ["recipe=adalora"],
             "recipe=adalora has no settings for task=rotten_tomatoes; choose from cnn_dailymail, cola, mnli",
@@ -215,7 +216,7 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(overrides, says):
 
 def test_a_method_s_label_must_be_the_method_composed():
     config, hydra = compose(["method=lora"])
-    with pytest.raises(SettingError, match="method: lora is only a label on method=adalora"):
+    with pytest.raises(SettingError, match="method: lora only relabels method=adalora"):
         settle(config, ["method=lora"], {**hydra.runtime.choices, "method": "adalora"})
 
 

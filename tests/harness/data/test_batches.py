@@ -131,8 +131,8 @@ TEXT_MODELS = [arch for arch in TINY if arch != "vit"]
 @pytest.mark.parametrize("kind", representatives(["classify", "generate", "extract", "seq2seq"], ["classify"]))
 @pytest.mark.parametrize("arch", representatives(TEXT_MODELS, ["bert", "llama"]))
 def test_where_no_row_is_padded_no_mask_is_needed(arch, kind):
-    """Bit for bit the same loss and gradients, and Transformers reads nothing on the host, except that a decoder without
-    a cache looks for packed rows instead."""
+    """Bit for bit the same loss and gradients, and Transformers reads nothing on the host, except that a decoder
+    without a cache looks for packed rows instead."""
     task_type = TASK_TYPES[kind]
     try:
         built = tiny(arch, width=32).build(2 if task_type.FRESH_HEAD else 0, task_type)

@@ -1,4 +1,5 @@
-"""The cross-entropy in chunks against Transformers' whole logits: loss, gradients, what the head is given, what is kept."""
+"""The cross-entropy in chunks against Transformers' whole logits: loss, gradients, what the head is given, what is
+kept."""
 
 import weakref
 
@@ -196,7 +197,7 @@ def test_a_change_of_logits_that_no_setting_names_is_found():
     config = build("llama").config
     assert isinstance(config, LlamaConfig)
     assert why_whole(Scaled(config), 64, "fp32", CPU) == "it changes its logits after its head"
-    assert why_whole(Masked(config), 64, "fp32", CPU) == "its forward pass needs whole logits"
+    assert why_whole(Masked(config), 64, "fp32", CPU) == "its forward pass needs all logits at once"
 
 
 def test_evaluation_asks_for_chunks_as_well(monkeypatch):

@@ -44,10 +44,10 @@ def test_it_trains_what_the_written_out_step_trains(method, graphs, monkeypatch)
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["train.gradient_accumulation_steps=2"], "train.gradient_accumulation_steps=2 makes a step of several passes"),
-        (["train.microbatches=2"], "train.microbatches=2 makes a step of several passes"),
-        (["train.packing=true"], "train.packing=true gives every batch another shape"),
-        (["compaction=progressive"], "compaction=progressive would remove triplets later and so train another model"),
+        (["train.gradient_accumulation_steps=2"], "train.gradient_accumulation_steps=2 runs several passes per step"),
+        (["train.microbatches=2"], "train.microbatches=2 runs several passes per step"),
+        (["train.packing=true"], "train.packing=true gives every batch a different shape"),
+        (["compaction=progressive"], "compaction=progressive would remove triplets later and so change the result"),
         (["train.gradient_checkpointing=true"], "train.gradient_checkpointing=true recomputes activations"),
         (["train.optimizer=adamw_8bit"], "train.optimizer=adamw_8bit has no capturable form"),
         (["method=qlora"], "quantization=nf4 computes with bitsandbytes"),

@@ -173,7 +173,9 @@ def test_a_state_without_its_best_checkpoint_is_refused(tmp_path):
     (best,) = (tmp_path / "c").glob("best-*.safetensors")
     best.unlink()
     saver = Saver(tmp_path / "c", 0.0, resume=True)
-    with pytest.raises(RunFailed, match=r"best-\d+\.safetensors is missing; force=true starts the run again"):
+    with pytest.raises(
+        RunFailed, match=r"best-\d+\.safetensors is missing; force=true starts the run from the beginning"
+    ):
         train(*setup("lora", steps=10), ("accuracy",), Recorder(), lambda _: None, lambda _: None, saver)
 
 
@@ -198,7 +200,7 @@ def test_one_best_checkpoint_stays_beside_the_state(seconds, tmp_path, net):
 
 def test_a_damaged_file_is_refused_in_a_sentence(tmp_path):
     (tmp_path / STATE).write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
-    with pytest.raises(RunFailed, match=r"is damaged .*force=true starts the run again"):
+    with pytest.raises(RunFailed, match=r"is damaged .*force=true starts the run from the beginning"):
         Saver(tmp_path, 0.0, resume=True)
 
 
@@ -236,8 +238,8 @@ def result(out):
 
 
 def killed_until_finished(out, arguments, kills, draw):
-    """Run, kill -9 after a random while, run again, `kills` times; then let it finish, in this process. Returns in how many
-    starts it went on from a checkpoint."""
+    """Run, kill -9 after a random while, run again, `kills` times; then let it finish, in this process. Returns in how
+    many starts it went on from a checkpoint."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     resumes = 0
     for _ in range(kills):
@@ -249,9 +251,9 @@ def killed_until_finished(out, arguments, kills, draw):
                 time.sleep(draw.uniform(0.0, 2.5))
                 break
         os.kill(process.pid, signal.SIGKILL)
-        resumes += "resumes from its checkpoint" in process.communicate()[0]
+        resumes += "resumes from the checkpoint" in process.communicate()[0]
     done = inside(*words(out, *arguments))
-    return resumes + ("resumes from its checkpoint" in done.stdout)
+    return resumes + ("resumes from the checkpoint" in done.stdout)
 
 
 @pytest.mark.slow

@@ -215,7 +215,7 @@ def spec(batch_size=8, optimizer="adamw", shard="none", **pieces):
 def test_a_batch_that_does_not_divide_is_refused(world, monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: world)
     with pytest.raises(
-        SettingError, match=rf"train.batch_size must be a multiple of the {world} processes .*\(got 8\)"
+        SettingError, match=rf"train.batch_size must be a multiple of {world}, the number of processes .*\(got 8\)"
     ):
         validate._check_processes(spec())
 
@@ -224,8 +224,8 @@ def test_a_batch_that_does_not_divide_is_refused(world, monkeypatch):
     ("changes", "world", "message"),
     [
         ({}, 1, "has no effect in a single process"),
-        ({"quantization": NF4}, 2, "does not go with a 4-bit base"),
-        ({"adapter": None, "optimizer": "adamw_8bit"}, 2, "does not go with train.optimizer=adamw_8bit"),
+        ({"quantization": NF4}, 2, "cannot be combined with a 4-bit base"),
+        ({"adapter": None, "optimizer": "adamw_8bit"}, 2, "cannot be combined with train.optimizer=adamw_8bit"),
     ],
 )
 def test_sharding_that_cannot_be_is_refused(changes, world, message, monkeypatch):
@@ -280,7 +280,7 @@ def test_killed_and_resumed_in_another_number_of_processes(words, processes, mod
     launched("kill", 12, *words, *out, program=STOPPED, status=1)
     (state,) = (tmp_path / "two").glob("*/checkpoint/state.safetensors")
     done = inside(*alone, *out) if processes == 1 else launched(*words, *out, processes=processes)
-    assert "resumes from its checkpoint after step 12" in done.stdout
+    assert "resumes from the checkpoint after step 12" in done.stdout
     assert not state.exists()
     assert_alike(tmp_path / "one", tmp_path / "two")
 
@@ -301,7 +301,10 @@ def test_a_rank_that_fails_alone_says_so_once_and_ends_all(rank, model, tmp_path
 def test_what_every_rank_refuses_is_said_once(model, tmp_path):
     done = launched("-m", "method=lora,full", "train.batch_size=7,8", *model, f"out={tmp_path}", status=1)
     said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert said == ["error: train.batch_size must be a multiple of the 2 processes that share a batch (got 7)"] * 2
+    assert (
+        said
+        == ["error: train.batch_size must be a multiple of 2, the number of processes that share a batch (got 7)"] * 2
+    )
     assert "2 of 4 jobs failed" in done.stderr
     assert len(list(tmp_path.glob("*/summary.json"))) == 2
     assert "exitcode  : 2" in done.stderr

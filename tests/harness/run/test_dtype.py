@@ -146,7 +146,7 @@ def test_bf16_weights_need_bf16_autocast(tmp_path):
         "tiny=true", "method=lora", "model=tiny_bert", "model.dtype=bf16", f"out={tmp_path / 'out'}", status=2
     )
     assert done.stderr == (
-        "error: model.dtype must be fp32 or auto with train.precision=fp32 (got bf16); frozen weights in bf16 need "
+        "error: model.dtype must be fp32 or auto with train.precision=fp32 (got bf16); bf16 weights need "
         "train.precision=bf16\n"
     )
     assert not (tmp_path / "out").exists()

@@ -34,8 +34,8 @@ def task(path: str) -> Task:
 
 
 class Tracker:
-    """A copy of the run that does harm: it puts a folder where the summary will be written, or ends the process when the
-    run finishes."""
+    """A copy of the run that does harm: it puts a folder where the summary will be written, or ends the process when
+    the run finishes."""
 
     def __init__(self, folder, harm):
         self.folder, self.harm = folder, harm
@@ -100,7 +100,7 @@ def test_a_failure_at_test_keeps_what_was_trained_and_retry_trains_no_step_again
     assert "retry=failed runs it again" in inside(*words, f"out={out}", status=1).stderr
     (tmp_path / "data" / BAD_TEST).unlink()
     done = inside(*words, f"out={out}", "retry=failed")
-    assert "resumes from its checkpoint after step 12" in done.stdout
+    assert "resumes from the checkpoint after step 12" in done.stdout
     assert (folder / "metrics.jsonl").read_text().startswith(trained)
     assert result(out) == result(tmp_path / "whole")
     assert not (folder / "checkpoint").exists()
@@ -114,7 +114,7 @@ def test_a_summary_that_cannot_be_written_costs_no_training(words, tmp_path):
     folder = the_run(out)
     assert f"stopped because {folder} cannot be written (Is a directory); its files stay" in done.stderr
     (folder / "summary.json").rmdir()
-    assert "resumes from its checkpoint after step 12" in inside(*words, f"out={out}").stdout
+    assert "resumes from the checkpoint after step 12" in inside(*words, f"out={out}").stdout
     assert result(out) == result(tmp_path / "whole")
 
 
@@ -147,8 +147,8 @@ def test_fail_fast_starts_no_job_after_a_failure(words, tmp_path):
     out = tmp_path / "out"
     paths = f"task.path={tmp_path / 'data'},{tmp_path / 'other'}"
     done = inside("-m", *words, paths, "seed=0,1", "fail_fast=true", f"out={out}", status=1)
-    assert "sweep: 1 of 4 jobs done, 1 failed; fail_fast=true starts no more" in done.stdout
-    assert "3 of 4 jobs did not end; the same command runs them" in done.stderr
+    assert "sweep: 1 of 4 jobs done, 1 failed; fail_fast=true stops the sweep" in done.stdout
+    assert "3 of 4 jobs did not finish; run the same command again to run them" in done.stderr
     assert not [path for path in out.iterdir() if path.is_dir()]
 
 
@@ -174,7 +174,7 @@ def test_rows_longer_than_the_model_reads_are_refused_before_training(short_mode
     out = tmp_path / "out"
     done = inside(*words, "task.max_length=128", f"out={out}", status=2)
     assert done.stderr == (
-        "error: task.max_length must be at most 64, the tokens that the model reads (got 128, and row 3 of "
+        "error: task.max_length must be at most 64, the number of tokens that the model reads (got 128, and row 3 of "
         f"{split} has 102; it begins 'long long long long long long long long ')\n"
     )
     assert not out.exists()
@@ -256,7 +256,7 @@ def test_a_test_without_labels_is_predicted_and_not_scored(tmp_path, labels, key
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["test"], summary["metric"]["test"]) == (None, None)
     assert summary["predictions"] == {"file": "predictions.jsonl", "rows": 3}
-    assert "test has no labels: predictions of its 3 rows in predictions.jsonl" in done.stdout
+    assert "test has no labels; the predictions for its 3 rows are in predictions.jsonl" in done.stdout
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rows] == [1, 2, 3]
     opened = open_run(run)

@@ -162,8 +162,8 @@ def test_a_pass_costs_more_tokens_in_a_smaller_model_and_as_much_with_adapters()
     [
         (["train.packing=true"], "generate", "train.packing=true, which leaves no padding to save"),
         (["score=output"], "classify", "score=output, which averages layer inputs over whole passes"),
-        ([], "extract", "task type extract, whose loss is over padded tokens, too"),
-        ([], "images", "task type images, whose rows are all of one length"),
+        ([], "extract", "task type extract, whose loss includes padded tokens"),
+        ([], "images", "task type images, whose rows all have the same length"),
     ],
 )
 def test_rows_that_stay_together(words, kind, says):

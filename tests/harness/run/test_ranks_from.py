@@ -93,7 +93,7 @@ def test_every_permutation_that_fits_is_equally_likely(tmp_path):
         ),
         (
             lambda p: write(p / "e", final={**RANKS, NAMES[0]: 9}),
-            "ranks_from gives layer.0.query the rank 9, and its matrix holds at most 8",
+            "ranks_from gives layer.0.query the rank 9, but its matrix allows at most 8",
         ),
         (lambda p: write(p / "f", budget=None), "f holds one without"),
     ],
@@ -175,12 +175,12 @@ def test_alpha_over_the_rank_that_the_run_had(source, tmp_path):
 @pytest.mark.parametrize(
     ("more", "says"),
     representatives([
-        (("score=adalora",), "score has no effect with ranks_from, which fixes every rank; leave out score="),
+        (("score=adalora",), "score has no effect with ranks_from, which fixes every rank; remove score="),
         (("schedule=cubic",), "schedule has no effect with ranks_from"),
         (("allocator=uniform",), "allocator has no effect with ranks_from"),
         (("init_rank=4",), "init_rank=4 has no effect with method=adalora: its rank is fixed"),
-        (("init=eva",), "init=eva moves ranks between modules, which ranks_from has fixed; choose another init"),
-        (("rank=2",), "rank must be that of the run in ranks_from, 1, or be left out (got 2)"),
+        (("init=eva",), "init=eva moves ranks between modules, but ranks_from fixes them; choose another init"),
+        (("rank=2",), "rank must equal that of the run in ranks_from, 1, or be omitted (got 2)"),
         (("ranks_shuffle=rows",), "ranks_shuffle must be one of none, within_family, all (got rows)"),
         (("ranks_shuffle_seed=4",), "ranks_shuffle_seed=4 has no effect with method=adalora: ranks_shuffle=none draws"),
         (("targets=all",), "ranks_from must be a run with this model and these targets"),

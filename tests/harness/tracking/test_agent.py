@@ -1,4 +1,5 @@
-"""A sweep that W&B's agent drives: the recipe of docs/sweeps.md, with the command line that the agent itself makes of it."""
+"""A sweep that W&B's agent drives: the recipe of docs/sweeps.md, with the command line that the agent itself makes of
+it."""
 
 import json
 import os
@@ -51,7 +52,7 @@ def test_settings_with_hyphens_are_refused_in_a_sentence(tmp_path):
     """Which is what the agent makes of ${args}, its default."""
     done = inside("--train.lr=0.003", "method=lora", f"out={tmp_path / 'out'}", status=2)
     assert done.stderr == (
-        "error: --train.lr=0.003 must be written without hyphens, train.lr=0.003 (in a sweep of W&B: ${args_no_hyphens} "
-        "in place of ${args})\n"
+        "error: --train.lr=0.003 must be written without hyphens, as train.lr=0.003 (in a W&B sweep, use "
+        "${args_no_hyphens} instead of ${args})\n"
     )
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,5 @@
-"""A sweep that ran without W&B arrives whole, once, as one group; with the real package and a server on the loopback."""
+"""A sweep that ran without W&B arrives whole, once, as one group; with the real package and a server on the
+loopback."""
 
 import json
 from functools import partial
@@ -48,7 +49,7 @@ def test_one_group_arrives_whole_and_once(out, server, capsys):
     (make(out, 4, state="failed") / "summary.json").unlink()
     assert main(["sync", str(out), "--project", "mine", "--entity", "team"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[-1] == "3 sent, 0 there already, 2 not finished"
+    assert said[-1] == "3 sent, 0 already there, 2 not finished"
     assert "adalora-0123456789-s3: stale, not sent" in said
     assert "adalora-0123456789-s4: failed, not sent" in said
     assert len(server.runs) == 3
@@ -62,14 +63,14 @@ def test_one_group_arrives_whole_and_once(out, server, capsys):
 
     server.runs.clear()
     assert main(["sync", str(out), "--project", "mine", "--entity", "team"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "0 sent, 3 there already, 2 not finished"
+    assert capsys.readouterr().out.splitlines()[-1] == "0 sent, 3 already there, 2 not finished"
     assert not server.runs  # nothing was even begun
 
     name = wandb_state.read(folders[1])["id"]
     with (folders[1] / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "split": "train", "loss": 9.0}\n')
     assert main(["sync", str(out), "--project", "mine", "--entity", "team"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "1 sent, 2 there already, 2 not finished"
+    assert capsys.readouterr().out.splitlines()[-1] == "1 sent, 2 already there, 2 not finished"
     assert list(server.runs) == [name]
     assert [row for row in server.runs[name]["history"] if row.get("train/loss") == 9.0]
 
@@ -80,7 +81,7 @@ def test_what_was_sent_while_it_ran_is_there_already(out, server, capsys):
     make(out, 0, partial(wandb_copy, mode="online", project="live"), node=node)
     offline = make(out, 1, partial(wandb_copy, mode="offline", project="live"), node=node)
     assert main(["sync", str(out)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "1 sent, 1 there already, 0 not finished"
+    assert capsys.readouterr().out.splitlines()[-1] == "1 sent, 1 already there, 0 not finished"
     assert len(server.runs) == 2
     assert wandb_state.read(offline)["id"] in server.runs
     run = server.runs[wandb_state.read(offline)["id"]]
@@ -106,7 +107,7 @@ def test_a_dead_server_is_a_sentence_and_the_rest_is_sent_later(out, monkeypatch
     assert main(["sync", str(out)]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: adalora-0123456789-s0 could not be sent to W&B (")
-    assert said.endswith("0 were sent before it; the same command sends the rest\n")
+    assert said.endswith("0 were sent before it; run the same command again to send the rest\n")
     assert wandb_state.read(folder)["digest"] is None
     with WandbServer() as server:
         for key, value in server.environment.items():

@@ -1,4 +1,4 @@
-"""Metrics of labels, of answer spans and of generated texts. Packages are imported when a metric is first computed."""
+"""Metrics for labels, answer spans and generated texts. Packages are imported when a metric is first computed."""
 
 LOWER_IS_BETTER = {"loss"}
 

@@ -1,4 +1,4 @@
-"""Metrics of labels: classes and regression targets, computed by scikit-learn and scipy."""
+"""Metrics for labels (classes and regression targets), computed with scikit-learn and scipy."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,8 +32,8 @@ def compute(names: Sequence[str], logits: np.ndarray, labels: np.ndarray) -> dic
 
 
 def majority(name: str, labels: np.ndarray, classes: int) -> float:
-    """The value of a metric of classes where every row is predicted to be of the class that is most frequent in `labels`,
-    the first of several. labels: class indices [rows]."""
+    """The value of a classification metric if every row is predicted to be of the most frequent class in `labels` (the
+    first one in case of a tie). labels: class indices [rows]."""
     most = int(np.bincount(labels, minlength=classes).argmax())
     return compute([name], np.tile(np.eye(classes)[most], (len(labels), 1)), labels)[name]
 
@@ -66,12 +66,12 @@ def _two_columns(name: str, logits: np.ndarray) -> np.ndarray:
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The share of rows whose largest logit is the label's."""
+    """The share of rows whose largest logit is that of the label."""
     return float(np.mean(logits.argmax(1) == labels))  # without scikit-learn, whose import takes seconds
 
 
 def f1(logits: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of class 1 if there are two classes; otherwise the mean F1 over the classes in labels or predictions (macro).
+    """F1 of class 1 if there are two classes, else the mean F1 over the classes in labels or predictions (macro).
 
     0 if neither labels nor predictions contain the positive class.
     """
@@ -102,7 +102,7 @@ def spearman(predicted: np.ndarray, targets: np.ndarray) -> float:
 
 
 def pearson_spearman(predicted: np.ndarray, targets: np.ndarray) -> float:
-    """The mean of both correlations, GLUE's metric for STS-B."""
+    """The mean of Pearson's and Spearman's correlation, GLUE's metric for STS-B."""
     return (pearson(predicted, targets) + spearman(predicted, targets)) / 2
 
 

@@ -1,7 +1,8 @@
-"""SQuAD's metrics (Rajpurkar et al. 2016, arXiv 1606.05250; 2018, arXiv 1806.03822), by its official definition.
+"""SQuAD's metrics (Rajpurkar et al. 2016, arXiv 1606.05250; 2018, arXiv 1806.03822), by the official definition.
 
-An answer is compared with every acceptable answer and the best value counts; a question without an answer accepts the
-empty text alone. This is the evaluation of 2.0. That of 1.1 differs only for answers that normalise to nothing.
+An answer is compared with every acceptable answer and the best value counts; a question without an answer accepts only
+the empty text. This is the evaluation of 2.0, from which that of 1.1 differs only for answers that normalise to
+nothing.
 """
 
 import re
@@ -19,12 +20,12 @@ def normalised(text: str) -> str:
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1 if both are the same once normalised, else 0."""
+    """1 if both are equal after normalisation, else 0."""
     return float(normalised(answer) == normalised(reference))
 
 
 def f1(answer: str, reference: str) -> float:
-    """F1 over the words of both as multisets. If one of them has no words, 1 if neither has, else 0."""
+    """F1 between the words of both as multisets. If either has no words, 1 if neither has any, else 0."""
     words, expected = normalised(answer).split(), normalised(reference).split()
     if not words or not expected:
         return float(words == expected)
@@ -44,12 +45,12 @@ def best_over_references(
 
 
 def with_best_threshold(scores: Sequence[float], answerable: Sequence[bool], no_answer: Sequence[float]) -> float:
-    """The best mean score that any threshold on `no_answer` gives.
+    """The best mean score over all thresholds on `no_answer`.
 
     A question whose `no_answer` lies above the threshold is left unanswered, which scores 1 if it has no answer and 0
-    if it has one. scores: those of the answers as given; answerable: whether each question has an answer.
+    if it has one. scores: the scores of the given answers; answerable: whether each question has an answer.
     """
-    total = best = float(sum(not each for each in answerable))  # no question answered
+    total = best = float(sum(not each for each in answerable))  # with no question answered
     for row in sorted(range(len(scores)), key=lambda row: no_answer[row]):
         total += scores[row] if answerable[row] else scores[row] - 1
         best = max(best, total)

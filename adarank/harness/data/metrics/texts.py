@@ -1,6 +1,6 @@
-"""Metrics of generated texts against their references. If its package is missing, a metric is NaN, not 0.
+"""Metrics for generated texts and their references. A metric whose package is missing is NaN, not 0.
 
-Every metric takes n texts and, for each of them, one or more references.
+Every metric takes n texts and one or more references for each of them.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import NamedTuple
 Texts = Sequence[str]
 References = Sequence[Sequence[str]]
 
-# How the evaluation code of LLM-Adapters (Hu et al. 2023) reads an answer, {task: pattern}, in the suite's order.
+# How the evaluation code of LLM-Adapters (Hu et al. 2023) extracts an answer, {task: pattern}, in the suite's order.
 CHOICES = {
     "boolq": "true|false",
     "piqa": "solution1|solution2",
@@ -29,19 +29,19 @@ CHOICES = {
 def compute(
     names: Sequence[str], texts: Texts, references: References, parts: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """{name: value}; NaN for those that `not_computed` names. parts: the task of `CHOICES` that each text is from, for
-    "accuracy" and "accuracy_TASK"."""
+    """{name: value}; NaN for the metrics that `not_computed` lists. parts: the task (of `CHOICES`) that each text comes
+    from, for "accuracy" and "accuracy_TASK"."""
     absent = not_computed(names)
     stripped = [text.strip() for text in texts]
     values = dict.fromkeys(absent, float("nan"))
-    if parts is not None:  # NaN for a task of which no row is answered
+    if parts is not None:  # NaN for a task without answered rows
         values |= {name: float("nan") for name in names if name.startswith("accuracy_")}
         values |= accuracies(stripped, references, parts)
     return {name: values[name] if name in values else METRICS[name].compute(stripped, references) for name in names}
 
 
 def rules(names: Sequence[str]) -> dict[str, str]:
-    """{name: how it reads the answer from a text} for the metrics that compare an extracted answer."""
+    """{name: how it extracts the answer from a text} for the metrics that compare extracted answers."""
     stated = {name: METRICS[name].rule for name in names if name in METRICS and METRICS[name].rule}
     tasks = [name.removeprefix("accuracy_") for name in names if name.startswith("accuracy_")]
     if tasks:
@@ -71,8 +71,8 @@ def _missing(packages: Sequence[str]) -> str | None:
 
 
 def bleu(texts: Texts, references: References) -> float:
-    """Corpus BLEU (Papineni et al. 2002) by sacrebleu, tokeniser 13a, from 0 to 100; the number of references may
-    differ from text to text."""
+    """Corpus BLEU (Papineni et al. 2002), 0 to 100, computed by sacrebleu with the tokeniser 13a; the number of
+    references may differ between texts."""
     from sacrebleu import corpus_bleu
 
     most = max(map(len, references))
@@ -81,7 +81,8 @@ def bleu(texts: Texts, references: References) -> float:
 
 
 def rouge(name: str, texts: Texts, references: References) -> float:
-    """ROUGE-1, -2, -L or -Lsum (Lin 2004) by rouge-score with its stemmer: the mean F of the best reference, 0 to 100.
+    """ROUGE-1, -2, -L or -Lsum (Lin 2004), 0 to 100, computed by rouge-score with its stemmer: the mean F of the best
+    reference.
 
     name: "rouge1", "rouge2", "rougeL" or "rougeLsum", which compares sentence by sentence; a sentence ends at a line
     break or after . ! or ?.
@@ -101,26 +102,26 @@ def _sentence_per_line(texts: Texts) -> list[str]:
 
 
 def _share_right(texts: Texts, references: References, read: Callable[[str], object]) -> float:
-    """The share, from 0 to 1, of texts for which `read` finds what it finds in a reference; None is wrong."""
+    """The share, 0 to 1, of texts for which `read` returns the same as for one of the references; None is wrong."""
     pairs = zip(texts, references, strict=True)
     return fmean(read(text) in {read(one) for one in group} - {None} for text, group in pairs)
 
 
 def exact_match(texts: Texts, references: References) -> float:
-    """The share, from 0 to 1, of texts that equal a reference up to white space."""
+    """The share, 0 to 1, of texts that equal a reference up to white space."""
     return _share_right(texts, references, lambda text: " ".join(text.split()))
 
 
 def answer_match(texts: Texts, references: References) -> float:
-    """GSM8K's metric (Cobbe et al. 2021): the share, from 0 to 1, of texts whose number after the last #### is that of
-    a reference. A text without a number is wrong."""
+    """GSM8K's metric (Cobbe et al. 2021): the share, 0 to 1, of texts whose number after the last #### equals that of a
+    reference. A text without a number is wrong."""
     return _share_right(texts, references, partial(_answer, "####"))
 
 
 def final_answer(texts: Texts, references: References) -> float:
-    """The share, from 0 to 1, of texts whose final answer is that of a reference.
+    """The share, 0 to 1, of texts whose final answer equals that of a reference.
 
-    The final answer follows the last "The answer is:" (MetaMath's form) or "####" (GSM8K's); numbers are compared as
+    The final answer follows the last "The answer is:" (MetaMath's format) or "####" (GSM8K's); numbers are compared as
     numbers. A text without an answer is wrong.
     """
 
@@ -142,14 +143,14 @@ def _answer(marks: str, text: str) -> str | None:
 
 
 def chosen(task: str, text: str) -> str | None:
-    """The answer to a question of `task` (of CHOICES) that a text gives: the first match in its lower-cased form."""
+    """The text's answer to a question of `task` (one of CHOICES): the first match in the lower-cased text."""
     match = re.search(CHOICES[task], text.lower())
     return None if match is None else match[0]
 
 
 def accuracies(texts: Texts, references: References, tasks: Sequence[str]) -> dict[str, float]:
-    """{"accuracy_TASK": the share, from 0 to 1, of the task's texts that give the answer of a reference; "accuracy":
-    the mean over the tasks}. tasks: the task of each text."""
+    """{"accuracy_TASK": the share, 0 to 1, of the task's texts with the same answer as a reference; "accuracy": the
+    mean over the tasks}. tasks: the task of each text."""
     shares = {}
     for task in dict.fromkeys(tasks):
         rows = [row for row, each in enumerate(tasks) if each == task]
@@ -159,8 +160,8 @@ def accuracies(texts: Texts, references: References, tasks: Sequence[str]) -> di
 
 
 def meteor(texts: Texts, references: References) -> float:
-    """METEOR by nltk (the metric's version 1.0, with WordNet), from 0 to 100: the mean of the best reference. The E2E
-    challenge's own script runs version 1.5, whose numbers differ."""
+    """METEOR, 0 to 100, computed by nltk (version 1.0 of the metric, with WordNet): the mean over the texts of the best
+    reference's score. The E2E challenge's own script uses version 1.5, whose numbers differ."""
     from nltk.translate.meteor_score import meteor_score
 
     words = [[one.split() for one in _tokenised(group)] for group in references]
@@ -169,7 +170,8 @@ def meteor(texts: Texts, references: References) -> float:
 
 
 def cider(texts: Texts, references: References) -> float:
-    """CIDEr-D (Vedantam et al. 2015) by pycocoevalcap, tokenised by 13a, lower-cased (its own tokeniser is Java)."""
+    """CIDEr-D (Vedantam et al. 2015), computed by pycocoevalcap on lower-cased text with the tokeniser 13a, because its
+    own tokeniser needs Java."""
     from pycocoevalcap.cider.cider import Cider
 
     answered = {i: [text] for i, text in enumerate(_tokenised(texts))}
@@ -185,7 +187,7 @@ def _tokenised(texts: Texts) -> list[str]:
 
 class Metric(NamedTuple):
     """compute(texts, references) -> value; needs: the packages it imports; rule: how it extracts the answer, if it
-    does."""
+    does so."""
 
     compute: Callable[[Texts, References], float]
     needs: tuple[str, ...] = ()

@@ -19,12 +19,12 @@ from adarank.runs.predictions import Columns
 
 
 class TaskType(Protocol):
-    """What a module in this folder has to have.
+    """The interface of the modules in this folder.
 
-    `rows` are whatever its `encode` returns. Everything else asks them only for len(rows), the number of training rows,
-    and for rows.lengths, their tokens (1 for an image), int64 [rows]. A batch is what the model is called with, {input name: [batch,
-    …]}, with targets under Transformers' own names, so that inits that read data can use `model(**batch).loss`. The
-    first dimension of every tensor counts rows, so that a batch can be divided among processes.
+    `rows` stands for the result of `encode`. Other code uses only len(rows), the number of training rows, and
+    rows.lengths, their tokens (1 for an image), int64 [rows]. A batch holds the model's arguments, {input name: [batch,
+    …]}, with targets under Transformers' own names, so that inits that use data can read `model(**batch).loss`. The
+    first dimension of every tensor counts rows, so that a batch can be split among processes.
     """
 
     @property
@@ -33,24 +33,25 @@ class TaskType(Protocol):
 
     @property
     def PROCESSOR(self) -> str:
-        """The Auto class of Transformers that builds what reads its rows: "AutoTokenizer" or "AutoImageProcessor"."""
+        """The Auto class of Transformers that builds its processor: "AutoTokenizer" or "AutoImageProcessor"."""
 
     @property
     def FRESH_HEAD(self) -> bool:
-        """Whether what lies outside the base model is initialised at random and therefore trained by every method."""
+        """Whether the modules outside the base model are initialised at random and therefore trained by every
+        method."""
 
     @property
     def ONE_PASS(self) -> str | None:
-        """Which rows have to share their forward pass whatever `train.microbatches` is, and why; None where they do not."""
+        """Which rows must share their forward pass whatever `train.microbatches` is, and why; None if none must."""
 
     def check(self, config: Any, model: str) -> None:
         """Raise SettingError if a model cannot do such tasks. config: Transformers'; model: its name in messages."""
 
     def outputs(self, task: Task) -> int:
-        """The head's outputs per row (num_labels); 0 where the model decides."""
+        """The head's outputs per row (num_labels); 0 if the model decides."""
 
     def encode(self, task: Task, split: str, processor: Any, /) -> Any:
-        """The encoded rows of the task's "train", "dev" or "test". Raises SettingError for rows that cannot be used.
+        """The encoded rows of the task's "train", "dev" or "test" split. Raises SettingError for unusable rows.
 
         processor: the model's tokeniser or image processor.
         """
@@ -59,7 +60,7 @@ class TaskType(Protocol):
         """The batch of the training rows with these numbers."""
 
     def units(self, rows: Any, numbers: np.ndarray) -> int:
-        """How many units (rows, or tokens) the loss of those rows is a mean over."""
+        """The number of units (rows or tokens) over which the loss of those rows is a mean."""
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """The mean loss of the batch over its units, a scalar in fp32."""
@@ -74,10 +75,10 @@ class TaskType(Protocol):
         *,
         per_row: Callable[[Columns], None] | None = None,
     ) -> dict[str, float]:
-        """{metric: value} of the named metrics and of "loss", over all rows; NaN for what cannot be computed here.
+        """{metric: value} for the named metrics and "loss", over all rows; NaN for those that cannot be computed here.
 
-        per_row: called once with what is known of every row, in the rows' order; see `adarank.runs.predictions`. Under
-        torchrun every process gets the same values, which are those of a single process.
+        per_row: called once with columns that describe every row, in the rows' order; see `adarank.runs.predictions`.
+        Under torchrun every process gets the same values, which equal those of a single process.
         """
 
 

@@ -1,8 +1,8 @@
-"""Conversations as tokens, written by the chat template that a tokenizer carries.
+"""Turns conversations into tokens with the chat template of the tokenizer.
 
-Only assistant turns count in the loss. A template with {% generation %} marks says itself which tokens these are. For
-all others the conversation is rendered up to each assistant turn, once with the generation prompt and once with the
-turn, and the difference counts: the answer, its end token, and what the template writes after it.
+Only assistant turns count in the loss. A template with {% generation %} marks identifies their tokens itself. For all
+others the conversation is rendered up to each assistant turn, once with the generation prompt and once with the turn,
+and the difference counts: the answer, its end token, and any text that the template writes after it.
 """
 
 import re
@@ -18,8 +18,8 @@ from adarank.harness.data.tasks.base import Turn
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 PROBE = "an answer that nobody gives, 8731"
-# Some templates write the current date, with which the same settings would give other tokens tomorrow. This is the date
-# that Llama 3's own template falls back on.
+# Some templates write the current date, so that the same settings would give different tokens tomorrow. This is the
+# fallback date of Llama 3's own template.
 DATE = {"%Y": "2024", "%y": "24", "%m": "07", "%B": "July", "%b": "Jul", "%d": "26", "%A": "Friday", "%a": "Fri"}
 FIXED_DATE = (
     "{% macro strftime_now(format) %}{{ format"
@@ -60,7 +60,7 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def render(tokenizer: Any, template: str, turns: Sequence[Turn], prompt: bool = False) -> str:
-    """The conversation as text. prompt: with the beginning of an assistant turn, which the model continues."""
+    """The conversation as text. prompt: append the beginning of an assistant turn for the model to continue."""
     text: str = tokenizer.apply_chat_template(
         list(turns), chat_template=template, add_generation_prompt=prompt, tokenize=False
     )
@@ -68,7 +68,7 @@ def render(tokenizer: Any, template: str, turns: Sequence[Turn], prompt: bool = 
 
 
 def prompt_tokens(tokenizer: Any, template: str, turns: Sequence[Turn]) -> list[int]:
-    """The tokens of the turns and of the beginning of the model's answer."""
+    """The tokens of the turns and the beginning of the model's answer."""
     ids: list[int] = tokenizer(render(tokenizer, template, turns, prompt=True), add_special_tokens=False)["input_ids"]
     return ids
 
@@ -76,8 +76,8 @@ def prompt_tokens(tokenizer: Any, template: str, turns: Sequence[Turn]) -> list[
 def labelled(tokenizer: Any, template: str, turns: Sequence[Turn], what: str) -> tuple[list[int], list[int]]:
     """(tokens, labels) of a conversation; a token that does not count has the label IGNORED.
 
-    what: the row in messages. Raises SettingError if the template refuses the conversation, or if it has no marks and
-    its rendered prefixes do not nest.
+    what: names the row in messages. Raises SettingError if the template refuses the conversation, or if it has no marks
+    and its rendered prefixes do not nest.
     """
     with refusing(f"the chat template cannot write {what}"):
         if GENERATION.search(template):
@@ -104,8 +104,8 @@ def _assistant_spans(turns: Sequence[Turn], write: Callable[..., str], what: str
             before, after = write(turns[:number], True), write(turns[: number + 1])
             if not (text.startswith(after) and after.startswith(before)):
                 raise SettingError(
-                    f"the chat template writes turn {number + 1} of {what} in another way when more turns follow, or "
-                    "not after its generation prompt, so that the assistant's tokens cannot be told from the others; use a "
+                    f"the chat template writes turn {number + 1} of {what} differently when more turns follow, or not "
+                    "after its generation prompt, so that the assistant's tokens cannot be told from the others; use a "
                     "template with {% generation %} marks, or rows with a single assistant turn"
                 )
             spans.append((len(before), len(after)))
@@ -115,15 +115,15 @@ def _assistant_spans(turns: Sequence[Turn], write: Callable[..., str], what: str
 def turn_end(tokenizer: Any, template: str, turns: Sequence[Turn], what: str) -> int | None:
     """The special token that the template writes right after an answer to the turns; None if there is none.
 
-    what: the row in messages. Raises SettingError for a template that leaves the answer's text out, as those for texts
-    with pictures may do.
+    what: names the row in messages. Raises SettingError for a template that omits the answer's text, as templates for
+    texts with pictures may do.
     """
     with refusing(f"the chat template cannot write {what}"):
         text = render(tokenizer, template, [*turns, {"role": "assistant", "content": PROBE}])
     if PROBE not in text:
         raise SettingError(
-            "the chat template leaves out the text of assistant turns, perhaps because it expects a list of texts and "
-            "pictures; choose a model whose template takes texts"
+            "the chat template omits the text of assistant turns, perhaps because it expects a list of texts and "
+            "pictures; choose a model whose template takes plain texts"
         )
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     after = tokenizer(text.rpartition(PROBE)[2], add_special_tokens=False)["input_ids"]

@@ -25,7 +25,7 @@ ONE_PASS = None
 
 
 def check(config: Any, model: str) -> None:
-    """Accepts any encoder, decoder or encoder-decoder for which Transformers has a classifier."""
+    """Accept any encoder, decoder or encoder-decoder for which Transformers has a classifier."""
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
@@ -40,7 +40,7 @@ def outputs(task: Task) -> int:
 
 
 def encode(task: Task, split: str, tokenizer: Any) -> Encoded:
-    """Raises SettingError for a row that is longer than the model reads."""
+    """Raises SettingError for a row that is too long for the model."""
     rows = getattr(task, split)
     encoded = batches.encode(rows, tokenizer, task.max_length, f"{task.fingerprint} {split}")
     batches.check_lengths(encoded.lengths, rows.text, split, "task.max_length", task.max_length, tokenizer)
@@ -96,7 +96,7 @@ def evaluate(
 
 
 def columns(logits: Tensor, labels: Tensor) -> Columns:
-    """What is kept of every row, in the order of `labels` [rows].
+    """The columns to keep for every row, in the order of `labels` [rows].
 
     Classes: label and prediction, int64; score, float32, the probability of the predicted class. Regression: all
     float32, and the score is the prediction.
@@ -112,7 +112,8 @@ def columns(logits: Tensor, labels: Tensor) -> Columns:
 def predict(
     model: nn.Module, rows: Encoded, classes: Sequence[str], config: TrainConfig, device: torch.device
 ) -> list[dict[str, Any]]:
-    """One prediction per row, in the rows' order: the class and the probability of each, or the target of a regression."""
+    """One prediction per row, in the rows' order: the class and the probability of each class, or the regression
+    target."""
     logits, order = _all_logits(model, rows, config, device, collate)
     logits = logits[np.argsort(order)]
     if not classes:

@@ -1,6 +1,7 @@
-"""Extractive question answering: a start and an end score for every token; the answer is the best span of all windows.
+"""Extractive question answering: every token gets a start and an end score, and the answer is the best span of all
+windows.
 
-A context longer than the model reads is divided into overlapping windows, each with the question before it.
+A context that is too long for the model is split into overlapping windows, each preceded by the question.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +27,10 @@ from adarank.runs.predictions import Columns
 AUTO = "AutoModelForQuestionAnswering"
 PROCESSOR = "AutoTokenizer"
 FRESH_HEAD = True
-ONE_PASS = "task type extract, whose loss is over padded tokens, too"
+ONE_PASS = "task type extract, whose loss includes padded tokens"
 PADDED_SCORE = -1e4  # the score of a padded token
 SPECIAL_TOKENS = 4  # of a window: RoBERTa's <s> question </s></s> context </s>
-CANDIDATES = 20  # best starts and best ends of a window that are combined, as in Transformers' run_qa
+CANDIDATES = 20  # the number of best starts and best ends that a window combines, as in Transformers' run_qa
 
 
 def check(config: Any, model: str) -> None:
@@ -50,11 +51,11 @@ def outputs(task: Task) -> int:
 class Windows(Encoded):
     """All windows of a split's questions.
 
-    label: the first and the last token of the answer, int64 [windows, 2], both equal to `none` where the window does
-    not hold the whole answer; none: the position of [CLS], which stands for no answer, [windows]; row: the question of
-    each window, [windows]; offsets: for each window the first and last character in the
-    context of every token, -1 for tokens outside the context, int32 [tokens, 2]; longest: most tokens of an answer;
-    none_allowed: whether a question may have no answer.
+    label: the first and the last token of the answer, int64 [windows, 2], both equal to `none` if the window does not
+    contain the whole answer; none: the position of [CLS], which stands for no answer, [windows]; row: the question of
+    each window, [windows]; offsets: for each window the first and last character in the context of every token, -1 for
+    tokens outside the context, int32 [tokens, 2]; longest: the most tokens of an answer; none_allowed: whether a
+    question may have no answer.
     """
 
     questions: Questions
@@ -66,7 +67,7 @@ class Windows(Encoded):
 
 
 def encode(task: Task, split: str, tokenizer: Any) -> Windows:
-    """Raises SettingError for a window that is longer than the model reads."""
+    """Raises SettingError for a window that is too long for the model."""
     encoded = windows(getattr(task, split), tokenizer, task.max_length, **task.options)
     questions = [encoded.questions.question[i] for i in encoded.row]
     batches.check_lengths(encoded.lengths, questions, split, "task.max_length", task.max_length, tokenizer)
@@ -193,7 +194,7 @@ def span_metrics(
     names: Sequence[str],
     per_row: Callable[[Columns], None] | None = None,
 ) -> dict[str, float]:
-    """{name: value} of "f1" and "exact_match", and of "best_…" at the threshold that is best on these rows.
+    """{name: value} for "f1" and "exact_match", and for "best_…" at the threshold that is best on these rows.
 
     start, end: scores of all windows' tokens, [windows, tokens]; every value is NaN if one of them is.
     """
@@ -218,10 +219,10 @@ def span_metrics(
 
 
 def answers(windows: Windows, start: np.ndarray, end: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """For every question (the best span's text, the score of no answer minus the best span's score).
+    """(the text of the best span, the score of no answer minus the score of the best span) for every question.
 
-    start, end: scores of all windows' tokens, [windows, tokens]. A span's score is that of its first token as a start
-    plus that of its last as an end. Over a question's windows, the best span counts and the lowest score of no answer.
+    start, end: scores of all windows' tokens, [windows, tokens]. A span's score is the start score of its first token
+    plus the end score of its last. Of a question's windows, the best span and the lowest score of no answer count.
     """
     text = [""] * len(windows.questions)
     best = np.full(len(text), -np.inf)

@@ -1,8 +1,8 @@
-"""Text to text by a causal language model: a prompt, then a response, and only the response's tokens count in the loss.
+"""Text generation by a causal language model from a prompt; only the response's tokens count in the loss.
 
 A row is [start tokens] prompt response [end token], truncated to the task's length, with label −100 on all but the
-response and its end. A conversation is written by the tokenizer's chat template instead (`chat_templates`), and all its
-assistant turns count. Every reference of a prompt is a row of its own; evaluation answers each prompt once and compares
+response and its end. Conversations use the tokenizer's chat template instead (`chat_templates`), and all their
+assistant turns count. Every reference of a prompt is a separate row; evaluation answers each prompt once and compares
 the answer with all of its references.
 """
 
@@ -57,8 +57,8 @@ def outputs(task: Task) -> int:
 class Encoded:
     """A split as tokens.
 
-    input_ids, labels: one list per pair of a text and a reference; prompts, references: the texts that evaluation
-    answers, [] where it answers none; end: the token that ends an answer; parts: see `Prompts.part`, of `prompts`.
+    input_ids, labels: one list per pair of a text and a reference; prompts, references: those that evaluation answers,
+    [] if it answers none; end: the token that ends an answer; parts: `Prompts.part` of the `prompts`.
     """
 
     input_ids: list[list[int]]
@@ -90,16 +90,16 @@ class Encoded:
 
 
 def answered(task: Task, split: str) -> int | None:
-    """How many of a split's texts evaluation answers, None for all."""
+    """The number of a split's texts that evaluation answers, None for all."""
     evaluated = split == "test" or (split == "dev" and task.metrics[0] != "loss")
     return task.options["generate_rows"] if evaluated else 0
 
 
 def encode(task: Task, split: str, tokenizer: Any) -> Encoded:
-    """Prompts that are conversations, too, are written by the tokenizer's chat template if it has one.
+    """The encoded rows; prompts that have the form of conversations use the tokenizer's chat template if there is one.
 
-    Raises SettingError if a prompt fills the task's length, a conversation has no token that counts, the template does
-    not write it, or the model cannot read what evaluation needs.
+    Raises SettingError if a prompt fills the task's length, a conversation has no token that counts, the template
+    cannot write it, or evaluation needs more tokens than the model reads.
     """
     rows: Prompts = getattr(task, split)
     templated = task.options.get("template") == "chat" or bool(tokenizer.chat_template)
@@ -110,7 +110,7 @@ def encode(task: Task, split: str, tokenizer: Any) -> Encoded:
     if most > tokenizer.model_max_length:
         raise SettingError(
             f"task.max_tokens={task.max_length} and task.max_new_tokens={new}: {split} needs up to {most} tokens, but "
-            f"the model reads at most {tokenizer.model_max_length}; lower them, or choose another model"
+            f"the model reads at most {tokenizer.model_max_length}; lower them or choose another model"
         )
     references, parts = rows.references[:count], rows.part and rows.part[:count]
     return Encoded(tokens["input_ids"], tokens["labels"], prompts, references, tokenizer, end, new, parts=parts)
@@ -124,7 +124,7 @@ def _texts(task: Task, split: str, tokenizer: Any, count: int | None) -> tuple[c
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
     if len(prompts[longest]) >= task.max_length:
         raise SettingError(
-            f"task.max_tokens must be more than {len(prompts[longest])}, the tokens of prompt {longest + 1} of "
+            f"task.max_tokens must exceed {len(prompts[longest])}, the number of tokens of prompt {longest + 1} of "
             f"{split}, to leave some for the response (got {task.max_length}; the prompt begins "
             f"{rows.prompt[longest][:40]!r})"
         )
@@ -153,8 +153,8 @@ def _pairs(
 def _conversations(
     task: Task, split: str, tokenizer: Any, count: int | None
 ) -> tuple[cache.Tokens, list[list[int]], int]:
-    """As `_texts`, by the chat template. An answer ends with the special token that the template writes after it, or
-    else with the tokenizer's own."""
+    """Like `_texts`, but with the chat template. An answer ends with the special token that the template writes after
+    it, or else with the tokenizer's own end token."""
     rows: Prompts = getattr(task, split)
     turns, template = rows.turns or [], template_of(tokenizer)
     end = turn_end(tokenizer, template, turns[0], f"row 1 of {split}")
@@ -170,10 +170,11 @@ def _conversations(
 
 
 def _labelled(task: Task, split: str, tokenizer: Any, template: str) -> cache.Tokens:
-    """The tokens and labels of every conversation, truncated. Raises SettingError where no token of one counts."""
+    """The truncated tokens and labels of every conversation. Raises SettingError if a conversation has no token that
+    counts."""
     rows: Prompts = getattr(task, split)
     pairs: cache.Tokens = {"input_ids": [], "labels": []}
-    last, row_of_last = -1, 0  # the place of the first token that counts, where it comes last
+    last, row_of_last = -1, 0  # the latest position of a first token that counts, and its row
     for row, (turns, references) in enumerate(zip(rows.turns or [], rows.references, strict=True), 1):
         for text in references:
             whole = [*turns, {"role": "assistant", "content": text}]
@@ -190,7 +191,7 @@ def _labelled(task: Task, split: str, tokenizer: Any, template: str) -> cache.To
     if last >= task.max_length:
         begins = rows.turns[row_of_last - 1][0]["content"][:40] if rows.turns else ""
         raise SettingError(
-            f"task.max_tokens must be more than {last}, the tokens before the first that counts in row {row_of_last} "
+            f"task.max_tokens must exceed {last}, the tokens before the first that counts in row {row_of_last} "
             f"of {split} (got {task.max_length}; the row begins {begins!r})"
         )
     return pairs
@@ -230,7 +231,7 @@ def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """[batch, longest − 1]: the cross-entropy of every token but the first of each row, 0 where it does not count.
+    """The cross-entropy of every token but the first of each row, [batch, longest − 1], 0 if the token does not count.
 
     batch: see `collate`, or packed by `adarank.harness.data.packing`. A model marked by `losses.enable_chunks` computes
     its logits in chunks.
@@ -274,9 +275,9 @@ def evaluate_texts(
     texts: Callable[[], list[str]],
     per_row: Callable[[Columns], None] | None = None,
 ) -> dict[str, float]:
-    """loss: the mean over all tokens that count (its exp is the perplexity); the other metrics where texts are
-    answered. losses: see `token_losses`; texts: writes the answers; per_row: receives the loss of every pair of a text
-    and a reference, its mean over the tokens that count, as `score`, float32. Pruned triplets do not count (λ ⊙ mask)."""
+    """The loss, its mean over all tokens that count (whose exp is the perplexity), and the other metrics if texts are
+    answered. losses: see `token_losses`; texts: generates the answers; per_row: receives for every pair of a text and a
+    reference the mean loss over the tokens that count, as `score`, float32. Pruned triplets are excluded (λ ⊙ mask)."""
     model.eval()
     sizes = rows.lengths
 
@@ -308,7 +309,7 @@ def answers(
 ) -> list[list[int]]:
     """The tokens that follow each prompt, decoded greedily until `end` or `max_new_tokens`, in the prompts' order.
 
-    Batches of 2 · batch_size prompts of similar length, padded on the left; the same in any number of processes.
+    Batches hold 2 · batch_size prompts of similar length, padded on the left, whatever the number of processes.
     """
     order = evaluation_order(lengths(prompts), 2 * config.batch_size)
 
@@ -330,15 +331,15 @@ def decode(
     config: TrainConfig,
     **settings: Any,
 ) -> Tensor:
-    """[texts, width]: the tokens that model.generate writes for every text, in the texts' order, then `fill`.
+    """The tokens that model.generate writes for every text, in the texts' order, padded with `fill`, [texts, width].
 
-    order: the texts' numbers, batch by batch; inputs(numbers) -> (input_ids, attention_mask) of a batch; settings: of
-    model.generate. A decoder's own prompt is left out.
+    order: the texts' numbers by batch; inputs(numbers) -> (input_ids, attention_mask) of a batch; settings: arguments
+    of model.generate. A decoder's own prompt is omitted.
     """
 
     def batch_tokens(numbers: np.ndarray) -> Tensor:
         ids, mask = inputs(numbers)
-        whole = world() > 1 and config.shard != "none"  # sharded weights need every process to the end
+        whole = world() > 1 and config.shard != "none"  # sharded weights need every process until the end
         with autocast(config.precision, ids.device):
             out = model.generate(input_ids=ids, attention_mask=mask, synced_gpus=whole, **settings)
         out = out if model.config.is_encoder_decoder else out[:, ids.shape[1] :]
@@ -357,8 +358,8 @@ def left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) ->
 
 @contextmanager
 def greedy(model: Any, **settings: Any) -> Iterator[None]:
-    """Inside the `with`, model.generate decodes greedily with these settings alone; the checkpoint's own generation
-    settings (sampling, penalties) are ignored."""
+    """Inside the `with`, model.generate decodes greedily with only these settings and ignores the checkpoint's own
+    generation settings (sampling, penalties)."""
     from transformers import GenerationConfig
 
     original = model.generation_config

@@ -1,8 +1,8 @@
-"""Classification of images: a head on a vision model, one class per image. Loss and metrics are those of `classify`.
+"""Image classification with a head on a vision model, one class per image. Loss and metrics are those of `classify`.
 
-Every image is read, oriented as its EXIF data says, converted to RGB and resized once, before training, by the model's own
-image processor; the result, uint8 in most cases, is cached. Batches are then only rescaled and normalised. Nothing is
-augmented, so that every method sees the same pixels.
+Every image is read, oriented according to its EXIF data, converted to RGB and resized once before training by the
+model's own image processor; the result, uint8 in most cases, is cached. Batches are then only rescaled and normalised.
+There is no augmentation, so that every method sees the same pixels.
 """
 
 import struct
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 AUTO = "AutoModelForImageClassification"
 PROCESSOR = "AutoImageProcessor"
-ONE_PASS = "task type images, whose rows are all of one length"
-# The first half of an image processor's steps, and the second one.
+ONE_PASS = "task type images, whose rows all have the same length"
+# The two halves of an image processor's steps.
 RESIZED: Mapping[str, Any] = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
 FINISHED: Mapping[str, Any] = {
     "do_resize": False, "do_center_crop": False, "do_convert_rgb": False, "input_data_format": "channels_first",
@@ -47,7 +47,8 @@ def check(config: Any, model: str) -> None:
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         raise SettingError(
             f"{model} must be a model that classifies images for this task (got the architecture {config.model_type}); "
-            "choose a ViT or DINOv2, for example model=hub model.name=google/vit-base-patch16-224-in21k, or model=tiny_vit"
+            "choose a ViT or DINOv2, for example model=hub model.name=google/vit-base-patch16-224-in21k, or "
+            "model=tiny_vit"
         )
 
 
@@ -68,7 +69,7 @@ class Encoded:
 
     @property
     def lengths(self) -> np.ndarray:
-        """1 for each image: they all cost the same."""
+        """1 for each image, since all images cost the same."""
         return np.ones(len(self), dtype=np.int64)
 
 
@@ -78,7 +79,8 @@ def encode(task: Task, split: str, processor: Any, /) -> Encoded:
     first = opened(rows.image[0], f"row 1 of {split}")
     halves = _finish(processor, np.asarray(processor(first, **RESIZED)["pixel_values"]))
     whole = np.asarray(processor(first, return_tensors="np")["pixel_values"])
-    # Few processors do not divide into two halves: their finished pixels are kept, which takes four times the memory.
+    # A few processors cannot be split into two halves. Their finished pixels are kept, which takes four times the
+    # memory.
     divides = halves.shape == whole.shape and np.array_equal(halves, whole)
     steps = RESIZED if divides else {"return_tensors": "np"}
 
@@ -105,10 +107,10 @@ def encode(task: Task, split: str, processor: Any, /) -> Encoded:
 
 
 def opened(source: "Path | bytes", name: str) -> "Image":
-    """An image in RGB. source: its file, or its content; name: of content, in messages.
+    """An image in RGB. source: its file or its content; name: the name of the content in messages.
 
     Transparency is dropped, as `convert` does; 16-bit grey is scaled to 8 bits, which `convert` would clip. Raises
-    SettingError, naming the file, for what cannot be read.
+    SettingError, naming the file, if the image cannot be read.
     """
     from PIL import Image, ImageOps
 
@@ -125,8 +127,8 @@ def opened(source: "Path | bytes", name: str) -> "Image":
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise SettingError(
-            f"{where} cannot be read as an image ({reason}); correct or remove it: images must be files that Pillow opens, "
-            "with 8 bits per channel or 16-bit grey"
+            f"{where} cannot be read as an image ({reason}); images must be files that Pillow opens, with 8 bits per "
+            "channel or 16-bit grey"
         ) from None
 
 

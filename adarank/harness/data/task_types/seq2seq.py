@@ -1,7 +1,8 @@
-"""Text to text by an encoder-decoder: the encoder reads the text, the decoder writes the reference.
+"""Text generation by an encoder-decoder: the encoder reads the text, and the decoder writes the reference.
 
-Labels are the reference's tokens with the model's own end token, −100 where padded. Evaluation decodes with beams and
-the model's own generation settings, as the published summarisation scripts do, and compares with the reference.
+Labels are the reference's tokens with the model's own end token, −100 where padded. Evaluation decodes with beam search
+and the model's own generation settings, as the published summarisation scripts do, and compares the result with the
+reference.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,13 +42,13 @@ def check(config: Any, model: str) -> None:
 
 
 def encode(task: Task, split: str, tokenizer: Any) -> Encoded:
-    """Raises SettingError for a text, a reference or an answer that may be longer than the model reads."""
+    """Raises SettingError if a text, a reference or an answer may be too long for the model."""
     rows: Prompts = getattr(task, split)
     longest, count = task.options["max_new_tokens"], answered(task, split)
     if count != 0 and longest > tokenizer.model_max_length:
         raise SettingError(
-            f"task.max_new_tokens must be at most {tokenizer.model_max_length}, the tokens that the model reads "
-            f"(got {longest})"
+            f"task.max_new_tokens must be at most {tokenizer.model_max_length}, the number of tokens that the model "
+            f"reads (got {longest})"
         )
     references = [texts[0] for texts in rows.references]
     labels = _tokens("text_target", references, longest, task, split, tokenizer)
@@ -59,7 +60,7 @@ def encode(task: Task, split: str, tokenizer: Any) -> Encoded:
 
 
 def _tokens(side: str, texts: list[str], longest: int, task: Task, split: str, tokenizer: Any) -> list[list[int]]:
-    """One list of at most `longest` ids per text; side: "text" or "text_target", as tokenisers call them."""
+    """One list of at most `longest` ids per text; side: "text" or "text_target", an argument of tokenisers."""
     key = cache.key(tokenizer, rows=f"{task.fingerprint} {split}", kind=task.task_type, side=side, max_length=longest)
     tokens = cache.read(key)
     if tokens is None:
@@ -74,7 +75,7 @@ def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """[batch, longest reference]: the cross-entropy of every token, 0 where padded. The model shifts labels."""
+    """The cross-entropy of every token, [batch, longest reference], 0 for padding. The model shifts the labels."""
     logits = at_least_fp32(model(**batch, use_cache=False).logits)
     return F.cross_entropy(logits.transpose(1, 2), batch["labels"], ignore_index=IGNORED, reduction="none")
 
@@ -93,7 +94,7 @@ def evaluate(
 
 
 def answers(model: Any, rows: Encoded, config: TrainConfig, device: torch.device) -> list[str]:
-    """What the model writes for each of `rows.prompts`, in their order."""
+    """The model's answer to each of `rows.prompts`, in their order."""
     order = evaluation_order(lengths(rows.prompts), config.batch_size)
 
     def inputs(numbers: np.ndarray) -> tuple[Tensor, Tensor]:

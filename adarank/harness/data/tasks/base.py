@@ -1,4 +1,4 @@
-"""Rows and tasks: what every task function returns to the training loop."""
+"""Rows and tasks, the types that task functions return to the training loop."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,14 @@ import numpy as np
 
 from adarank.errors import SettingError
 
-HOLDOUT_SEED = 0  # one holdout for all runs: a run's own seed must not decide which rows are held out
+HOLDOUT_SEED = 0  # the same for all runs: a run's own seed must not affect which rows are held out
 SALT = "adarank 0"  # of `salted_order`, which a run's own seed does not influence either
 
 Turn = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
 class Rows:
-    """A dataclass of columns: lists or arrays of one length, or None."""
+    """A dataclass of columns, which are lists or arrays of the same length, or None."""
 
     def __len__(self) -> int:
         return len(next(iter(vars(self).values())))
@@ -75,11 +75,11 @@ class Task:
     """A loaded task.
 
     train, dev, test: the rows, in the form that the task's type takes (classify: `Split`, images: `Images`); test may
-    be None; unlabelled_test: test rows without labels, a `Split` of a classify task, which a run predicts at its end; labels: the
-    class names in index order, empty if there are no classes; metrics: the first is reported and chooses the best
-    checkpoint (on dev); max_length: tokens kept of a row, 0 where rows have no tokens; fingerprint: SHA-256 (hex) of the rows, part of the run's
-    identity; task_type: a key of `task_types.TASK_TYPES`; options: further plain values that the type needs, part of
-    the run's identity.
+    be None; unlabelled_test: test rows without labels, a `Split` of a classify task, for which a run writes predictions
+    at its end; labels: the class names in index order, empty if there are no classes; metrics: the first is reported
+    and selects the best checkpoint (on dev); max_length: tokens kept per row, 0 if rows have no tokens; fingerprint:
+    SHA-256 (hex) of the rows, part of the run's identity; task_type: a key of `task_types.TASK_TYPES`; options: further
+    plain values that the type needs, part of the run's identity.
     """
 
     name: str
@@ -96,10 +96,10 @@ class Task:
 
 
 def hold_out(task: Task, size: float | None) -> Task:
-    """`task` with `size` of its training rows as dev, drawn once, so that the reported rows choose nothing.
+    """`task` with `size` of its training rows as dev, drawn once, so that the reported rows select nothing.
 
-    size: a number of rows, or a fraction between 0 and 1; None leaves the task unchanged. The reported rows, the
-    labelled test set or else the task's own dev set, become test: they are measured at the end and choose neither a
+    size: a number of rows, or a fraction between 0 and 1; None leaves the task unchanged. The reported rows, which are
+    the labelled test set or else the task's own dev set, become test: they are measured at the end and select neither a
     checkpoint nor a learning rate. Raises SettingError if train or dev would be empty.
     """
     if size is None:
@@ -122,6 +122,6 @@ def hold_out(task: Task, size: float | None) -> Task:
 
 
 def salted_order(texts: Sequence[str]) -> list[int]:
-    """Row numbers in the order of the salted SHA-256 of their texts: shuffled, but the same everywhere."""
+    """Row numbers in the order of the salted SHA-256 of their texts, which is shuffled but the same everywhere."""
     digests = [hashlib.sha256(f"{SALT}:{text}".encode()).digest() for text in texts]
     return sorted(range(len(texts)), key=lambda row: digests[row])

@@ -1,4 +1,4 @@
-"""Conversations of one or more turns, from your own files or the hub, written by the model's own chat template."""
+"""Conversations of one or more turns, from your own files or the hub, rendered with the model's own chat template."""
 
 import json
 from dataclasses import replace
@@ -28,14 +28,13 @@ def chat(
     max_new_tokens: int = 128,
     generate_rows: int | None = None,
 ) -> Task:
-    """Conversations from the folder `path` (train and optionally dev and test, as .jsonl or .json, also packed as .gz,
-    or .parquet), or from the hub's data set `name` (train, dev, test: its splits). Without a dev split, dev is taken
-    from train.
+    """Conversations from the folder `path` (train and optionally dev and test, as .jsonl or .json, optionally
+    compressed as .gz, or .parquet), or from the hub's data set `name` (train, dev, test: its splits). Without a dev
+    split, dev is taken from train.
 
-    messages: the column that holds, for every row, a list of {"role": "system" | "user" | "assistant", "content": text};
-    other keys of a message are not read. All assistant turns count in the loss. The last one is the reference that the
-    model's answer to the turns before it is compared with; what follows it is left out. Raises SettingError, naming
-    file and row.
+    messages: the column that holds, for every row, a list of {"role": "system" | "user" | "assistant", "content":
+    text}; other keys of a message are ignored. All assistant turns count in the loss. The last one is the reference for
+    the model's answer to the turns before it; later turns are omitted. Raises SettingError, naming file and row.
     """
     title, read = read_own("chat", path, name, config, revision, {"train": train, "dev": dev, "test": test})
     rows = {split: conversations(source, table, messages) for split, (source, table) in read.items()}
@@ -45,7 +44,7 @@ def chat(
 
 
 def conversations(source: str, table: Columns, messages: str) -> Prompts:
-    """One prompt per conversation of a table: the turns before its last assistant turn, which is the reference."""
+    """One prompt per conversation of a table: the turns before the last assistant turn, which is the reference."""
     picked = pick_columns(source, table, {"task.messages": messages})["task.messages"]
     checked = [_conversation(source, row, turns) for row, turns in enumerate(picked, 1)]
     turns = [conversation[:-1] for conversation in checked]
@@ -69,10 +68,10 @@ def _conversation(source: str, row: int, messages: Any) -> list[Turn]:
                 f"{role!r:.60})"
             )
         if missing(content):
-            raise SettingError(f"{source}: turn {number} of row {row} ({role}) is empty; every turn needs a text")
+            raise SettingError(f"{source}: turn {number} of row {row} ({role}) is empty; every turn needs text")
         if not isinstance(content, str):
             raise SettingError(
-                f"{source}: the content of turn {number} in row {row} must be a text (got {content!r:.60})"
+                f"{source}: the content of turn {number} in row {row} must be text (got {content!r:.60})"
             )
         require_whole(source, f"turn {number}", row, content)
         turns.append({"role": role, "content": content})

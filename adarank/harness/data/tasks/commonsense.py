@@ -32,9 +32,9 @@ def commonsense(
     """The suite's files, NAME/train.json and NAME/test.json, in the folder `path` or in its commonsense/.
 
     names: one or more of boolq, piqa, social_i_qa, hellaswag, winogrande, ARC-Easy, ARC-Challenge and openbookqa; None:
-    all whose folders exist. Several are trained on together. dev is taken from each task's train. limit,
-    generate_rows: rows of a split, spread evenly over the tasks. An answer is what the suite's own rule extracts from
-    the text (`CHOICES`); `accuracy` is the mean over the tasks, `accuracy_NAME` that of one.
+    all whose folders exist. Several tasks are trained together. dev is taken from each task's train. limit,
+    generate_rows: rows of a split, spread evenly over the tasks. The suite's own rule extracts the answer from the text
+    (`CHOICES`); `accuracy` is the mean over the tasks, and `accuracy_NAME` is that of one task.
 
     Differences from the suite's script: only the response counts in the loss, the prompt has no indentation, answers
     are decoded greedily instead of with four beams, and they are lower-cased before the rule is applied. Raises
@@ -45,7 +45,7 @@ def commonsense(
     tasks = _chosen(path, where, [names] if isinstance(names, str) else names)
     for setting, value in (("limit", limit), ("generate_rows", generate_rows)):
         if value is not None and value < len(tasks):
-            raise SettingError(f"task.{setting} must be at least {len(tasks)}, one row for each task (got {value})")
+            raise SettingError(f"task.{setting} must be at least {len(tasks)}, one row per task (got {value})")
     parts = [_part(where / task, task, path) for task in tasks]
     splits = {split: _in_turn([part[split] for part in parts]) for split in ("train", "dev", "test")}
     title = "commonsense" if names is None else "+".join(tasks)
@@ -62,14 +62,14 @@ def _chosen(path: str, where: Path, names: Sequence[str] | None) -> list[str]:
         return there
     if not names or len(set(names)) < len(names) or not set(names) <= set(there):
         raise SettingError(
-            f"task.names must be one or more different names of {', '.join(there)}, whose folders are in task.path "
+            f"task.names must be one or more different names from {', '.join(there)}, whose folders are in task.path "
             f"(got {', '.join(map(str, names)) or 'none'})"
         )
     return [task for task in CHOICES if task in names]
 
 
 def _part(where: Path, task: str, path: str) -> dict[str, Prompts]:
-    """train, dev and test of one task. Equal prompts are joined in train and dev; every row of test is answered."""
+    """train, dev and test of one task. Equal prompts are merged in train and dev; every row of test is answered."""
     read = {}
     for split in ("train", "test"):
         source = f"{task}/{split}.json (task.path={path})"
@@ -84,7 +84,7 @@ def _part(where: Path, task: str, path: str) -> dict[str, Prompts]:
 
 
 def _rows(file: Path, source: str, task: str) -> tuple[str, list[str], list[str]]:
-    """(source, prompts, responses). Raises SettingError for a response that does not hold the row's answer."""
+    """(source, prompts, responses). Raises SettingError for a response that does not contain the row's answer."""
     table = json_array(file, source)
     picked = pick_columns(source, table, {name: name for name in ("instruction", "output", "answer")})
     inputs = table.get("input", [None] * len(picked["instruction"]))

@@ -1,4 +1,4 @@
-"""E2E NLG (Novikova et al. 2017, arXiv 1706.09254): a restaurant's attributes to a sentence about it."""
+"""E2E NLG (Novikova et al. 2017, arXiv 1706.09254): turn a restaurant's attributes into a sentence about it."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,7 +9,7 @@ from adarank.harness.data.tasks.readers import comma_separated, folder_with
 from adarank.harness.data.tasks.rows import pick_columns
 
 FILES = {"train": "trainset.csv", "dev": "devset.csv", "test": "testset_w_refs.csv"}
-DEV_ROWS = 100  # meaning representations of a dev set that is taken from devset.csv
+DEV_ROWS = 100  # meaning representations in a dev set that is taken from devset.csv
 
 
 def e2e(
@@ -22,8 +22,8 @@ def e2e(
 ) -> Task:
     """The challenge's CSV files in a folder, or in its E2E/. Every meaning representation has several references.
 
-    Without trainset.csv, devset.csv is divided into train and dev by whole meaning representations. The prompt is the
-    representation as written and a line break. The metrics are the challenge's own except NIST. Raises SettingError.
+    Without trainset.csv, devset.csv is split into train and dev by whole meaning representations. The prompt is the
+    unchanged representation and a line break. The metrics are the challenge's own except NIST. Raises SettingError.
     """
     where = folder_with(path, FILES["dev"], owner="the E2E challenge's ", inside="E2E")
     splits = {split: _read(where / file, path) for split, file in FILES.items() if (where / file).is_file()}

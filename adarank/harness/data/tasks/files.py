@@ -18,9 +18,10 @@ def files(
     with named columns.
 
     CSV is quoted, TSV is not; both are UTF-8 with a header. text, pair, label: names of columns. Labels that are words
-    or whole numbers are classes; numbers with a fraction are regression targets. A test whose label column is missing or
-    empty is predicted and not scored. metric: a metric of labels, where pearson, spearman and pearson_spearman make all
-    numbers targets; None: accuracy, or pearson_spearman for regression. Raises SettingError, naming file and row.
+    or whole numbers are classes; numbers with a fraction are regression targets. A test set whose label column is
+    missing or empty is predicted but not scored. metric: a metric for labels, of which pearson, spearman and
+    pearson_spearman make all numbers targets; None: accuracy, or pearson_spearman for regression. Raises SettingError,
+    naming file and row.
     """
     check_metric(metric)
     check_sizes(limit, max_length)

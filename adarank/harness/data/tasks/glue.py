@@ -17,8 +17,8 @@ REPOSITORY = ("nyu-mll/glue", "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c")  # Par
 class Layout:
     """The names of a folder's columns, which are `column N` for files without a header, and of its files.
 
-    test: used if it exists and has labels (GLUE's own test files mostly have none); torn: rows that a line break inside
-    a text has torn apart are left out, as everyone leaves them out of QQP.
+    test: used if it exists and has labels (most of GLUE's own test files have none); torn: whether to skip rows that a
+    line break inside a text has broken, as is usual for QQP.
     """
 
     text: str = "sentence1"
@@ -32,10 +32,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a GLUE task lies in a folder and on the hub, and the metrics that GLUE reports for it.
+    """The location of a GLUE task in a folder and on the hub, and the metrics that GLUE reports for it.
 
     folder: its name in GLUE's download; layouts: the official one, then that of the source repository; order: the
-    classes in the hub's order, if that is not the sorted one.
+    classes in the hub's order, unless it is the sorted order.
     """
 
     folder: str
@@ -87,9 +87,9 @@ def glue(
     """A GLUE task with its own metrics, the first of which is reported.
 
     MNLI's dev set is the matched one; the mismatched one is its test set, measured once with the checkpoint that is
-    best on the matched one. path: the folder that holds CoLA, MNLI, MRPC, …, or the task's own folder, in GLUE's layout
-    (as downloaded) or in that of the repositories it came from; None: the hub. The files are read without quoting, as
-    GLUE writes them. Raises SettingError, naming the files it needs.
+    best on the matched one. path: the folder with CoLA, MNLI, MRPC, …, or the task's own folder, in GLUE's layout (as
+    downloaded) or in that of the source repositories; None: the hub. The files are read without quoting, as GLUE writes
+    them. Raises SettingError, naming the required files.
     """
     check_sizes(limit, max_length)
     source = SOURCES[name]
@@ -125,7 +125,7 @@ def _tables(source: Source, path: str) -> tuple[Table, Table, Table | None]:
 
 
 def _read(place: Path, files: tuple[str, ...], layout: Layout, path: str) -> tuple[str, Columns]:
-    """(their name in messages, the columns of all files, one after the other)."""
+    """(the files' name in messages, the columns of all files, concatenated)."""
     header = not layout.text.startswith("column ")
     parts = [
         delimited(place / file, f"{file} (task.path={path})", "\t", quoted=False, header=header, torn=layout.torn)

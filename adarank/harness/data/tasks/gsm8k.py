@@ -1,4 +1,4 @@
-"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168): word problems of school mathematics, solved step by step."""
+"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168): grade-school maths word problems, solved step by step."""
 
 from typing import Literal
 
@@ -22,8 +22,8 @@ def gsm8k(
 ) -> Task:
     """6,973 / 500 / 1,319 problems; dev is taken from the original 7,473 training problems.
 
-    path: the folder with train.jsonl and test.jsonl, or with a GSM8K/ that has them; None: the hub. answer_match
-    compares the numbers after the last ####. Raises SettingError.
+    path: the folder with train.jsonl and test.jsonl, or with a subfolder GSM8K/ that contains them; None: the hub.
+    answer_match compares the numbers after the last ####. Raises SettingError.
     """
     if path is None:
         data = read_hub(REPOSITORY, {"train": "train", "test": "test"}, "gsm8k", "train.jsonl and test.jsonl")

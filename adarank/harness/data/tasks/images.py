@@ -18,16 +18,16 @@ from adarank.harness.data.tasks.readers import folder, holds
 from adarank.harness.data.tasks.rows import check_sizes, class_indices, class_order, limited, missing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-SPLITS = {"train": ("train",), "dev": ("dev", "val", "validation"), "test": ("test",)}  # what their folders are called
-CARVED = 10  # a split that is carved has one in so many images of every class
+SPLITS = {"train": ("train",), "dev": ("dev", "val", "validation"), "test": ("test",)}  # {split: names of its folder}
+CARVED = 10  # a split taken from train gets every 10th image of each class
 
 
 @dataclass(frozen=True)
 class Labelled:
     """A split as read.
 
-    source: where it comes from, for messages; label: the classes; order: all of them in index order, if the source
-    defines one; digest: SHA-256 (hex) of the images' content.
+    source: its origin, for messages; label: the classes; order: all classes in index order, if the source defines one;
+    digest: SHA-256 (hex) of the images' content.
     """
 
     source: str
@@ -55,16 +55,16 @@ def images(
     metric: str | None = None,
     limit: int | None = None,
 ) -> Task:
-    """Images from the folder `path`, or from the hub's data set `name` (image, label: its columns; train, dev, test: its
-    splits).
+    """Images from the folder `path`, or from the hub's data set `name` (image, label: its columns; train, dev, test:
+    its splits).
 
-    path holds folders train, optionally dev (or val, validation) and test, each with one folder of images per class; or
-    the classes' folders alone. A dev that is missing takes a tenth of train's images in every class, in a salted order
-    of their content; where there are only classes, so does test. metric: accuracy, f1 or matthews; None: accuracy.
-    Raises SettingError, naming the folder or row, for what cannot be used.
+    path holds the folders train and optionally dev (or val, validation) and test, each with one folder of images per
+    class, or only the classes' folders. A missing dev takes a tenth of train's images in every class, in a salted order
+    of their content; if there are only classes' folders, so does test. metric: accuracy, f1 or matthews; None:
+    accuracy. Raises SettingError, naming the folder or row, for unusable data.
     """
     if (path is None) == (name is None):
-        raise SettingError("task=images needs either task.path=FOLDER or task.name=NAME, a data set of the hub")
+        raise SettingError("task=images needs either task.path=FOLDER or task.name=NAME, a data set on the hub")
     if metric not in (None, *metrics.fitting(regression=False)):
         valid = ", ".join(metrics.fitting(regression=False))
         raise SettingError(f"task.metric must be one of {valid} for images, or null (got {metric})")
@@ -78,8 +78,8 @@ def images(
 
 
 def digits(limit: int | None = None) -> Task:
-    """scikit-learn's 1,797 handwritten digits of 8 × 8 grey pixels (Alpaydin and Kaynak 1998); dev and test take a tenth
-    of every class."""
+    """scikit-learn's 1,797 handwritten digits of 8 × 8 grey pixels (Alpaydin and Kaynak 1998); dev and test take a
+    tenth of every class."""
     check_sizes(limit)
     _require_pillow("digits")
     from sklearn.datasets import load_digits
@@ -99,7 +99,7 @@ def _require_pillow(task: str) -> None:
 
 
 def _folders(path: str) -> dict[str, Labelled]:
-    """{split: its images} of a folder. A class may be called train: a split is a folder of folders."""
+    """{split: its images} of a folder. A class may be called train, because a split is a folder of folders."""
     where = folder(path)
     if not any(child.is_dir() for child in _visible(where / "train")):
         return _carved({"train": _classes(where, path)}, ("dev", "test"))
@@ -125,7 +125,7 @@ def _classes(where: Path, path: str) -> Labelled:
         children = list(_visible(each))
         if inner := [child.name for child in children if child.is_dir()]:
             raise SettingError(
-                f"{source}: the folder {each.name} of a class must hold nothing but images (it holds the folder "
+                f"{source}: the folder {each.name} of a class must hold only images (it holds the folder "
                 f"{inner[0]}); task.path must have {layout}"
             )
         own = [child for child in children if child.suffix.lower() in SUFFIXES]
@@ -139,7 +139,7 @@ def _classes(where: Path, path: str) -> Labelled:
 
 
 def _visible(where: Path) -> Iterator[Path]:
-    """What a folder holds, sorted by name, without hidden files."""
+    """The contents of a folder, sorted by name, without hidden files."""
     if where.is_dir():
         yield from sorted(child for child in where.iterdir() if not child.name.startswith("."))
 
@@ -147,8 +147,8 @@ def _visible(where: Path) -> Iterator[Path]:
 def _hub(
     name: str, config: str | None, revision: str | None, image: str, label: str, wanted: Mapping[str, str | None]
 ) -> tuple[dict[str, Labelled], str]:
-    """({split: its images}, title) of a data set. A test without labels (all -1) is left out."""
-    use = "a data set's name with the hub in reach, or task.path=FOLDER"
+    """({split: its images}, title) of a data set. A test split without labels (all -1) is omitted."""
+    use = "a data set's name while the hub can be reached, or task.path=FOLDER"
     data = open_splits(name, config, revision, wanted, f"task.name={name}", use)
     splits = {split: _table(source, rows, image, label) for split, (source, rows) in data.items()}
     if "test" in splits and all(missing(value) for value in splits["test"].label):
@@ -158,7 +158,8 @@ def _hub(
 
 
 def _table(source: str, dataset: Any, image: str, label: str) -> Labelled:
-    """The rows of a split of the hub; class numbers become their names, and -1, which marks a missing label, ""."""
+    """The rows of a split on the hub; class numbers become class names, and -1, which marks a missing label, becomes
+    ""."""
     for setting, column in (("image", image), ("label", label)):
         if column not in dataset.column_names:
             columns = ", ".join(dataset.column_names)
@@ -180,7 +181,7 @@ def _table(source: str, dataset: Any, image: str, label: str) -> Labelled:
 
 def _carved(splits: Mapping[str, Labelled], wanted: Sequence[str]) -> dict[str, Labelled]:
     """`splits` with those of `wanted` taken from train: one in CARVED images of every class, in `salted_order` of their
-    content. An image that occurs twice in a class is used once, so that no split holds an image of another one."""
+    content. An image that occurs twice in a class is used once, so that no image is in two splits."""
     train = splits["train"]
     once: dict[str, dict[str, int]] = {}  # {class: {content: its first row}}
     for row, (each, digest) in enumerate(zip(train.label, train.digest, strict=True)):
@@ -192,7 +193,7 @@ def _carved(splits: Mapping[str, Labelled], wanted: Sequence[str]) -> dict[str, 
         if len(order) <= count * len(wanted):
             raise SettingError(
                 f"{train.source}: the class {each} has too few images to take {' and '.join(wanted)} from it (it has "
-                f"{len(order)}); add images, or make folders train, dev and test"
+                f"{len(order)}); add images, or create folders train, dev and test"
             )
         for part, split in enumerate(wanted):
             rows[split] += order[part * count : (part + 1) * count]
@@ -203,7 +204,7 @@ def _carved(splits: Mapping[str, Labelled], wanted: Sequence[str]) -> dict[str, 
 def _labelled(
     source: str, images: list[Path | bytes], label: list[str], order: tuple[str, ...] | None = None
 ) -> Labelled:
-    """Images with their digests. Raises SettingError for a file that cannot be read, and where there is no row."""
+    """Images with their digests. Raises SettingError if a file cannot be read or there are no rows."""
     if not images:
         raise SettingError(f"{source} has no rows; every split needs at least one")
     return Labelled(source, images, label, order, [_digest(image) for image in images])
@@ -220,7 +221,7 @@ def _digest(image: Path | bytes) -> str:
 
 
 def _assemble(name: str, splits: Mapping[str, Labelled], metric: str | None, limit: int | None) -> Task:
-    """A `Task` of checked rows: classes become indices, then `limit` rows per split are kept and fingerprinted."""
+    """A `Task` with checked rows: classes become indices, then `limit` rows per split are kept and fingerprinted."""
     train = splits["train"]
     classes = class_order(train.source, train.label, train.order)
     rows: dict[str, Images] = {}

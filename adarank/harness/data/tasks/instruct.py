@@ -1,4 +1,4 @@
-"""Instructions and their responses, from your own files or the hub."""
+"""Instructions and responses, from your own files or the hub."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,8 +35,8 @@ def instruct(
 
     template: "chat" makes the prompt the user's turn in the chat template of the model's tokenizer; "plain" is the
     prompt and a line break (an instruction with an input: both, with an empty line between them); "alpaca" is Alpaca's
-    form (Taori et al. 2023) without its preamble. "auto" is "chat" where the tokenizer has a template, otherwise
-    "alpaca" for the columns of Alpaca and "plain" for others. Raises SettingError, naming file and row.
+    format (Taori et al. 2023) without its preamble. "auto" is "chat" if the tokenizer has a template, otherwise
+    "alpaca" for Alpaca's columns and "plain" for others. Raises SettingError, naming file and row.
     """
     title, read = read_own("instruct", path, name, config, revision, {"train": train, "dev": dev, "test": test})
     rows = {split: instructions(source, table, prompt, response, template) for split, (source, table) in read.items()}
@@ -57,7 +57,7 @@ def instructions(source: str, table: Columns, prompt: str | None, response: str 
     form: Callable[[str, str | None], str] = _plain
     if template == "alpaca" or (template != "plain" and by_column):
         form = alpaca
-    # What is not a text stays as it is for `grouped` to refuse.
+    # Values that are not text remain unchanged, so that `grouped` refuses them.
     texts = [form(*pair) if isinstance(pair[0], str) and not missing(pair[0]) else pair[0] for pair in pairs]
     rows = grouped(source, texts, picked["task.response"])
     if template in ("alpaca", "plain"):

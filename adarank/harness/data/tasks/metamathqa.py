@@ -1,4 +1,4 @@
-"""Training on MetaMathQA (Yu et al. 2023, arXiv 2309.12284), evaluation on GSM8K: the task of PEFT's method comparison
+"""Training on MetaMathQA (Yu et al. 2023, arXiv 2309.12284) and evaluation on GSM8K, as in PEFT's method comparison
 (huggingface/peft, method_comparison/MetaMathQA)."""
 
 import json
@@ -28,9 +28,10 @@ def metamathqa(
 ) -> Task:
     """Train: MetaMathQA's rows of at most 1,300 characters; dev and test: those of task=gsm8k, 500 and 1,319 problems.
 
-    path: a folder with MetaMathQA-395K.json and GSM8K's files, there or in GSM8K/; None: the hub. final_answer compares
-    the numbers after "The answer is:" or "####". Differences from PEFT's suite: its prompt adds "Think step by step.",
-    and its dev has 50 problems that are always answered (ours are with task.metric=final_answer). Raises SettingError.
+    path: a folder with MetaMathQA-395K.json and GSM8K's files, in it or in its GSM8K/; None: the hub. final_answer
+    compares the numbers after "The answer is:" or "####". Differences from PEFT's suite: its prompt adds "Think step by
+    step.", and its dev set has 50 problems that are always answered (ours are only with task.metric=final_answer).
+    Raises SettingError.
     """
     if path is None:
         files = f"{FILE}, train.jsonl and test.jsonl"

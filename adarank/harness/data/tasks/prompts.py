@@ -1,4 +1,4 @@
-"""Prompts with responses: from files or the hub, by way of checked columns, to a `Task` that generates text."""
+"""Turns prompts with responses, from files or the hub, into a checked `Task` that generates text."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ from adarank.harness.data.tasks.hub import columns, open_splits
 from adarank.harness.data.tasks.readers import Columns, folder, read_splits
 from adarank.harness.data.tasks.rows import missing, require_rows, require_whole
 
-DEV_ROWS = 500  # prompts of a dev set that is taken from train, but at most a tenth of them
-OWN_METRICS = ("bleu", "rouge1", "rouge2", "rougeL", "exact_match")  # of answers to prompts of one's own
+DEV_ROWS = 500  # prompts in a dev set that is taken from train, but at most a tenth of train
+OWN_METRICS = ("bleu", "rouge1", "rouge2", "rougeL", "exact_match")  # for answers to the user's own prompts
 
 
 def read_own(
@@ -25,19 +25,19 @@ def read_own(
     revision: str | None,
     splits: Mapping[str, str | None],
 ) -> tuple[str, dict[str, tuple[str, Columns]]]:
-    """(the data's title, {split: (where it comes from, columns)}) of task.path or task.name; splits: of the hub's data
-    set. Raises SettingError unless exactly one of both is given."""
+    """(the data's title, {split: (origin, columns)}) of task.path or task.name; splits: those of the hub's data set.
+    Raises SettingError unless exactly one of the two is given."""
     if path is not None and name is None:
         return folder(path).resolve().name, read_splits(path, required=("train",))
     if path is not None or name is None:
-        raise SettingError(f"task={task} needs either task.path=FOLDER or task.name=NAME, a data set of the hub")
-    use = "a data set's name with the hub in reach, or task.path=FOLDER"
+        raise SettingError(f"task={task} needs either task.path=FOLDER or task.name=NAME, a data set on the hub")
+    use = "a data set's name while the hub can be reached, or task.path=FOLDER"
     data = open_splits(name, config, revision, splits, f"task.name={name}", use)
     return name, {role: (source, columns(rows)) for role, (source, rows) in data.items()}
 
 
 def with_dev(splits: Mapping[str, Prompts], most: int = DEV_ROWS) -> dict[str, Prompts]:
-    """The splits with a dev split: if there is none, a tenth of train's prompts, but at most `most`."""
+    """The splits including dev, which consists of a tenth of train's prompts, but at most `most`, if there was none."""
     if "dev" in splits:
         return dict(splits)
     dev, train = carved(splits["train"], min(most, max(1, len(splits["train"]) // 10)))
@@ -53,7 +53,7 @@ def alpaca(instruction: str, given: str | None = None) -> str:
 def grouped(source: str, prompts: Sequence[Any], responses: Sequence[Any]) -> Prompts:
     """Every prompt once, in the order of its first row, with the responses of all its rows as references.
 
-    source: where the rows come from, for messages. Raises SettingError as `check_texts` does.
+    source: the rows' origin, for messages. Raises SettingError as `check_texts` does.
     """
     check_texts(source, prompts, responses)
     references: dict[str, list[str]] = {}
@@ -68,23 +68,22 @@ def check_texts(source: str, prompts: Sequence[Any], responses: Sequence[Any]) -
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True), 1):
         for role, value in (("prompt", prompt), ("response", response)):
             if missing(value):
-                raise SettingError(f"{source}: the {role} of row {row} is empty; every row needs a text")
+                raise SettingError(f"{source}: the {role} of row {row} is empty; every row needs text")
             if not isinstance(value, str):
-                raise SettingError(f"{source}: the {role} of row {row} must be a text (got {value!r:.60})")
+                raise SettingError(f"{source}: the {role} of row {row} must be text (got {value!r:.60})")
             require_whole(source, role, row, value)
 
 
 def carved(rows: Prompts, count: int) -> tuple[Prompts, Prompts]:
-    """(dev, train): the first `count` prompts in `salted_order`, at most half, and the others in their order."""
+    """(dev, train): the first `count` prompts in `salted_order`, at most half of all, and the others in their order."""
     if len(rows) < 2:
-        raise SettingError("train has a single prompt, so no dev can be taken from it; give at least 2, or a dev split")
+        raise SettingError("train has a single prompt, which cannot be split; give at least 2, or a dev split")
     dev = salted_order(rows.prompt)[: min(count, len(rows) // 2)]
     return rows.take(dev), rows.take(sorted(set(range(len(rows))) - set(dev)))
 
 
 def limited(rows: Prompts, limit: int | None) -> Prompts:
-    """The first prompts that have at most `limit` references together, but at least one prompt; all if limit is
-    None."""
+    """The first prompts with at most `limit` references in total, but at least one prompt; all if limit is None."""
     if limit is None:
         return rows
     totals = accumulate(map(len, rows.references))
@@ -103,8 +102,8 @@ def assemble(
 ) -> Task:
     """A `Task` with the splits "train", "dev" and optionally "test".
 
-    metrics: those of the answers to test; metric: "loss" or one of metrics, which chooses the best checkpoint on dev;
-    other metrics than the loss need answers to all of dev at every evaluation. Raises SettingError.
+    metrics: those of the answers to test; metric: "loss" or one of metrics, which selects the best checkpoint on dev;
+    metrics other than the loss require answers to all dev prompts at every evaluation. Raises SettingError.
     """
     for setting, value in (("limit", limit), ("generate_rows", generate_rows), ("max_new_tokens", max_new_tokens)):
         if value is not None and value < 1:

@@ -1,4 +1,4 @@
-"""Questions answered by a span of a text: SQuAD 1.1 and 2.0, from a folder or from the hub."""
+"""Questions whose answer is a span of a text: SQuAD 1.1 and 2.0, from a folder or from the hub."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ VERSION = {"squad": "v1.1", "squad_v2": "v2.0"}
 class Questions(Rows):
     """Questions with answers, the rows of one split in a fixed order.
 
-    question, context: one text per row; answers: the acceptable texts of each row, none if the context has no answer;
+    question, context: one text per row; answers: the acceptable answers of each row, none if the context has no answer;
     starts: the character of the context at which each answer begins.
     """
 
@@ -42,7 +42,7 @@ def squad(
     stride: int | None = None,
     longest_answer: int = 30,
 ) -> Task:
-    """SQuAD 1.1 or 2.0. The dev rows are reported, because the test rows were never published.
+    """SQuAD 1.1 or 2.0. Results are reported on the dev rows, because the test rows were never published.
 
     path: a folder with the official train-v1.1.json and dev-v1.1.json (or v2.0); None: the hub. max_length: tokens of a
     question with a window of its context; stride: tokens that neighbouring windows share, by default a third of
@@ -85,7 +85,7 @@ def _local(name: str, path: str, limit: int | None) -> dict[str, Questions]:
 
 
 def _official(file: Path, path: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of an official file, in the hub's form."""
+    """The rows of an official file, in the hub's format."""
     try:
         articles = json.loads(file.read_text(encoding="utf-8"))["data"]
         for paragraph in (p for article in articles for p in article["paragraphs"]):

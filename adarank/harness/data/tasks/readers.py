@@ -1,4 +1,4 @@
-"""File formats: every reader takes a path and the file's name in messages, and returns {column: values}."""
+"""Readers for file formats; each takes a path and the file's name for messages, and returns {column: values}."""
 
 import csv
 import gzip
@@ -18,12 +18,12 @@ csv.field_size_limit(2**31 - 1)  # a text may be longer than the 131,072 charact
 
 @contextmanager
 def opened(path: Path, source: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked where its name ends in .gz."""
+    """The bytes of a file, decompressed if its name ends in .gz."""
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             yield file  # type: ignore[misc]
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise SettingError(f"{source} cannot be unpacked ({error}); it must be a whole file that gzip wrote") from None
+        raise SettingError(f"{source} cannot be decompressed ({error}); it must be a complete gzip file") from None
 
 
 def delimited(
@@ -31,16 +31,15 @@ def delimited(
 ) -> Columns:
     """Text columns of a delimited UTF-8 file; no value is interpreted as missing or as a number.
 
-    quoted=False: quotes are ordinary characters. header=False: columns are called `column 1`, `column 2`, … as far as
-    every row has them. torn: leave out rows that do not fit the header. Raises SettingError if the rows do not fit the
-    header otherwise.
+    quoted=False: quotes are ordinary characters. header=False: the columns that every row has are called `column 1`,
+    `column 2`, … torn: skip rows that do not fit the header, which otherwise raise SettingError.
     """
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     separator = "tabs" if delimiter == "\t" else "commas"
     quotes = 'and texts with commas, quotes or line breaks in "…"' if quoted else "and no quoting"
     dialect = f"fields separated by {separator} {quotes}"
     with opened(path, source) as file:
-        # A carriage return alone ends a line, too, as spreadsheets on old Macs wrote it.
+        # A lone carriage return ends a line, too, as in files from old Macs.
         lines = (part for line in _lines(file, source) for part in io.StringIO(line, newline=""))
         reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=quoted)
         try:
@@ -64,7 +63,7 @@ def delimited(
 
 
 def _lines(file: IO[bytes], source: str) -> Iterator[str]:
-    """The lines of a UTF-8 file. Raises SettingError, naming the line, where they are not UTF-8."""
+    """The lines of a UTF-8 file. Raises SettingError, naming the line, if they are not UTF-8."""
     for number, line in enumerate(file, 1):
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -77,12 +76,12 @@ def comma_separated(path: Path, source: str) -> Columns:
 
 
 def tab_separated(path: Path, source: str) -> Columns:
-    """Without quoting, as in GLUE and in the definition of text/tab-separated-values."""
+    """Reads without quoting, as in GLUE and in the definition of text/tab-separated-values."""
     return delimited(path, source, "\t", quoted=False)
 
 
 def json_lines(path: Path, source: str) -> Columns:
-    """One JSON object per line; keys that a row lacks are None in that row."""
+    """Reads one JSON object per line; a key that is missing from a row is None in that row."""
     rows = []
     with opened(path, source) as file:
         for number, line in enumerate(_lines(file, source), 1):
@@ -99,7 +98,8 @@ def json_lines(path: Path, source: str) -> Columns:
 
 
 def json_array(path: Path, source: str) -> Columns:
-    """One list of JSON objects, or an object with such a list as `data`; keys that a row lacks are None in that row."""
+    """Reads a list of JSON objects, or an object with such a list as `data`; a key that is missing from a row is None
+    in that row."""
     with opened(path, source) as file:
         text = "".join(_lines(file, source))
     try:
@@ -149,9 +149,9 @@ def folder(path: str) -> Path:
 
 
 def folder_with(path: str, *files: str, owner: str = "", inside: str = "") -> Path:
-    """The folder `path`, or its sub-folder `inside` if it has one, in which all of `files` lie.
+    """The folder that contains all of `files`: `path`, or its subfolder `inside` if it has one.
 
-    owner: whose files they are, for messages. Raises SettingError if one is missing.
+    owner: the files' owner, for messages. Raises SettingError if a file is missing.
     """
     where = folder(path)
     where = where / inside if (where / inside).is_dir() else where
@@ -164,7 +164,7 @@ def folder_with(path: str, *files: str, owner: str = "", inside: str = "") -> Pa
 def read_splits(path: str, required: Sequence[str]) -> dict[str, tuple[str, Columns]]:
     """{split: (its file's name in messages, columns)} of the files called train, dev and test in the folder `path`.
 
-    Raises SettingError if there are several files for a split, or none for one of those that are required.
+    Raises SettingError if a split has several files, or if a required split has none.
     """
     where = folder(path)
     splits = {}
@@ -180,8 +180,8 @@ def read_splits(path: str, required: Sequence[str]) -> dict[str, tuple[str, Colu
         elif split in required:
             names = " or ".join(f"{split}{suffix}" for suffix in (*TEXT, ".parquet"))
             raise SettingError(
-                f"task.path={path} has no {split} file; it must hold {names}, of which all but the last may be packed as "
-                f".gz ({holds(where)})"
+                f"task.path={path} has no {split} file; it must hold {names}, of which all but the last may be "
+                f"compressed as .gz ({holds(where)})"
             )
     return splits
 
@@ -189,4 +189,4 @@ def read_splits(path: str, required: Sequence[str]) -> dict[str, tuple[str, Colu
 def holds(where: Path) -> str:
     """The names of a folder's files, for messages."""
     names = sorted(p.name + "/" * p.is_dir() for p in where.iterdir() if not p.name.startswith("."))
-    return f"it holds: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}" if names else "it is empty"
+    return f"it holds {', '.join(names[:12])}{', …' if len(names) > 12 else ''}" if names else "it is empty"

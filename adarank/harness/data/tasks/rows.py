@@ -1,4 +1,4 @@
-"""Texts with labels: from columns as read to a checked `Task` of classification or regression."""
+"""Turns columns of texts and labels into a checked `Task` of classification or regression."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from adarank.errors import SettingError
 from adarank.harness.data.metrics import labels as metrics
 from adarank.harness.data.tasks.base import Split, Task
 
-DEFAULT_METRICS = {True: ("pearson_spearman",), False: ("accuracy",)}  # by whether it is a regression
+DEFAULT_METRICS = {True: ("pearson_spearman",), False: ("accuracy",)}  # {whether it is a regression: metrics}
 MIN_LENGTH = 8  # tokens; the special tokens of two sentences take four
 _INTEGER = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -24,8 +24,8 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 class Table:
     """A split as read.
 
-    source: where it comes from, for messages; label: None where the rows have none; names: the columns of text, pair and
-    label; order: the classes in index order, if the source defines one.
+    source: its origin, for messages; label: None if the rows have none; names: the columns of text, pair and label;
+    order: the classes in index order, if the source defines one.
     """
 
     source: str
@@ -42,9 +42,10 @@ def require_rows(source: str, columns: Mapping[str, Sequence[Any]]) -> None:
 
 
 def pick_columns(source: str, columns: Mapping[str, Sequence[Any]], wanted: Mapping[str, str]) -> dict[str, list[Any]]:
-    """{setting: values} of the columns that `wanted`, {setting: column}, names.
+    """{setting: values} for `wanted`, {setting: column}.
 
-    A column that no setting chooses has itself as setting. Raises SettingError if a column or all rows are missing.
+    A column that no setting selects has its own name as setting. Raises SettingError if a column or all rows are
+    missing.
     """
     require_rows(source, columns)
     for setting, name in wanted.items():
@@ -71,7 +72,7 @@ def check_sizes(limit: int | None, max_length: int = MIN_LENGTH) -> None:
 
 
 def check_metric(name: str | None, regression: bool | None = None) -> None:
-    """Raise SettingError if task.metric is unknown or, once the labels are read, does not fit them."""
+    """Raise SettingError if task.metric is unknown or, once the labels have been read, does not fit them."""
     if name is None:
         return
     metrics.require_known(name)
@@ -92,13 +93,13 @@ def assemble(
     max_length: int,
     metric: str | Sequence[str] | None = None,
 ) -> Task:
-    """A `Task` of checked rows: labels become indices or targets, then `limit` rows per split are kept and
+    """A `Task` with checked rows: labels become indices or targets, then `limit` rows per split are kept and
     fingerprinted.
 
-    train's labels decide: whole numbers and words are classes (sorted, numbers by size; or in train's own order), numbers
-    of which one has a fraction are regression targets, and so are all numbers where the metric is one of regression. A
-    test without labels is only predicted. metric: one name, several (the first is reported), or None: accuracy, or
-    pearson_spearman for regression. Raises SettingError, naming file and row, for values that cannot be used.
+    train's labels determine the type: whole numbers and words are classes (sorted, numbers by size, or in train's own
+    order); numbers are regression targets if any of them has a fraction or if the metric is one for regression. A test
+    set without labels is only predicted. metric: one name, several (the first is reported), or None: accuracy, or
+    pearson_spearman for regression. Raises SettingError, naming file and row, for unusable values.
     """
     check_sizes(limit, max_length)
     tables = {"train": train, "dev": dev} | ({} if test is None else {"test": test})
@@ -132,7 +133,7 @@ def assemble(
 
 
 def _number(value: Any) -> int | float | None:
-    """The number that a label is or spells; None for a word (`nan` and `inf` are words)."""
+    """The number that a label is or denotes; None for a word (`nan` and `inf` are words)."""
     if isinstance(value, str):
         if _INTEGER.fullmatch(value):
             return int(value)
@@ -143,10 +144,11 @@ def _number(value: Any) -> int | float | None:
 def typed_labels(
     splits: Mapping[str, Sequence[Any]], words: bool = False, targets: bool = False
 ) -> dict[str, list[Any]]:
-    """The labels of all splits, typed as train's are: int if all of these are whole numbers, however they are spelled (1,
-    "1", 1.0), float if all are numbers, otherwise str. Labels of other splits that are no such number stay as they are.
+    """The labels of all splits, with the type of train's: int if all of these are whole numbers in any notation (1,
+    "1", 1.0), float if all are numbers, otherwise str. Labels of other splits that are not such numbers remain
+    unchanged.
 
-    words: as str, whatever they spell; targets: numbers are float, whole or not.
+    words: treat all as str; targets: treat all numbers as float.
     """
     numbers = [_number(value) for value in splits["train"]]
     if words or any(number is None for number in numbers):
@@ -183,10 +185,10 @@ def class_indices(source: str, values: Sequence[Any], classes: Sequence[Any]) ->
 
 
 def regression_targets(source: str, values: Sequence[float]) -> np.ndarray:
-    """Targets, float32 [rows]. Raises SettingError for a value that is no number, or that float32 cannot hold."""
+    """Targets, float32 [rows]. Raises SettingError for a value that is not a number or too large for float32."""
     for row, value in enumerate(values, 1):
         if not isinstance(value, float):
-            raise SettingError(f"{source}: the label {value!r} of row {row} must be a number, as those of train are")
+            raise SettingError(f"{source}: the label {value!r} of row {row} must be a number, like those of train")
     with np.errstate(over="ignore"):
         label = np.array(values).astype(np.float32)
     if not np.isfinite(label).all():
@@ -196,7 +198,8 @@ def regression_targets(source: str, values: Sequence[float]) -> np.ndarray:
 
 
 def limited(label: np.ndarray, limit: int | None) -> np.ndarray:
-    """Row numbers, in order, of at most `limit` rows: the first of each class in turn, or for regression the first."""
+    """The numbers, in order, of at most `limit` rows: the first rows of each class in turn, or for regression the first
+    rows."""
     if limit is None or limit >= len(label) or label.dtype == np.float32:
         return np.arange(len(label))[:limit]
     turn = np.empty(len(label), dtype=np.int64)
@@ -222,7 +225,7 @@ def missing(value: Any) -> bool:
 
 
 def require_whole(source: str, name: str, row: int, text: str) -> None:
-    """Raise SettingError for a text that holds half of a surrogate pair, as one that was cut inside an emoji does."""
+    """Raise SettingError for a text with half of a surrogate pair, as in a text that was cut inside an emoji."""
     if text.isascii():
         return
     try:
@@ -230,8 +233,8 @@ def require_whole(source: str, name: str, row: int, text: str) -> None:
     except UnicodeEncodeError as error:
         half = ascii(text[error.start])
         raise SettingError(
-            f"{source}: {name} in row {row} holds half of a character ({half}), which no tokeniser reads; correct or "
-            "remove the row"
+            f"{source}: {name} in row {row} contains half of a character ({half}), which no tokeniser can read; "
+            "correct or remove the row"
         ) from None
 
 
@@ -243,7 +246,7 @@ def _check_values(table: Table) -> None:
         if gaps:
             others = f" and {len(gaps) - 1} more" if len(gaps) > 1 else ""
             raise SettingError(f"{table.source}: {name} is missing in row {gaps[0]}{others}; every row needs a value")
-    for (name, values), valid in zip(columns, ("a text", "a text", "a word or a number"), strict=True):
+    for (name, values), valid in zip(columns, ("a string", "a string", "a word or a number"), strict=True):
         for row, value in enumerate(values, 1):
             if not isinstance(value, str if valid == "a text" else str | int | float):
                 raise SettingError(f"{table.source}: {name} in row {row} must be {valid} (got {value!r:.60})")

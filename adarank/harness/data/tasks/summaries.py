@@ -11,7 +11,7 @@ from adarank.harness.data.tasks.readers import Columns, read_splits
 from adarank.harness.data.tasks.rows import pick_columns
 
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
-# Repositories without a script. XSum's own has one, so its Parquet branch is read.
+# Repositories without a script. XSum's own repository has one, so its Parquet branch is used.
 HUB = {
     "xsum": ("EdinburghNLP/xsum", None, "refs/convert/parquet"),
     "cnn_dailymail": ("abisee/cnn_dailymail", "3.0.0", "96df5e686bee6baa90b8bee7c28b81fa3fa6223d"),
@@ -35,8 +35,8 @@ def summaries(
     3.0.0).
 
     path: a folder with train, dev and optionally test, in any format of task=files; None: the hub. text, summary: names
-    of columns; prefix: put before every text (T5: "summarize: "); max_tokens: of a text; max_new_tokens: of a summary,
-    in training as well; beams: 1 is greedy. Raises SettingError.
+    of columns; prefix: prepended to every text (T5: "summarize: "); max_tokens: the limit for a text; max_new_tokens:
+    the limit for a summary, also in training; beams: 1 is greedy. Raises SettingError.
     """
     if beams < 1:
         raise SettingError(f"task.beams must be at least 1, which is greedy (got {beams})")

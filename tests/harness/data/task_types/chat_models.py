@@ -66,8 +66,8 @@ def chat_tokenizer(form):
 
 
 def save_model(folder, form, template=None):
-    """A tiny random Llama with such a tokenizer, as save_pretrained writes it; form: None for a byte tokenizer without a
-    template."""
+    """A tiny random Llama with such a tokenizer, as save_pretrained writes it; form: None for a byte tokenizer without
+    a template."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = byte_tokenizer() if form is None else chat_tokenizer(form)

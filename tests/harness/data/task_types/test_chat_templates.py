@@ -134,7 +134,7 @@ def test_a_turn_s_own_special_token_ends_the_answer(tmp_path):
     assert chat_templates.turn_end(words, template, turns, "a row") == words.convert_tokens_to_ids("<|im_end|>")
     assert chat_templates.turn_end(words, template.replace("<|im_end|>", ""), turns, "a row") == words.eos_token_id
     assert chat_templates.turn_end(words, "{{ messages[-1].content }}", turns, "a row") is None
-    with pytest.raises(SettingError, match="leaves out the text of assistant turns, perhaps because it expects a list"):
+    with pytest.raises(SettingError, match="omits the text of assistant turns, perhaps because it expects a list"):
         chat_templates.turn_end(
             words, "{% for part in messages[-1].content %}{{ part.text }}{% endfor %}", turns, "a row"
         )
@@ -175,11 +175,11 @@ def refused(template, rows, folder, **settings):
 
 def test_templates_and_rows_that_cannot_be_used(tmp_path):
     assert refused(None, (SHORT, TALK), tmp_path, max_tokens=5) == (
-        "task.max_tokens must be more than 31, the tokens before the first that counts in row 2 of train (got 5; the row "
+        "task.max_tokens must exceed 31, the tokens before the first that counts in row 2 of train (got 5; the row "
         "begins 'Be brief.')"
     )
     said = refused(THINKING, (SHORT, TALK), tmp_path)
-    assert said.startswith("the chat template writes turn 3 of row 2 of train in another way when more turns follow")
+    assert said.startswith("the chat template writes turn 3 of row 2 of train differently when more turns follow")
     asked_twice = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     assert refused(asked_twice + TEMPLATES["chatml"], (SHORT, TALK), tmp_path) == (
         "the chat template cannot write row 2 of train (System role not supported)"
@@ -280,7 +280,7 @@ def test_it_runs_on_a_model_from_a_folder(tmp_path):
     [
         (["model=tiny_llama"], "has no chat template, which task=chat and task.template=chat need; choose a model"),
         (["task.messages=turns"], "task.messages=turns: train.jsonl"),
-        (["task.max_tokens=9"], "task.max_tokens must be more than "),
+        (["task.max_tokens=9"], "task.max_tokens must exceed "),
     ],
 )
 def test_what_makes_no_sense_gets_one_sentence(words, says, tmp_path):

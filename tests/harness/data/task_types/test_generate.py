@@ -67,7 +67,7 @@ def test_a_response_that_is_cut_teaches_no_end_and_a_prompt_that_fills_the_row_i
     assert rows.lengths.tolist() == list(map(len, rows.input_ids)) == [6, 8, 6, 8]
     assert [ids[-1] == rows.end for ids in rows.input_ids] == [True, False, True, False]
     with pytest.raises(
-        SettingError, match=r"task.max_tokens must be more than 5, the tokens of prompt 3 of train, .* \(got 5;"
+        SettingError, match=r"task.max_tokens must exceed 5, the number of tokens of prompt 3 of train, .* \(got 5;"
     ):
         encoded(max_tokens=5)
 

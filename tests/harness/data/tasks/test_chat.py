@@ -72,13 +72,13 @@ def test_the_hub_s_form_is_that_of_the_files(tmp_path):
         (None, "row 2 must have a list of messages"),
         ([*turns("a"), {"role": "bot", "content": "b"}], r"the role of turn 2 in row 2 must be system, user or assistant \(got 'bot'\)"),
         ([*turns("a"), {"content": "b"}], r"the role of turn 2 in row 2 must be .* \(got None\)"),
-        (turns("a", " "), r"turn 2 of row 2 \(assistant\) is empty; every turn needs a text"),
+        (turns("a", " "), r"turn 2 of row 2 \(assistant\) is empty; every turn needs text"),
         ([{"role": "user"}, *turns("a", "b")], r"turn 1 of row 2 \(user\) is empty"),
-        ([{"role": "user", "content": [1]}], r"the content of turn 1 in row 2 must be a text \(got \[1\]\)"),
+        ([{"role": "user", "content": [1]}], r"the content of turn 1 in row 2 must be text \(got \[1\]\)"),
         (turns("a"), "row 2 has no assistant turn, so that none of its tokens would count"),
         ([], "row 2 has no assistant turn"),
         (turns("a", "b", first="assistant"), "row 2 begins with an assistant turn; it must begin with a system or user"),
-        (turns("a\ud83d", "b"), "turn 1 in row 2 holds half of a character"),
+        (turns("a\ud83d", "b"), "turn 1 in row 2 contains half of a character"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_named(messages, says, tmp_path):

@@ -145,11 +145,11 @@ def test_how_an_answer_is_read_is_stated():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"names": ["piqa"]}, r"task.names must be one or more different names of boolq, winogrande, ARC-Easy, .* \(got piqa\)"),
+        ({"names": ["piqa"]}, r"task.names must be one or more different names from boolq, winogrande, ARC-Easy, .* \(got piqa\)"),
         ({"names": ["boolq", "boolq"]}, r"task.names must be .* \(got boolq, boolq\)"),
         ({"names": []}, r"task.names must be .* \(got none\)"),
-        ({"limit": 2}, r"task.limit must be at least 3, one row for each task \(got 2\)"),
-        ({"generate_rows": 0}, r"task.generate_rows must be at least 3, one row for each task \(got 0\)"),
+        ({"limit": 2}, r"task.limit must be at least 3, one row per task \(got 2\)"),
+        ({"generate_rows": 0}, r"task.generate_rows must be at least 3, one row per task \(got 0\)"),
         ({"metric": "bleu"}, r"task.metric must be loss, accuracy, .* \(got bleu\)"),
     ],
 )  # fmt: skip
@@ -165,7 +165,7 @@ def test_settings_that_cannot_be_used(settings, says, folder):
         ({"answer": "true"}, "boolq/train.json .*: the output of row 2 must state the answer 'true', found by the first match"),
         ({"output": ""}, "boolq/train.json .*: the response of row 2 is empty"),
         ({"instruction": None}, "boolq/train.json .*: the prompt of row 2 is empty"),
-        ({"instruction": 7}, r"boolq/train.json .*: the prompt of row 2 must be a text \(got 7\)"),
+        ({"instruction": 7}, r"boolq/train.json .*: the prompt of row 2 must be text \(got 7\)"),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_used(change, says, folder, tmp_path):
@@ -176,9 +176,7 @@ def test_files_that_cannot_be_used(change, says, folder, tmp_path):
     with pytest.raises(SettingError, match=says):
         commonsense(folder)
     file.unlink()
-    with pytest.raises(
-        SettingError, match=r"task.path must hold boolq/train.json \(.*: in boolq it holds: test.json\)"
-    ):
+    with pytest.raises(SettingError, match=r"task.path must hold boolq/train.json \(.*: in boolq it holds test.json\)"):
         commonsense(folder)
     with pytest.raises(SettingError, match=r"task.path must hold a folder of boolq, piqa"):
         commonsense(str(tmp_path / "data" / "boolq"))

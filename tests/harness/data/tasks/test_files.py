@@ -90,8 +90,8 @@ def test_half_a_character_is_named_with_its_file_and_row(data, name):
     with pytest.raises(SettingError) as error:
         files(str(data))
     assert str(error.value) == (
-        f"train.jsonl (task.path={data}): {name} in row 2 holds half of a character ('\\ud83d'), which no tokeniser reads; "
-        "correct or remove the row"
+        f"train.jsonl (task.path={data}): {name} in row 2 contains half of a character ('\\ud83d'), which no tokeniser "
+        "can read; correct or remove the row"
     )
 
 
@@ -115,8 +115,8 @@ def test_the_fingerprint_follows_the_rows_and_not_the_path(data, tmp_path_factor
         (
             lambda d: (d / "dev.csv").rename(d / "validation.csv"),
             {},
-            "task.path={d} has no dev file; it must hold dev.csv or dev.tsv or dev.jsonl or dev.json or dev.parquet, of "
-            "which all but the last may be packed as .gz (it holds: train.csv, validation.csv)",
+            "task.path={d} has no dev file; it must hold dev.csv or dev.tsv or dev.jsonl or dev.json or dev.parquet, "
+            "of which all but the last may be compressed as .gz (it holds train.csv, validation.csv)",
         ),
         (
             lambda d: (d / "dev.tsv").write_text(""),
@@ -162,7 +162,8 @@ def test_the_fingerprint_follows_the_rows_and_not_the_path(data, tmp_path_factor
         (
             lambda d: [(d / f"{split}.csv").write_text("text,label\na,no\nb,yes\n") for split in ("train", "dev")],
             {"metric": "pearson"},
-            "task.metric must be one of accuracy, f1, matthews for labels that are classes (words) (got pearson); or write",
+            "task.metric must be one of accuracy, f1, matthews for labels that are classes (words) (got pearson); or "
+            "write",
         ),
         (
             lambda d: (d / "dev.csv").write_text("text,label\na,0\nb,0.5\n"),
@@ -180,7 +181,7 @@ def test_the_fingerprint_follows_the_rows_and_not_the_path(data, tmp_path_factor
                 and (d / "test.csv").write_text("text,label\na,no\n")
             ),
             {},
-            "test.csv (task.path={d}): the label 'no' of row 1 must be a number, as those of train are",
+            "test.csv (task.path={d}): the label 'no' of row 1 must be a number, like those of train",
         ),
         (
             lambda d: (d / "test.csv").write_text("text,label\na,0\nb,\n"),

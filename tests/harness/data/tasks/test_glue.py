@@ -119,7 +119,7 @@ def test_a_folder_without_the_task_says_what_was_looked_for(official):
     assert str(error.value) == (
         f"task.path={official} holds no CoLA; it must hold CoLA/train.tsv and CoLA/dev.tsv, or "
         "CoLA/in_domain_train.tsv and "
-        "CoLA/in_domain_dev.tsv and CoLA/out_of_domain_dev.tsv (CoLA: it holds: test.tsv, train.tsv)"
+        "CoLA/in_domain_dev.tsv and CoLA/out_of_domain_dev.tsv (CoLA: it holds test.tsv, train.tsv)"
     )
     with pytest.raises(SettingError, match=r"^task\.path must be a folder .*/nowhere does not exist"):
         glue("cola", path="/nowhere")

@@ -91,7 +91,7 @@ def test_offline_it_says_what_was_tried(datasets):
     message = str(error.value)
     assert message.startswith("task.name=nobody/nothing could not be loaded (")
     assert "from a folder of that name, the Hugging Face hub and the cache of datasets" in message
-    assert message.endswith("use a data set's name with the hub in reach, or task=files task.path=FOLDER")
+    assert message.endswith("use a data set's name while the hub can be reached, or task=files task.path=FOLDER")
 
 
 @pytest.mark.slow
@@ -113,5 +113,5 @@ def test_without_the_library_it_says_what_to_install(monkeypatch):
         hub("imdb")
     assert str(error.value) == (
         "task.name=imdb needs the library datasets, which is not installed; pip install 'adarank[hub]', "
-        "or use a data set's name with the hub in reach, or task=files task.path=FOLDER"
+        "or use a data set's name while the hub can be reached, or task=files task.path=FOLDER"
     )

@@ -31,7 +31,7 @@ def test_train_decides_the_type_and_the_others_follow(train, dev, expected):
 def test_what_does_not_follow_stays_as_it_is_to_be_refused_by_row():
     assert rows.typed_labels({"train": [0, 1], "dev": ["0.5", "a", "1.0"]})["dev"] == ["0.5", "a", 1]
     assert rows.typed_labels({"train": [0.5], "dev": ["a", "1"]})["dev"] == ["a", 1.0]
-    with pytest.raises(SettingError, match=r"^dev: the label 'a' of row 2 must be a number, as those of train are$"):
+    with pytest.raises(SettingError, match=r"^dev: the label 'a' of row 2 must be a number, like those of train$"):
         rows.regression_targets("dev", [0.5, "a"])
 
 

@@ -112,7 +112,7 @@ def test_every_format_reads_back_what_was_written(tmp_path_factory, rows):
         ),
         ("x.json", '{"rows": []}', 'x must be a list of JSON objects, or {"data": [objects]}'),
         ("x.json", '[{"a": 1}, 2]', "x: row 2 must be a JSON object (got int)"),
-        ("x.csv.gz", "text,label\n", "x cannot be unpacked (Not a gzipped file"),
+        ("x.csv.gz", "text,label\n", "x cannot be decompressed (Not a gzipped file"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, name, text, message):
@@ -146,5 +146,5 @@ def test_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert folder("~") == tmp_path
     (tmp_path / "d").mkdir()
-    assert holds(tmp_path) == "it holds: d/, f"
+    assert holds(tmp_path) == "it holds d/, f"
     assert holds(tmp_path / "d") == "it is empty"

@@ -119,7 +119,7 @@ def test_a_column_that_is_missing_names_the_setting_and_the_columns():
         (table([0.5, float("nan")]), "train: label is missing in row 2; every row needs a value"),
         (table([0, 1], text=["a", " "]), "train: text is missing in row 2; every row needs a value"),
         (table([0, 1], pair=[None, "b"]), "train: pair is missing in row 1; every row needs a value"),
-        (table([0, 1], text=["a", 5]), "train: text in row 2 must be a text (got 5)"),
+        (table([0, 1], text=["a", 5]), "train: text in row 2 must be a string (got 5)"),
         (table([0, [1]]), "train: label in row 2 must be a word or a number (got [1])"),
         (table([1, 1]), "train: every label is 1; there must be at least two classes"),
         (table([2, 3]), "dev: the label 0 of row 1 does not occur in train, whose labels are 2, 3"),
