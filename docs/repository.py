@@ -66,7 +66,7 @@ def notebook(path: Path) -> str:
             if "image/png" in data:
                 pieces.append(f"![output](data:image/png;base64,{''.join(data['image/png']).strip()})")
             elif text := "".join(data.get("text/plain", "")):
-                pieces.append(f"```text\n{text}\n```")
+                pieces.append(f"```text\n{text.rstrip()}\n```")
     return "\n\n".join(pieces) + "\n"
 
 

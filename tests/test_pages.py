@@ -6,8 +6,10 @@ The default suite parses commands and composes their settings. `make test-slow` 
 import dataclasses
 import doctest
 import inspect
+import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from importlib import import_module
@@ -221,9 +223,45 @@ def _in_grid(ranks):
     return [int(rank) for row in rank_grid(ranks)[2] for rank in row]
 
 
-@pytest.mark.skipif(
+needs_mkdocs = pytest.mark.skipif(
     find_spec("mkdocs") is None or find_spec("material") is None, reason="the extra docs is not installed"
 )
+
+
+@needs_mkdocs
+def test_links_out_of_docs_lead_into_the_site():
+    hook = runpy.run_path(str(ROOT / "docs" / "repository.py"))
+    text = (
+        "[log](../experiments/LOG.md#a) [loop](loops.md) [all](../experiments/results) `[c](../x.md)` [w](https://x.y)"
+    )
+    assert hook["rewritten"](text, "findings.md") == (
+        "[log](repository/experiments/LOG.md#a) [loop](loops.md) all `[c](../x.md)` [w](https://x.y)",
+        {"experiments/LOG.md"},
+    )
+    assert hook["rewritten"]("[home](../README.md) [probes](../docs/probes.md)", "repository/experiments/LOG.md")[
+        0
+    ] == ("[home](../../index.md) [probes](../../probes.md)")
+    assert hook["rewritten"]("```python plain\nx\n```", "loops.md")[0] == "```python\nx\n```"
+
+
+@needs_mkdocs
+def test_a_notebook_becomes_a_page_with_its_outputs(tmp_path):
+    hook = runpy.run_path(str(ROOT / "docs" / "repository.py"))
+    printed = {"output_type": "stream", "text": ["two\n"]}
+    drawn = {"output_type": "display_data", "data": {"image/png": "QUJD\n", "text/plain": "<Figure>"}}
+    cells = [
+        {"cell_type": "markdown", "source": ["# Tour\n", "Text."]},
+        {"cell_type": "code", "source": ["print('two')"], "outputs": [printed, drawn]},
+    ]
+    (tmp_path / "tour.ipynb").write_text(json.dumps({"cells": cells}))
+    image = "![output](data:image/png;base64,QUJD)"
+    assert hook["notebook"](tmp_path / "tour.ipynb") == (
+        f"# Tour\nText.\n\n```python\nprint('two')\n```\n\n```text\ntwo\n```\n\n{image}\n"
+    )
+    assert hook["uri_of"]("docs/tour.ipynb") == "tour.md"
+
+
+@needs_mkdocs
 def test_the_site_builds_with_strict_links(tmp_path):
     """As `make docs` does; a warning is an error."""
     words = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")]
