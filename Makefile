@@ -16,7 +16,7 @@ ifneq ($(wildcard ../shared),)
 export ADARANK_SHARED ?= $(abspath ../shared)
 endif
 
-.PHONY: help demo test test-slow test-gpu check lint types clean
+.PHONY: help demo test test-slow test-gpu docs check lint types clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets.
@@ -35,6 +35,9 @@ test-slow: $(READY)  ## Run the tests marked slow: all further cases, kills, sev
 test-gpu: $(READY)  ## Run the tests that need a GPU.
 	$(BIN)/python -m pytest -m gpu -n 0
 
+docs: $(READY)  ## Build the documentation as a site, site/index.html, with strict links.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 lint: $(READY)  ## Check the code with ruff, and its format.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,8 +47,8 @@ types: $(READY)  ## Check the types with mypy.
 
 check: lint types test  ## Run lint, types and test: the gate for changes.
 
-clean:  ## Delete the environment, runs/ and the caches.
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+clean:  ## Delete the environment, runs/, site/ and the caches.
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache
 
 $(READY): pyproject.toml constraints.txt
 ifeq ($(TORCH),keep)

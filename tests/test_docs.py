@@ -1,4 +1,7 @@
-"""Figures in the README are those of the committed result files, and its snippets run."""
+"""Figures on the pages are those of the committed result files, and what the pages list is complete.
+
+Commands and examples: tests/test_pages.py.
+"""
 
 import json
 import os
@@ -20,7 +23,7 @@ from analysis.score_fidelity import agreement
 from analysis.stats import mean_interval
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+HOW_TO, BENCHMARKS = ((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in ("how_to", "benchmarks"))
 RESULTS = ROOT / "experiments" / "results"
 
 
@@ -29,7 +32,7 @@ def test_the_demo_s_table_is_the_committed_result():
     for method in ("full", "lora", "adalora"):
         found = [s for s in runs.values() if s["method"] == method]
         tests = [s["metric"]["test"] for s in found]
-        row = next(line for line in README.splitlines() if line.startswith(f"| {method} |"))
+        row = next(line for line in HOW_TO.splitlines() if line.startswith(f"| {method} |"))
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells[2] == f"{found[0]['parameters']['trainable']:,}"
         kept = mean(s["parameters"]["trainable"] - s["parameters"]["adapter"] + s["parameters"]["kept"] for s in found)
@@ -41,18 +44,18 @@ def test_the_demo_s_table_is_the_committed_result():
 def test_the_speed_table_is_the_committed_result():
     from experiments.bench.report import table
 
-    assert table(json.loads((RESULTS / "step_cpu.json").read_text())) in README
+    assert table(json.loads((RESULTS / "step_cpu.json").read_text())) in BENCHMARKS
 
 
 def test_the_launches_are_those_of_the_committed_result():
     found = json.loads((RESULTS / "launches.json").read_text())["models"]
     for which in ("adalora+captured", "lora+captured", "peft_lora"):
-        assert f"{found['decoder']['launches'][which]:,}" in README
+        assert f"{found['decoder']['launches'][which]:,}" in BENCHMARKS
     shown = [found["decoder"]["ratios"], found["encoder"]["ratios"]]
     for ratio in [
         ratios[f"adalora+captured / {other}"] for ratios in shown for other in ("peft_lora", "lora+captured")
     ]:
-        assert f"{ratio:.2f}" in README
+        assert f"{ratio:.2f}" in BENCHMARKS
 
 
 def test_the_step_picture_shows_every_contender_and_model(tmp_path):
@@ -118,7 +121,7 @@ def test_the_findings_print_the_levels_of_every_control():
 
 
 def test_the_findings_print_what_the_scores_foresee():
-    page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    page = " ".join((ROOT / "docs" / "findings.md").read_text(encoding="utf-8").split())
     names = {
         "adalora": "AdaLoRA's (Ī · Ū)",
         "smoothed_sensitivity": "smoothed sensitivity (Ī)",
@@ -230,13 +233,13 @@ def test_every_link_leads_somewhere():
 def test_the_library_s_snippet_runs(tmp_path, monkeypatch):
     from adarank.harness.models import tiny
 
-    snippet = next(code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "adarank.adapt" in code)
+    snippet = re.search(r"```python library\n(.*?)```", HOW_TO, re.DOTALL)[1]
     built = tiny("bert").build(2)
     words = built.tokenizer(["good film", "dull"], padding=True, return_tensors="pt")
     batches = [{**words, "labels": torch.tensor([1, 0])} for _ in range(3)]
     monkeypatch.chdir(tmp_path)
     names = {"torch": torch, "model": built.model, "batches": batches}
-    exec(compile(snippet, "README", "exec"), names)
+    exec(compile(snippet, "docs/how_to.md", "exec"), names)
     assert (tmp_path / "adapter" / "adapter.safetensors").is_file()
     assert names["n"] == 4
     assert not any(".base" in key for key in built.model.state_dict())
