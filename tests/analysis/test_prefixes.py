@@ -78,5 +78,5 @@ def test_another_metric_is_not_taken_for_the_table_s(tmp_path, write_run):
     (table,) = tables(read_runs(tmp_path))
     assert prefixes.measured_rows(table) == {}
     assert plot.draw(table) is None
-    (note,) = [note for note in fairness.notes(table) if "left out" in note]
+    (note,) = [note for note in fairness.notes(table) if "is omitted" in note]
     assert note.startswith("prefixes.json of matryoshka 12 → 8, seed 0, cannot be read")

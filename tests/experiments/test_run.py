@@ -285,6 +285,7 @@ def test_the_effective_schedule_is_printed(tmp_path):
         (["tiny=true", "schedule.t_f=0", "schedule.interval=100"], "otherwise no allocation applies the final budget"),
         (["tiny=true", "penalty.gamma=-1"], "penalty.gamma must be at least 0 (got -1)"),
         (["tiny=true", "score.beta1=2"], "score.beta1 must be at least 0 and below 1 (got 2)"),
+        (["tiny=true", "score.beta1=high"], "score.beta1 must be a number (got high)"),
         (["tiny=true", "adapter.dropout=1"], "dropout must be at least 0 and less than 1 (got 1"),
         (["model=local", "model.path=/nowhere"], "model.path must be a folder that save_pretrained wrote, tokenizer included (/nowhere has no config.json"),
         ], 9),

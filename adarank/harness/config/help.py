@@ -43,10 +43,10 @@ def describe() -> str:
 
 def _valid(about: Mapping[str, Any]) -> str:
     if "choices" in about:
-        return f" One of {listed(about['choices'])}."
+        return f" Options: {listed(about['choices'])}."
     if "at_least" in about:
-        return f" At least {about['at_least']}."
-    return f" Above {about['above']}." if "above" in about else ""
+        return f" Must be at least {about['at_least']}."
+    return f" Must be above {about['above']}." if "above" in about else ""
 
 
 def _wrapped(start: str, text: str) -> str:

@@ -114,7 +114,7 @@ class TrainConfig:
     lr: float = setting(help="Peak learning rate; each method's YAML sets its own.", above=0)
     optimizer: str = setting(
         "adamw",
-        "AdamW, or one of bitsandbytes' 8-bit versions (paged: CUDA only).",
+        "AdamW, or one of bitsandbytes' 8-bit versions (the paged one needs CUDA).",
         choices=("adamw", "adamw_8bit", "paged_adamw_8bit"),
     )
     loraplus_lr_ratio: float = setting(
@@ -143,8 +143,8 @@ class TrainConfig:
     )
     eval_share: float | None = setting(
         1.0,
-        "If train.eval_every is a fraction, skip every evaluation but the last that would bring the total of dev rows "
-        "read above this multiple of the training rows seen so far; null skips none.",
+        "If train.eval_every is a fraction, skip evaluations, but never the last one, that would bring the total of "
+        "dev rows read above this multiple of the training rows seen so far; null skips none.",
         above=0,
         identity=None,
     )
@@ -242,7 +242,7 @@ class Spec:
     )
     targets: str = setting("all", "Which modules to adapt: qv, qkv, attention, mlp, all or experts.")
     target_modules: list[str] | None = setting(
-        None, "Module-name endings that choose the modules to adapt instead of targets, as in [query,value]."
+        None, "Endings of the names of the modules to adapt, as in [query,value]; replaces targets."
     )
     ranks_from: str | None = setting(
         None, "Folder of a finished run whose final ranks are used, fixed from the first step, instead of allocating."
@@ -270,7 +270,7 @@ class Spec:
     force: bool = setting(False, "Run again even if the run is finished.", identity=NEVER)
     retry: str = setting(
         "none",
-        "failed runs failed runs again, from their checkpoints if they have them.",
+        "Which runs to retry: failed retries failed runs, from their checkpoints if they have them.",
         choices=("none", "failed"),
         identity=NEVER,
     )

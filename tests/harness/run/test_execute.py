@@ -133,7 +133,7 @@ def test_an_exception_of_a_job_is_told_at_once_and_the_others_run(words, tmp_pat
     file = out / "job0-traceback.txt"
     assert done.stderr.splitlines()[0] == f"error: {error} (traceback: {file})"
     assert f"{error} (traceback: {file})" in done.stderr.splitlines()[-1]
-    assert "did not end" not in done.stderr
+    assert "did not finish" not in done.stderr
     assert "sweep: 2 of 2 jobs done, 1 failed" in done.stdout
     assert "LookupError" in file.read_text()
     assert json.loads((the_run(out) / "status.json").read_text())["state"] == "finished"
