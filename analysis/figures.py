@@ -21,6 +21,7 @@ from analysis.plots import (
     pareto,
     prefixes,
     profile,
+    pruning,
     rank_map,
     scores,
     similarity,
@@ -137,6 +138,11 @@ def figures(
     yield "learning_rates", caption, learning_rates.draw(table)
     caption = "Accuracy against rank: the first triplets of one run, mean over seeds, beside runs tuned for each rank."
     yield "prefix_ranks", caption, prefixes.draw(table)
+    caption = (
+        "What pruning by each score costs: dev loss above that of the oracle's order, which ablated every triplet, mean "
+        "over the runs of the first configuration that was measured."
+    )
+    yield "pruning", caption, pruning.draw(table)
     caption = (
         f"The budget during training: mean rank per module after each allocation, first seed with records.{chosen}"
     )

@@ -1,13 +1,15 @@
 """Measure what a finished run's weights show, and write it into the run's folder for the report.
 
     adarank probe RUN …                          ablate every triplet: which scores predict the loss?   probe.json
+    adarank probe RUN … --pruning                what does pruning by each score cost?                  pruning.json
     adarank probe RUN … --delta                  how did the weights change?                            delta.json
     adarank probe RUN … --with OTHER [OTHER …]   do two runs change the same subspace?                  similarity.json
     adarank probe RUN … --stsb FOLDER            what happened to the sentence embeddings?              forgetting.json
     adarank probe RUN … --text FILE              what happened to the language model?                   forgetting.json
     adarank probe RUN … --prefixes 1,2,4,8       how good are the first triplets alone?                 prefixes.json
 
-docs/probes.md describes the files. Ablating takes minutes; an interrupted measurement resumes with the same command.
+docs/probes.md describes the files. Ablating and pruning take minutes; an interrupted measurement resumes with the same
+command.
 Exit status: 0 done, 1 a run failed, 2 something cannot be measured.
 """
 
@@ -18,7 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from adarank.errors import RunFailed, SettingError
-from adarank.runs.files import DELTA, FORGETTING, JOURNAL, PREFIXES, PROBE, SIMILARITY, write_json
+from adarank.runs.files import (
+    DELTA,
+    FORGETTING,
+    JOURNAL,
+    PREFIXES,
+    PROBE,
+    PRUNING,
+    PRUNING_JOURNAL,
+    SIMILARITY,
+    write_json,
+)
+
+JOURNALS = {PROBE: JOURNAL, PRUNING: PRUNING_JOURNAL}  # deleted once the measurement is complete
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run")
     parser.add_argument("--rows", type=int, default=256, help="dev rows that the loss is averaged over (256)")
     parser.add_argument("--passes", type=int, default=20, help="training batches for scores that need data (20)")
+    parser.add_argument("--pruning", action="store_true", help="prune by every score, then train on")
+    parser.add_argument("--keep", default="0.75,0.5,0.25,0.1", help="--pruning: shares to keep (0.75,0.5,0.25,0.1)")
+    parser.add_argument("--retrain", type=int, default=20, metavar="STEPS", help="--pruning: steps to train on (20)")
     parser.add_argument("--delta", action="store_true", help="spectrum, ranks, amplification, intruders, orthogonality")
     parser.add_argument("--with", dest="others", type=Path, nargs="+", metavar="OTHER", help="runs to compare ΔW with")
     parser.add_argument("--stsb", metavar="FOLDER", help="STS-B, as task=stsb task.path=FOLDER reads it")
@@ -40,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, measure in measurements(folder, options):
             try:
                 write_json(folder / name, measure())
-                if name == PROBE:  # the measurement is complete
-                    (folder / JOURNAL).unlink(missing_ok=True)
+                if name in JOURNALS:
+                    (folder / JOURNALS[name]).unlink(missing_ok=True)
                 print(folder / name)
             except (SettingError, RunFailed, OSError) as error:
                 print(f"error: {error}", file=sys.stderr)
@@ -51,9 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measurements(folder: Path, options: argparse.Namespace) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
     """[(file name, function that measures its content)] of what the options ask for; by default the ablations."""
-    from adarank.probe import forgetting, prefixes, score_fidelity, weight_change
+    from adarank.probe import forgetting, prefixes, pruning, score_fidelity, weight_change
 
     chosen: list[tuple[str, Callable[[], dict[str, Any]]]] = []
+    if options.pruning:
+        sizes = (options.rows, options.passes)
+        chosen.append((PRUNING, lambda: pruning.measure(folder, *sizes, pruning.shares(options.keep), options.retrain)))
     if options.delta:
         chosen.append((DELTA, lambda: weight_change.measure(folder)))
     if options.others:
