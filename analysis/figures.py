@@ -14,6 +14,7 @@ from analysis.plots import (
     agreement,
     budget,
     forest,
+    forgetting,
     intruders,
     learning_curves,
     learning_rates,
@@ -182,6 +183,11 @@ def figures(
     yield "similarity", caption, similarity.draw(table)
     caption = "Intruder dimensions: leading left singular vectors of W + ΔW that are unlike all of W's."
     yield "intruders", caption, intruders.draw(table)
+    caption = (
+        f"What was learned against what was forgotten: {table.metric} on {table.split} and the loss of the base model's "
+        "ability, means over the seeds; a line joins the learning rates of one method."
+    )
+    yield "forgetting", caption, forgetting.draw(table)
 
 
 def _selection(table: Table) -> str:

@@ -124,7 +124,8 @@ def further_tables(
     result += _table(weight_change.TITLE, weight_change.HEADER, weight_change.rows(table))
     result += _table(forgetting.TITLE, forgetting.header(table), forgetting.rows(table))
     result += _table(forgetting.OVER_SEEDS, forgetting.header(table, "method"), forgetting.over_seeds(table))
-    return result + explore(forgetting.AGAINST, forgetting.against_lora(table), False)
+    result += explore(forgetting.AGAINST, forgetting.against_lora(table), False)
+    return result + explore(forgetting.EQUAL_NORM, forgetting.at_equal_norm(table), False)
 
 
 def runs_table(table: Table) -> TextTable:
