@@ -77,7 +77,7 @@ def text_tables(tables: Iterable[Table], declared: Declared) -> list[TextTable]:
         title = (
             f"Declared beforehand: {measure.title} ({table.title}; {percent(1 - first.level)} intervals, all of the family "
             f"hold together in {together}; margin ±{first.margin:g}; {shows}"
-            + (f"; {len(missing)} claims are not measured)" if missing else ")")
+            + (f"; not measured yet: {len(missing)})" if missing else ")")
         )
         rows = [verdicts.verdict_cells(verdict) for _, verdict in judged]
         runs = [verdict.comparison.runs for _, verdict in judged]

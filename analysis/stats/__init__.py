@@ -1,10 +1,12 @@
 """Statistics of paired runs. Numpy in, numbers out, the Generator passed in.
 
 paired: the t test, its interval, the sign flip beside it; power: what it can find; effects: how large a difference is;
-intervals: of single means, and the bootstrap; ranks: whether two orders agree; looks: judging before all is run.
+intervals: of single means, and the bootstrap; ranks: whether two orders agree; auroc: whether a number tells cases
+apart; looks: judging before all is run.
 """
 
 from analysis.stats import looks, ranks
+from analysis.stats.auroc import auroc, auroc_interval
 from analysis.stats.effects import (
     OverTasks,
     Share,
@@ -28,6 +30,8 @@ __all__ = [
     "Share",
     "agreement",
     "area_under_curve",
+    "auroc",
+    "auroc_interval",
     "block_spread",
     "bootstrap_interval",
     "fisher_p",
