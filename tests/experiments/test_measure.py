@@ -200,11 +200,11 @@ def test_one_command_tunes_compares_measures_and_judges(name, tmp_path, monkeypa
         assert [row["name"] for row in judged] == [c.name for c in asked.probe.claims.contrasts]
         assert {row["pairs"] for row in judged} == {3}
         assert page.measured[0][0].title.startswith("Declared beforehand: ")
-    again = len(probes)
-    done = in_this_one(words)
-    assert (done.status, len(probes)) == (0, again), "nothing is measured twice"
-    text = in_this_one(["none.yaml", "--out", tmp_path / "elsewhere", "--results", results, "--read"])
-    assert text.status == 0, text.err
+    if name == "pruning":
+        again = len(probes)
+        assert (in_this_one(words).status, len(probes)) == (0, again), "nothing is measured twice"
+        read = in_this_one(["none.yaml", "--out", tmp_path / "elsewhere", "--results", results, "--read"])
+        assert read.status == 0, read.err
 
 
 def tables_of(page):
