@@ -67,16 +67,18 @@ def cases_of(source: Path, share: float) -> list[Case]:
     if not source.is_dir():
         raise SettingError(f"SOURCE must be a folder of runs or a JSON file of cases (got {source})")
     with TemporaryDirectory() as folder:
+        root = source
         if record_files(source):
-            unpack(source, Path(folder))
+            unpack(source, root := Path(folder))
+        if (root / "seeds").is_dir():  # of a study: trials are no cases
+            root = root / "seeds"
+        found = []
         try:
-            declared = load_claims(source)
-            runs = read_runs(Path(folder) if record_files(source) else source)
+            declared = load_claims(source) or load_claims(root)
+            listed = tables(read_runs(root))
         except (FolderError, ClaimsError) as error:
             raise SettingError(str(error)) from None
-        runs = [run for run in runs if not run.name.startswith("tuning/")]
-        found = []
-        for table in tables(runs):
+        for table in listed:
             margin = margin_of(table, declared.claims if declared else None)
             found += [
                 _case(table, comparison, margin, share)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
+from analysis import claims
 from analysis.load import read_runs
 from analysis.tables import tables
 from experiments import forecast
@@ -76,10 +77,21 @@ def test_features_see_no_more_than_the_first_steps(out):
     assert forecast.slope(table, 0.04) is None
 
 
-def test_packed_runs_are_the_same_cases(out, tmp_path_factory):
-    for folder in out.iterdir():
-        pack(out, packed := out.parent / "packed") if folder.is_dir() else None
-    assert forecast.cases_of(packed, 0.05) == forecast.cases_of(out, 0.05)
+def test_the_results_of_a_study_are_the_same_cases_by_its_own_margins(out, tmp_path_factory):
+    place = tmp_path_factory.mktemp("study")
+    expected = forecast.cases_of(out, 0.05)
+    pack(out, place / "results" / "seeds")
+    pack(out, place / "results" / "tuning")
+    assert forecast.cases_of(place / "results", 0.05) == expected
+    content = {
+        "seeds": 3,
+        "margins": {"spread": 0.02, "flat": 0.0005},
+        "contrasts": [{"name": "a", "of": "a", "against": "b", "tasks": ["spread", "flat"], "ranks": None}],
+        "assay": {"of": "a", "against": "b"},
+    }
+    claims.write(place / "results", claims.read(content), "mine", 0)
+    gains = {case.case.split(", ")[1]: (case.gain, case.margin) for case in forecast.cases_of(place / "results", 0.05)}
+    assert gains == {"spread": (False, 0.02), "flat": (True, 0.0005)}
 
 
 def test_scores_are_read_from_quantiles_where_an_allocation_was_that_early(tmp_path):
