@@ -17,6 +17,7 @@ The three variants differ as follows:
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -249,6 +250,20 @@ class RankController:
         if last is None:
             return {"budget": self.schedule.initial, "mean_rank": int(self.bank.mask.sum()) / modules}
         return {"budget": last.budget, "mean_rank": last.kept.item() / modules}
+
+    @torch.no_grad()
+    def observation(self) -> Allocation:
+        """The scores and the mask after the last step, in the form of an allocation. Nothing changes.
+
+        Raises RuntimeError without a score.
+        """
+        if self.score is None:
+            raise RuntimeError("this RankController has no score to observe; create it with one")
+        bank = self.bank
+        mask, scores = bank.mask.clone(), self.score.score(self.buffers, bank)
+        cost = torch.where(mask, bank.cost, 0).sum()
+        made = self._record(self.step - 1, mask, scores=scores, module=bank.module, parameters=cost)
+        return replace(made, observed=True)
 
     def prepare_adapters(self) -> None:
         """Set up the adapters: scale, initial mask, masked forward passes, recorded activations.
@@ -535,7 +550,7 @@ class RankController:
                     if isinstance(value, Tensor) and value.shape == rows.shape:
                         value.masked_fill_(rows, 0.0)
 
-    def _record(self, step: int, mask: Tensor, **tensors: Tensor) -> Allocation:
+    def _record(self, step: int, mask: Tensor, **tensors: Any) -> Allocation:
         budget, names = self.schedule.budget(step), tuple(self.bank.names)
         return Allocation(step, budget, self.unit, mask.sum(), mask=mask, names=names, **tensors)
 

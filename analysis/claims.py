@@ -204,10 +204,10 @@ def digest(claims: Claims) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load(folder: Path) -> Declared | None:
-    """The claims in a folder's claims.json; None if there is no such file. Raises ClaimsError if it is damaged or
+def load(folder: Path, name: str = FILE) -> Declared | None:
+    """The claims in a folder's file `name`; None where there is no such file. Raises ClaimsError where it is damaged or
     was edited by hand."""
-    path = folder / FILE
+    path = folder / name
     try:
         content = read_json(path)
         versions = [(entry, read(entry["claims"])) for entry in (*content["changes"], content)]
@@ -228,16 +228,16 @@ def load(folder: Path) -> Declared | None:
         raise ClaimsError(f"{path} cannot be used: {reason}; restore it") from None
 
 
-def write(folder: Path, claims: Claims, study: str, runs: int) -> Declared:
-    """Declare the claims of a study in `folder` and return what its claims.json holds.
+def write(folder: Path, claims: Claims, study: str, runs: int, name: str = FILE) -> Declared:
+    """Declare the claims of a study in `folder` and return what its file `name` holds.
 
-    runs: finished runs of the comparison. If there are any, claims that replace others record these as a change. The
-    same claims do not change the file. Raises ClaimsError if there are runs but no claims were declared."""
-    known = load(folder)
+    runs: finished runs of the comparison. Claims that replace others keep them as a change where there are such runs.
+    The same claims leave the file as it is. Raises ClaimsError where there are runs and no claims were declared."""
+    known = load(folder, name)
     if known is None and runs:
         raise ClaimsError(
             f"claims must be declared before the first run of the comparison (got {folder} with {runs} runs and no "
-            f"{FILE}); use another folder, or a study without claims"
+            f"{name}); use another folder, or a study without claims"
         )
     hashed = digest(claims)
     if known is not None and known.hash == hashed:
@@ -249,7 +249,7 @@ def write(folder: Path, claims: Claims, study: str, runs: int) -> Declared:
     folder.mkdir(parents=True, exist_ok=True)
     earlier = [{**change._asdict(), "claims": _plain(change.claims)} for change in changes]
     content = {"study": study, "hash": hashed, "declared": declared.declared, "claims": _plain(claims)}
-    write_json(folder / FILE, {**content, "changes": earlier})
+    write_json(folder / name, {**content, "changes": earlier})
     return declared
 
 

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adarank.runs.files import DELTA, FORGETTING, PREFIXES, PROBE, SIMILARITY
-from analysis import forgetting, formats, prefixes, score_fidelity, weight_change
+from adarank.runs.files import DELTA, FORGETTING, PREFIXES, PROBE, PRUNING, SIMILARITY
+from analysis import forgetting, formats, prefixes, pruning, score_fidelity, weight_change
 from analysis.load import Run
 from analysis.plots import similarity
 from analysis.rows import Row
@@ -16,6 +16,7 @@ TOLERANCE = 0.01  # budgets within a percent match: whole triplets do not divide
 MANY = 6  # names in a sentence; if there are more, they are counted, and the tables list them all
 MEASUREMENTS: dict[str, Callable[[Run], Any]] = {  # files of `adarank probe`; false if they cannot be read
     PROBE: score_fidelity.read,
+    PRUNING: pruning.read,
     DELTA: weight_change.read,
     FORGETTING: forgetting.read,
     PREFIXES: prefixes.read,

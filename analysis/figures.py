@@ -14,6 +14,7 @@ from analysis.plots import (
     agreement,
     budget,
     forest,
+    forgetting,
     intruders,
     learning_curves,
     learning_rates,
@@ -21,6 +22,7 @@ from analysis.plots import (
     pareto,
     prefixes,
     profile,
+    pruning,
     rank_map,
     scores,
     similarity,
@@ -140,6 +142,11 @@ def figures(
     caption = "Accuracy against rank: the first triplets of one run, mean over seeds, and runs tuned for each rank."
     yield "prefix_ranks", caption, prefixes.draw(table)
     caption = (
+        "What pruning by each score costs: dev loss above that of the oracle's order, which ablated every triplet, mean "
+        "over the runs of the first configuration that was measured."
+    )
+    yield "pruning", caption, pruning.draw(table)
+    caption = (
         f"The budget during training: mean rank per module after each allocation, first seed with records.{chosen}"
     )
     yield "budget", caption, budget.draw(table, adaptive, allocations)
@@ -178,6 +185,11 @@ def figures(
     yield "similarity", caption, similarity.draw(table)
     caption = "Intruder dimensions: leading left singular vectors of W + ΔW that are unlike all of W's."
     yield "intruders", caption, intruders.draw(table)
+    caption = (
+        f"What was learned against what was forgotten: {table.metric} on {table.split} and the loss of the base model's "
+        "ability, means over the seeds; a line joins the learning rates of one method."
+    )
+    yield "forgetting", caption, forgetting.draw(table)
 
 
 def _selection(table: Table) -> str:

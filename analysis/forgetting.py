@@ -1,17 +1,23 @@
 """Learning and forgetting: the run's metric, and how much the base model's abilities declined."""
 
+import math
+from statistics import median
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from adarank.runs.files import FORGETTING
-from analysis import formats, stats
-from analysis.load import Run, number, read_measurement
+from analysis import formats, stats, weight_change
+from analysis.load import Run, mean, number, read_measurement
 from analysis.rows import Row
-from analysis.tables import Lines, Table, lines_per_run
+from analysis.tables import Lines, Search, Table, lines_per_run, searches
 from analysis.verdicts import Comparison, compare_by_key
 
 MEASURES = {"stsb": ("zero-shot STS-B, Spearman", 1.0), "text": ("held-out text, nats per token", -1.0)}
 TITLE = "Learned and forgotten, by run"
+NORM = "norm of ΔW, of W's"
 OVER_SEEDS = "Learned and forgotten, over the seeds: mean and 95% interval"
+EQUAL_NORM = "Forgetting at the same norm of ΔW: LoRA's is interpolated over its learning rates, for each seed"
 AGAINST = "Forgetting against LoRA, over the seeds that both have (P(better): forgot less)"
 
 
@@ -26,7 +32,7 @@ class Forgotten(NamedTuple):
 
 def header(table: Table, first: str = "run") -> tuple[str, ...]:
     """The column names; first: what a line is about."""
-    return (first, f"{table.metric}, {table.split}", "measure", "before", "after", "forgotten")
+    return (first, f"{table.metric}, {table.split}", "measure", "before", "after", "forgotten", NORM)
 
 
 def read(run: Run) -> list[Forgotten]:
@@ -39,7 +45,7 @@ def rows(table: Table) -> Lines:
 
     def cells(run: Run, forgotten: Forgotten) -> list[str]:
         before, after, lost = map(formats.metric, (forgotten.before, forgotten.after, forgotten.lost), ("", "", "+"))
-        return [formats.metric(run.score[1]), forgotten.measure, before, after, lost]
+        return [formats.metric(run.score[1]), forgotten.measure, before, after, lost, formats.significant(norm(run))]
 
     return lines_per_run(table, lambda run: [cells(run, forgotten) for forgotten in read(run)])
 
@@ -57,7 +63,8 @@ def over_seeds(table: Table) -> Lines:
                 formats.interval(*stats.mean_interval(column))
                 for column in ([run.score[1] for run in measured], before, after, lost)
             )
-            lines.append([table.labels[row], learned, measure, *values])
+            changed = formats.significant(mean(map(norm, measured)))
+            lines.append([table.labels[row], learned, measure, *values, changed])
             runs.append(measured)
     return lines, runs
 
@@ -88,6 +95,58 @@ def _parse(content: Any) -> list[Forgotten]:
         for key, (before, after) in pairs.items()
         if before is not None and after is not None
     ]
+
+
+def norm(run: Run) -> float | None:
+    """‖ΔW‖ / ‖W‖, the median over the modules of the run's delta.json; None where there is none."""
+    change = weight_change.read(run)
+    return None if change is None else median(module.relative_norm for module in change.modules.values())
+
+
+def at_equal_norm(table: Table) -> list[Comparison]:
+    """What every tuned row forgot against what its LoRA would have forgotten at the same norm of ΔW.
+
+    LoRA's loss of a seed is interpolated linearly over the logarithm of the norm between its learning rates, at least two
+    of them; a norm outside their range makes no pair.
+    """
+    by_row = {row: search for search in searches(table) for row in search.tried.values()}
+    comparisons = []
+    for row in table.tuned:
+        if row is (baseline := table.baselines.get(row)) or baseline is None:
+            continue
+        for measure in _by_measure(row):
+            ours, theirs = {}, {}
+            curves = _curves(by_row[baseline], measure)
+            for seed, (at, lost) in _changes(row, measure).items():
+                points = sorted(curves.get(seed, ()))
+                if len(points) > 1 and points[0][0] <= at <= points[-1][0]:
+                    norms, losses = zip(*points, strict=True)
+                    ours[seed], theirs[seed] = lost, float(np.interp(at, norms, losses))
+            if ours:
+                runs = [run for run in row.runs if run.seed in ours]
+                name = f"{table.kinds[baseline]} at its norm of ΔW"
+                comparisons.append(
+                    compare_by_key(
+                        f"{table.labels[row]}, {measure}", name, (table.kinds[row], name), ours, theirs, runs
+                    )
+                )
+    return comparisons
+
+
+def _curves(search: Search, measure: str) -> dict[int, list[tuple[float, float]]]:
+    """{seed: (log of the norm, what was forgotten) at every learning rate}."""
+    curves: dict[int, list[tuple[float, float]]] = {}
+    for row in search.tried.values():
+        for seed, point in _changes(row, measure).items():
+            curves.setdefault(seed, []).append(point)
+    return curves
+
+
+def _changes(row: Row, measure: str) -> dict[int, tuple[float, float]]:
+    """{seed: (log of the norm of ΔW, what was forgotten)} of the row's runs that have both."""
+    norms = {run.seed: value for run in row.runs if (value := norm(run))}
+    forgotten = _by_measure(row).get(measure, {})
+    return {seed: (math.log(norms[seed]), forgotten[seed].lost) for seed in norms.keys() & forgotten.keys()}
 
 
 def _by_measure(row: Row) -> dict[str, dict[int, Forgotten]]:

@@ -11,6 +11,7 @@ from analysis import (
     formats,
     items,
     prefixes,
+    pruning,
     rank_maps,
     score_fidelity,
     stats,
@@ -119,10 +120,12 @@ def further_tables(
     result += _table(score_fidelity.SEEDS_TITLE, score_fidelity.SEEDS_HEADER, score_fidelity.over_seeds(table))
     for aspect, title in score_fidelity.AGAINST.items():
         result += explore(title, score_fidelity.against_pruning_score(table, aspect), True)
+    result += _table(pruning.TITLE, pruning.HEADER, pruning.rows(table))
     result += _table(weight_change.TITLE, weight_change.HEADER, weight_change.rows(table))
     result += _table(forgetting.TITLE, forgetting.header(table), forgetting.rows(table))
     result += _table(forgetting.OVER_SEEDS, forgetting.header(table, "method"), forgetting.over_seeds(table))
-    return result + explore(forgetting.AGAINST, forgetting.against_lora(table), False)
+    result += explore(forgetting.AGAINST, forgetting.against_lora(table), False)
+    return result + explore(forgetting.EQUAL_NORM, forgetting.at_equal_norm(table), False)
 
 
 def runs_table(table: Table) -> TextTable:

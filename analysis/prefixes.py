@@ -49,7 +49,7 @@ def rows(table: Table) -> Lines:
         ranks = list(next(iter(measured.values())))
         found = list(areas(measured).values())
         beside = _lora(table, ranks)
-        theirs = [] if beside is None else list(_tuned_areas(beside[1]).values())
+        theirs = [] if beside is None else list(tuned_areas(beside[1]).values())
         words = [formats.interval(*stats.mean_interval(v)) if v else formats.BLANK for v in (found, theirs)]
         counts = [str(len(found)), str(len(theirs)) if theirs else formats.BLANK]
         lines.append([table.labels[row], ", ".join(f"{r:g}" for r in ranks), words[0], counts[0], words[1], counts[1]])
@@ -69,7 +69,7 @@ def against_lora(table: Table) -> list[Comparison]:
             ]
             names = (table.kinds[row], kind)
             comparisons.append(
-                compare_by_key(table.labels[row], kind, names, areas(measured), _tuned_areas(by_rank), runs)
+                compare_by_key(table.labels[row], kind, names, areas(measured), tuned_areas(by_rank), runs)
             )
     return comparisons
 
@@ -85,8 +85,8 @@ def at_best(row: Row) -> dict[int, float]:
     return {seed: value for seed, value in values.items() if value is not None}
 
 
-def _tuned_areas(by_rank: Mapping[float, Row]) -> dict[int, float]:
-    """{seed: AURAC} of tuned runs, one per rank, for the seeds that every rank has."""
+def tuned_areas(by_rank: Mapping[float, Row]) -> dict[int, float]:
+    """{seed: AURAC} of tuned runs, one for each rank, of the seeds that every rank has."""
     scores = {rank: at_best(row) for rank, row in by_rank.items()}
     seeds = sorted(set.intersection(*map(set, scores.values())))
     return areas({seed: {rank: of_rank[seed] for rank, of_rank in scores.items()} for seed in seeds})

@@ -23,7 +23,7 @@ if __package__ in (None, ""):  # as a script, sys.path[0] is analysis/ but must 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from adarank.runs.files import read_object, write_bytes
-from analysis import claims, export, formats, page
+from analysis import claims, export, formats, measures, page
 from analysis.claims import RATES, Declared
 from analysis.curves import read_times
 from analysis.fairness import notes
@@ -80,6 +80,7 @@ class Report:
     declared: Declared | None
     edges: tuple[str, ...] = ()
     times: Mapping[str, float] = field(default_factory=dict)
+    measured: tuple[list[TextTable], ...] = ()
 
     @cached_property
     def front(self) -> page.Front:
@@ -111,6 +112,7 @@ def load(out: Path, times: Path | None = None) -> Report:
     try:
         declared = claims.load(out)
         looks = claims.read_looks(out, declared) if declared else {}
+        of_probe = measures.load(out)
     except claims.ClaimsError as error:
         raise FolderError(f"{error}.") from None
     runs = read_runs(out, declared.claims.checkpoint if declared else "last")
@@ -118,7 +120,8 @@ def load(out: Path, times: Path | None = None) -> Report:
         raise FolderError(f"{out} holds no finished run: {state_counts(runs)}.")
     found = tables(runs)
     judged = family(found, declared.claims if declared else None, looks)
-    return Report(runs, found, judged, declared, _edges(out), read_times(times) if times else {})
+    measured = tuple(measures.text_tables([table], of_probe) if of_probe else [] for table in found)
+    return Report(runs, found, judged, declared, _edges(out), read_times(times) if times else {}, measured)
 
 
 def as_text(report: Report, width: int = WIDTH) -> str:
@@ -127,8 +130,8 @@ def as_text(report: Report, width: int = WIDTH) -> str:
     answers = [f"{question} {answer}" for question, answer in report.front.answers]
     lines = [*answers, report.front.standing, *report.front.warnings, *assay_lines(report)]
     parts = ["\n".join(export.wrap(line, width) for line in lines)]
-    for table, judged in zip(report.tables, report.family.verdicts, strict=True):
-        parts += [export.plain(text_table, width) for text_table in verdict_table(table, report.family, judged)]
+    for place in range(len(report.tables)):
+        parts += [export.plain(text_table, width) for text_table in _verdicts(report, place)]
     parts += [table_text(report, i, width) for i in range(len(report.tables))]
     parts += [export.plain(text_table, width) for text_table in across_tables(report.tables)]
     uncounted = [export.wrap(f"{run.name}: {run.state}, {run.reason}", width, "  ") for run in _uncounted(report)]
@@ -243,11 +246,17 @@ def _section(report: Report, place: int, name: str) -> Section:
         name,
         table,
         format_table(table),
-        verdict_table(table, report.family, judged),
+        _verdicts(report, place),
         [*further_tables(table, judged, report.declared is not None, report.times), runs_table(table)],
         (*notes(table), *damaged),
         pictures,
     )
+
+
+def _verdicts(report: Report, place: int) -> list[TextTable]:
+    """The verdicts on the metric of table number `place`, then those on what was measured of it."""
+    table, judged = report.tables[place], report.family.verdicts[place]
+    return [*verdict_table(table, report.family, judged), *(report.measured[place] if report.measured else [])]
 
 
 def _uncounted(report: Report) -> list[Run]:

@@ -216,7 +216,7 @@ def family(
         for claim, comparison, level_now in claimed:
             level = level_now or claims.level(claim.task)
             (verdict,) = judge([comparison], claim.margin, table.higher_is_better, level, responds, pooled)
-            of_table.append(verdict if level_now else _not_all_run(verdict, claims.seeds))
+            of_table.append(verdict if level_now else not_all_run(verdict, claims.seeds))
             run.append(claim)
         verdicts.append(of_table)
     return Family(True, claims.alpha, verdicts, assays, [claim for claim in claims.each if claim not in run])
@@ -459,9 +459,9 @@ def _claimed(
     return found
 
 
-def _not_all_run(verdict: Verdict, seeds: int) -> Verdict:
-    """The verdict on a claim before its time: undecided and without an interval, which would be an unplanned look."""
-    text = f"undecided ({verdict.pairs} of {seeds} planned seeds have run)"
+def not_all_run(verdict: Verdict, seeds: int) -> Verdict:
+    """The verdict on a claim before its time: none, and no interval, which would be a look that was not planned."""
+    text = f"undecided ({verdict.pairs} of {seeds} planned seeds are run)"
     return replace(verdict, kind="undecided", text=text, interval=None, p=1.0, more=None)
 
 
@@ -485,11 +485,11 @@ def _assays(table: Table, claims: Claims | None) -> list[Assay]:
             for row in table.tuned
             if (row.method, row.requested_ranks) == (control.method, control.requested_ranks) and row is not control
         ]
-    return [_assay(table, *pair, margin, sign) for pair in pairs]
+    return [assay(compare(table, *pair), margin, sign) for pair in pairs]
 
 
-def _assay(table: Table, row: Row, other: Row, margin: float | None, sign: float) -> Assay:
-    comparison = compare(table, row, other)
+def assay(comparison: Comparison, margin: float | None, sign: float) -> Assay:
+    """Whether a contrast shows, by three margins at least. sign: −1 where lower is better."""
     estimate = stats.paired(sign * comparison.differences)
     interval = stats.interval(estimate, LEVEL) if estimate.pairs >= FEWEST else None
     shows = interval is not None and interval[0] > 0 and estimate.mean >= 3 * (margin or 0.0)

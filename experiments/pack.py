@@ -25,7 +25,7 @@ from adarank.runs import allocations, files, predictions
 from adarank.runs.files import SUMMARY, read_json, read_object, write_text
 from adarank.runs.packed import FINISHED, SUFFIX, allocations_of, read_record, record_files, run_name
 
-MEASURES = (files.PROBE, files.DELTA, files.FORGETTING, files.PREFIXES)
+MEASURES = (files.PROBE, files.PRUNING, files.DELTA, files.FORGETTING, files.PREFIXES)
 
 
 def write_record(file: Path, record: dict[str, Any]) -> None:

@@ -28,15 +28,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from adarank.errors import SettingError
 from adarank.runs.files import STATUS, read_json, write_json
 from adarank.runs.packed import record_files
-from analysis import claims
-from analysis.load import FolderError
+from analysis import claims, measures
+from analysis.load import FolderError, read_runs
 from analysis.report import load as load_runs
 from analysis.report import write_report
-from experiments import looks, plan
+from analysis.tables import tables
+from experiments import looks, measure, plan
 from experiments.outcomes import DIVERGED, FAILED, STAGES, choose, diverged, ends, extended, outcomes, states
 from experiments.pack import pack, unpack
 from experiments.study import Cell, Study, cells, load, rates_of, settings_of, trials, tuned_as, with_map, words
 
+MEASURED = "probe_verdicts.json"
 RUN = str(Path(__file__).resolve().parent / "run.py")
 
 
@@ -177,25 +179,38 @@ def look(study: Study, place: Place, task: str, chosen: Mapping[str, Any]) -> No
 
 def declare(study: Study, place: Place) -> None:
     """Write the study's claims into --results, before the first run of the comparison; says so where they changed."""
-    try:
-        known = claims.load(place.results)
-        runs = len(record_files(place.results / "seeds"))
-        if study.claims is None:
-            if known is not None:
-                raise SettingError(f"the study must keep its claims (got none; {place.results / claims.FILE} has some)")
-            return
-        declared = claims.write(place.results, study.claims, study.name, runs)
-    except claims.ClaimsError as error:
-        raise SettingError(str(error)) from None
-    if known is not None and len(declared.changes) > len(known.changes):
-        print(f"The claims have changed after {runs} runs of the comparison; the report will say so.", flush=True)
-    publish(place)
+    of_probe = None if study.probe is None else study.probe.claims
+    for name, asked in ((claims.FILE, study.claims), (measures.FILE, of_probe)):
+        try:
+            known = claims.load(place.results, name)
+            runs = len(record_files(place.results / "seeds"))
+            if asked is None:
+                if known is not None:
+                    raise SettingError(f"the study must keep its claims (got none; {place.results / name} has some)")
+                continue
+            declared = claims.write(place.results, asked, study.name, runs, name)
+        except claims.ClaimsError as error:
+            raise SettingError(str(error)) from None
+        if known is not None and len(declared.changes) > len(known.changes):
+            print(f"The claims have changed after {runs} runs of the comparison; the report will say so.", flush=True)
+        publish(place)
+
+
+def probe(study: Study, place: Place, stage: str, task: str) -> None:
+    """Measure the finished runs of a stage as the study's `probe` says, and pack what was found."""
+    if study.probe is None or (stage == "tuning" and not study.probe.trials):
+        return
+    for method in study.methods:
+        where = Path(stage, task, method)
+        if (place.out / where).is_dir():
+            measure.measure(study.probe, place.out / where)
+            pack(place.out / where, place.results / where)
 
 
 def publish(place: Place) -> None:
     """Copy claims, looks and chosen rates next to the runs of the comparison, where the report reads them."""
     folder = place.out / "seeds"
-    for name in (claims.FILE, claims.LOOKS):
+    for name in (claims.FILE, claims.LOOKS, measures.FILE):
         if (place.results / name).is_file():
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / name, read_json(place.results / name))
@@ -220,10 +235,12 @@ def follow(study: Study, place: Place, tasks: Sequence[str] | None = None, looki
     for task in tasks or study.tasks:
         chosen = tune(study, place, task)
         publish(place)
+        probe(study, place, "tuning", task)
         if looking and looks.pairs(study, task):
             look(study, place, task, chosen)
         else:
             compare(study, place, task, chosen)
+        probe(study, place, "seeds", task)
 
 
 def reports(place: Place) -> None:
@@ -241,6 +258,9 @@ def reports(place: Place) -> None:
         except FolderError as error:
             raise SettingError(f"{error}") from None
         print(f"report: {page}", flush=True)
+    if (declared := measures.load(place.results)) is not None and (place.out / "seeds").is_dir():
+        found = measures.judge(tables(read_runs(place.out / "seeds", declared.claims.checkpoint)), declared)
+        write_json(place.results / MEASURED, {"hash": declared.hash, "claims": measures.plain(found)})
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

@@ -13,6 +13,8 @@ import yaml
 from adarank.errors import SettingError, whole_number
 from analysis.claims import CHECKPOINTS, Claims, ClaimsError, arm_name
 from analysis.claims import read as read_claims
+from experiments import measure
+from experiments.measure import Measurement
 
 Settings = Mapping[str, Any]
 
@@ -22,10 +24,10 @@ class Study:
     """settings: of every run; tasks, methods: by name, as in experiments/studies/; budgets: values of rank; tuning and
     seeds: of the trials and of the comparison, without overlap.
 
-    claims: the claims that the study will judge (None: it declares none); checkpoint: the one whose metric chooses the
-    rates and is judged; rates_per: "cell" (a method at a budget) or "method"; extend: by how many steps a grid of rates
-    may grow if the best rate lies at its edge; edge: whether a rate that stays there is refused ("refuse" or
-    "accept")."""
+    claims: what the study will judge (None: it declares nothing); checkpoint: the one whose metric chooses the rates and
+    is judged; rates_per: "cell" (a method at a budget) or "method"; extend: by how many steps a grid of rates may grow
+    where the best rate lies at its edge; edge: whether a rate that stays there is refused ("refuse" or "accept"); probe:
+    what is measured of its runs beyond their metric."""
 
     settings: Settings
     tasks: Mapping[str, Settings]
@@ -38,6 +40,7 @@ class Study:
     rates_per: str = "method"
     extend: int = 0
     edge: str = "accept"
+    probe: Measurement | None = None
     name: str = ""
 
 
@@ -75,7 +78,7 @@ def read(content: Any, name: str = "") -> Study:
         raise SettingError(f"the study must have {valid} (got {named})")
     declares = content.get("claims") is not None
     stricter = {"rates_per": "cell", "extend": 2, "edge": "refuse"} if declares else {}
-    study = Study(**{**stricter, **content, "claims": None}, name=name)
+    study = Study(**{**stricter, **content, "claims": None, "probe": None}, name=name)
     choices = {"rates_per": ("cell", "method"), "edge": ("refuse", "accept"), "checkpoint": CHECKPOINTS}
     for part, allowed in choices.items():
         if getattr(study, part) not in allowed:
@@ -83,6 +86,9 @@ def read(content: Any, name: str = "") -> Study:
     whole_number("extend", study.extend, least=0)
     _check_rates(study)
     _check_seeds(study)
+    if (probe := content.get("probe")) is not None:
+        arms = [cell.arm for cell in cells(study)]
+        study = replace(study, probe=measure.read(probe, study.tasks, arms, len(study.seeds)))
     return _with_claims(study, content["claims"], "checkpoint" in content) if declares else study
 
 

@@ -415,6 +415,26 @@ def test_before_the_first_allocation_the_mean_rank_is_the_mask_s():
     assert controller.budget_now()["mean_rank"] == 2.0
 
 
+def test_an_observation_is_what_an_allocation_would_have_seen_and_changes_nothing():
+    watched, plain = setup(), setup()
+    for t in range(STEPS):
+        run(*(watched[i] for i in (0, 2, 3)), range(t, t + 1))
+        run(*(plain[i] for i in (0, 2, 3)), range(t, t + 1))
+        seen, last = watched[2].observation(), watched[2].last_allocation
+        assert (seen.step, seen.observed) == (t, True)
+        assert torch.equal(seen.mask, watched[2].bank.mask)
+        if last is not None and last.step == t:
+            assert torch.equal(seen.scores, last.scores)
+            assert (seen.budget, int(seen.kept), int(seen.parameters)) == (last.budget, last.kept, last.parameters)
+            assert not last.observed
+    assert all(torch.equal(a, b) for a, b in zip(watched[0].parameters(), plain[0].parameters(), strict=True))
+    penalty = adarank.RankController(
+        adarank.adapt(Net(), rank=2, train=["head"]), penalty=adarank.penalties.orthogonality()
+    )
+    with pytest.raises(RuntimeError, match="has no score to observe"):
+        penalty.observation()
+
+
 def test_a_state_without_a_controller_or_of_another_one_is_refused():
     _, _, controller, optimizer = setup()
     plain = torch.optim.AdamW([p for g in optimizer.param_groups for p in g["params"]]).state_dict()

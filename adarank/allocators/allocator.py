@@ -39,7 +39,8 @@ class Allocation:
 
     step: the preceding optimiser step. budget: how much was allowed, in `unit` ("triplets" or "parameters"). kept: the
     number of triplets kept, and parameters: their cost Σ (d_in + d_out + 1), both scalar tensors. scores: [triplets],
-    and mask: bool [triplets], at that moment. module: int64 [triplets], indices into names.
+    and mask: bool [triplets], at that moment. module: int64 [triplets], indices into names. observed: nothing was
+    reallocated, scores and mask are what they were after that step.
     """
 
     step: int
@@ -51,6 +52,7 @@ class Allocation:
     mask: Tensor
     module: Tensor
     names: tuple[str, ...]
+    observed: bool = False
 
     @property
     def ranks(self) -> dict[str, int]:

@@ -17,8 +17,8 @@ from adarank.runs.modules import place_of
 
 
 class Ablation(NamedTuple):
-    """One batch. units: the rows or tokens over which its loss is a mean; loss: the sum over them; without: the same
-    sum without each triplet, module by module."""
+    """One batch. units: its rows, or the tokens that its loss is a mean over; loss: summed over them; without: the same
+    sum without each triplet that is not pruned, module by module."""
 
     units: int
     loss: float
@@ -35,7 +35,7 @@ def ablate(
     batch: int,
     begin: int = 0,
 ) -> Iterator[Ablation]:
-    """Ablate every triplet on every batch of the first `count` of `rows`, in evaluation order, from batch `begin` on.
+    """Ablate every triplet that is not pruned on every batch of the first `count` of `rows`, in evaluation order, from batch `begin` on.
 
     rows: as `task_type` encoded them; batch: rows of a forward pass. λ of one triplet at a time is set to 0, and a
     forward pass without autocast gives the loss, from float64 logits. The result is exact: only outputs of blocks that
@@ -44,7 +44,8 @@ def ablate(
     """
     precise = DoubleLogits(model).eval()
     device = next(model.parameters()).device
-    triplets = [(name, i) for name, adapter in adapters.items() for i in range(adapter.rank)]
+    masks = {name: adapter.mask.tolist() for name, adapter in adapters.items()}
+    triplets = [(name, i) for name, mask in masks.items() for i, active in enumerate(mask) if active]
     names = {*adapters, *(name for name, _ in model.named_modules() if place_of(name).block is not None)}
     units = {unit: model.get_submodule(unit) for unit in sorted({unit_of(name) for name in names})}
     order = evaluation_order(rows.lengths[:count], batch, fill=False)[begin:]

@@ -2,9 +2,8 @@
 
 import hashlib
 import inspect
-import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from adarank.harness.data.batches import training_order
 from adarank.harness.data.task_types import TASK_TYPES, TaskType
 from adarank.pieces import needs_of
 from adarank.probe.ablation import Ablation, ablate, halves, loss_increase
+from adarank.probe.journal import resume
 from adarank.probe.reload import load_trained_weights, open_run
-from adarank.runs.files import JOURNAL, write_text
+from adarank.runs.files import ADAPTER, JOURNAL
 from adarank.scores.score import Buffers, Score
 
 
@@ -43,40 +43,24 @@ def measure(folder: Path, rows: int, passes: int) -> dict[str, Any]:
     task_type = TASK_TYPES[run.task.task_type]
     dev, train = (task_type.encode(run.task, split, run.built.processor) for split in ("dev", "train"))
     rows = min(rows, len(dev))
-    weights = hashlib.sha256((folder / "adapter" / "adapter.safetensors").read_bytes()).hexdigest()
+    weights = digest_of_weights(folder)
     head = {"rows": rows, "batch": batch, "adapter": weights}
-    rest = partial(ablate, model, adapters, dev, task_type, rows, batch)
-    ablations = resume(folder / JOURNAL, head, rest, total=-(-rows // batch))
+
+    def rest(done: Sequence[Ablation]) -> Iterator[Ablation]:
+        return ablate(model, adapters, dev, task_type, rows, batch, len(done))
+
+    parts = -(-rows // batch)
+    ablations = resume(folder / JOURNAL, head, rest, parts, lambda line: Ablation(*line))
     loss, increase = loss_increase(ablations)
     ranks = {name: adapter.rank for name, adapter in adapters.items()}
     values = final_scores(model, adapters, train, task_type, batch, passes, seed)
-    about = {"split": "dev", "rows": rows, "passes": passes, "loss": loss, "modules": ranks}
+    about = {"split": "dev", "rows": rows, "passes": passes, "adapter": weights, "loss": loss, "modules": ranks}
     return {**about, "rise": increase, "halves": halves(ablations), "scores": values}
 
 
-def resume(
-    journal: Path, head: Mapping[str, Any], rest: Callable[[int], Iterator[Ablation]], total: int
-) -> list[Ablation]:
-    """All batches: those in `journal`, then rest(number of them), each appended to it once it is finished.
-
-    head: identifies the measurement; a journal with another head is discarded. A truncated last line is measured again.
-    """
-    lines: list[Any] = []
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    ablations = [Ablation(*line) for line in lines[1:]] if lines[:1] == [dict(head)] else []
-    write_text(journal, "".join(json.dumps(line) + "\n" for line in (head, *ablations)))
-    with journal.open("a", encoding="utf-8") as file:
-        for ablation in rest(len(ablations)):
-            ablations.append(ablation)
-            file.write(json.dumps(ablation) + "\n")
-            file.flush()
-            if not sys.stderr.isatty():
-                print(f"  {len(ablations)} of {total} batches", flush=True)
-    return ablations
+def digest_of_weights(folder: Path) -> str:
+    """SHA-256 of the trained adapter of the run in `folder`, which says whether a measurement is still of these weights."""
+    return hashlib.sha256((folder / ADAPTER / "adapter.safetensors").read_bytes()).hexdigest()
 
 
 def final_scores(

@@ -1,11 +1,12 @@
 """Statistics of paired runs. Functions take NumPy arrays and a Generator, and return numbers.
 
-paired: the t test, its interval and the sign-flip test; power: the differences that it can find; effects: the size of a
-difference; intervals: of single means, and the bootstrap; ranks: agreement of two orderings; looks: judging before all
-seeds have run.
+paired: the t test, its interval, the sign flip beside it; power: what it can find; effects: how large a difference is;
+intervals: of single means, and the bootstrap; ranks: whether two orders agree; auroc: whether a number tells cases
+apart; looks: judging before all is run.
 """
 
 from analysis.stats import looks, ranks
+from analysis.stats.auroc import auroc, auroc_interval
 from analysis.stats.effects import (
     OverTasks,
     Share,
@@ -29,6 +30,8 @@ __all__ = [
     "Share",
     "agreement",
     "area_under_curve",
+    "auroc",
+    "auroc_interval",
     "block_spread",
     "bootstrap_interval",
     "fisher_p",

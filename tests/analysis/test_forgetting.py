@@ -6,7 +6,9 @@ from scipy import stats as reference
 
 from analysis import forgetting, format_table
 from analysis.load import read_runs
+from analysis.plots import forgetting as plot
 from analysis.tables import tables
+from tests.analysis.test_weight_change import content as weight_content
 from tests.analysis.test_weight_change import put
 
 
@@ -17,8 +19,8 @@ def test_what_was_forgotten_stands_beside_what_was_learned(quickstart):
     (stsb, text), runs = forgetting.rows(table)
     assert [[run.seed for run in of_row] for of_row in runs] == [[0], [0]]
     assert stsb[1] == text[1] == f"{run.score[1]:.4f}"
-    assert stsb[3:] == ["0.8200", "0.7000", "+0.1200"]
-    assert text[3:] == ["3.0000", "3.2500", "+0.2500"]
+    assert stsb[3:] == ["0.8200", "0.7000", "+0.1200", "–"]
+    assert text[3:] == ["3.0000", "3.2500", "+0.2500", "–"]
     (grid,) = [grid for grid in format_table.further_tables(table) if grid.header == forgetting.header(table)]
     assert len(grid.rows) == 2
 
@@ -51,6 +53,7 @@ def test_who_forgets_is_compared_over_the_seeds_that_both_have(tmp_path, write_q
         "0.8000 ± 0.0000",
         f"{0.8 - np.mean(adalora):.4f} ± {half:.4f}",
         f"{np.mean(adalora):.4f} ± {half:.4f}",
+        "–",
     ]
     (comparison,) = forgetting.against_lora(table)
     assert (comparison.differences.size, len(comparison.runs)) == (8, 16)
@@ -71,3 +74,43 @@ def test_one_measured_run_is_not_over_seeds_and_without_lora_nothing_is_judged(q
     table = forgot(quickstart, "adalora-*-s0", [0.1])
     assert forgetting.over_seeds(table) == ([], [])
     assert forgetting.against_lora(table) == []
+
+
+def measured(folder, lost, norm):
+    """Give a run a loss at zero-shot STS-B and a relative norm of ΔW."""
+    (folder / "forgetting.json").write_text(json.dumps({"stsb": {"before": 0.8, "after": 0.8 - lost}}))
+    content = weight_content()
+    for module in content["modules"].values():
+        module |= {"norm": norm, "base_norm": 1.0}
+    (folder / "delta.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def grid(tmp_path, write_run):
+    """LoRA at three rates, whose norm doubles and whose loss rises by .1 each time; AdaLoRA between the first two."""
+    for seed in range(3):
+        for place, lr in enumerate((1e-3, 2e-3, 4e-3)):
+            folder = write_run(tmp_path, "lora", seed, config={"train.lr": lr}, metric__last=0.8 - 0.01 * place)
+            measured(folder, 0.05 + 0.1 * place + 0.01 * seed, 0.01 * 2**place)
+        measured(write_run(tmp_path, "adalora", seed), 0.06, 0.01 * 2**0.5 if seed else 0.001)
+    (table,) = tables(read_runs(tmp_path))
+    return table
+
+
+def test_lora_forgets_at_the_norm_of_another_method_what_its_rates_say(grid):
+    (comparison,) = forgetting.at_equal_norm(grid)
+    assert comparison.others == pytest.approx([0.11, 0.12]), "half way between two rates; seed 0 lies below all of them"
+    assert comparison.differences == pytest.approx([-0.05, -0.06])
+    assert comparison.against == "lora at its norm of ΔW"
+    titles = [table.title for table in format_table.further_tables(grid)]
+    assert any(title.startswith(forgetting.EQUAL_NORM) for title in titles)
+    rows, _ = forgetting.over_seeds(grid)
+    assert sorted(row[-1] for row in rows if row[0].startswith("lora")) == ["0.01", "0.02", "0.04"]
+
+
+def test_the_figure_joins_the_rates_of_a_method(grid, quickstart):
+    lines = {line.get_label(): line for line in plot.draw(grid).axes[0].lines}
+    assert lines["lora 8"].get_xdata() == pytest.approx([0.06, 0.16, 0.26])
+    assert len(lines) == 2
+    (table,) = tables(read_runs(quickstart))
+    assert plot.draw(table) is None

@@ -170,6 +170,12 @@ def test_the_prefixes_of_a_run_end_at_its_own_result(run):
         ("adalora-*-s0", ("--prefixes", "99"), "the run's largest rank (got 99)"),
         ("adalora-*-s0", ("--prefixes", "1,x"), "--prefixes must be whole numbers of at least 1, as in 1,2,4,8 (got"),
         ("absent", (), "absent must be the folder of a finished run"),
+        (
+            "adalora-*-s0",
+            ("--pruning",),
+            "--pruning needs a run that keeps all of its triplets, such as method=svd_lora",
+        ),
+        ("adalora-*-s0", ("--pruning", "--keep", "2"), "--keep must be shares of the triplets between 0 and 1"),
         ("adalora-*-s0", ("--rows", "0"), "--rows must be a whole number of at least 1 (got 0)"),
         ("full-*", (), "has no triplets to ablate; choose a finished run of a low-rank method"),
         ("bitfit-*", ("--delta",), "changed no matrix"),

@@ -148,7 +148,13 @@ class TrainConfig:
         above=0,
         identity=None,
     )
-    log_every: int = setting(10, "Number of steps between two records of the training loss.", at_least=1)
+    log_every: int = setting(10, "Record the training loss every so many steps.", at_least=1)
+    observe_scores: int | float | None = setting(
+        None,
+        "Record every module's scores after this step, or fraction of train.steps, too, without allocating; null: only at "
+        "allocations.",
+        identity=NEVER,
+    )
     precision: str = setting(
         "auto",
         "Compute dtype; bf16 uses autocast, and auto means bf16 on CUDA devices that support it and fp32 elsewhere.",
@@ -189,6 +195,13 @@ class TrainConfig:
     def eval_steps(self) -> int:
         """The number of steps between two evaluations on dev, at least 1."""
         return as_steps("train.eval_every", self.eval_every, self.steps, minimum=1)
+
+    @property
+    def observed_step(self) -> int | None:
+        """The step after which scores are recorded without an allocation, from 1; None for none."""
+        if self.observe_scores is None:
+            return None
+        return as_steps("train.observe_scores", self.observe_scores, self.steps, minimum=1)
 
     def evaluation_steps(self, dev: int) -> list[int]:
         """The steps after which the run evaluates on dev, which has `dev` rows; the last step is always one of them."""
@@ -381,6 +394,8 @@ class Spec:
             idle["max_rank_factor"] = "with pruned_triplets=trainable the number of triplets held never grows"
         if self.adaptive and not self.has_magnitude:
             idle["magnitude_after_pruning"] = "its adapter has no magnitude"
+        if self.score is None:
+            idle["train.observe_scores"] = "it has no score"
         if not isinstance(self.train.eval_every, float):
             idle["train.eval_share"] = "train.eval_every is a number of steps, none of which is skipped"
         if self.compaction != "progressive":

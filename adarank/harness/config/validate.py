@@ -311,6 +311,11 @@ def _check_ranges(spec: Spec) -> None:
         raise SettingError(f"train.microbatches must be auto or a whole number of at least 1 (got {passes})")
     if spec.train.eval_steps < 1:
         raise SettingError(f"train.eval_every must be at least 1 step (got {spec.train.eval_every})")
+    if (step := spec.train.observed_step) is not None and not 1 <= step <= spec.train.steps:
+        raise SettingError(
+            f"train.observe_scores must be from 1 to {spec.train.steps} steps, or a fraction of them (got "
+            f"{spec.train.observe_scores})"
+        )
     _check_processes(spec)
 
 

@@ -172,6 +172,8 @@ def train(
             if parallel.is_outdated(net):
                 net = None  # remove its hooks on the parameters first
                 net = parallel.replicate(model)
+        if controller is not None and step == config.observed_step:
+            pending.append(controller.observation())
 
         evaluates = step in evaluation_steps
         if not evaluates and step % config.log_every:
@@ -274,16 +276,19 @@ def drift_now(controller: RankController | None) -> dict[str, float]:
 def allocation_record(allocation: Allocation) -> dict[str, Any]:
     """The log record of an allocation, as plain Python values; ranks: {module name: rank}.
 
-    step: the preceding optimiser step, counted from 0; score_quantiles: {module name: the 0, 25, 50, 75 and 100 %
-    quantiles of its scores}; slack: the unspent part of the budget, in the budget's unit.
+    step: the optimiser step that it followed, counted from 0; score_quantiles: {module name: the 0, 25, 50, 75 and 100 %
+    quantiles of its scores}; slack: budget − what was spent, in the budget's unit. Where nothing was allocated (see
+    `RankController.observation`) also observed: true, and score_means: {module name: the mean of its scores}.
     """
     levels = torch.linspace(0, 1, 5, dtype=allocation.scores.dtype, device=allocation.scores.device)
     counts = torch.bincount(allocation.module, minlength=len(allocation.names)).tolist()
-    quantiles = {
-        name: torch.quantile(scores, levels).tolist()
-        for name, scores in zip(allocation.names, allocation.scores.split(counts), strict=True)
-    }
+    of_modules = dict(zip(allocation.names, allocation.scores.split(counts), strict=True))
+    quantiles = {name: torch.quantile(scores, levels).tolist() for name, scores in of_modules.items()}
     kept, parameters = int(allocation.kept), int(allocation.parameters)
+    observed: dict[str, Any] = {}
+    if allocation.observed:
+        means = {name: scores.mean().item() for name, scores in of_modules.items() if len(scores)}
+        observed = {"observed": True, "score_means": means}
     return {
         "step": allocation.step,
         "budget": allocation.budget,
@@ -293,6 +298,7 @@ def allocation_record(allocation: Allocation) -> dict[str, Any]:
         "slack": allocation.budget - (parameters if allocation.unit == "parameters" else kept),
         "ranks": allocation.ranks,
         "score_quantiles": quantiles,
+        **observed,
     }
 
 

@@ -168,6 +168,14 @@ def test_tiny_shrinks_whole_steps_with_the_run():
         (["train.warmup=1.5"], "train.warmup must be a whole number of steps or a fraction"),
         (["train.warmup=1000"], "train.warmup must be less than train.steps=1000 (got 1000)"),
         (["train.eval_every=0"], "train.eval_every must be at least 1 step (got 0)"),
+        (
+            ["train.observe_scores=1001"],
+            "train.observe_scores must be from 1 to 1000 steps, or a fraction of them (got 1001)",
+        ),
+        (
+            ["method=lora", "train.observe_scores=0.05"],
+            "train.observe_scores=0.05 has no effect with method=lora: it has no",
+        ),
         (["train.microbatches=0"], "train.microbatches must be auto or a whole number of at least 1 (got 0)"),
         (["train.microbatches=many"], "train.microbatches must be auto or a whole number of at least 1 (got many)"),
         (["train.eval_share=0"], "train.eval_share must be a number above 0 (got 0.0)"),

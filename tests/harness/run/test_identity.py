@@ -113,14 +113,14 @@ def another(setting, value):
 
 
 def test_every_training_setting_enters_the_name_but_those_that_decide_no_result():
-    spec = settled("train.precision=fp32")
+    spec = settled("train.precision=fp32", "train.observe_scores=5")
     before = identity.digest(deciding(spec))
 
     def named(f):
         train = replace(spec.train, **{f.name: another(f, getattr(spec.train, f.name))})
         return identity.digest(deciding(replace(spec, train=train))) != before
 
-    nothing = {"capture", "gradient_checkpointing", "shard", "eval_share"}  # the last: below
+    nothing = {"capture", "gradient_checkpointing", "shard", "observe_scores", "eval_share"}  # the last: below
     assert {f.name for f in fields(TrainConfig) if not named(f)} == nothing
 
 

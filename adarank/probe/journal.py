@@ -1,0 +1,46 @@
+"""Measurements in parts, of which an interruption loses none: every finished part is one line of a journal."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from adarank.runs.files import write_text
+
+T = TypeVar("T")
+
+
+def resume(
+    journal: Path,
+    head: Mapping[str, Any],
+    rest: Callable[[Sequence[T]], Iterator[T]],
+    total: int,
+    parse: Callable[[Any], T],
+    noun: str = "batches",
+) -> list[T]:
+    """All parts: those in `journal`, then rest(these), each appended to it as it is finished.
+
+    head: identifies the measurement; a journal with another head is discarded. parse: makes a part of its JSON. total,
+    noun: what progress is printed in. A truncated last line is measured again. `rest` sees every part that is added.
+    """
+    lines: list[Any] = []
+    for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    parts = [parse(line) for line in lines[1:]] if lines[:1] == [dict(head)] else []
+    write_text(journal, "".join(map(_line, (head, *parts))))
+    with journal.open("a", encoding="utf-8") as file:
+        for part in rest(parts):
+            parts.append(part)
+            file.write(_line(part))
+            file.flush()
+            if not sys.stderr.isatty():
+                print(f"  {len(parts)} of {total} {noun}", flush=True)
+    return parts
+
+
+def _line(part: Any) -> str:
+    return json.dumps(part) + "\n"

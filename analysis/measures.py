@@ -1,0 +1,181 @@
+"""Claims about what `adarank probe` measures, such as forgetting: their own family, declared and judged like the others.
+
+The file `probe_claims.json` has the form of `claims.json`; its `metrics` name for each task one of MEASURES.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from analysis import claims, forgetting, prefixes, verdicts
+from analysis.claims import Claim, Declared
+from analysis.format_table import VERDICT, TextTable
+from analysis.formats import metric, percent, span
+from analysis.tables import Table
+
+FILE = "probe_claims.json"
+PREFIXES = "_prefixes"  # lora_prefixes: the first triplets of one LoRA run, where lora is a run for each rank
+Values = dict[str, dict[int, float]]  # {arm or method: {seed: value}}
+
+
+class Measure(NamedTuple):
+    """values: of every arm that was measured; names: what claims may compare, of the arms of a study."""
+
+    title: str
+    higher_is_better: bool
+    values: Callable[[Table], Values]
+    names: Callable[[Sequence[str]], list[str]]
+
+
+class Judged(NamedTuple):
+    """The verdicts on the claims of one table, its assay (None where an arm has no values), and the claims without."""
+
+    table: Table
+    measure: Measure
+    verdicts: list[tuple[Claim, verdicts.Verdict]]
+    assay: verdicts.Assay | None
+    missing: list[Claim]
+
+
+def load(folder: Path) -> Declared | None:
+    """The claims in a folder's probe_claims.json; None where there is no such file. Raises ClaimsError where it is
+    damaged, or a task has no measure."""
+    declared = claims.load(folder, FILE)
+    if declared is not None:
+        check(declared.claims)
+    return declared
+
+
+def check(declared: claims.Claims) -> None:
+    """Raise ClaimsError unless the claims name a known measure for every task."""
+    for task in declared.margins:
+        if (name := declared.metrics.get(task)) not in MEASURES:
+            raise claims.ClaimsError(f"probe.claims.metrics.{task} must be one of {', '.join(MEASURES)} (got {name})")
+
+
+def judge(tables: Iterable[Table], declared: Declared) -> list[Judged]:
+    """Every declared claim on a task whose arms were measured. A claim is judged once all planned seeds are measured."""
+    found = []
+    for table in tables:
+        task = verdicts.study_task(table, declared.claims)
+        if task is not None:
+            found.append(_judge(table, task, declared.claims))
+    return found
+
+
+def text_tables(tables: Iterable[Table], declared: Declared) -> list[TextTable]:
+    """One table of verdicts for each task, whose title says what they are corrected for and whether the assay shows."""
+    result = []
+    for table, measure, judged, assay, missing in judge(tables, declared):
+        if not judged:
+            continue
+        first, together = judged[0][1], percent(1 - declared.claims.alpha)
+        shows = "no assay"
+        if assay is not None:
+            shows = f"the assay {'shows' if assay.shows else 'does not show'}: {assay.label}"
+            shows += f" {metric(assay.estimate.mean, '+')} {span(assay.interval)}"
+        title = (
+            f"Declared beforehand: {measure.title} ({table.title}; {percent(1 - first.level)} intervals, all of the family "
+            f"hold together in {together}; margin ±{first.margin:g}; {shows}"
+            + (f"; not measured yet: {len(missing)})" if missing else ")")
+        )
+        rows = [verdicts.verdict_cells(verdict) for _, verdict in judged]
+        runs = [verdict.comparison.runs for _, verdict in judged]
+        result.append(TextTable(title, verdicts.HEADER, rows, runs, VERDICT))
+    return result
+
+
+def plain(judged: Iterable[Judged]) -> list[dict[str, Any]]:
+    """The verdicts as JSON has them."""
+    return [
+        {
+            "task": claim.task,
+            "measure": measure.title,
+            "name": claim.contrast.name,
+            "of": verdict.comparison.label,
+            "against": verdict.comparison.against,
+            "verdict": verdict.text,
+            "difference": verdict.difference,
+            "interval": verdict.interval,
+            "level": verdict.level,
+            "p": verdict.p,
+            "pairs": verdict.pairs,
+            "margin": verdict.margin,
+            "assay": None if assay is None else {"shows": assay.shows, "difference": assay.estimate.mean},
+        }
+        for _, measure, of_table, assay, _ in judged
+        for claim, verdict in of_table
+    ]
+
+
+def _judge(table: Table, task: str, declared: claims.Claims) -> Judged:
+    measure = MEASURES[declared.metrics[task]]
+    values, sign = measure.values(table), 1.0 if measure.higher_is_better else -1.0
+    margin = declared.margins[task]
+
+    def compare(of: str, against: str) -> verdicts.Comparison:
+        runs = [run for row in table.rows if row.arm in (of, against) for run in row.runs]
+        return verdicts.compare_by_key(of, against, (of, against), values[of], values[against], runs)
+
+    assay, sides = None, (declared.assay.of, declared.assay.against)
+    if all(side in values for side in sides):
+        assay = verdicts.assay(compare(*sides), margin, sign)
+    found, missing = [], []
+    for claim in (claim for claim in declared.each if claim.task == task):
+        arms = claim.arms(values.keys())
+        if not all(arm in values for arm in arms):
+            missing.append(claim)
+            continue
+        comparison, responds = compare(*arms), assay is not None and assay.shows
+        level = declared.level(task)
+        (verdict,) = verdicts.judge([comparison], margin, measure.higher_is_better, level, responds)
+        measured = comparison.scores.size >= declared.seeds
+        found.append((claim, verdict if measured else verdicts.not_all_run(verdict, declared.seeds)))
+    return Judged(table, measure, found, assay, missing)
+
+
+def _after(name: str) -> Callable[[Table], Values]:
+    """The values after training of one measure of forgetting.json."""
+    title = forgetting.MEASURES[name][0]
+
+    def values(table: Table) -> Values:
+        return _known(
+            (row.arm, {run.seed: one.after for run in row.runs for one in forgetting.read(run) if one.measure == title})
+            for row in table.rows
+        )
+
+    return values
+
+
+def _areas(table: Table) -> Values:
+    """AURAC of every method with a run for each of several ranks, and from the prefixes of single runs over these ranks."""
+    by_method: dict[str, dict[float, Any]] = {}
+    for row in table.rows:
+        method, _, rank = (row.arm or "").partition("@")
+        if rank:
+            by_method.setdefault(method, {})[float(rank)] = row
+    several = {method: dict(sorted(rows.items())) for method, rows in by_method.items() if len(rows) > 1}
+    ranks = set().union(*several.values())
+    values = {method: prefixes.tuned_areas(rows) for method, rows in several.items() if rows.keys() == ranks}
+    for row in table.rows:
+        method, measured = (row.arm or "").partition("@")[0], prefixes.by_seed(row)
+        if measured and (not ranks or ranks <= set(next(iter(measured.values())))):
+            kept = {seed: {r: s for r, s in of.items() if not ranks or r in ranks} for seed, of in measured.items()}
+            values[f"{method}{PREFIXES}" if method in several else method] = prefixes.areas(kept)
+    return _known(values.items())
+
+
+def _known(values: Iterable[tuple[str | None, Mapping[int, float]]]) -> Values:
+    return {name: dict(by_seed) for name, by_seed in values if name is not None and by_seed}
+
+
+def _area_names(arms: Sequence[str]) -> list[str]:
+    methods = list(dict.fromkeys(arm.partition("@")[0] for arm in arms))
+    return [*methods, *(f"{method}{PREFIXES}" for method in methods if method not in arms)]
+
+
+MEASURES = {
+    "stsb": Measure("zero-shot STS-B after training, Spearman", True, _after("stsb"), list),
+    "text": Measure("held-out text after training, nats per token", False, _after("text"), list),
+    "aurac": Measure("AURAC, the mean score over log2 rank", True, _areas, _area_names),
+}

@@ -1,0 +1,213 @@
+"""A study's probe: what is refused, what is measured once, and the three studies that have one, whole at tiny size."""
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+from adarank.errors import SettingError
+from adarank.harness.data.tasks import movie_reviews
+from adarank.probe import cli
+from adarank.runs.files import write_json
+from adarank.runs.packed import read_record, record_files
+from analysis import claims, measures, report
+from experiments import measure, study
+from tests.experiments.studies import STUDY
+from tests.experiments.test_protocol import ROOT, in_this_one
+from tests.experiments.test_run import reviews
+
+CLAIMS = {
+    "metrics": {"t": "stsb"},
+    "margins": {"t": 0.02},
+    "contrasts": [{"name": "forgets less", "of": "adalora", "against": "lora"}],
+    "assay": {"of": "adalora@2", "against": "full"},
+}
+STUDIES = ROOT / "experiments" / "studies"
+
+
+def read(**parts):
+    probe = {"options": "--stsb $HERE --delta", "claims": CLAIMS, **parts}
+    return study.read({**STUDY, "probe": {key: value for key, value in probe.items() if value is not None}})
+
+
+def test_a_study_may_declare_claims_about_what_is_measured():
+    found = read()
+    assert (found.claims, found.rates_per) == (None, "method"), "its metric is judged as before"
+    asked = found.probe
+    assert (asked.trials, asked.arms[:2], asked.claims.seeds) == (False, ("full", "lora@2"), 2)
+    assert [claim.arms(asked.arms) for claim in asked.claims.each] == [
+        ("adalora@2", "lora@2"),
+        ("adalora@8", "lora@8"),
+    ]
+    assert read(claims=None, arms=["full"], trials=True).probe == measure.Measurement(
+        "--stsb $HERE --delta", ("full",), True, None
+    )
+
+
+def test_areas_are_compared_by_method_and_by_the_prefixes_of_its_runs():
+    of_area = {
+        **CLAIMS,
+        "metrics": {"t": "aurac"},
+        "contrasts": [{"name": "area", "of": "adalora", "against": "full"}],
+        "assay": {"of": "lora", "against": "lora_prefixes"},
+    }
+    assert read(claims=of_area).probe.claims.each[0].rank is None
+    with pytest.raises(SettingError, match=r"probe.claims.assay.of must be an arm of the study: .*lora_prefixes"):
+        read(claims={**of_area, "assay": {"of": "lora@2", "against": "lora"}})
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"options": None}, r"probe must have the part options, and may have arms, trials and claims \(got"),
+        ({"option": 1}, r"probe must have the part options"),
+        ({"arms": ["lora"]}, r"probe.arms must be arms of the study: full, lora@2, .* \(got lora\)"),
+        ({"options": "--with b"}, r"probe.options must be options of adarank probe for single runs \(got --with\)"),
+        ({"claims": {**CLAIMS, "looks": [3]}}, r"probe.claims must have the parts of claims except looks"),
+        ({"claims": {**CLAIMS, "metrics": {}}}, r"^probe.claims.metrics.t must be one of stsb, text, aurac \(got None"),
+        ({"claims": {**CLAIMS, "margins": {}}}, r"^probe.claims.margins must have the part t"),
+    ],
+)
+def test_a_probe_that_cannot_be_followed_is_refused(parts, says):
+    with pytest.raises(SettingError, match=says):
+        read(**parts)
+
+
+def test_environment_variables_are_filled_in(monkeypatch):
+    monkeypatch.setenv("HERE", "/a")
+    assert read().probe.words == ["--stsb", "/a", "--delta"]
+    monkeypatch.delenv("HERE")
+    with pytest.raises(SettingError, match=r"probe.options needs the environment variable HERE, which is not set"):
+        read().probe.words  # noqa: B018
+
+
+def test_finished_runs_of_its_arms_are_measured_once(tmp_path, monkeypatch):
+    def folder(name, arm, state="finished", files=()):
+        write_json(tmp_path / name / "status.json", {"state": state})
+        write_json(tmp_path / name / "summary.json", {"arm": arm})
+        for file in files:
+            write_json(tmp_path / name / file, {})
+
+    for name in ("new", "half", "done", "other", "lost"):
+        (tmp_path / name).mkdir()
+    folder("new", "lora@2")
+    folder("half", "lora@2", files=["delta.json"])
+    folder("done", "lora@2", files=["delta.json", "forgetting.json"])
+    folder("other", "adalora@2")
+    folder("lost", "lora@2", state="diverged")
+    calls = []
+    probe = SimpleNamespace(run=lambda command: calls.append(command[2:]) or SimpleNamespace(returncode=len(calls) - 1))
+    monkeypatch.setattr(measure, "subprocess", probe)
+    asked = measure.Measurement("--stsb b --delta", ("lora@2",))
+    measure.measure(asked, tmp_path)
+    assert calls == [[str(tmp_path / "half"), str(tmp_path / "new"), "--stsb", "b", "--delta"]]
+    with pytest.raises(SystemExit) as stopped:
+        measure.measure(asked, tmp_path)
+    assert stopped.value.code == 1, "what cannot be measured ends the protocol"
+    measure.measure(measure.Measurement("--delta", ("full",)), tmp_path)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", ["forgetting", "every_rank", "pruning"])
+def test_the_number_of_runs_is_the_one_that_the_study_states(name):
+    path = STUDIES / f"{name}.yaml"
+    found = study.load(path)
+    tuned = [method for method, about in found.methods.items() if "rates" in about]
+    (task,) = found.tasks
+    tried = sum(
+        len(study.rates_of(found, task, method)) * len(seeds)
+        for method in tuned
+        for _, seeds in study.trials(found, method)
+    )
+    stated = re.search(r"# Cost: (\d+) trials and (\d+) runs of the comparison", path.read_text())
+    assert (tried, len(study.cells(found)) * len(found.seeds)) == tuple(map(int, stated.groups()))
+    command = f"experiments/studies/{name}.yaml --out runs/{name} --results results/{name}"
+    assert f"python experiments/protocol.py {command}" in path.read_text()
+
+
+def sentences(folder):
+    """STS-B as its distribution has it, of random texts."""
+    (folder / "STS-B").mkdir()
+    draw = np.random.default_rng(0)
+    texts = ["".join(draw.choice(list("abcdefgh "), 12)) + "." for _ in range(80)]
+    lines = [f"g\tf\ty\t0\t{i % 6 + 0.5}\t{texts[i]}\t{texts[40 + i]}" for i in range(40)]
+    for split in ("train", "dev", "test"):
+        (folder / "STS-B" / f"sts-{split}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def at_tiny_size(content):
+    """The study with one rate, three seeds, the arms that its assay and its first claims compare, and little to measure."""
+    content |= {"settings": {"tiny": True, "holdout": 24, "train.eval_every": 12}, "tuning": [100], "seeds": [0, 1, 2]}
+    probe, methods = content["probe"], content["methods"]
+    for pattern, short in {
+        r"--rows \d+": "--rows 12 --passes 1",
+        r"--retrain \d+": "--retrain 2",
+        "1,2,4,8,16": "1,16",
+    }.items():
+        probe["options"] = re.sub(pattern, short, probe["options"])
+    if len(content["budgets"]) > 1:
+        content["budgets"] = [1, 16]
+    if "claims" in probe:
+        probe["claims"]["contrasts"] = probe["claims"]["contrasts"][:1]
+        kept = {"full", "adalora", "lora", "matryoshka"}
+        content["methods"] = methods = {name: method for name, method in methods.items() if name in kept}
+        probe["arms"] = [arm for arm in probe.get("arms", ["full", "lora@2", "adalora@2"]) if arm != "dylora"]
+    for method in methods.values():
+        method["rates"] = method["rates"][1:2]
+    return content
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["forgetting", "every_rank", "pruning"])
+def test_one_command_tunes_compares_measures_and_judges(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("STSB", str(sentences(tmp_path)))
+    monkeypatch.setattr(movie_reviews, "_reviews", reviews)
+    probes = []
+
+    def probed(command):
+        probes.append(command[2:])
+        return SimpleNamespace(returncode=cli.main(command[2:]))
+
+    monkeypatch.setattr(measure, "subprocess", SimpleNamespace(run=probed))
+    content = at_tiny_size(yaml.safe_load((STUDIES / f"{name}.yaml").read_text()))
+    file, out, results = tmp_path / f"{name}.yaml", tmp_path / "out", tmp_path / "results"
+    file.write_text(yaml.safe_dump(content))
+    words = [file, "--out", out, "--results", results]
+    done = in_this_one(words)
+    assert done.status == 0, done.err
+    asked = study.load(file)
+    records = {path: read_record(path) for path in record_files(results)}
+    measured = {path for path, record in records.items() if record.get("measures")}
+    wanted = {
+        path
+        for path, record in records.items()
+        if record["summary"]["arm"] in asked.probe.arms and (asked.probe.trials or "tuning" not in Path(path).parts)
+    }
+    assert measured == wanted
+    page = report.load(out / "seeds")
+    if asked.probe.claims is None:
+        assert not (results / "probe_claims.json").exists()
+        (grid,) = [table for table in tables_of(page) if table.title.startswith("What pruning costs")]
+        assert {row[-1] for row in grid.rows} == {"3"}
+    else:
+        assert claims.load(results, measures.FILE).claims == asked.probe.claims
+        judged = json.loads((results / "probe_verdicts.json").read_text())["claims"]
+        assert [row["name"] for row in judged] == [c.name for c in asked.probe.claims.contrasts]
+        assert {row["pairs"] for row in judged} == {3}
+        assert page.measured[0][0].title.startswith("Declared beforehand: ")
+    if name == "pruning":
+        again = len(probes)
+        assert (in_this_one(words).status, len(probes)) == (0, again), "nothing is measured twice"
+        read = in_this_one(["none.yaml", "--out", tmp_path / "elsewhere", "--results", results, "--read"])
+        assert read.status == 0, read.err
+
+
+def tables_of(page):
+    from analysis.format_table import further_tables
+
+    return [table for each in page.tables for table in further_tables(each)]
