@@ -111,7 +111,8 @@ class Maps(NamedTuple):
 @dataclass(frozen=True)
 class Front:
     """The first screen. facts: (name, value); warnings: what a reader must know of the claims; answers: (question,
-    sentences); cards: the comparisons with a large card, then those with a line; left: how many only the tables hold."""
+    sentences); cards: the comparisons with a large card, then those with a line; left: how many only the tables hold;
+    ranks: the numbers behind `maps`."""
 
     facts: tuple[tuple[str, str], ...]
     standing: str
@@ -122,6 +123,7 @@ class Front:
     left: int
     matrix: Matrix
     maps: Maps | None
+    ranks: tuple[RankMap, ...]
 
 
 class Judged(NamedTuple):
@@ -173,6 +175,7 @@ def front(
         left=left,
         matrix=_matrix(tables, tasks, names, judged),
         maps=_draw_maps(maps),
+        ranks=tuple(maps),
     )
 
 
