@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # a checkout that is not installed runs as well
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout that is not installed runs as well
 
 from adarank.runs.files import read_json, write_json
 
+ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results" / "support"
 SELECTION = (
     "tests/adapters",
