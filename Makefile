@@ -5,6 +5,7 @@ PYTHON ?= python3
 TORCH ?= tested
 PIP_ARGS ?=
 OUT ?= runs/demo
+NAME ?= mine
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -16,15 +17,21 @@ ifneq ($(wildcard ../shared),)
 export ADARANK_SHARED ?= $(abspath ../shared)
 endif
 
-.PHONY: help demo test test-slow test-gpu docs check lint types clean
+.PHONY: help demo test test-slow test-gpu support check lint types clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
 
 demo: $(READY)  ## Train full fine-tuning, LoRA and AdaLoRA on MiniLM-L6 and sentence polarity, two seeds, and report.
-	$(BIN)/python experiments/run.py -m hydra/launcher=cores experiment=quickstart method=full,lora,adalora seed=0,1 out=$(OUT) tracker=wandb tracker.mode=offline
-	$(BIN)/python analysis/compare.py $(OUT)
+	@echo "This trains MiniLM-L6 (22.7 million parameters) to tell positive from negative film reviews in three ways: all its"
+	@echo "parameters, LoRA of rank 8, and AdaLoRA, which starts at rank 12 and keeps 8 on average where they matter most."
+	@echo "Two seeds each make 6 runs of 100 steps: about six minutes on two free cores. Runs that are finished in $(OUT) are"
+	@echo "skipped; Ctrl-C stops, and the same command resumes. The report follows."
+	@echo
+	@$(BIN)/python experiments/run.py -m hydra/launcher=cores experiment=quickstart method=full,lora,adalora seed=0,1 out=$(OUT) tracker=wandb tracker.mode=offline
+	@echo
+	@$(BIN)/python analysis/compare.py $(OUT)
 
 test: $(READY)  ## Run the default tests: every contract with one case or a few, in about five minutes on two cores.
 	$(BIN)/python -m pytest
@@ -35,8 +42,8 @@ test-slow: $(READY)  ## Run the tests marked slow: all further cases, kills, sev
 test-gpu: $(READY)  ## Run the tests that need a GPU.
 	$(BIN)/python -m pytest -m gpu -n 0
 
-docs: $(READY)  ## Build the documentation as a site, site/index.html, with strict links.
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+support: $(READY)  ## Run the tests of docs/support.md in this environment: make support NAME=constraints
+	$(BIN)/python experiments/support.py $(NAME)
 
 lint: $(READY)  ## Check the code with ruff, and its format.
 	$(BIN)/ruff check .

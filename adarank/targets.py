@@ -462,7 +462,10 @@ def trained_modules(model: nn.Module, train: Targets) -> list[str]:
     for wanted in [train] if isinstance(train, str) else train:
         hits = [name for name in names if matches(name, wanted, regex=False)]
         if not hits:
-            raise SettingError(f"train={wanted!r} matches no module; similar names: {near(wanted, names)}")
+            outer = ", ".join(name for name in names if "." not in name)
+            raise SettingError(
+                f"train={wanted!r} matches no module; near names: {near(wanted, names)}; outermost names: {outer}"
+            )
         selected += hits
     return selected
 

@@ -1,6 +1,7 @@
-"""Compares the finished runs of a folder: prints a table per model, task and targets, and writes the report.
+"""Compare the finished runs of a folder: a table for each model, task and targets, the rank maps, the answers, and the
+report.
 
-python analysis/compare.py OUT
+python analysis/compare.py OUT [--all]
 """
 
 import sys

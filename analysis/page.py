@@ -14,7 +14,7 @@ from adarank.runs.modules import rank_grid, short_kind
 from analysis import formats, stats
 from analysis.claims import Declared
 from analysis.load import Run, state_counts
-from analysis.plots import inline
+from analysis.plots import inline, style
 from analysis.plots.rank_map import has_map
 from analysis.rows import Row
 from analysis.tables import Table, kind_and_ranks, relative_cost, relative_time
@@ -111,9 +111,10 @@ class Maps(NamedTuple):
 
 @dataclass(frozen=True)
 class Front:
-    """The first screen. facts: (name, value); warnings: sentences on the claims; answers: (question, sentences); cards:
-    the comparisons with a large card, then those with a line; left: the number of those that only the tables
-    contain."""
+    """The first screen. facts: (name, value); warnings: what a reader must know of the claims; answers: (question,
+    sentences); cards: the comparisons with a large card, then those with a line; left: how many only the tables hold;
+    ranks: the numbers behind `maps`; seeds: the scores of every seed as SVG, on a page of one table, else "".
+    """
 
     facts: tuple[tuple[str, str], ...]
     standing: str
@@ -124,6 +125,8 @@ class Front:
     left: int
     matrix: Matrix
     maps: Maps | None
+    ranks: tuple[RankMap, ...]
+    seeds: str
 
 
 class Judged(NamedTuple):
@@ -175,6 +178,8 @@ def front(
         left=left,
         matrix=_matrix(tables, tasks, names, judged),
         maps=_draw_maps(maps),
+        ranks=tuple(maps),
+        seeds=_seeds(tables[0], names[0]) if len(tables) == 1 else "",
     )
 
 
@@ -349,7 +354,7 @@ def _card(each: Judged, limit: float) -> Card:
         kind=verdict.kind,
         text=verdict.text,
         difference=formats.metric(verdict.difference, "+"),
-        interval=formats.span(verdict.interval),
+        interval=formats.span(verdict.interval) if verdict.interval else "(no interval)",
         details=tuple(details),
         svg=inline.axis(verdict.kind, verdict.difference or 0.0, verdict.interval, verdict.margin, limit),
         runs=verdict.comparison.runs,
@@ -544,6 +549,13 @@ def _cell(table: Table, row: Row, marks: tuple[tuple[str, str], ...]) -> Cell:
     )
 
 
+def _seeds(table: Table, names: Mapping[Row, str]) -> str:
+    rows = table.best_first(table.tuned)[:MATRIX_ROWS]
+    colours = style.distinct_styles(table, rows)
+    drawn = [(names[row], list(row.scores.values()), colours[row]["color"]) for row in rows]
+    return inline.seeds(drawn, f"{table.metric} on {table.split} of every seed, by method")
+
+
 def _rank_map(place: int, task: str, label: str, row: Row) -> RankMap:
     blocks, kinds, grid = rank_grid(row.ranks)
     finals = [run.summary["rank"]["final"] for run in row.runs]
@@ -565,13 +577,18 @@ def _draw_maps(maps: Sequence[RankMap]) -> Maps | None:
     top = max(float(np.nanmax(each.ranks)) for each in maps)
     pairs = sorted(_pairs(maps), key=lambda pair: _telling(*pair))
     most = max((float(np.nanmax(np.abs(one.ranks - other.ranks))) for one, other in pairs), default=0.0)
+    alone = len(maps) == 1
     drawn = [
         Drawing(
             _caption(each, maps),
-            inline.row_names(each.kinds, len(each.blocks)),
+            inline.row_names(each.kinds, len(each.blocks), alone),
             i > 0 and each.kinds == maps[i - 1].kinds,
             inline.rank_cells(
-                each.ranks, (0.0, top), "cividis", f"Final ranks, kinds of modules by blocks: {_full(each)}"
+                each.ranks,
+                (0.0, top),
+                "cividis",
+                f"Final ranks, kinds of modules by blocks: {_full(each)}",
+                large=alone,
             ),
             each.place,
             each.runs,

@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-if __package__ in (None, ""):  # as a script, sys.path[0] is analysis/ but must be the repository's root
+import numpy as np
+
+if __package__ in (None, ""):  # run as a script, sys.path[0] is analysis/: the repository's root belongs there
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from adarank.runs.files import read_object, write_bytes
-from analysis import claims, export, formats, measures, page
+from analysis import claims, export, formats, page, rank_picture
 from analysis.claims import RATES, Declared
 from analysis.curves import read_times
 from analysis.fairness import notes
@@ -124,30 +126,47 @@ def load(out: Path, times: Path | None = None) -> Report:
     return Report(runs, found, judged, declared, _edges(out), read_times(times) if times else {}, measured)
 
 
-def as_text(report: Report, width: int = WIDTH) -> str:
-    """The text for the terminal: the verdicts first, then the tables, the runs that do not count, and how to read the
-    tables. No line is longer than `width`."""
-    answers = [f"{question} {answer}" for question, answer in report.front.answers]
-    lines = [*answers, report.front.standing, *report.front.warnings, *assay_lines(report)]
+def as_text(report: Report, width: int = WIDTH, everything: bool = True) -> str:
+    """For the terminal, where the end is what one sees: how sure the verdicts are, the tables, the runs that do not count,
+    how to read the tables; last the rank maps and the answers. No line is longer than `width`.
+
+    everything: also the smaller tables and how to read them; else the titles of these tables.
+    """
+    which, sure, cost, where = (f"{question} {answer}" for question, answer in report.front.answers)
+    lines = [sure, report.front.standing, *report.front.warnings, *assay_lines(report)]
     parts = ["\n".join(export.wrap(line, width) for line in lines)]
-    for place in range(len(report.tables)):
-        parts += [export.plain(text_table, width) for text_table in _verdicts(report, place)]
-    parts += [table_text(report, i, width) for i in range(len(report.tables))]
-    parts += [export.plain(text_table, width) for text_table in across_tables(report.tables)]
+    for table, judged in zip(report.tables, report.family.verdicts, strict=True):
+        parts += [export.plain(text_table, width) for text_table in verdict_table(table, report.family, judged)]
+    parts += [table_text(report, i, width, everything) for i in range(len(report.tables))]
+    parts += [export.plain(text_table, width) for text_table in across_tables(report.tables) if everything]
     uncounted = [export.wrap(f"{run.name}: {run.state}, {run.reason}", width, "  ") for run in _uncounted(report)]
     if uncounted:
         parts.append("\n".join([export.wrap(f"Not counted ({state_counts(report.runs)}):", width), *uncounted]))
-    return "\n\n\n".join([*parts, "\n".join(export.wrap(line, width) for line in LEGEND)])
+    if everything:
+        parts.append("\n".join(export.wrap(line, width) for line in LEGEND))
+    parts += ["\n".join(map_lines(each, width)) for each in report.front.ranks]
+    return "\n\n\n".join([*parts, "\n".join(export.wrap(line, width) for line in (which, cost, where))])
 
 
-def table_text(report: Report, place: int, width: int = WIDTH) -> str:
-    """Table number `place`, the smaller tables below it and the notes on them; only the titles of tables with more than
-    SHOWN rows."""
+def map_lines(ranks: page.RankMap, width: int) -> list[str]:
+    """A rank map with its title."""
+    seeds = f", mean over {len(ranks.runs)} seeds" * (len(ranks.runs) > 1)
+    top = formats.rank(round(float(np.nanmax(ranks.ranks)), 1))
+    title = f"Final ranks of {ranks.label} on {ranks.task}{seeds}: kinds of modules by blocks; █ is rank {top}, · is 0"
+    return [export.wrap(title, width), "", *rank_picture.draw(ranks.kinds, ranks.blocks, ranks.ranks, width)]
+
+
+def table_text(report: Report, place: int, width: int = WIDTH, everything: bool = True) -> str:
+    """The table number `place`, the smaller tables below it and the notes on them. Of tables longer than SHOWN only the
+    titles, and of all smaller ones unless `everything` is asked for."""
     table, judged = report.tables[place], report.family.verdicts[place]
     further = further_tables(table, judged, report.declared is not None, report.times)
-    every = (format_table(table), *(each for each in further if len(each.rows) <= SHOWN))
-    parts = [export.plain(text_table, width) for text_table in every]
+    short = [each for each in further if everything and len(each.rows) <= SHOWN]
+    parts = [export.plain(text_table, width) for text_table in (format_table(table), *short)]
     lines = [f"{each.title}: {len(each.rows)} rows, on the page." for each in further if len(each.rows) > SHOWN]
+    if further and not everything:
+        titles = "; ".join(each.title.partition(" (")[0].partition(":")[0] for each in further)
+        lines = [f"On the page and with --all: {titles}."]
     return "\n\n".join([*parts, "\n".join(export.wrap(line, width) for line in [*lines, *notes(table)])])
 
 
@@ -211,6 +230,8 @@ def main(arguments: Sequence[str], show: bool = False) -> int:
     parser.add_argument(
         "--times", type=Path, metavar="FILE", help="the JSON of experiments/bench/step.py, for equal costs"
     )
+    if show:
+        parser.add_argument("--all", action="store_true", help="print the smaller tables, too, and how to read them")
     try:
         options = parser.parse_args(arguments)
     except SystemExit as stop:
@@ -219,7 +240,8 @@ def main(arguments: Sequence[str], show: bool = False) -> int:
     try:
         report = load(out, options.times)
         if show:
-            print(as_text(report, shutil.get_terminal_size((WIDTH, 24)).columns), end="\n\n", flush=True)
+            width = shutil.get_terminal_size((WIDTH, 24)).columns
+            print(as_text(report, width, options.all), end="\n\n", flush=True)
         page = write_report(out, report)
     except (FolderError, OSError) as error:
         print(error, file=sys.stderr)

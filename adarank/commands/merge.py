@@ -90,20 +90,21 @@ def _base(opened: Opened, base: str) -> tuple[Any, Any]:
 
     transformers.logging.set_verbosity_error()  # a fresh head is expected here
     transformers.logging.disable_progress_bar()
+    no_code = {"trust_remote_code": False}  # not Python from the base's own repository
     trained = opened.description["trained"]
     classes = next((shape[0] for name, shape in trained.items() if name.endswith(HEADS)), None)
     labels = {} if classes is None else {"num_labels": classes}
     try:
-        config = transformers.AutoConfig.from_pretrained(base)
+        config = transformers.AutoConfig.from_pretrained(base, **no_code)
         adapted = opened.description.get("base") or {}
         named = (adapted.get("class"), TASKS.get(adapted.get("task") or ""), *(config.architectures or ()), "AutoModel")
         model_class = next(filter(None, named))
         model, loading = getattr(transformers, model_class).from_pretrained(
-            base, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **labels
+            base, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **labels, **no_code
         )
         quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
         files = (transformers.utils.cached_file(base, name, **quiet) for name in PROCESSOR)
-        processor = transformers.AutoProcessor.from_pretrained(base) if any(files) else None
+        processor = transformers.AutoProcessor.from_pretrained(base, **no_code) if any(files) else None
     except (ImportError, OSError, ValueError, AttributeError, json.JSONDecodeError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise SettingError(f"the base {base} cannot be loaded ({reason}); give --base MODEL_FOLDER") from None

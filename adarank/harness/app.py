@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from contextlib import redirect_stdout
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def job(config: DictConfig) -> float | None:
             raise sweep.Stopped
         return None
     best: float | None = None
+    began = partial(sweep.write_job_folder, hydra_config.job.num) if in_sweep else None
 
     def work() -> None:
         nonlocal best
@@ -51,7 +53,7 @@ def job(config: DictConfig) -> float | None:
         from adarank.harness.run.execute import execute
 
         try:
-            best = execute(config, words, dict(hydra_config.runtime.choices))
+            best = execute(config, words, dict(hydra_config.runtime.choices), began)
         except RunLocked as error:
             if not in_sweep:
                 raise

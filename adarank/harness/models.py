@@ -275,6 +275,11 @@ def _loading(what: str) -> Iterator[None]:
             "revision that has safetensors"
         ) from None
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise SettingError(
+                f"{what} needs Python code from its own repository, which adarank never runs; use a model of an "
+                "architecture that Transformers has"
+            ) from None
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise SettingError(
             f"{what} could not be loaded{place} ({reason}); use a model's name while the hub can be reached, or "
@@ -286,7 +291,7 @@ def _config(what: str, source: str, **more: Any) -> Any:
     from transformers import AutoConfig
 
     with _loading(what):
-        return AutoConfig.from_pretrained(source, **more)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **more)
 
 
 def _pretrained(
@@ -326,6 +331,7 @@ def _pretrained(
                 dtype=getattr(torch, DTYPES[dtype]),
                 use_safetensors=not pickle,
                 weights_only=True,
+                trust_remote_code=False,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **more,
@@ -363,7 +369,7 @@ def _skeleton(source: str, revision: str | None, what: str) -> Callable[..., Any
         config = _config(what, source, revision=revision)
         _check(config, task_type, None, what)
         with _loading(what), torch.device("meta"):
-            return getattr(transformers, task_type.AUTO).from_config(config)
+            return getattr(transformers, task_type.AUTO).from_config(config, trust_remote_code=False)
 
     return skeleton
 
@@ -375,7 +381,7 @@ def _processor(task_type: "TaskType", source: str, **more: Any) -> Any:
 
     if task_type.PROCESSOR == "AutoImageProcessor":
         more["backend"] = "pil"
-    return getattr(transformers, task_type.PROCESSOR).from_pretrained(source, **more)
+    return getattr(transformers, task_type.PROCESSOR).from_pretrained(source, trust_remote_code=False, **more)
 
 
 def _redraw(model: Any, fresh: Collection[str]) -> None:
@@ -496,7 +502,7 @@ def tiny(
         head = {"num_labels": outputs} if outputs else {}
         config = transformers.AutoConfig.for_model(family, **taken, **head)
         _check(config, task_type, head_dropout, what)
-        model = getattr(transformers, task_type.AUTO).from_config(config)
+        model = getattr(transformers, task_type.AUTO).from_config(config, trust_remote_code=False)
         return _built(model, _small_images() if family == "vit" else tokenizer, task_type, what)
 
     def skeleton(task_type: "TaskType | None" = None) -> Any:

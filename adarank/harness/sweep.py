@@ -9,6 +9,8 @@ import math
 import os
 import shutil
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,11 +26,11 @@ from omegaconf import DictConfig
 
 from adarank.errors import SettingError
 from adarank.harness.config.validate import typed_keys
-from adarank.runs.files import read_json, write_json
+from adarank.harness.progress import PLAN, line, measure, result_files, watch
+from adarank.runs.files import read_json, write_json, write_text
 
 FOLDER = "ADARANK_SWEEP"
-PLAN = "sweep.json"  # in the sweep's folder: the number of jobs, and whether a failure stops them
-RESULT = "ADARANK_RESULT"  # names the file to which a job that was started as a separate command writes its result
+RESULT = "ADARANK_RESULT"  # the file that a job started as a command of its own writes its result to
 
 
 class Stopped(BaseException):
@@ -36,7 +38,8 @@ class Stopped(BaseException):
 
 
 class Begin(Callback):  # type: ignore[misc]
-    """Hydra's hook at the start of a sweep: creates the folder in the parent process and tells the jobs its name."""
+    """Hydra's hook at the start of a sweep, in the parent process: make the folder and name it, say what will run, and
+    print the progress from then on."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         out = Path(config.out).expanduser().absolute()
@@ -49,18 +52,30 @@ class Begin(Callback):  # type: ignore[misc]
         params = sweeper.get("params") or {}
         words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
         jobs = None if "n_trials" in sweeper else count_jobs(words)  # Optuna decides as it goes
-        write_json(folder / PLAN, {"jobs": jobs, "fail_fast": bool(config.fail_fast)})
+        write_json(folder / PLAN, {"jobs": jobs, "fail_fast": bool(config.fail_fast), "began": time.time()})
         os.environ[FOLDER] = str(folder)
+        if jobs:
+            print(f"sweep of {jobs} job{'s' * (jobs > 1)}: {' '.join(swept(words))} -> {config.out}", flush=True)
+            threading.Thread(target=watch, args=(folder,), daemon=True).start()
 
 
 def count_jobs(words: Sequence[str]) -> int | None:
-    """The number of jobs in a sweep over `words` (key=a,b key=range(1,9) …); None for a glob."""
-    overrides: list[Override] = OverridesParser.create().parse_overrides(list(words))
-    last = {o.key_or_group: o for o in overrides}  # of two words for one setting the last one counts
-    sweeps = [o for o in last.values() if o.is_sweep_override()]
+    """The number of jobs that a sweep over `words` (key=a,b key=range(1,9) …) makes; None for a glob."""
+    sweeps = _sweeps(words)
     if not all(isinstance(o.value(), Sweep) for o in sweeps):
         return None
     return math.prod(sum(1 for _ in o.sweep_string_iterator()) for o in sweeps)
+
+
+def swept(words: Sequence[str]) -> list[str]:
+    """Those of `words` that give a setting several values, as they were typed."""
+    return [o.input_line or o.get_key_element() for o in _sweeps(words)]
+
+
+def _sweeps(words: Sequence[str]) -> list[Override]:
+    overrides: list[Override] = OverridesParser.create().parse_overrides(list(words))
+    last = {o.key_or_group: o for o in overrides}  # of two words for one setting the last one counts
+    return [o for o in last.values() if o.is_sweep_override()]
 
 
 def refuse_unswept(hydra_config: DictConfig, in_sweep: bool) -> None:
@@ -83,6 +98,15 @@ class Result:
     overrides: str
     status: int
     error: str | None
+
+
+def write_job_folder(job: int, folder: Path) -> None:
+    """Write down where a job's run is, from which the parent sees how far it has come; as `write_job_result` outside a
+    sweep. The run does not depend on it."""
+    place = Path(os.environ.get(FOLDER, ""))
+    if FOLDER in os.environ and place.is_dir():
+        with suppress(OSError):
+            write_text(place / f"run{job}.txt", str(folder.absolute()))
 
 
 def write_job_result(job: int, overrides: Sequence[str], status: int, error: str | None) -> None:
@@ -126,15 +150,12 @@ def progress(job: int | None = None) -> None:
     for result in found:
         if result.job == job and result.error:
             print(f"error: {result.error}", file=sys.stderr, flush=True)
-    failed = sum(r.status != 0 for r in found)
-    of = f" of {plan['jobs']}" if plan["jobs"] else ""
-    stops = "; fail_fast=true stops the sweep" if failed and plan["fail_fast"] else ""
-    print(f"sweep: {len(found)}{of} jobs done" + (f", {failed} failed" if failed else "") + stops, flush=True)
+    print(f"{line(measure(folder), stops=plan['fail_fast'])}\n", end="", flush=True)
 
 
 def results(folder: Path) -> list[Result]:
-    """The results so far, sorted by job number."""
-    found = [Result(int(path.stem), **read_json(path)) for path in folder.glob("[0-9]*.json")]
+    """The results so far, by number."""
+    found = [Result(int(path.stem), **read_json(path)) for path in result_files(folder)]
     return sorted(found, key=lambda r: r.job)
 
 

@@ -85,10 +85,10 @@ def _left(status: dict[str, Any]) -> str:
         return "starting"
     passed = (datetime.now(UTC) - datetime.fromisoformat(status["started"])).total_seconds()
     left = passed / done * (status["steps"] - status["step"])
-    return f"about {_duration(left)} left"
+    return f"about {duration(left)} left"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

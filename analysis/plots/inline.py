@@ -1,4 +1,5 @@
-"""Small SVG drawings within the page's text: the axis of one comparison and the cells of one rank map."""
+"""Small drawings that stand in the page's text as SVG: the axis of one comparison, the scores of every seed, the cells of
+one rank map."""
 
 from collections.abc import Sequence
 from html import escape
@@ -12,7 +13,9 @@ from analysis.plots.forest import STYLES
 
 LEVELS = 16  # colours of a map
 AXIS = (240, 30)  # width and height of an axis, in px
-MAP = (128, 112)  # the largest size of a map's cells together, in px
+MAP, LARGE = (128, 112), (240, 168)  # what the cells of a map fill at most, in px; of one that stands alone
+CELL = {False: 16, True: 28}  # sides of a cell at most, in px, by whether its map is large
+SEEDS = (480, 24)  # width of the drawing of every seed and height of a row, in px
 READABLE = (15, 12)  # a cell that holds its number, in px
 NAMED = 9  # the height of a row that has a name, in px
 
@@ -44,13 +47,44 @@ def axis(kind: str, mean: float, interval: tuple[float, float] | None, margin: f
     return _svg(width, height, f"Difference {found}" + (f"; margin ±{margin:g}" if margin else ""), "axis", parts)
 
 
+def seeds(rows: Sequence[tuple[str, Sequence[float], str]], title: str) -> str:
+    """A row for each method with a dot for every seed and a bar at the mean, on one axis. rows: (name, scores, colour)."""
+    width, height = SEEDS
+    left = 16 + round(6.4 * max(len(name) for name, _, _ in rows))
+    every = [score for _, scores, _ in rows for score in scores]
+    low, high = min(every), max(every)
+    span = (high - low) or 1.0
+
+    def x(value: float) -> float:
+        return left + 12 + (value - low) / span * (width - left - 24)
+
+    bottom = height * len(rows)
+    parts = [f'<path d="M{left} {bottom + 2}H{width}" stroke="#999"/>']
+    for row, (name, scores, colour) in enumerate(rows):
+        y = height * (row + 0.5)
+        parts.append(f'<path d="M{left} {y:g}H{width}" stroke="#e2e2e2"/>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4:g}" text-anchor="end">{escape(name)}</text>')
+        mean = _short(x(sum(scores) / len(scores)))
+        parts.append(f'<path d="M{mean} {y - 9:g}v18" stroke="{colour}" stroke-width="3"/>')
+        parts += [f'<circle cx="{x(s):.1f}" cy="{y:g}" r="4.5" fill="{colour}" fill-opacity=".55"/>' for s in scores]
+    for value, anchor in ((low, "start"), (high, "end")):
+        end = left if anchor == "start" else width
+        parts.append(f'<text x="{end}" y="{bottom + 16}" text-anchor="{anchor}">{formats.metric(value)}</text>')
+    return _svg(width, bottom + 20, title, "seeds", parts)
+
+
 def rank_cells(
-    values: NDArray[np.float64], limits: tuple[float, float], palette: str, title: str, digits: int = 1
+    values: NDArray[np.float64],
+    limits: tuple[float, float],
+    palette: str,
+    title: str,
+    digits: int = 1,
+    large: bool = False,
 ) -> str:
-    """Cells of `values` [rows, columns], coloured over `limits`; NaN: no cell. If they are large enough, each shows its
-    number. palette: a colour map of Matplotlib; digits: decimals for numbers below ten."""
+    """Cells of `values` [rows, columns], coloured over `limits`; NaN: no cell. Where they are large enough, each holds its
+    number. palette: a colour map of Matplotlib; digits: of the numbers below ten; large: the map stands alone."""
     rows, columns = values.shape
-    wide, high = _cell(rows, columns)
+    wide, high = _cell(rows, columns, large)
     colours = levels(palette)
     place = np.clip((values - limits[0]) / (limits[1] - limits[0] or 1.0) * LEVELS, 0, LEVELS - 1)
     paths: dict[int, list[str]] = {}
@@ -65,20 +99,20 @@ def rank_cells(
             x, y = wide * (column + 0.5), high * (row + 0.5) + 3
             numbers.append(f'<text x="{x:g}" y="{y:g}" text-anchor="middle" fill="{colours[level][1]}">{number}</text>')
     parts = [f'<path fill="{colours[level][0]}" d="{"".join(cells)}"/>' for level, cells in sorted(paths.items())]
-    return _svg(wide * columns, high * rows, title, "cells", parts + numbers)
+    return _svg(wide * columns, high * rows, title, "cells" + " large" * large, parts + numbers)
 
 
-def row_names(names: Sequence[str], columns: int) -> str:
-    """The names of a map's rows, to the left of its cells; nothing if the rows are too low for them."""
-    high = _cell(len(names), columns)[1]
+def row_names(names: Sequence[str], columns: int, large: bool = False) -> str:
+    """The names of a map's rows, to stand left of its cells; nothing where the rows are too low for them."""
+    high = _cell(len(names), columns, large)[1]
     if high < NAMED:
         return ""
-    width = 4 + round(5.3 * max(map(len, names)))
+    width = 4 + round((6.6 if large else 5.3) * max(map(len, names)))
     texts = [
         f'<text x="{width - 3}" y="{high * (row + 0.5) + 3:g}" text-anchor="end">{escape(name)}</text>'
         for row, name in enumerate(names)
     ]
-    return _svg(width, high * len(names), "Kinds of modules", "names", texts)
+    return _svg(width, high * len(names), "Kinds of modules", "names" + " large" * large, texts)
 
 
 def levels(palette: str) -> list[tuple[str, str]]:
@@ -91,9 +125,10 @@ def levels(palette: str) -> list[tuple[str, str]]:
     return [(to_hex(colour), style.ink(*colour[:3])) for colour in colours]
 
 
-def _cell(rows: int, columns: int) -> tuple[int, int]:
+def _cell(rows: int, columns: int, large: bool = False) -> tuple[int, int]:
     """Width and height of a cell, in px."""
-    wide, high = (max(3, min(16, size // count)) for size, count in zip(MAP, (columns, rows), strict=True))
+    room = zip(LARGE if large else MAP, (columns, rows), strict=True)
+    wide, high = (max(3, min(CELL[large], size // count)) for size, count in room)
     return wide, high
 
 

@@ -93,7 +93,7 @@ def test_a_method_that_learns_more_often_is_the_better_one_without_an_interval(t
         write_run(tmp_path, "adalora", seed, metric__test=0.7 + 0.01 * seed, metric__majority=0.5)
     front = front_of(tmp_path)
     (card,) = front.cards
-    assert (card.text, card.interval) == ("adalora better", "–")
+    assert (card.text, card.interval) == ("adalora better", "(no interval)")
     assert card.details[0] == "8 pairs of seeds, decided by how many runs learned"
     assert dict(front.answers)["Which method is better?"] == "adalora 12 → 8 is better than lora 8."
 
@@ -299,3 +299,12 @@ def test_declared_claims_their_changes_and_what_is_missing_stand_on_the_first_sc
 def test_names_are_listed_as_in_a_sentence():
     assert [page.listed("abc"[:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
     assert page.listed("abcde", 2) == "a, b and 3 more"
+
+
+def test_a_page_of_one_table_draws_every_seed(tmp_path, write_run):
+    for seed in (0, 1, 2):
+        for method in ("full", "lora", "adalora"):
+            write_run(tmp_path, method, seed)
+    assert front_of(tmp_path).seeds.count("<circle") == 9
+    write_run(tmp_path, "lora", 0, config={"task": "other"}, task="other")
+    assert front_of(tmp_path).seeds == ""  # one axis does not hold the scores of two tasks

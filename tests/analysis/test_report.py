@@ -204,14 +204,14 @@ def test_the_scripts_run_from_any_directory(quickstart, tmp_path, script):
     assert Path(lines[-1]) == (quickstart / "report" / "index.html").resolve()
     assert Path(lines[-1]).is_file()
     if script == "compare.py":
-        assert report.as_text(report.load(quickstart)) in done.stdout
+        assert report.as_text(report.load(quickstart), everything=False) in done.stdout
         assert max(map(len, lines[:-1])) <= 100
     else:
         assert len(lines) == 1
 
 
 @pytest.mark.parametrize("width", [60, 100, 200])
-def test_the_terminal_says_the_verdicts_first_and_fits(tmp_path, write_run, width):
+def test_the_terminal_ends_with_the_answers_and_fits(tmp_path, write_run, width):
     for seed in range(3):
         for allocator in ("global_top", "uniform"):
             write_run(tmp_path, "adalora", seed, config={"allocator._target_": f"adarank.allocators.{allocator}"})
@@ -219,12 +219,26 @@ def test_the_terminal_says_the_verdicts_first_and_fits(tmp_path, write_run, widt
         (write_run(tmp_path, "lora", seed + 5) / "summary.json").write_text("{")
     text = report.as_text(report.load(tmp_path), width)
     assert max(map(len, text.splitlines())) <= width
-    assert text.startswith("Which method is better? ")
+    assert text.startswith("How sure is that? ")
     words = " ".join(text.split())
-    order = ["How sure is that?", "What does it cost?", "Where did the rank go?", "Not declared beforehand", "verdict",
-             "budget, counted four ways", "Not counted (9 finished, 3 corrupt)", "± is the half-width"]  # fmt: skip
+    order = ["How sure is that?", "Not declared beforehand", "verdict", "budget, counted four ways",
+             "Not counted (9 finished, 3 corrupt)", "± is the half-width", "Final ranks of adalora", "▇",
+             "Which method is better?", "What does it cost?", "Where did the rank go?"]  # fmt: skip
     places = [words.index(each) for each in order]
     assert places == sorted(places)
+
+
+def test_the_smaller_tables_are_printed_on_request(quickstart):
+    found = report.load(quickstart)
+    short, whole = (report.as_text(found, 100, everything) for everything in (False, True))
+    titles = re.search(r"On the page and with --all: (.*?)\.\n", short, re.DOTALL)[1].replace("\n ", "").split("; ")
+    assert titles == ["The budget, counted four ways"]
+    for title in titles:
+        assert f"\n{title}" in whole
+        assert f"\n{title}" not in short
+    assert "accuracy, test" in short
+    assert short.splitlines()[-6:] == whole.splitlines()[-6:]
+    assert not any(line in " ".join(short.split()) for line in report.LEGEND)
 
 
 @pytest.mark.slow
@@ -272,5 +286,5 @@ def test_a_report_that_cannot_be_written_is_status_2_after_the_table(quickstart,
 def test_wrong_usage(arguments, capsys):
     assert report.main(arguments, show=True) == 2
     usage, error = capsys.readouterr().err.splitlines()
-    assert usage == "usage: python analysis/compare.py [-h] [--times FILE] RUNS_FOLDER"
+    assert usage == "usage: python analysis/compare.py [-h] [--times FILE] [--all] RUNS_FOLDER"
     assert error.startswith("python analysis/compare.py: error: ")

@@ -39,15 +39,20 @@ def begun(tmp_path, monkeypatch):
     return Path(os.environ[sweep.FOLDER])
 
 
+def test_a_sweep_says_what_will_run(capsys, begun):
+    assert capsys.readouterr().out == f"sweep of 4 jobs: rank=4,8 seed=0,1 -> {begun.parent.parent}\n"
+
+
 def test_failures_and_silent_jobs_are_told_of_at_the_end(begun, capsys):
+    capsys.readouterr()
     sweep.write_job_result(1, ["seed=0", "rank=8"], 2, "rank=8 is too large")
     sweep.write_job_result(0, ["seed=0", "rank=4"], 0, None)
     sweep.write_job_result(2, ["seed=1", "rank=4"], 1, None)
     said = capsys.readouterr().out.splitlines()
     assert said == [
-        "sweep: 1 of 4 jobs done, 1 failed",
-        "sweep: 2 of 4 jobs done, 1 failed",
-        "sweep: 3 of 4 jobs done, 2 failed",
+        "sweep: 1 of 4 jobs done, 1 failed  [#####---------------] 25 %",
+        "sweep: 2 of 4 jobs done, 1 failed  [##########----------] 50 %",
+        "sweep: 3 of 4 jobs done, 2 failed  [###############-----] 75 %",
     ]
     found, total = sweep.collect_results()
     assert sweep.summary(found, total) == [

@@ -67,7 +67,7 @@ def test_the_script_that_sbatch_would_get():
 def test_a_dry_run_shows_the_jobs_and_runs_none(tmp_path):
     words = ["hydra/launcher=slurm", "hydra.launcher.dry_run=true", "hydra.launcher.partition=gpu"]
     said, erred = sweep(tmp_path, *words, "method=lora,adalora", "seed=0,1", *TINY)
-    assert said.startswith("dry run: 4 jobs, 32 at a time\n  method=lora seed=0")
+    assert "\ndry run: 4 jobs, 32 at a time\n  method=lora seed=0" in said
     assert "#SBATCH --array=0-3%4\n" in said
     assert "#SBATCH --partition=gpu\n" in said
     assert not finished(tmp_path)

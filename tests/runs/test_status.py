@@ -93,4 +93,4 @@ def test_on_a_terminal_it_stops_when_nothing_runs(tmp_path):
 
 @pytest.mark.parametrize(("seconds", "said"), [(5, "5 s"), (65, "1 min 05 s"), (3720, "1 h 02 min")])
 def test_durations(seconds, said):
-    assert status._duration(seconds) == said
+    assert status.duration(seconds) == said

@@ -8,6 +8,7 @@ the same settings and data and so raises the same SettingError; a rank that may 
 do nothing special. torch is imported only inside functions, to keep the command line fast.
 """
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -32,6 +33,18 @@ def world() -> int:
 def is_main() -> bool:
     """Whether this process writes and prints."""
     return rank() == 0
+
+
+def shares_terminal() -> bool:
+    """Whether this process is a worker of a parallel sweep (hydra/launcher=cores), whose output mixes with that of other
+    workers."""
+    return multiprocessing.current_process().name != "MainProcess"
+
+
+def say(title: str, text: str) -> None:
+    """Print a line about the run `title`: indented below the line that names it, or, where the output of several runs
+    mixes, with its title. One write, so that no other process's line begins in the middle."""
+    print(f"{f'{title}: ' if shares_terminal() else '  '}{text}\n", end="", flush=True)
 
 
 def join() -> None:

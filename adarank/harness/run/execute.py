@@ -1,7 +1,7 @@
 """Executes one run, from a composed configuration to a finished folder."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from adarank.harness.run import distributed, identity
 from adarank.harness.run.captured import check_capture
 from adarank.harness.run.causal import prepare_causal
 from adarank.harness.run.checkpoint import Saver, bytes_to_save, write_sharded
-from adarank.harness.run.distributed import is_main, on_main
+from adarank.harness.run.distributed import is_main, on_main, say
 from adarank.harness.run.prepare import Prepared, describe_schedule, enable_gradient_checkpointing, prepare
 from adarank.harness.run.resolve import Resolved, build, resolve
 from adarank.harness.run.train import Diverged, Outcome, train
@@ -54,8 +54,14 @@ from adarank.runs.modules import describe_modules
 from adarank.targets import block_linears
 
 
-def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> float | None:
-    """Execute the run of a composed configuration, or skip it if it is finished; returns the run's best dev metric.
+def execute(
+    config: DictConfig,
+    overrides: Sequence[str],
+    choices: Mapping[str, Any],
+    began: Callable[[Path], object] | None = None,
+) -> float | None:
+    """Run what a composed configuration asks for, or skip it where it is finished; returns the run's best dev metric.
+    began: called with the run's folder before it trains.
 
     Nothing is written before the settings, the data, the model and the adapters have been checked. Raises SettingError
     (exit status 2) or RunFailed (1).
@@ -99,6 +105,8 @@ def execute(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, 
         if on_main(partial(state.is_finished, folder, spec.force, "failed")):
             print(f"{run.title}: finished by another process in the meantime, {folder}", flush=True)
         else:
+            if began is not None:
+                on_main(partial(began, folder))
             try:
                 train_in_folder(run, prepared, encoded, about, held)
             except OSError as error:  # a full disk, say; treated as if the run had been killed
@@ -157,7 +165,7 @@ def train_in_folder(
     if saver.step is None:
         on_main(partial(begin, folder, record))
     else:
-        print(f"  resumes from the checkpoint after step {saver.step}", flush=True)
+        say(run.title, f"resumes from its checkpoint after step {saver.step}")
     tracker = no_copy if spec.tracker is None else spec.tracker
     group = Path(spec.out).absolute().name
     with ExitStack() as stack:
@@ -201,9 +209,9 @@ def train_in_folder(
     if is_main():
         saver.remove()
     shown, split = (outcome.last, "dev") if outcome.test is None else (outcome.test, "test")
-    print(f"  {split} {metrics[0]} {shown:.4f} in {outcome.train_s:.0f} s of training", flush=True)
+    say(run.title, f"{split} {metrics[0]} {shown:.4f} in {outcome.train_s:.0f} s of training")
     if further := others(outcome.tested or {}, metrics[1:], about["not_computed"]):
-        print(f"  {split} {further}", flush=True)
+        say(run.title, f"{split} {further}")
 
 
 def predict(run: Resolved, model: nn.Module, rows: Encoded) -> dict[str, Any]:

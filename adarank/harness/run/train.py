@@ -28,7 +28,8 @@ from adarank.harness.device import autocast, clock, peak_mib, reset_peak
 from adarank.harness.run import parallel
 from adarank.harness.run.captured import captured_step
 from adarank.harness.run.checkpoint import Progress, Saver
-from adarank.harness.run.distributed import is_main, rank, world
+from adarank.harness.run.distributed import is_main, rank, say, shares_terminal, world
+from adarank.harness.run.identity import title
 from adarank.harness.run.microbatches import local_passes, pass_overhead, why_one_pass
 from adarank.harness.run.prepare import Prepared, lr_factor, make_optimizer
 from adarank.harness.tracking import Log
@@ -117,11 +118,12 @@ def train(
     pending: list[Allocation] = []  # those since the last record, still on the device
     evaluation_steps = set(config.evaluation_steps(len(splits["dev"])))
     reset_peak(device)
+    live = is_main() and sys.stderr.isatty() and not shares_terminal()
     bar = tqdm(
         total=config.steps,
         initial=at.step,
         unit="step",
-        disable=not (is_main() and sys.stderr.isatty()),
+        disable=not live,
         dynamic_ncols=True,
         leave=False,
     )
@@ -212,8 +214,8 @@ def train(
             if is_settled(controller) and (not at.best_step or better):
                 at.best, at.best_step = last[name], step
                 saver.keep_best(model, step)
-            if not sys.stderr.isatty():
-                print(f"  step {step}/{config.steps}  {progress(mean_loss, name, last[name], controller)}", flush=True)
+            if not live:
+                say(title(spec), f"step {step}/{config.steps}  {progress(mean_loss, name, last[name], controller)}")
         at.step = step
         saver.save(model, optimizer, scheduler, at, at_once=step == config.steps)
         started = clock(device)

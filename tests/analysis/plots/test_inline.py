@@ -74,3 +74,28 @@ def test_many_cells_are_small_and_without_numbers():
     assert len(root.findall("path")) == inline.LEVELS
     assert len(svg) < 64 * 7 * 25
     assert inline.row_names(["expert"] * 60, 4) == ""
+
+
+def test_every_seed_is_a_dot_on_one_axis_and_a_bar_the_mean():
+    root = parsed(inline.seeds([("lora 8", [0.5, 0.7], "#111111"), ("a < b", [0.9], "#222222")], "Every & all"))
+    dots = [(float(dot.get("cx")), float(dot.get("cy")), dot.get("fill")) for dot in root.findall("circle")]
+    assert [fill for *_, fill in dots] == ["#111111", "#111111", "#222222"]
+    (low, first, _), (middle, same, _), (high, second, _) = dots
+    assert first == same < second
+    assert middle - low == pytest.approx(high - middle, abs=0.1)  # 0.5, 0.7, 0.9
+    bars = [path.get("d") for path in root.findall("path") if path.get("stroke-width") == "3"]
+    assert float(bars[0].split()[0].removeprefix("M")) == pytest.approx((low + middle) / 2, abs=0.1)
+    texts = [text.text for text in root.findall("text")]
+    assert texts == ["lora 8", "a < b", "0.5000", "0.9000"]
+    assert 0 < low < high < inline.SEEDS[0]
+
+
+def test_equal_scores_are_drawn():
+    assert len(parsed(inline.seeds([("a", [0.5, 0.5], "#111111")], "t")).findall("circle")) == 2
+
+
+def test_a_map_that_stands_alone_is_larger():
+    values = np.ones((6, 12))
+    small, large = (parsed(inline.rank_cells(values, (0.0, 1.0), "cividis", "t", large=large)) for large in (0, 1))
+    assert int(large.get("width")) == inline.LARGE[0] > int(small.get("width"))
+    assert parsed(inline.row_names(["q"] * 6, 12, True)).get("height") == large.get("height")
