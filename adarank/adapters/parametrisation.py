@@ -40,7 +40,7 @@ class Parametrisation(NamedTuple):
         init but the default one is then allowed.
     fold: (P, {name in `extra`: tensor}) -> the P with which the change is s·Pᵀ diag(λ) Q, where the extra parameters only
         scale it; None: they do not. Such an adapter can be exported.
-    scale: s where alpha is not given.
+    scale: s where alpha is not given, a number or rank -> s.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Parametrisation(NamedTuple):
     prefix_scale: Callable[[int, int], float] = _same_scale
     shared: "Callable[[Mapping[str, LowRank]], None] | None" = None
     fold: Callable[[Tensor, Mapping[str, Tensor]], Tensor] | None = None
-    scale: float = 2.0
+    scale: float | Callable[[int], float] = 2.0
 
     @property
     def is_plain(self) -> bool:

@@ -34,6 +34,7 @@ from adarank.suggestion import SuggestedRanks, methods, suggest_ranks
 
 AXOLOTL, PICTURE = "axolotl.yaml", "rank_map.png"
 MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM accepts
+EXPECTED = ("messages", "prompt", "response", "instruction", "output", "text", "label")  # columns
 BATCH_SIZE = 8  # unless train.batch_size is among the settings
 
 
@@ -149,7 +150,7 @@ def _kind(columns: Columns, settings: Sequence[str]) -> str:
             return kind
     raise SettingError(
         "DATA must have the columns messages; prompt and response; instruction and output; or text and label (its columns "
-        f"are {', '.join(columns) or 'none'}), or --set must name them, such as task.prompt=question task.response=answer"
+        f"are {rows.few_columns(columns, EXPECTED)}), or --set must name them, such as task.prompt=question task.response=answer"
     )
 
 

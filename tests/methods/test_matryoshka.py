@@ -48,10 +48,13 @@ def algorithm_1(rank, train_ranks, scale):
 
 @pytest.mark.parametrize("rank", [1, 2, 4, 16, 64])
 def test_the_weights_are_algorithm_1_s(rank):
-    a = adarank.adapt(nn.ModuleDict({"q": nn.Linear(64, 64)}), "matryoshka", rank=rank, alpha=1.0, rslora=True)["q"]
+    net = nn.ModuleDict({"q": nn.Linear(64, 64)})
+    a = adarank.adapt(net, "matryoshka", rank=rank)["q"]
     ranks = [r for r in (1, 2, 4, 8, 16, 32, 64, 128, 256) if r <= rank]
     expected = torch.tensor(algorithm_1(rank, ranks, lambda r: 1 / math.sqrt(r)))
     torch.testing.assert_close(a.scale * a.prefix_weights(), expected)
+    asked = adarank.adapt(nn.ModuleDict({"q": nn.Linear(64, 64)}), "matryoshka", rank=rank, alpha=1.0, rslora=True)["q"]
+    assert asked.scale == pytest.approx(a.scale)
 
 
 def prefixes(active):
