@@ -120,9 +120,7 @@ def adapt(
     per_rank = {n: max(moved[n], 1) if init.own_scale else asked[n] for n in names}
     own = parametrisation.scale
     default = own if callable(own) else lambda rank: own
-    scales = {
-        n: default(r) if alpha is None else alpha / (math.sqrt(r) if rslora else r) for n, r in per_rank.items()
-    }
+    scales = {n: default(r) if alpha is None else alpha / (math.sqrt(r) if rslora else r) for n, r in per_rank.items()}
 
     trained_before = [p for p in model.parameters() if p.requires_grad]
     adapters = wrap(model, {name: (parametrisation, moved[name], scales[name]) for name in names}, dropout)

@@ -179,7 +179,12 @@ class RankController:
                 f"a RankController has nothing to allocate with adapter={frozen!r}, whose factors are frozen and shared: "
                 "a triplet costs one trained number; train it at a fixed rank, without allocator and penalty"
             )
-        constant_lambda = not all(a.learns_lambda for a in adapters)
+        constant = next((a.kind for a in adapters if not a.learns_lambda), None)
+        if self.penalty is not None and self.penalty.proximal is not None and constant:
+            raise SettingError(
+                "the penalty's proximal step changes λ and needs adapters whose λ is trained, such as adapter='svd' "
+                f"(got adapter={constant!r}, whose λ is constant)"
+            )
         if self.pruned_triplets == "trainable" and schedule.initial != total:
             raise SettingError(
                 f"the schedule must start at {total} {unit}, all that the adapters hold, with "
@@ -187,9 +192,10 @@ class RankController:
             )
         if (largest := max(schedule.initial, schedule.final)) > total:
             raise SettingError(f"the schedule must stay within the adapters' {total} {unit} (got {largest})")
-        if allocates and self.pruned_triplets == "trainable" and constant_lambda:
+        if allocates and self.pruned_triplets == "trainable" and constant:
             raise SettingError(
-                "pruned_triplets must be frozen or masked with adapter='lora', whose λ is constant (got 'trainable')"
+                f"pruned_triplets must be frozen or masked with adapter={constant!r}, whose λ is constant (got "
+                "'trainable')"
             )
         if schedule.initial < total and any(a.start_Q is not None for a in adapters):
             raise SettingError(
@@ -200,11 +206,6 @@ class RankController:
             raise SettingError(
                 "magnitude_after_pruning must be keep with adapters that have no magnitude; adapter='dora' and "
                 f"adapter='svd_dora' have one (got {self.magnitude_after_pruning!r})"
-            )
-        if self.penalty is not None and self.penalty.proximal is not None and constant_lambda:
-            raise SettingError(
-                "the penalty's proximal step changes λ and needs adapters whose λ is trained, such as adapter='svd' "
-                "(got adapter='lora', whose λ is constant)"
             )
         if self.penalty is not None and self.penalty.fills_pruned and self.pruned_triplets != "trainable":
             raise SettingError(
