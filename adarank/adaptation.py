@@ -51,11 +51,11 @@ def adapt(
             starts at 0; arXiv 2106.09685), "svd_dora" and "dora" (the same with DoRA's magnitude for every output;
             arXiv 2402.09353), the name of another file in adarank/adapters, or a `Parametrisation`.
         rank: triplets per module at creation, one number or {module name: number}.
-        targets: a list of endings of module names, one ending or regular expression, or "all-linear" (`find_targets`).
-            "experts", alone or in a list, selects every matrix of every expert that Transformers stacks in one tensor,
-            each with a separate adapter (`…mlp.experts.gate_up_proj.3`); nothing else selects them. Layers inside the
-            modules in `train` are excluded; a target that matches no others is refused.
-        alpha: the scale is s = alpha / rank, fixed at creation; None: 2·rank, so that s = 2 ("vera": rank, s = 1).
+        targets: a list of module names' endings, one ending or regular expression, or "all-linear" (`find_targets`).
+            "experts", alone or in a list, is every matrix of every expert that Transformers stacks in one tensor, each
+            with an adapter of its own (`…mlp.experts.gate_up_proj.3`); nothing else selects them. Layers inside the modules in `train` are left out; a target that matches no others is refused.
+        alpha: the scale is s = alpha / rank, fixed at creation; None: 2·rank, so that s = 2 ("vera": rank,
+            s = 1; "matryoshka": √rank, s = 1/√rank).
         dropout: probability of dropping an input of the low-rank path in training.
         init: the name of an init in `adarank.inits`, or a configured one. EVA and GoRA measure where rank is needed and
             may move it between modules; the scale remains that of the requested rank.
@@ -118,10 +118,9 @@ def adapt(
                 )
     found, moved = measured(init, model, asked, batches)
     per_rank = {n: max(moved[n], 1) if init.own_scale else asked[n] for n in names}
-    scales = {
-        n: parametrisation.scale if alpha is None else alpha / (math.sqrt(r) if rslora else r)
-        for n, r in per_rank.items()
-    }
+    own = parametrisation.scale
+    default = own if callable(own) else lambda rank: own
+    scales = {n: default(r) if alpha is None else alpha / (math.sqrt(r) if rslora else r) for n, r in per_rank.items()}
 
     trained_before = [p for p in model.parameters() if p.requires_grad]
     adapters = wrap(model, {name: (parametrisation, moved[name], scales[name]) for name in names}, dropout)

@@ -156,6 +156,7 @@ class RankController:
         self.generator = torch.Generator(device=self.bank.weight.device).manual_seed(seed)
         self.buffers = self.score.init(self.bank) if self.score is not None else {}
         self.pruned_for = torch.zeros_like(self.bank.module)  # consecutive allocations that left a triplet out
+        self.finished = torch.zeros_like(self.bank.mask)  # triplets that train no more (see `Allocator.finishes`)
         self.remaining = torch.ones_like(self.bank.mask)  # over the triplets at creation: not compacted away
         self.step = 0
         self.last_allocation: Allocation | None = None
@@ -166,6 +167,7 @@ class RankController:
         self._fixed: Tensor | None = None  # the bank's `fixed` that the next two were derived from
         self._free: Tensor | None = None  # int64, the triplets that allocators decide on; None: all
         self._held = 0  # what the other, active ones cost
+        self._before: Tensor | None = None  # the weights at after_backward, where triplets may have finished
         self._recorder: ActivationRecorder | None = None
         self.holds_decisions = False  # a captured step calls `decide` itself, outside its graphs
         self.smallest_removal = 0.0  # progressive compaction waits for so large a share of the triplets
@@ -179,7 +181,12 @@ class RankController:
                 f"a RankController has nothing to allocate with adapter={frozen!r}, whose factors are frozen and "
                 "shared: a triplet costs one trained number; train it at a fixed rank, without allocator and penalty"
             )
-        constant_lambda = not all(a.learns_lambda for a in adapters)
+        constant = next((a.kind for a in adapters if not a.learns_lambda), None)
+        if self.penalty is not None and self.penalty.proximal is not None and constant:
+            raise SettingError(
+                "the penalty's proximal step changes λ and needs adapters whose λ is trained, such as adapter='svd' "
+                f"(got adapter={constant!r}, whose λ is constant)"
+            )
         if self.pruned_triplets == "trainable" and schedule.initial != total:
             raise SettingError(
                 f"the schedule must start at {total} {unit}, all that the adapters hold, with "
@@ -187,9 +194,10 @@ class RankController:
             )
         if (largest := max(schedule.initial, schedule.final)) > total:
             raise SettingError(f"the schedule must stay within the adapters' {total} {unit} (got {largest})")
-        if allocates and self.pruned_triplets == "trainable" and constant_lambda:
+        if allocates and self.pruned_triplets == "trainable" and constant:
             raise SettingError(
-                "pruned_triplets must be frozen or masked with adapter='lora', whose λ is constant (got 'trainable')"
+                f"pruned_triplets must be frozen or masked with adapter={constant!r}, whose λ is constant (got "
+                "'trainable')"
             )
         if schedule.initial < total and any(a.start_Q is not None for a in adapters):
             raise SettingError(
@@ -201,10 +209,10 @@ class RankController:
                 "magnitude_after_pruning must be keep with adapters that have no magnitude; adapter='dora' and "
                 f"adapter='svd_dora' have one (got {self.magnitude_after_pruning!r})"
             )
-        if self.penalty is not None and self.penalty.proximal is not None and constant_lambda:
+        if self.penalty is not None and self.penalty.fills_pruned and self.pruned_triplets != "trainable":
             raise SettingError(
-                "the penalty's proximal step changes λ and needs adapters whose λ is trained, such as adapter='svd' "
-                "(got adapter='lora', whose λ is constant)"
+                "pruned_triplets must be trainable with this penalty, which puts new directions into pruned triplets "
+                f"(got {self.pruned_triplets!r})"
             )
         if allocates:
             self._check_allocator(adapters, schedule.initial, schedule.final)
@@ -215,6 +223,11 @@ class RankController:
             in_parameters = self.unit == "parameters"
             costs = [a.in_features + a.out_features + 1 if in_parameters else 1 for a in adapters]
             check_run(self.allocator, self.unit, [a.rank for a in adapters], costs, initial, final)
+
+    @property
+    def finishes(self) -> bool:
+        """Whether triplets may stop training."""
+        return getattr(self.allocator, "finishes", False)
 
     @property
     def cost(self) -> Tensor:
@@ -348,6 +361,9 @@ class RankController:
             self.bank.lam_grad.masked_fill_(~self.bank.mask, 0.0)
         if self.bank.fixed is not None:
             self.bank.grad.masked_fill_(self.bank.fixed, 0.0)
+        if self.finishes:
+            self.bank.grad.masked_fill_(self.bank.broadcast_to_parameters(self.finished), 0.0)
+            self._before = self.bank.weight.clone()
         self._steps.gradients_ready()
 
     def _warn_of_unreached(self) -> None:
@@ -372,7 +388,8 @@ class RankController:
             self.buffers = {name: b.to(weight.device, dtype) for name, b in self.buffers.items()}
             for adapter in self.bank.adapters:
                 adapter.path = self.buffers.get("path")
-            self.pruned_for, self.remaining = self.pruned_for.to(weight.device), self.remaining.to(weight.device)
+            for name in ("pruned_for", "finished", "remaining"):
+                setattr(self, name, getattr(self, name).to(weight.device))
             self.generator = torch.Generator(device=weight.device).manual_seed(self.generator.initial_seed())
 
     def _hold_frozen(self) -> None:
@@ -450,6 +467,9 @@ class RankController:
     def _update(self, optimizer: Optimizer) -> None:
         """The device's part of a step: nothing is read back, and nothing depends on the step but `observes`."""
         self._check_state()
+        if self.finishes and self._before is not None:  # momentum and weight decay moved them
+            finished = self.bank.broadcast_to_parameters(self.finished)
+            self.bank.weight.copy_(torch.where(finished, self._before, self.bank.weight))
         if self.pruned_triplets == "frozen":
             self.bank.zero_pruned()  # momentum moved λ; scores see it as the forward pass will
         if self.variant != "paper":
@@ -503,8 +523,12 @@ class RankController:
                     to_singular(adapter)
         scores = self.score.score(self.buffers, bank)
         ranked = scores.masked_fill(~bank.mask, -torch.inf) if self.pruned_triplets == "frozen" else scores
+        before = bank.mask.clone()
         self._set_mask(self._new_mask(self.allocator, ranked, budget))
         mask = bank.mask.clone()
+        if self.finishes:
+            changed = (mask != before).any()
+            self.finished.copy_(torch.where(changed, (self.finished | before) & mask, self.finished))
         self.pruned_for = torch.where(mask, 0, self.pruned_for + 1)
         cost = torch.where(mask, bank.cost, 0).sum()  # not cost[mask]: its size would be read back from the device
         self.last_allocation = self._record(self.step, mask, scores=scores, module=bank.module, parameters=cost)
@@ -513,13 +537,15 @@ class RankController:
         """What `allocator` keeps; frozen adapters keep their masks, and the others share the rest of the budget."""
         bank, begin, settled, free = self.bank, self.schedule.begin, self.schedule.settled, self._free
         progress = min(max((self.step - begin) / max(settled - begin, 1), 0.0), 1.0)
-        parts = (scores, bank.mask, self.cost, bank.module)
+        parts = (scores, bank.mask, self.cost, bank.module, self.finished)
         if free is not None:
             if not len(free):
                 return bank.mask.clone()
-            parts = (scores[free], bank.mask[free], self.cost[free], bank.module[free])
-        some_scores, mask, costs, modules = parts
-        request = Request(some_scores, mask, budget - self._held, costs, modules, self.generator, bank.names, progress)
+            parts = (scores[free], bank.mask[free], self.cost[free], bank.module[free], self.finished[free])
+        some_scores, mask, costs, modules, finished = parts
+        request = Request(
+            some_scores, mask, budget - self._held, costs, modules, self.generator, bank.names, progress, finished
+        )
         new = allocator(request)
         return new if free is None else bank.mask.index_copy(0, free, new)
 
@@ -572,7 +598,7 @@ class RankController:
             self.buffers[name] = bank.flatten({(part, i): t[indices[i]] for (part, i), t in pieces.items()})
         if self._recorder is not None:
             self._recorder.reset()
-        self.pruned_for = self.pruned_for[keep]
+        self.pruned_for, self.finished = self.pruned_for[keep], self.finished[keep]
         self.remaining[self.remaining.clone()] = keep
         self._watch()
 
@@ -582,6 +608,7 @@ class RankController:
             "remaining": self.remaining.clone(),
             "mask": self.bank.mask.clone(),
             "pruned_for": self.pruned_for.clone(),
+            **({"finished": self.finished.clone()} if self.finishes else {}),
             "generator": self.generator.get_state(),
             **{f"score.{name}": buffer.clone() for name, buffer in self.buffers.items()},
         }
@@ -611,6 +638,8 @@ class RankController:
             self._drop(remaining[self.remaining])
         self.bank.mask.copy_(saved["mask"])
         self.pruned_for.copy_(saved["pruned_for"])
+        if self.finishes:
+            self.finished.copy_(saved["finished"])
         for name, buffer in self.buffers.items():
             buffer.copy_(saved[f"score.{name}"])
         self.generator.set_state(saved["generator"].cpu())

@@ -1,13 +1,14 @@
 """Penalties: a gradient in closed form, added once per optimiser step before clipping, or a proximal step after it."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from adarank.adapters.lowrank import FACTORS
 from adarank.bank import Bank, Block, involves_pruned
 from adarank.errors import number
 
@@ -20,14 +21,18 @@ class Penalty(NamedTuple):
     ends: whether `add` is left out from the step on at which the budget is final.
 
     add(bank, grad_scale, squared): adds the penalty's gradient to `bank.grad`, times grad_scale (None: 1) if gradients
-    are still scaled; squared: the paper's form of the penalty (variant="paper"). proximal(bank, lr): changes the
-    weights in place after the optimiser's step; lr: the learning rate of λ. It follows the `add` of the same step,
-    which may keep what it needs.
+    are still scaled; squared: the paper's form of the penalty (variant="paper").
+    proximal(bank, lr): changes the weights in place after the optimiser's step; lr: the learning rate of λ. It follows the
+    `add` of the same step, which may keep what it needs.
+    reads_back: whether it reads values back from the device, as an SVD does; no CUDA graph can hold such a step.
+    fills_pruned: whether it puts new directions into pruned triplets, which must be trainable for that.
     """
 
     add: Callable[[Bank, float | Tensor | None, bool], None] | None = None
     proximal: Callable[[Bank, float], None] | None = None
     ends: bool = False
+    reads_back: bool = False
+    fills_pruned: bool = False
 
 
 def orthogonality(gamma: float = 0.1) -> Penalty:
@@ -152,6 +157,80 @@ def stiefel(width: int | None = None) -> Penalty:
             block.weight.copy_(new if kept is None else torch.where(kept, new, block.weight))
 
     return Penalty(add, proximal)
+
+
+def low_rank_manifold() -> Penalty:
+    """GeoLoRA (arXiv 2410.18720, algorithm 1): steps along the manifold of low-rank matrices, in place of a penalty.
+
+    With U = Pᵀ and V = Qᵀ, whose columns are orthonormal, S = diag(λ), K = U S and L = V S:
+        before the step   ∂L/∂U ← ∂L/∂K = ∂L/∂U S⁻¹      ∂L/∂V ← ∂L/∂L = ∂L/∂V S⁻¹
+        after the step    ΔK, ΔL: by how much the optimiser changed U and V;  ΔS: see below
+                          Û = [U, Ũ], V̂ = [V, Ṽ]: orthonormal bases of U and ΔK, of V and ΔL         (augmentation)
+                          Û Ŝ V̂ᵀ with Ŝ = [S + ΔS, ΔLᵀ Ṽ; Ũᵀ ΔK, 0]: its r largest singular triplets are the new
+                          U, S, V, r being what the adapter holds                                      (truncation)
+    ΔS is the full Uᵀ ΔK, averaged with ΔLᵀ V (with SGD both are −η Uᵀ ∂L/∂W V), its diagonal the optimiser's own change
+    of λ. The columns of a λ that is 0 have no ∂L/∂K; a triplet that was pruned counts as absent, so that new directions
+    take its place, active triplets first. A truncation by tolerance is `adarank.allocators.tolerance`.
+
+    Any optimiser's step becomes one on the manifold. Signs follow the old rows, so that momentum keeps its meaning. For
+    factors that start orthonormal (init="orthonormal"), adapters whose λ is trained ("svd") and trainable pruned triplets.
+    """
+    before: list[Tensor] = []  # the weights at `add`, flat
+
+    @torch.no_grad()
+    def add(bank: Bank, grad_scale: float | Tensor | None, squared: bool) -> None:
+        if [held.shape for held in before] != [bank.weight.shape]:
+            before[:] = [torch.empty_like(bank.weight)]
+        before[0].copy_(bank.weight)
+        lam, lam_grad = bank.lam, bank.lam_grad.clone()
+        inverse = torch.where(lam.abs() < torch.finfo(lam.dtype).tiny, 0.0, lam.reciprocal())
+        bank.grad.mul_(bank.broadcast_to_parameters(inverse))
+        bank.lam_grad.copy_(lam_grad)
+
+    def proximal(bank: Bank, lr: float) -> None:
+        old, new = bank.unflatten(before[0]), bank.unflatten(bank.weight)
+        masks = bank.mask.split([a.rank for a in bank.adapters])
+        alike = defaultdict(list)
+        for i, adapter in enumerate(bank.adapters):
+            alike[adapter.rank, adapter.in_features, adapter.out_features].append(i)
+        for (rank, *_), modules in alike.items():
+            if rank:
+                mask = torch.stack([masks[i] for i in modules])
+                factors = [torch.stack([old[part, i] for i in modules]) for part in FACTORS]
+                moved = [torch.stack([new[part, i] for i in modules]) for part in FACTORS]
+                for part, stack in zip(FACTORS, _retracted(factors, moved, mask), strict=True):
+                    for i, value in zip(modules, stack, strict=True):
+                        new[part, i].copy_(value)
+
+    return Penalty(add, proximal, reads_back=True, fills_pruned=True)
+
+
+def _retracted(factors: list[Tensor], moved: list[Tensor], mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """New Q [modules, r, d_in], λ [modules, r], P [modules, r, d_out] of `low_rank_manifold`, from those before and
+    after the optimiser's step; mask: bool [modules, r]."""
+    Q, lam, P = factors
+    present = mask | (lam != 0)
+    row = present.unsqueeze(2)
+    dQ, dP = ((new - factor) * row for new, factor in ((moved[0], Q), (moved[2], P)))
+    V, U = Q * row, P * row
+    known = (lam != 0).to(lam.dtype)  # whether there is a ∂L/∂K
+    by_K, by_L = (U @ dP.mT) * known.unsqueeze(1), (dQ @ V.mT) * known.unsqueeze(2)
+    dS = (by_K + by_L) / (known.unsqueeze(1) + known.unsqueeze(2)).clamp_min(1.0)
+    dS.diagonal(dim1=1, dim2=2).copy_((moved[1] - lam) * present)
+    core = torch.diag_embed(lam) + dS
+    eye = torch.eye(lam.shape[1], dtype=lam.dtype, device=lam.device).expand_as(core)
+    core = torch.cat([torch.cat([core, eye], 2), torch.cat([eye, torch.zeros_like(core)], 2)], 1)
+    basis_out, R_out = torch.linalg.qr(torch.cat([U, dP - (dP @ U.mT) @ U], 1).mT)
+    basis_in, R_in = torch.linalg.qr(torch.cat([V, dQ - (dQ @ V.mT) @ V], 1).mT)
+    left, sigma, right = torch.linalg.svd(R_out @ core @ R_in.mT, full_matrices=False)
+    n = lam.shape[1]
+    new_P, new_Q = (basis_out @ left[..., :n]).mT, (right[:, :n] @ basis_in.mT)
+    slots = torch.argsort((~mask).byte(), dim=1, stable=True)  # the largest singular values go to active triplets
+    place = slots.argsort(1)
+    new_P, new_Q = (new.gather(1, place.unsqueeze(2).expand_as(new)) for new in (new_P, new_Q))
+    turn = torch.sign((new_P * U).sum(2, keepdim=True) + (new_Q * V).sum(2, keepdim=True))
+    turn = torch.where(turn == 0, 1.0, turn)
+    return new_Q * turn, sigma[:, :n].gather(1, place), new_P * turn
 
 
 def inverse_root(gram: Tensor) -> Tensor:

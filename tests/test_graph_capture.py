@@ -125,6 +125,14 @@ CASES = {
     "final compaction": {"compaction": "final"},
     "progressive compaction": {"compaction": "progressive", "compact_after": 1},
     "proximal": {"penalty": adarank.penalties.l1_proximal(0.1)},
+    "finishing": {
+        "kind": "lora",
+        "pruned_triplets": "frozen",
+        "penalty": None,
+        "score": adarank.scores.settling(checks=3),
+        "allocator": adarank.allocators.one_by_one(0.01),
+        "schedule": adarank.schedules.growing(12, 12 * RANK, 3, 8, STEPS, 2),
+    },
 }
 
 

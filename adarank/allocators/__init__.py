@@ -12,10 +12,12 @@ from adarank.allocators.global_bottom import global_bottom
 from adarank.allocators.global_top import global_top
 from adarank.allocators.grow import grow
 from adarank.allocators.nonzero import nonzero
+from adarank.allocators.one_by_one import one_by_one
 from adarank.allocators.prefix import prefix
 from adarank.allocators.prune_expand import prune_expand
 from adarank.allocators.random import random
 from adarank.allocators.threshold import threshold
+from adarank.allocators.tolerance import tolerance
 from adarank.allocators.uniform import uniform
 
 __all__ = [
@@ -25,9 +27,11 @@ __all__ = [
     "global_top",
     "grow",
     "nonzero",
+    "one_by_one",
     "prefix",
     "prune_expand",
     "random",
     "threshold",
+    "tolerance",
     "uniform",
 ]

@@ -21,6 +21,7 @@ class Request(NamedTuple):
     generator: for allocators that draw random numbers, on the triplets' device; None: the global generator.
     names: the modules' names, in the adapters' order.
     progress: from 0 at the first possible allocation to 1 at the final budget.
+    finished: bool [n], the triplets that train no more (see `Allocator.finishes`); None: there are none.
     """
 
     scores: Tensor
@@ -31,6 +32,7 @@ class Request(NamedTuple):
     generator: torch.Generator | None = None
     names: Sequence[str] = ()
     progress: float = 0.0
+    finished: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Allocator:
     unit: the only budget unit it can count in, "triplets" or "parameters"; None: either.
     keeps_budget: False if training rather than the budget decides how many triplets remain.
     grows: True if it activates triplets that were pruned or not yet used.
+    finishes: True if triplets train no more once an allocation that changes the mask has kept them: their factors stay
+        exactly as they are from then on.
     """
 
     allocate: Callable[[Request], Tensor]
@@ -79,6 +83,7 @@ class Allocator:
     unit: str | None = None
     keeps_budget: bool = True
     grows: bool = False
+    finishes: bool = False
 
     def __post_init__(self) -> None:
         least = whole_number("allocator.min_rank", self.min_rank, 0)

@@ -33,7 +33,8 @@ from adarank.runs.modules import place_of, rank_grid, short_kind
 from adarank.suggestion import SuggestedRanks, methods, suggest_ranks
 
 AXOLOTL, PICTURE = "axolotl.yaml", "rank_map.png"
-MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM accepts
+MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM accepts
+EXPECTED = ("messages", "prompt", "response", "instruction", "output", "text", "label")  # columns
 BATCH_SIZE = 8  # unless train.batch_size is among the settings
 
 
@@ -148,9 +149,8 @@ def _kind(columns: Columns, settings: Sequence[str]) -> str:
         if keys & typed or all(name in columns for name in names):
             return kind
     raise SettingError(
-        "DATA must have the columns messages; prompt and response; instruction and output; or text and label (its "
-        f"columns are {', '.join(columns) or 'none'}), or --set must name them, such as task.prompt=question "
-        "task.response=answer"
+        "DATA must have the columns messages; prompt and response; instruction and output; or text and label (its columns "
+        f"are {rows.few_columns(columns, EXPECTED)}), or --set must name them, such as task.prompt=question task.response=answer"
     )
 
 

@@ -10,6 +10,7 @@ from adarank.scores.output import output
 from adarank.scores.random import random
 from adarank.scores.salience import salience
 from adarank.scores.sensitivity import sensitivity
+from adarank.scores.settling import settling
 from adarank.scores.share import share
 from adarank.scores.smoothed_sensitivity import smoothed_sensitivity
 from adarank.scores.spectral_entropy import spectral_entropy
@@ -26,6 +27,7 @@ __all__ = [
     "random",
     "salience",
     "sensitivity",
+    "settling",
     "share",
     "smoothed_sensitivity",
     "spectral_entropy",

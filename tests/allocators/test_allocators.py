@@ -17,6 +17,7 @@ from adarank.allocators import (
     prune_expand,
     random,
     threshold,
+    tolerance,
     uniform,
 )
 from adarank.allocators.allocator import Request, check_run
@@ -407,3 +408,36 @@ def test_before_the_final_budget_max_rank_may_leave_some_unused(case, data):
     kept = call(global_top(max_rank=2), case, budget)
     assert kept.sum() == min(budget, sum(min(2, r) for r in case.ranks))
     assert max(ranks_of(kept, case)) <= 2
+
+
+@given(case=cases(), tau=st.sampled_from([0.05, 0.3, 0.7, 0.95]), least=st.integers(0, 3))
+def test_tolerance_keeps_the_fewest_that_lose_less_than_tau(case, tau, least):
+    """GeoLoRA's loop (arXiv 2410.18720) over each module's sorted scores; the budget has no say."""
+    kept = tolerance(tau, min_rank=least)(case.request(0))
+    for module, rank in enumerate(case.ranks):
+        scores = case.scores[case.modules == module].double()
+        falling = scores.sort(descending=True).values
+        expected = rank
+        for j in range(rank):
+            if torch.linalg.norm(falling[j:]) < tau * torch.linalg.norm(falling) - 1e-12:
+                expected = j
+                break
+        expected = min(max(expected, least), rank)
+        chosen = kept[case.modules == module]
+        assert int(chosen.sum()) == expected
+        assert not expected or scores[chosen].min() >= falling[expected - 1]
+
+
+def test_tolerance_is_each_modules_own_and_refuses_bad_settings():
+    """A module whose scores are 1e6 times smaller is truncated by the same shares."""
+    scores = torch.tensor([3.0, 1.0, 0.1, 0.01])
+    both = torch.cat([scores * 1e6, scores])
+    modules = torch.arange(2).repeat_interleave(4)
+    request = Request(both, torch.ones(8, dtype=torch.bool), 1, torch.ones(8, dtype=torch.long), modules)
+    assert tolerance(0.1, min_rank=0)(request).tolist() == [True, True, False, False] * 2
+    assert tolerance(0.1, min_rank=0, max_rank=1)(request).sum() == 2
+    none = request._replace(scores=torch.zeros(8))
+    assert tolerance(0.1)(none).all(), "as in the authors' code"
+    for tau in (0.0, 1.0, float("nan")):
+        with pytest.raises(SettingError, match=r"allocator\.tau must be above 0 and below 1"):
+            tolerance(tau)

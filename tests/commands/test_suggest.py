@@ -142,6 +142,18 @@ def test_bad_input_is_one_sentence_and_status_2(folder, capsys, data, words, why
     assert list(folder.glob(".*")) == []
 
 
+def test_of_a_wide_table_a_message_names_the_nearest_columns(folder, capsys):
+    wide = {f"v{i}": str(i) for i in range(40)} | {"Texts": "a", "labels": "b", "prompt_id": "c"}
+    (folder / "wide.csv").write_text(",".join(wide) + "\n" + ",".join(wide.values()) + "\n")
+    _, _, error = suggest(capsys, folder, folder / "wide.csv", "--budget", "2")
+    named = error.partition("(its columns are ")[2].partition(")")[0]
+    assert named.endswith(" and 37 others")
+    assert {"Texts", "labels", "prompt_id"} <= {*named.replace(" and", ",").split(", ")}
+    _, _, error = suggest(capsys, folder, folder / "wide.csv", "--budget", "2", "--set", "task.text=text")
+    assert "has no column text; its columns are Texts, " in error
+    assert error.endswith(" and 37 others\n")
+
+
 @pytest.mark.slow
 def test_trl_trains_a_step_with_the_folder(folder, capsys):
     peft, trl = pytest.importorskip("peft"), pytest.importorskip("trl")

@@ -9,7 +9,7 @@ from tests.representatives import representatives
 
 METHODS = sorted(path.stem for path in (conf_folder() / "method").glob("*.yaml"))
 WITHOUT_RANK = {"full", "head", "bitfit", "houlsby", "pfeiffer"}
-WITHOUT_BUDGET = {"sora"}
+WITHOUT_BUDGET = {"aroma", "geolora", "sora"}
 
 
 DEFAULT = ("adalora", "increlora", "sora")  # test_baselines.py trains nine more

@@ -19,9 +19,11 @@ SPECIAL = {
     "by_cost": (schedules.cubic, RANK, FINAL, {"unit": "parameters"}),
     "grow": (schedules.growing, 1, FINAL, {"pruned_triplets": "frozen"}),
     "nonzero": (schedules.constant, RANK, RANK, {"penalty": adarank.penalties.l1_proximal(0.5)}),
+    "one_by_one": (schedules.growing, 1, FINAL, {"pruned_triplets": "frozen"}),
     "prefix": (schedules.cubic, RANK, FINAL, {"pruned_triplets": "masked"}),
     "prune_expand": (schedules.constant, FINAL, FINAL, {"pruned_triplets": "frozen"}),
 }
+BUDGETLESS = ("nonzero", "one_by_one", "tolerance")
 PRUNING = [(name, "svd_dora") for name in allocators.__all__]
 PRUNING += [(name, "dora") for name in allocators.__all__ if name != "nonzero"]  # whose penalty needs λ
 
@@ -98,10 +100,10 @@ def test_it_crosses_every_allocator(allocator, kind, tmp_path):
         assert last.budget == controller.schedule.budget(step)
         spent, largest = (last.parameters, 33) if controller.unit == "parameters" else (last.mask.sum(), 1)
         largest = 4 if allocator == "prefix" else largest  # one number for four modules
-        assert allocator == "nonzero" or 0 <= last.budget - int(spent) < largest
+        assert allocator in BUDGETLESS or 0 <= last.budget - int(spent) < largest
     assert allocations >= 3
     assert len(masks) >= 2
-    assert allocator in ("nonzero", "by_cost") or int(controller.bank.mask.sum()) == 4 * FINAL
+    assert allocator in (*BUDGETLESS, "by_cost") or int(controller.bank.mask.sum()) == 4 * FINAL
     assert all(not torch.equal(a.magnitude, start[name]) for name, a in adapters.items())
 
     x = batch(99)["x"]

@@ -110,11 +110,11 @@ def test_it_starts_orthonormal_at_lambda_one_or_at_the_base():
 @pytest.mark.parametrize("name", sorted(set(adarank.allocators.__all__) - {"nonzero"}))
 def test_it_crosses_every_allocator(name):
     """All rows stay orthonormal, those of pruned triplets, too; where these are frozen, those of the active ones."""
-    held, growing = 4, name in ("grow", "prune_expand")
-    start = {"grow": 1, "prune_expand": 2}.get(name, held)
+    held, growing = 4, name in ("grow", "one_by_one", "prune_expand")
+    start = {"grow": 1, "one_by_one": 1, "prune_expand": 2}.get(name, held)
     sides = [16, 15]
     cost = [d + 1 for d in sides] if name == "by_cost" else [1, 1]
-    kind = "growing" if name == "grow" else "constant" if name == "prune_expand" else "cubic"
+    kind = "growing" if name in ("grow", "one_by_one") else "constant" if name == "prune_expand" else "cubic"
     schedule = partial(getattr(adarank.schedules, kind), t_i=1, t_f=2, total=STEPS, interval=2)
     net, adapters, controller, optimizer = setup(
         rank=held,

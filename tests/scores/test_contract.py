@@ -19,7 +19,7 @@ from tests.test_engine import NoSync
 
 NAMES = sorted(p.stem for p in (conf_folder() / "score").glob("*.yaml") if p.stem != "none")
 KINDS = {"svd": "trainable", "lora": "masked"}  # with what becomes of pruned triplets
-SIGNED = {"taylor"}  # it foresees which way the loss changes
+SIGNED = {"settling", "taylor"}  # it foresees which way the loss changes
 BY_MODULE = {"module_output"}  # one number for all triplets of a module
 SHARES = {"salience"}  # of a sum over the triplets, those that compaction removes included
 

@@ -39,6 +39,8 @@ def why_not_captured(spec: Spec, controller: RankController | None) -> str | Non
         return f"quantization={spec.quantization.name} computes with bitsandbytes"
     if controller is not None and controller.score is not None and controller.score.activation is not None:
         return "the score records activations"
+    if spec.penalty is not None and controller is not None and controller.penalty and controller.penalty.reads_back:
+        return f"penalty={spec.penalty.name} reads values back from the device"
     return None
 
 

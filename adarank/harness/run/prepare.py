@@ -157,12 +157,14 @@ def _keep_scale(adapters: Mapping[str, LowRank], spec: Spec) -> None:
 
 
 def describe_schedule(controller: RankController) -> str:
-    """One line about the effective schedule: the budget at five steps and the number of allocations."""
+    """The effective schedule in one line: the budget at five steps, where there is one, and the number of allocations."""
     schedule, modules = controller.schedule, len(controller.bank.names)
+    count = len(schedule.allocations())
+    if not getattr(controller.allocator, "keeps_budget", True):
+        return f"no budget: training decides the ranks of {modules} modules; {count} allocation{'s' * (count != 1)}"
     last = schedule.total - 1
     steps = sorted({round(last * part / 4) for part in range(5)})
     budgets = ", ".join(f"{schedule.budget(t)} at step {t}" for t in steps)
-    count = len(schedule.allocations())
     return f"budget in {controller.unit} over {modules} modules: {budgets}; {count} allocation{'s' * (count != 1)}"
 
 

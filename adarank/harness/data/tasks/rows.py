@@ -4,8 +4,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from adarank.harness.data.tasks.base import Split, Task
 
 DEFAULT_METRICS = {True: ("pearson_spearman",), False: ("accuracy",)}  # {whether it is a regression: metrics}
 MIN_LENGTH = 8  # tokens; the special tokens of two sentences take four
+SHOWN = 6  # columns that a message names
 _INTEGER = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -51,8 +53,22 @@ def pick_columns(source: str, columns: Mapping[str, Sequence[Any]], wanted: Mapp
     for setting, name in wanted.items():
         if name not in columns:
             chosen_by = "" if setting == name else f"{setting}={name}: "
-            raise SettingError(f"{chosen_by}{source} has no column {name}; its columns are {', '.join(columns)}")
+            raise SettingError(
+                f"{chosen_by}{source} has no column {name}; its columns are {few_columns(columns, [name])}"
+            )
     return {setting: list(columns[name][:]) for setting, name in wanted.items()}
+
+
+def few_columns(columns: Collection[str], expected: Sequence[str]) -> str:
+    """The columns for an error message: all, or the SHOWN most like one of `expected` and how many others there are."""
+    if len(columns) <= SHOWN:
+        return ", ".join(columns) or "none"
+
+    def likeness(column: str) -> float:
+        return max(SequenceMatcher(None, column.lower(), name.lower()).ratio() for name in expected)
+
+    nearest = sorted(columns, key=likeness, reverse=True)[:SHOWN]
+    return f"{', '.join(nearest)} and {len(columns) - SHOWN} others"
 
 
 def table(source: str, columns: Mapping[str, Sequence[Any]], text: str, pair: str | None, label: str | None) -> Table:
