@@ -54,6 +54,33 @@ def test_every_command_starts(page):
             raise AssertionError(f"{command}: {error}") from error
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "adarank run method=adalorra",
+        "adarank run method=adalora train.lrr=1",
+        "adarank run method=lora score=magnitude",
+        "adarank inspectt FOLDER",
+        "adarank export FOLDER lora",
+        "adarank probe RUN --rowss 3",
+        "python experiments/nowhere.py",
+        "python experiments/bench/packing.py --jsonn FILE",
+        "python experiments/protocol.py STUDY --out OUT --results RESULTS nowhere=1",
+        "torchrun --nproc-per-node=2 experiments/run.py method=fulll",
+        "make demmo",
+        "make demo PIPARGS=x",
+        "pip install '.[hubb]'",
+        "conda install adarank",
+    ],
+)
+def test_a_command_that_would_not_start_is_found(text, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"```sh\n{text} \\\n    # continued\n```\n")
+    (command,) = commands(page)
+    with pytest.raises((Exception, SystemExit)):
+        check(command)
+
+
 def test_commands_are_found_on_the_pages_that_have_them():
     found = {page.stem: len(commands(page)) for page in PAGES}
     assert found["README"] >= 5
@@ -262,6 +289,17 @@ def test_a_notebook_becomes_a_page_with_its_outputs(tmp_path):
 
 
 @needs_mkdocs
+def test_docstrings_become_lists_and_examples():
+    hook = runpy.run_path(str(ROOT / "docs" / "docstrings.py"))
+    text = "What it does.\n\nrank: at least 1,\n    at most 8. alpha: a number.\ninit(bank) -> buffers: makes them.\n\n"
+    text += "Example: f(1) == 2.\n\nArgs:\n    x: a number.\n\nExample:\n    >>> 1"
+    assert hook["readable"](text) == (
+        "What it does.\n\n- `rank`: at least 1,\n  at most 8. alpha: a number.\n- `init(bank) -> buffers`: makes them.\n\n"
+        "Example: f(1) == 2.\n\nArgs:\n    x: a number.\n\nExamples:\n    >>> 1"
+    )
+
+
+@needs_mkdocs
 def test_the_site_builds_with_strict_links(tmp_path):
     """As `make docs` does; a warning is an error."""
     words = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")]
@@ -273,6 +311,8 @@ def test_the_site_builds_with_strict_links(tmp_path):
     api = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
     for name in ("adarank.adapt", "adarank.scores.adalora.adalora", "adarank.allocators.uniform.uniform"):
         assert f'id="{name}"' in api
+    assert "<li><code>pruned_triplets</code>: " in api.replace("<p>", "")
+    assert "<blockquote>" not in api  # what an example becomes that is not recognised
     home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert 'src="rank_moves.png"' in home
     assert 'href="repository/CONTRIBUTING.html#add-a-score-in-five-minutes"' in home

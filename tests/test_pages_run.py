@@ -142,7 +142,7 @@ def start(words):
 def place(tmp_path, monkeypatch):
     """A folder with the data, models and committed results that the pages' commands name."""
     monkeypatch.chdir(tmp_path)
-    for name in ("GLUE", "FOLDER"):
+    for name in ("GLUE", "FOLDER", "docs"):
         Path(name).mkdir()
     official_glue.write(tmp_path / "GLUE")
     rows = "".join(f"a {'good' if i % 2 else 'bad'} film {i},{i % 2}\n" for i in range(40))
