@@ -59,9 +59,10 @@ def capture(
     SettingError in place of the warning. False, and "auto" on other devices: no graphs. For tests: a class with
     `recording()`, a context manager that records and computes, and `replay()`.
 
-    A step cannot be captured if its score records activations, if its penalty declares `reads_back`, if processes share it (DDP, FSDP2), if bitsandbytes
-    computes in it, if activations are recomputed, if the optimiser has no `capturable` form, and wherever a value is read
-    back from the device. With graphs, progressive compaction waits until a tenth of the triplets can go.
+    A step cannot be captured if its score records activations, if its penalty declares `reads_back`, if processes share
+    it (DDP, FSDP2), if bitsandbytes computes in it, if activations are recomputed, if the optimiser has no `capturable`
+    form, and wherever a value is read back from the device. With graphs, progressive compaction waits until a tenth of
+    the triplets can go.
 
     Learning rates may change between steps, by hand or by a scheduler. Create the scheduler before this call; the steps
     of a later one wait for the device. The model's weights and the optimiser's state may change by `load_state_dict`. A

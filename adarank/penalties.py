@@ -22,8 +22,8 @@ class Penalty(NamedTuple):
 
     add(bank, grad_scale, squared): adds the penalty's gradient to `bank.grad`, times grad_scale (None: 1) if gradients
     are still scaled; squared: the paper's form of the penalty (variant="paper").
-    proximal(bank, lr): changes the weights in place after the optimiser's step; lr: the learning rate of λ. It follows the
-    `add` of the same step, which may keep what it needs.
+    proximal(bank, lr): changes the weights in place after the optimiser's step; lr: the learning rate of λ. It follows
+    the `add` of the same step, which may keep what it needs.
     reads_back: whether it reads values back from the device, as an SVD does; no CUDA graph can hold such a step.
     fills_pruned: whether it puts new directions into pruned triplets, which must be trainable for that.
     """
@@ -173,7 +173,8 @@ def low_rank_manifold() -> Penalty:
     take its place, active triplets first. A truncation by tolerance is `adarank.allocators.tolerance`.
 
     Any optimiser's step becomes one on the manifold. Signs follow the old rows, so that momentum keeps its meaning. For
-    factors that start orthonormal (init="orthonormal"), adapters whose λ is trained ("svd") and trainable pruned triplets.
+    factors that start orthonormal (init="orthonormal"), adapters whose λ is trained ("svd") and trainable pruned
+    triplets.
     """
     before: list[Tensor] = []  # the weights at `add`, flat
 

@@ -106,8 +106,8 @@ def norm(run: Run) -> float | None:
 def at_equal_norm(table: Table) -> list[Comparison]:
     """What every tuned row forgot against what its LoRA would have forgotten at the same norm of ΔW.
 
-    LoRA's loss of a seed is interpolated linearly over the logarithm of the norm between its learning rates, at least two
-    of them; a norm outside their range makes no pair.
+    LoRA's loss of a seed is interpolated linearly over the logarithm of the norm between its learning rates, at least
+    two of them; a norm outside their range makes no pair.
     """
     by_row = {row: search for search in searches(table) for row in search.tried.values()}
     comparisons = []

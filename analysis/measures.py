@@ -1,4 +1,5 @@
-"""Claims about what `adarank probe` measures, such as forgetting: their own family, declared and judged like the others.
+"""Claims about what `adarank probe` measures, such as forgetting: their own family, declared and judged like the
+others.
 
 The file `probe_claims.json` has the form of `claims.json`; its `metrics` name for each task one of MEASURES.
 """
@@ -54,7 +55,8 @@ def check(declared: claims.Claims) -> None:
 
 
 def judge(tables: Iterable[Table], declared: Declared) -> list[Judged]:
-    """Every declared claim on a task whose arms were measured. A claim is judged once all planned seeds are measured."""
+    """Every declared claim on a task whose arms were measured. A claim is judged once all planned seeds are
+    measured."""
     found = []
     for table in tables:
         task = verdicts.study_task(table, declared.claims)
@@ -75,8 +77,8 @@ def text_tables(tables: Iterable[Table], declared: Declared) -> list[TextTable]:
             shows = f"the assay {'shows' if assay.shows else 'does not show'}: {assay.label}"
             shows += f" {metric(assay.estimate.mean, '+')} {span(assay.interval)}"
         title = (
-            f"Declared beforehand: {measure.title} ({table.title}; {percent(1 - first.level)} intervals, all of the family "
-            f"hold together in {together}; margin ±{first.margin:g}; {shows}"
+            f"Declared beforehand: {measure.title} ({table.title}; {percent(1 - first.level)} intervals, all of the "
+            f"family hold together in {together}; margin ±{first.margin:g}; {shows}"
             + (f"; not measured yet: {len(missing)})" if missing else ")")
         )
         rows = [verdicts.verdict_cells(verdict) for _, verdict in judged]
@@ -148,7 +150,8 @@ def _after(name: str) -> Callable[[Table], Values]:
 
 
 def _areas(table: Table) -> Values:
-    """AURAC of every method with a run for each of several ranks, and from the prefixes of single runs over these ranks."""
+    """AURAC of every method with a run for each of several ranks, and from the prefixes of single runs over these
+    ranks."""
     by_method: dict[str, dict[float, Any]] = {}
     for row in table.rows:
         method, _, rank = (row.arm or "").partition("@")

@@ -70,7 +70,8 @@ def regrets(pruning: Pruning) -> dict[tuple[str, int], Regret]:
 
 
 def by_state(row: Row) -> dict[tuple[str, int], dict[int, Regret]]:
-    """{(order, triplets kept): {seed: regret}} of the row's measured runs: most triplets first, then the least regret."""
+    """{(order, triplets kept): {seed: regret}} of the row's measured runs: most triplets first, then the least
+    regret."""
     found: dict[tuple[str, int], dict[int, Regret]] = defaultdict(dict)
     for run in row.runs:
         if (pruning := read(run)) is not None:

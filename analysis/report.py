@@ -25,7 +25,7 @@ if __package__ in (None, ""):  # run as a script, sys.path[0] is analysis/: the 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from adarank.runs.files import read_object, write_bytes
-from analysis import claims, export, formats, page, rank_picture
+from analysis import claims, export, formats, measures, page, rank_picture
 from analysis.claims import RATES, Declared
 from analysis.curves import read_times
 from analysis.fairness import notes
@@ -127,8 +127,8 @@ def load(out: Path, times: Path | None = None) -> Report:
 
 
 def as_text(report: Report, width: int = WIDTH, everything: bool = True) -> str:
-    """For the terminal, where the end is what one sees: how sure the verdicts are, the tables, the runs that do not count,
-    how to read the tables; last the rank maps and the answers. No line is longer than `width`.
+    """For the terminal, where the end is what one sees: how sure the verdicts are, the tables, the runs that do not
+    count, how to read the tables; last the rank maps and the answers. No line is longer than `width`.
 
     everything: also the smaller tables and how to read them; else the titles of these tables.
     """

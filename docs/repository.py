@@ -1,8 +1,8 @@
 """MkDocs hook: what the pages link to outside docs/ becomes part of the site, below repository/.
 
-The README is the site's first page. A Markdown file of the repository becomes a page, any other file a download, and all
-links between them are rewritten, so that the same link works on disk and on the site. A link to a folder, which a site
-cannot show, becomes plain text. Notebooks in docs/ become pages.
+The README is the site's first page. A Markdown file of the repository becomes a page, any other file a download, and
+all links between them are rewritten, so that the same link works on disk and on the site. A link to a folder, which a
+site cannot show, becomes plain text. Notebooks in docs/ become pages.
 """
 
 import json
@@ -37,7 +37,8 @@ def uri_of(source: str) -> str:
 
 
 def rewritten(text: str, uri: str) -> tuple[str, set[str]]:
-    """`text`, the Markdown of the page `uri`, with links that work on the site, and the files outside docs/ that it needs."""
+    """`text`, the Markdown of the page `uri`, with links that work on the site, and the files outside docs/ that it
+    needs."""
     home, needed = str(PurePosixPath(source_of(uri)).parent), set()
 
     def link(match: re.Match[str]) -> str:

@@ -2,9 +2,9 @@
 
     python experiments/forecast.py results/controls_declared cases.json --json forecast.json
 
-A case is a method that allocates beside the same method with allocator=uniform, at one budget on one task. Its outcome is
-whether the mean paired difference reaches the margin; its features are what the first 5 % of the steps showed. Sources
-are folders of runs, packed or not, and JSON files with a list of cases (or an object whose `cases` is one):
+A case is a method that allocates beside the same method with allocator=uniform, at one budget on one task. Its outcome
+is whether the mean paired difference reaches the margin; its features are what the first 5 % of the steps showed.
+Sources are folders of runs, packed or not, and JSON files with a list of cases (or an object whose `cases` is one):
 
     {"case": "cola, r = 2", "features": {"gini": 0.31, "agreement": null}, "difference": 0.004, "margin": 0.005}
 
@@ -12,10 +12,11 @@ A case may say `gain: true | false` in place of difference and margin. Features 
 
     gini, cv     spread of the modules' mean scores at the last record of allocations.jsonl within the first 5 %
     agreement    Spearman's correlation of these scores between two seeds, the mean over all pairs
-    slope        how much lower LoRA's training loss is in these steps for every doubling of its rank (lowest to highest)
+    slope        how much lower LoRA's training loss is in these steps for every doubling of its rank (lowest to
+    highest)
 
-AdaLoRA's warm-up ends after 10 % of the steps, so that without train.observe_scores=0.05 its runs have no such record. For
-each feature the script prints its AUROC (.5: it says nothing) with a 95 % interval (Newcombe's), each for itself.
+AdaLoRA's warm-up ends after 10 % of the steps, so that without train.observe_scores=0.05 its runs have no such record.
+For each feature the script prints its AUROC (.5: it says nothing) with a 95 % interval (Newcombe's), each for itself.
 """
 
 import argparse
@@ -89,7 +90,8 @@ def cases_of(source: Path, share: float) -> list[Case]:
 
 
 def forecast(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """For every feature its AUROC over the cases that have it, with the interval; both None without cases of either kind."""
+    """For every feature its AUROC over the cases that have it, with the interval; both None without cases of either
+    kind."""
     found = []
     for name in dict.fromkeys(name for case in cases for name in case.features):
         known = [(value, case.gain) for case in cases if (value := case.features.get(name)) is not None]
@@ -119,8 +121,8 @@ def features(row: Row, table: Table, share: float) -> dict[str, float | None]:
 
 
 def early_scores(run: Run, share: float) -> dict[str, float]:
-    """{module: its mean score} at the run's last record within the first `share` of its steps, the median of the triplets
-    where the record has quantiles alone; empty where no record has scores."""
+    """{module: its mean score} at the run's last record within the first `share` of its steps, the median of the
+    triplets where the record has quantiles alone; empty where no record has scores."""
     records, _ = allocations.read(run.folder / ALLOCATIONS)
     for record in reversed(records):
         if record["step"] + 1 > share * run.summary["steps"]:
@@ -163,8 +165,8 @@ def text(cases: Sequence[Case], found: Sequence[Mapping[str, Any]]) -> str:
     short = [row["feature"] for row in found if not row["enough"]]
     if short or not found:
         lines.append(
-            f"Too few cases for {', '.join(short) or 'any feature'}: fewer than {FEWEST} with a gain or fewer than {FEWEST} "
-            "without. Nothing can be said of a forecast by it."
+            f"Too few cases for {', '.join(short) or 'any feature'}: fewer than {FEWEST} with a gain or fewer than "
+            f"{FEWEST} without. Nothing can be said of a forecast by it."
         )
     return "\n".join(lines)
 
@@ -184,8 +186,8 @@ def _listed(file: Path) -> list[Case]:
         return [_of_json(one) for one in listed]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingError(
-            f"SOURCE must be a JSON file with a list of cases, each with case, features and either gain or difference and "
-            f"margin (got {file}: {type(error).__name__} {error})"
+            f"SOURCE must be a JSON file with a list of cases, each with case, features and either gain or difference "
+            f"and margin (got {file}: {type(error).__name__} {error})"
         ) from None
 
 

@@ -3,8 +3,8 @@
 python experiments/support.py NAME    # writes experiments/results/support/NAME.json
 python experiments/support.py         # prints the table of docs/support.md from the committed records
 
-The selection is what depends on Python, torch, Transformers, PEFT and the packages of the report. Tests marked slow or gpu
-are left out, as by `make test`.
+The selection is what depends on Python, torch, Transformers, PEFT and the packages of the report. Tests marked slow or
+gpu are left out, as by `make test`.
 """
 
 import json

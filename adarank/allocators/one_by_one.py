@@ -13,8 +13,8 @@ def one_by_one(threshold: float = 1e-3) -> Allocator:
 
     A module's newest triplets are those that still train. They are done where their scores are at least 0 (see
     `adarank.scores.settling`); as long as one in any module is below, nothing changes. Then a module whose newest score
-    is below `threshold` drops that triplet and has converged: it never grows again. The budget is ignored; a module with
-    all its slots in use keeps its last triplet.
+    is below `threshold` drops that triplet and has converged: it never grows again. The budget is ignored; a module
+    with all its slots in use keeps its last triplet.
 
     threshold: ε of the outer loop, at least 0. Raises SettingError for other values.
     """

@@ -13,11 +13,12 @@ def tolerance(tau: float = 0.15, min_rank: int = 2, max_rank: int | None = None)
 
     With a module's scores in descending order, c_1 >= c_2 >= …, its rank is the smallest k for which
         ‖(c_{k+1}, c_{k+2}, …)‖ < τ ‖(c_1, c_2, …)‖
-    and all of its triplets where every score is 0; the budget is ignored. With singular values as scores (score=magnitude
-    while P and Q are orthonormal, or score=contribution after svd_before_allocation) ΔW changes by less than τ ‖ΔW‖_F.
+    and all of its triplets where every score is 0; the budget is ignored. With singular values as scores
+    (score=magnitude while P and Q are orthonormal, or score=contribution after svd_before_allocation) ΔW changes by
+    less than τ ‖ΔW‖_F.
 
-    tau: τ, above 0 and below 1. min_rank, max_rank: the fewest (2 in GeoLoRA's code) and the most (None: all it has) of a
-    module. Raises SettingError outside these ranges.
+    tau: τ, above 0 and below 1. min_rank, max_rank: the fewest (2 in GeoLoRA's code) and the most (None: all it has) of
+    a module. Raises SettingError outside these ranges.
     """
     tau = number("allocator.tau", tau, "above 0 and below 1", lambda t: 0 < t < 1)
     min_rank = whole_number("allocator.min_rank", min_rank, 0)

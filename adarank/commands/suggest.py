@@ -149,8 +149,9 @@ def _kind(columns: Columns, settings: Sequence[str]) -> str:
         if keys & typed or all(name in columns for name in names):
             return kind
     raise SettingError(
-        "DATA must have the columns messages; prompt and response; instruction and output; or text and label (its columns "
-        f"are {rows.few_columns(columns, EXPECTED)}), or --set must name them, such as task.prompt=question task.response=answer"
+        "DATA must have the columns messages; prompt and response; instruction and output; or text and label (its "
+        f"columns are {rows.few_columns(columns, EXPECTED)}), or --set must name them, such as task.prompt=question "
+        "task.response=answer"
     )
 
 

@@ -68,8 +68,8 @@ def result_files(folder: Path) -> Iterator[Path]:
 
 
 def watch(folder: Path, pause: float = PAUSE) -> None:
-    """Print a line whenever a further twentieth of the sweep is done, until its folder is removed. A job that ends prints
-    one itself."""
+    """Print a line whenever a further twentieth of the sweep is done, until its folder is removed. A job that ends
+    prints one itself."""
     from tqdm import tqdm
 
     before = Progress(None, 0, 0, 0.0, None)

@@ -35,7 +35,8 @@ def ablate(
     batch: int,
     begin: int = 0,
 ) -> Iterator[Ablation]:
-    """Ablate every triplet that is not pruned on every batch of the first `count` of `rows`, in evaluation order, from batch `begin` on.
+    """Ablate every triplet that is not pruned on every batch of the first `count` of `rows`, in evaluation order, from
+    batch `begin` on.
 
     rows: as `task_type` encoded them; batch: rows of a forward pass. λ of one triplet at a time is set to 0, and a
     forward pass without autocast gives the loss, from float64 logits. The result is exact: only outputs of blocks that

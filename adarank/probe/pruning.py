@@ -1,5 +1,5 @@
-"""What pruning costs: all triplets of an unpruned run are ordered by every score, pruned to several sizes at once, and the
-rest is trained on.
+"""What pruning costs: all triplets of an unpruned run are ordered by every score, pruned to several sizes at once, and
+the rest is trained on.
 
 The run has not pruned anything (method=svd_lora, say: AdaLoRA without its allocations), so that the triplets a score
 would throw away are measured, too. The oracle orders triplets by the measured loss increase without each of them; it
@@ -50,10 +50,11 @@ def shares(text: str) -> list[float]:
 
 
 def measure(folder: Path, rows: int, passes: int, keep: Sequence[float], steps: int) -> dict[str, Any]:
-    """The content of pruning.json: loss and metric for every order and share, after pruning and after `steps` more steps.
+    """The content of pruning.json: loss and metric for every order and share, after pruning and after `steps` more
+    steps.
 
-    rows, passes: as in `score_fidelity.measure`, whose probe.json is read, or written where it is missing or was measured
-    otherwise. keep: shares of the triplets to keep, descending. steps: 0 measures the pruned models alone.
+    rows, passes: as in `score_fidelity.measure`, whose probe.json is read, or written where it is missing or was
+    measured otherwise. keep: shares of the triplets to keep, descending. steps: 0 measures the pruned models alone.
 
     Raises SettingError if the run adapts its rank, has no triplets, or dev has no rows beyond the first `rows`.
     """
@@ -158,8 +159,8 @@ def pruned_and_trained(
     task_type: TaskType,
     steps: int,
 ) -> dict[str, Any]:
-    """{"loss", "metric"} on splits["dev"] with the triplets `kept` alone, and {"loss_after", "metric_after"} after `steps`
-    further steps (null where there are none). The model stays as it was."""
+    """{"loss", "metric"} on splits["dev"] with the triplets `kept` alone, and {"loss_after", "metric_after"} after
+    `steps` further steps (null where there are none). The model stays as it was."""
     with pruned(adapters, kept):
         before = evaluated(model, splits["dev"], spec, metric, task_type)
         after = {"loss": None, metric: None}
@@ -183,7 +184,8 @@ def evaluated(model: nn.Module, rows: Any, spec: Spec, metric: str, task_type: T
 def trained_on(
     model: nn.Module, splits: Mapping[str, Any], spec: Spec, metric: str, task_type: TaskType, steps: int
 ) -> nn.Module:
-    """A copy of the model trained for `steps` further steps by the run's own settings, in which what is pruned stays so.
+    """A copy of the model trained for `steps` further steps by the run's own settings, in which what is pruned stays
+    so.
 
     The optimiser starts again, and the learning rate warms up and falls over these steps as it did over the run's.
     """

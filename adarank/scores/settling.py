@@ -15,8 +15,8 @@ def settling(change: float = 0.1, checks: int = 20) -> Score:
     before, ‖ΔW_i − ΔW_i'‖ < change·‖ΔW_i'‖, once or more, or at its check number `checks`. A triplet that starts again
     starts without checks. Works with constant λ, too.
 
-    change: ε of AROMA's inner loop, at least 0. checks: the longest inner loop, at least 1. Raises SettingError for other
-    values.
+    change: ε of AROMA's inner loop, at least 0. checks: the longest inner loop, at least 1. Raises SettingError for
+    other values.
     """
     change = number("score.change", change, "at least 0", lambda epsilon: epsilon >= 0)
     checks = whole_number("score.checks", checks)

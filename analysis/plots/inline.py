@@ -1,5 +1,5 @@
-"""Small drawings that stand in the page's text as SVG: the axis of one comparison, the scores of every seed, the cells of
-one rank map."""
+"""Small drawings that stand in the page's text as SVG: the axis of one comparison, the scores of every seed, the cells
+of one rank map."""
 
 from collections.abc import Sequence
 from html import escape
@@ -48,7 +48,8 @@ def axis(kind: str, mean: float, interval: tuple[float, float] | None, margin: f
 
 
 def seeds(rows: Sequence[tuple[str, Sequence[float], str]], title: str) -> str:
-    """A row for each method with a dot for every seed and a bar at the mean, on one axis. rows: (name, scores, colour)."""
+    """A row for each method with a dot for every seed and a bar at the mean, on one axis. rows: (name, scores,
+    colour)."""
     width, height = SEEDS
     left = 16 + round(6.4 * max(len(name) for name, _, _ in rows))
     every = [score for _, scores, _ in rows for score in scores]
@@ -81,8 +82,8 @@ def rank_cells(
     digits: int = 1,
     large: bool = False,
 ) -> str:
-    """Cells of `values` [rows, columns], coloured over `limits`; NaN: no cell. Where they are large enough, each holds its
-    number. palette: a colour map of Matplotlib; digits: of the numbers below ten; large: the map stands alone."""
+    """Cells of `values` [rows, columns], coloured over `limits`; NaN: no cell. Where they are large enough, each holds
+    its number. palette: a colour map of Matplotlib; digits: of the numbers below ten; large: the map stands alone."""
     rows, columns = values.shape
     wide, high = _cell(rows, columns, large)
     colours = levels(palette)

@@ -7,7 +7,8 @@ from numpy.typing import ArrayLike
 
 
 def auroc(values: ArrayLike, positive: ArrayLike) -> float:
-    """The share of pairs, one positive and one negative case, in which the positive one has the higher value; ties half.
+    """The share of pairs, one positive and one negative case, in which the positive one has the higher value; ties
+    half.
 
     values: [n]; positive: bool [n]. Raises ValueError unless there is a case of either kind.
     """

@@ -151,8 +151,8 @@ class TrainConfig:
     log_every: int = setting(10, "Record the training loss every so many steps.", at_least=1)
     observe_scores: int | float | None = setting(
         None,
-        "Record every module's scores after this step, or fraction of train.steps, too, without allocating; null: only at "
-        "allocations.",
+        "Record every module's scores after this step, or fraction of train.steps, too, without allocating; null: "
+        "only at allocations.",
         identity=NEVER,
     )
     precision: str = setting(

@@ -36,8 +36,8 @@ def is_main() -> bool:
 
 
 def shares_terminal() -> bool:
-    """Whether this process is a worker of a parallel sweep (hydra/launcher=cores), whose output mixes with that of other
-    workers."""
+    """Whether this process is a worker of a parallel sweep (hydra/launcher=cores), whose output mixes with that of
+    other workers."""
     return multiprocessing.current_process().name != "MainProcess"
 
 

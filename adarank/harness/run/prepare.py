@@ -157,7 +157,8 @@ def _keep_scale(adapters: Mapping[str, LowRank], spec: Spec) -> None:
 
 
 def describe_schedule(controller: RankController) -> str:
-    """The effective schedule in one line: the budget at five steps, where there is one, and the number of allocations."""
+    """The effective schedule in one line: the budget at five steps, where there is one, and the number of
+    allocations."""
     schedule, modules = controller.schedule, len(controller.bank.names)
     count = len(schedule.allocations())
     if not getattr(controller.allocator, "keeps_budget", True):

@@ -278,8 +278,8 @@ def drift_now(controller: RankController | None) -> dict[str, float]:
 def allocation_record(allocation: Allocation) -> dict[str, Any]:
     """The log record of an allocation, as plain Python values; ranks: {module name: rank}.
 
-    step: the optimiser step that it followed, counted from 0; score_quantiles: {module name: the 0, 25, 50, 75 and 100 %
-    quantiles of its scores}; slack: budget − what was spent, in the budget's unit. Where nothing was allocated (see
+    step: the optimiser step that it followed, counted from 0; score_quantiles: {module name: the 0, 25, 50, 75 and 100
+    % quantiles of its scores}; slack: budget − what was spent, in the budget's unit. Where nothing was allocated (see
     `RankController.observation`) also observed: true, and score_means: {module name: the mean of its scores}.
     """
     levels = torch.linspace(0, 1, 5, dtype=allocation.scores.dtype, device=allocation.scores.device)
