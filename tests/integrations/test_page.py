@@ -92,6 +92,15 @@ def test_suggest(here):
     assert sum(here["ranks"].rank_pattern.values()) == 4 * 12
 
 
+@pytest.mark.slow
+def test_the_suggested_configuration_loads(here):
+    """tests/test_pages_run.py loads a folder that `adarank suggest` wrote."""
+    peft = pytest.importorskip("peft")
+    peft.LoraConfig(rank_pattern={"query": 3}).save_pretrained("ranks")
+    run("load_ranks", here)
+    assert here["config"].rank_pattern == {"query": 3}
+
+
 @pytest.mark.usefixtures("here")
 def test_the_commands(capsys):
     block = next(code for code in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if "inspect" in code)
