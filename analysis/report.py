@@ -135,8 +135,8 @@ def as_text(report: Report, width: int = WIDTH, everything: bool = True) -> str:
     which, sure, cost, where = (f"{question} {answer}" for question, answer in report.front.answers)
     lines = [sure, report.front.standing, *report.front.warnings, *assay_lines(report)]
     parts = ["\n".join(export.wrap(line, width) for line in lines)]
-    for table, judged in zip(report.tables, report.family.verdicts, strict=True):
-        parts += [export.plain(text_table, width) for text_table in verdict_table(table, report.family, judged)]
+    for place in range(len(report.tables)):
+        parts += [export.plain(text_table, width) for text_table in _verdicts(report, place)]
     parts += [table_text(report, i, width, everything) for i in range(len(report.tables))]
     parts += [export.plain(text_table, width) for text_table in across_tables(report.tables) if everything]
     uncounted = [export.wrap(f"{run.name}: {run.state}, {run.reason}", width, "  ") for run in _uncounted(report)]

@@ -54,7 +54,7 @@ def line(progress: Progress, stops: bool = False) -> str:
     keeps further jobs from starting."""
     text = f"sweep: {progress.ended}" + (f" of {progress.jobs}" if progress.jobs else "") + " jobs done"
     if progress.failed:
-        text += f", {progress.failed} failed" + "; fail_fast=true starts no more" * stops
+        text += f", {progress.failed} failed" + "; fail_fast=true stops the sweep" * stops
     if not progress.jobs or progress.ended == progress.jobs or (progress.failed and stops):
         return text
     full = int(WIDTH * progress.share)

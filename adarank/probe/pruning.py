@@ -160,7 +160,7 @@ def pruned_and_trained(
     steps: int,
 ) -> dict[str, Any]:
     """{"loss", "metric"} on splits["dev"] with the triplets `kept` alone, and {"loss_after", "metric_after"} after
-    `steps` further steps (null where there are none). The model stays as it was."""
+    `steps` further steps (null where there are none). The model does not change."""
     with pruned(adapters, kept):
         before = evaluated(model, splits["dev"], spec, metric, task_type)
         after = {"loss": None, metric: None}

@@ -34,12 +34,16 @@ class SpecLike:
     """The settings that training reads, without a task and a model on disk."""
 
     train: TrainConfig = CONFIG
+    method: str = "adalora"
     seed: int = 0
     penalty: Any = orthogonality
     variant: str = "exact"
     score: Any = None
     quantization: Any = None
     compaction: str = "off"
+
+    def takes(self, setting: str) -> bool:
+        return False
 
 
 @pytest.fixture

@@ -148,7 +148,7 @@ class TrainConfig:
         above=0,
         identity=None,
     )
-    log_every: int = setting(10, "Record the training loss every so many steps.", at_least=1)
+    log_every: int = setting(10, "Number of steps between two records of the training loss.", at_least=1)
     observe_scores: int | float | None = setting(
         None,
         "Record every module's scores after this step, or fraction of train.steps, too, without allocating; null: "

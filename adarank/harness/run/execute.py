@@ -165,7 +165,7 @@ def train_in_folder(
     if saver.step is None:
         on_main(partial(begin, folder, record))
     else:
-        say(run.title, f"resumes from its checkpoint after step {saver.step}")
+        say(run.title, f"resumes from the checkpoint after step {saver.step}")
     tracker = no_copy if spec.tracker is None else spec.tracker
     group = Path(spec.out).absolute().name
     with ExitStack() as stack:
