@@ -4,7 +4,8 @@
 
 A case is a method that allocates, compared with the same method with allocator=uniform, at one budget on one task. Its
 outcome is whether the mean paired difference reaches the margin; its features are what the first 5 % of the steps
-showed. Sources are folders of runs, packed or not, and JSON files with a list of cases (or an object whose `cases` is one):
+showed. Sources are folders of runs, packed or not, and JSON files with a list of cases (or an object whose `cases` is
+one):
 
     {"case": "cola, r = 2", "features": {"gini": 0.31, "agreement": null}, "difference": 0.004, "margin": 0.005}
 
