@@ -187,7 +187,8 @@ def trained_on(
     """A copy of the model trained for `steps` further steps by the run's own settings, in which what is pruned stays
     so.
 
-    The optimiser starts again, and the learning rate warms up and falls over these steps as it did over the run's.
+    The optimiser starts again, whose first steps at a full rate would undo more than pruning did: the learning rate rises
+    to the run's over the first half of these steps and falls to 0 over the second.
     """
     trained = copy.deepcopy(model)
     adapters = adapters_of(trained)
@@ -198,7 +199,8 @@ def trained_on(
         pruned_triplets="frozen",
     )
     controller.bank.zero_pruned()
-    config = replace(spec.train, steps=steps, eval_every=steps, log_every=steps)
+    curve: dict[str, Any] = {"warmup": steps // 2, "lr_scheduler": "linear"}
+    config = replace(spec.train, steps=steps, eval_every=steps, log_every=steps, **curve)
     used = replace(spec, train=config, seed=spec.seed + SEED_OFFSET)
     log: Any = Nothing()
     rows = {name: splits[name] for name in ("train", "dev")}
