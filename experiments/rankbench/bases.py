@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adarank.errors import SettingError
+from adarank.harness import models
 from adarank.harness.config.compose import spec_from
 from adarank.harness.data.task_types import TASK_TYPES
 from adarank.targets import find_targets, resolve_targets
@@ -103,20 +104,21 @@ def random_base(name: str, rows: int, generator: torch.Generator) -> Base:
 
 
 @cache
-def _pretrained(base: str) -> Any:
-    """(model, targets, names, tokeniser) of a text model of conf/model. The tiny ones are random and refused."""
+def _pretrained(base: str) -> tuple[nn.Module, str | list[str], list[str], Any]:
+    """`text_model` of a text model of conf/model. The tiny ones are random and refused."""
     found = spec_from([f"model={base}"]).model if not base.startswith("tiny_") else None
     if found is None:
         raise SettingError(f"the base must be linear, network or a pretrained text model of conf/model (got {base})")
-    place = found()
+    return text_model(found())
+
+
+def text_model(place: models.Base) -> tuple[nn.Module, str | list[str], list[str], Any]:
+    """(model, targets, names of the modules they select, tokeniser) of an encoder or decoder that was found."""
     task_type = TASK_TYPES["classify"]
-    try:
-        built = place.build(1, task_type)
-    except AttributeError as error:  # it reads no text
-        raise SettingError(f"the base must read text ({base}: {error})") from None
+    built = place.build(1, task_type)
     model = LastHiddenStates(built.model.base_model)
     targets = resolve_targets(place, "all", None, task_type)
-    return model, targets, list(find_targets(model, targets, [])), built.tokenizer
+    return model, targets, find_targets(model, targets), built.tokenizer
 
 
 @cache

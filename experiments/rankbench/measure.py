@@ -22,6 +22,7 @@ from experiments.rankbench.problems import Problem, bound, draw, oracle_map, out
 from experiments.rankbench.settings import Scale, Setting
 
 UNIFORM, ORACLE = "lora", "oracle"  # LoRA with the same rank everywhere, and with the planted ranks
+TIE = 1.1
 TUNING_SEED = 100  # chooses learning rates and enters no result
 
 
@@ -126,10 +127,12 @@ def train(
 def tune(
     problem: Problem, spec: Spec, scale: Scale, ranks: Mapping[str, int] | None = None
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """({rate: dev loss} on the tuning seed, the run with the smallest), a diverged run last."""
-    runs = {lr: train(problem, spec, TUNING_SEED, lr, scale.batch, ranks) for lr in scale.rates}
-    best = min(runs, key=lambda lr: runs[lr]["dev"] if math.isfinite(runs[lr]["dev"]) else math.inf)
-    return {str(lr): run["dev"] for lr, run in runs.items()}, {"lr": best, **runs[best]}
+    """({rate: dev loss} on the tuning seed, the run of the chosen rate): the smallest whose loss is within TIE of the
+    best, because a larger one that wins by less may diverge on another seed."""
+    runs = {lr: train(problem, spec, TUNING_SEED, lr, scale.batch, ranks) for lr in sorted(scale.rates)}
+    devs = {lr: run["dev"] if math.isfinite(run["dev"]) else math.inf for lr, run in runs.items()}
+    chosen = next(lr for lr, dev in devs.items() if dev <= TIE * min(devs.values()))
+    return {str(lr): run["dev"] for lr, run in runs.items()}, {"lr": chosen, **runs[chosen]}
 
 
 def measure(

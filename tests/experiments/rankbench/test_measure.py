@@ -1,5 +1,6 @@
 """Every method on planted structure: it learns, keeps its budget, and finds the modules that need rank."""
 
+import math
 from dataclasses import replace
 from functools import cache
 
@@ -109,6 +110,24 @@ def test_the_tuning_seed_chooses_the_rate_and_the_seeds_use_it(calls):
     assert calls == tuned + runs
     assert cell["rate"] == cell["map_rate"] == 0.05
     assert cell["seeds"]["1"] == {"loss": 0.05, "ranks": [12] + [0] * 11, "map_loss": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("devs", "chosen"),
+    [
+        ([1.0, 0.95, 0.92], 0.01),
+        ([1.0, 0.8, 0.79], 0.05),
+        ([1.0, 0.8, 0.5], 0.25),
+        ([1.0, math.nan, math.inf], 0.01),
+        ([math.nan, 3.0, 4.0], 0.05),
+    ],
+)
+def test_of_rates_that_are_as_good_the_smallest_is_chosen_and_a_diverged_one_never(monkeypatch, devs, chosen):
+    found = dict(zip(SMALL.rates, devs, strict=True))
+    monkeypatch.setattr(measure, "train", lambda problem, spec, seed, lr, size, ranks: {"dev": found[lr], "seed": seed})
+    dev, run = measure.tune(None, None, SMALL)
+    assert (run["lr"], run["seed"]) == (chosen, 100)
+    assert list(dev) == ["0.01", "0.05", "0.25"]
 
 
 def test_a_cell_that_is_continued_keeps_its_rate_and_its_seeds(calls):

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from adarank.errors import SettingError
-from experiments.rankbench.bases import LINEARS, WIDTH, LastHiddenStates, text_base
+from adarank.harness.models import tiny
+from adarank.targets import find_targets
+from experiments.rankbench.bases import LINEARS, WIDTH, LastHiddenStates, text_base, text_model
 from experiments.rankbench.problems import bound, draw, oracle_map, outputs
 from experiments.rankbench.settings import parse
 
@@ -104,6 +106,18 @@ def test_an_ample_budget_plants_every_rank_and_leaves_the_rest():
 def test_a_random_or_unknown_text_model_is_refused():
     with pytest.raises(SettingError, match="the base must be linear, network or a pretrained text model"):
         draw(parse("tiny_bert,ranks=2x2"), 0)
+
+
+@pytest.mark.parametrize(("arch", "modules"), [("llama", 14), ("bert", 12)])
+def test_decoders_and_encoders_answer_with_their_last_hidden_states(arch, modules):
+    model, targets, names, tokenizer = text_model(tiny(arch))
+    assert names == find_targets(model, targets)
+    assert len(names) == modules
+    ids = torch.tensor([tokenizer("abcdef")["input_ids"]])
+    hidden = model.eval()(ids).logits
+    assert torch.equal(hidden, model.encoder(ids).last_hidden_state)
+    assert torch.equal(hidden, model.train()(ids).logits), "dropout is off"
+    assert model(ids, labels=hidden + 2).loss.item() == pytest.approx(4)
 
 
 @pytest.mark.slow
