@@ -187,8 +187,8 @@ def trained_on(
     """A copy of the model trained for `steps` further steps by the run's own settings, in which what is pruned stays
     so.
 
-    The optimiser starts again, whose first steps at a full rate would undo more than pruning did: the learning rate rises
-    to the run's over the first half of these steps and falls to 0 over the second.
+    The optimiser starts again, whose first steps at a full rate would undo more than pruning did: the learning rate
+    rises to the run's over the first half of these steps and falls to 0 over the second.
     """
     trained = copy.deepcopy(model)
     adapters = adapters_of(trained)
