@@ -86,8 +86,8 @@ def parse(text: str) -> Setting:
         raise SettingError(f"--setting knobs must be among {', '.join(known)} (got {unknown[0]})")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?(\+[1-9]\d*(x[1-9]\d*)?)*", given.get("ranks", "")):
         raise SettingError(
-            f"--setting must be one of {', '.join(GROUPS)}, or a base with ranks, such as network,ranks=8x3 (got
-            {text})"
+            f"--setting must be one of {', '.join(GROUPS)}, or a base with ranks, such as network,ranks=8x3 "
+            f"(got {text})"
         )
     ranks: list[int] = []
     for part in given.pop("ranks").split("+"):
