@@ -160,7 +160,8 @@ def stiefel(width: int | None = None) -> Penalty:
 
 
 def low_rank_manifold() -> Penalty:
-    """GeoLoRA (arXiv 2410.18720, algorithm 1): steps along the manifold of low-rank matrices, in place of a penalty.
+    """GeoLoRA (arXiv 2410.18720; the step of the authors' code that augments): steps along the manifold of low-rank
+    matrices, in place of a penalty.
 
     With U = Pᵀ and V = Qᵀ, whose columns are orthonormal, S = diag(λ), K = U S and L = V S:
         before the step   ∂L/∂U ← ∂L/∂K = ∂L/∂U S⁻¹      ∂L/∂V ← ∂L/∂L = ∂L/∂V S⁻¹
