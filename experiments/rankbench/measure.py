@@ -66,9 +66,11 @@ def make_case(name: str, setting: Setting, rank: int, steps: int) -> Case:
     return Case(name, spec_from([*overrides, f"rank={rank}", f"init_rank={most}"]), True)
 
 
-def mean_rank(setting: Setting, budget: float) -> int:
-    """The mean rank of `budget` times the planted number of triplets. Raises SettingError where it is not whole."""
-    modules = module_count(setting.base)
+def mean_rank(setting: Setting, budget: float, modules: int | None = None) -> int:
+    """The mean rank of `budget` times the planted number of triplets. Raises SettingError where it is not whole.
+
+    modules: how many the base has, where that is known; a text model is loaded to count them."""
+    modules = modules or module_count(setting.base)
     rank = budget * setting.planted / modules
     if rank < 1 or rank != int(rank):
         raise SettingError(

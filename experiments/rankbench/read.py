@@ -142,11 +142,9 @@ def table(record: Mapping[str, Any], name: str, rank: int) -> str:
         lines.append([*cells, *(_marked(ratio) for ratio in (row.uniform, row.oracle, row.own_map))])
     if exact:
         header.insert(5, "above the bound")
-    seeds = sorted({row.seeds for row in found})
-    counted = "–".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1]))) if seeds else "0"
-    planted = sum(setting["planted"]["0"])
-    title = f"{name}: {rank * len(setting['modules'])} triplets, {planted} planted, {counted} seeds"
-    return markdown([TextTable(title, header, lines)])
+    most = max((row.seeds for row in found), default=0)
+    title = f"{name}: {rank * len(setting['modules'])} triplets, {sum(setting['planted']['0'])} planted, {most} seed"
+    return markdown([TextTable(title + "s" * (most != 1), header, lines)])
 
 
 def replaced(page: str, tables: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ none (MARGIN in read.py, declared before the grid ran).
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from multiprocessing import get_context
@@ -65,7 +65,9 @@ def expand(cases: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(case for word in cases for case in words.get(word, [word])))
 
 
-def wanted(settings: Sequence[str], methods: Sequence[str], budgets: Sequence[float]) -> list[tuple[Setting, int, str]]:
+def wanted(
+    record: Mapping[str, Any], settings: Sequence[str], methods: Sequence[str], budgets: Sequence[float]
+) -> list[tuple[Setting, int, str]]:
     """(setting, mean rank, case) of every cell that is asked for, references first. Raises SettingError."""
     cells: dict[tuple[Setting, int, str], None] = {}
     known = [ORACLE, *options("method")]
@@ -76,7 +78,7 @@ def wanted(settings: Sequence[str], methods: Sequence[str], budgets: Sequence[fl
         group = GROUPS.get(word) or Group([word], budgets or [1], ["all"])
         for setting in map(parse, group.settings):
             for budget in budgets or group.budgets:
-                rank = mean_rank(setting, budget)
+                rank = mean_rank(setting, budget, len(record["settings"].get(setting.name, {}).get("modules", ())))
                 for case in [UNIFORM, ORACLE, *expand(methods or group.cases)]:
                     cells[setting, rank, case] = None
     return sorted(cells, key=lambda cell: cell[2] not in (UNIFORM, ORACLE))
@@ -209,7 +211,7 @@ def main(words: Sequence[str] | None = None) -> int:
             if value is not None and value < 1:
                 raise SettingError(f"--{name} must be a whole number of at least 1 (got {value})")
         record = opened(arguments.json, arguments.steps)
-        cells = wanted(arguments.setting, arguments.method, arguments.budget)
+        cells = wanted(record, arguments.setting, arguments.method, arguments.budget)
         if not arguments.read:
             run(record, cells, arguments)
         show(record, cells, arguments)

@@ -143,3 +143,13 @@ def test_the_tables_of_a_page_are_replaced_and_nothing_else(copy, capsys):
     page.write_text("no tables")
     assert run.main(["--read", "--setting", SETTING, "--steps", "2", "--json", str(copy), "--page", str(page)]) == 2
     assert "--page must hold the line <!-- tables --> twice (got 0)" in capsys.readouterr().err
+
+
+def test_reading_a_pretrained_base_s_tables_does_not_load_it(copy, monkeypatch, capsys):
+    record = json.loads(copy.read_text())
+    record["settings"]["minilm_l6,ranks=4x2+2x2"] = record["settings"].pop(SETTING)
+    copy.write_text(json.dumps(record))
+    monkeypatch.setattr(measure, "module_count", None)
+    words = ["--read", "--setting", "minilm_l6,ranks=4x2+2x2", "--steps", "2", "--json", str(copy)]
+    assert run.main(words) == 0
+    assert "minilm_l6,ranks=4x2+2x2: 12 triplets, 12 planted, 1 seed**" in capsys.readouterr().out
