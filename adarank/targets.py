@@ -464,7 +464,7 @@ def trained_modules(model: nn.Module, train: Targets) -> list[str]:
         if not hits:
             outer = ", ".join(name for name in names if "." not in name)
             raise SettingError(
-                f"train={wanted!r} matches no module; near names: {near(wanted, names)}; outermost names: {outer}"
+                f"train={wanted!r} matches no module; similar names: {near(wanted, names)}; outermost names: {outer}"
             )
         selected += hits
     return selected

@@ -205,7 +205,7 @@ def digest(claims: Claims) -> str:
 
 
 def load(folder: Path, name: str = FILE) -> Declared | None:
-    """The claims in a folder's file `name`; None where there is no such file. Raises ClaimsError where it is damaged or
+    """The claims in a folder's file `name`; None if there is no such file. Raises ClaimsError if it is damaged or
     was edited by hand."""
     path = folder / name
     try:
@@ -231,8 +231,8 @@ def load(folder: Path, name: str = FILE) -> Declared | None:
 def write(folder: Path, claims: Claims, study: str, runs: int, name: str = FILE) -> Declared:
     """Declare the claims of a study in `folder` and return what its file `name` holds.
 
-    runs: finished runs of the comparison. Claims that replace others keep them as a change where there are such runs.
-    The same claims leave the file as it is. Raises ClaimsError where there are runs and no claims were declared."""
+    runs: finished runs of the comparison. If there are any, claims that replace others record these as a change. The
+    same claims do not change the file. Raises ClaimsError if there are runs but no claims were declared."""
     known = load(folder, name)
     if known is None and runs:
         raise ClaimsError(

@@ -24,10 +24,10 @@ class Study:
     """settings: of every run; tasks, methods: by name, as in experiments/studies/; budgets: values of rank; tuning and
     seeds: of the trials and of the comparison, without overlap.
 
-    claims: what the study will judge (None: it declares nothing); checkpoint: the one whose metric chooses the rates
-    and is judged; rates_per: "cell" (a method at a budget) or "method"; extend: by how many steps a grid of rates may
-    grow where the best rate lies at its edge; edge: whether a rate that stays there is refused ("refuse" or "accept");
-    probe: what is measured of its runs beyond their metric."""
+    claims: the claims that the study will judge (None: it declares none); checkpoint: the one whose metric chooses the
+    rates and is judged; rates_per: "cell" (a method at a budget) or "method"; extend: by how many steps a grid of rates
+    may grow if the best rate lies at its edge; edge: whether a rate that stays there is refused ("refuse" or "accept");
+    probe: what is measured in its runs in addition to their metric."""
 
     settings: Settings
     tasks: Mapping[str, Settings]

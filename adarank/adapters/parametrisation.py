@@ -29,20 +29,19 @@ class Parametrisation(NamedTuple):
     name: the file's name, `adapter.kind`, and the name in saved folders.
     learns_lambda: whether λ is trained; otherwise it is the constant 1.
     split: (V [k, d_in], σ [k], U [k, d_out]) -> (Q, λ, P) of the same shapes with Pᵀ diag(λ) Q = Uᵀ diag(σ) V.
-    draw: (adapter, part, tensor, generator) -> None fills one tensor in place, as init=default starts it. part is "Q",
-        "lam", "P" or a name in `extra`, which is drawn first, for every init; generator: None for torch's global one.
-    module: the class of the adapters, for a parametrisation that computes something else than W + s·Pᵀ diag(λ) Q; it
-        overrides `LowRank.output` and `LowRank.delta`, and `LowRank.unmerged` where ΔW depends on the base's weight.
-        One that differs in training alone overrides `LowRank.training_lam`. None: `LowRank` itself.
-    extra: {name: (d_in, d_out) -> shape} of further parameters, of no triplet, trained and saved with the factors.
-    prefix_scale: (k, r) -> by what the scale s grows where the first r of k triplets are kept (see `adarank.truncate`).
-    shared: {module name: adapter} -> None fills the frozen factors that all modules have in common, once they are made;
-    no
-        init but the default one is then allowed.
-    fold: (P, {name in `extra`: tensor}) -> the P with which the change is s·Pᵀ diag(λ) Q, where the extra parameters
-    only
-        scale it; None: they do not. Such an adapter can be exported.
-    scale: s where alpha is not given, a number or rank -> s.
+    draw: (adapter, part, tensor, generator) -> None fills one tensor in place with the initial values of init=default.
+        part is "Q", "lam", "P" or a name in `extra`, which is drawn first, for every init; generator: None for torch's
+        global one.
+    module: the class of the adapters, for a parametrisation that computes something other than W + s·Pᵀ diag(λ) Q; it
+        overrides `LowRank.output` and `LowRank.delta`, and `LowRank.unmerged` if ΔW depends on the base's weight.
+        One that differs only in training overrides `LowRank.training_lam`. None: `LowRank` itself.
+    extra: {name: (d_in, d_out) -> shape} for parameters outside the triplets, trained and saved with the factors.
+    prefix_scale: (k, r) -> the factor on the scale s when the first r of k triplets are kept (see `adarank.truncate`).
+    shared: {module name: adapter} -> None fills the frozen factors that all modules have in common, once they exist;
+        only the default init is then allowed.
+    fold: (P, {name in `extra`: tensor}) -> the P with which the change is s·Pᵀ diag(λ) Q, if the extra parameters only
+        scale it; None: they do more. An adapter with `fold` can be exported.
+    scale: s if alpha is not given, as a number or a function rank -> s.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Statistics of paired runs. Functions take NumPy arrays and a Generator, and return numbers.
 
-paired: the t test, its interval, the sign flip beside it; power: what it can find; effects: how large a difference is;
-intervals: of single means, and the bootstrap; ranks: whether two orders agree; auroc: whether a number tells cases
-apart; looks: judging before all is run.
+paired: the t test, its interval and the sign-flip test; power: the differences that it can find; effects: the size of a
+difference; intervals: of single means, and the bootstrap; ranks: agreement of two orderings; auroc: how well a number
+separates two kinds of cases; looks: judging before all seeds have run.
 """
 
 from analysis.stats import looks, ranks

@@ -69,7 +69,7 @@ def test_without_an_assay_nothing_is_equivalent(tmp_path, write_run):
 
 def test_nothing_is_judged_before_all_planned_seeds_are_measured(tmp_path, write_run):
     ((*_, judged, _, _),) = measures.judge(forgetting_runs(tmp_path, write_run, seeds=5), declared(tmp_path))
-    assert {verdict.text for _, verdict in judged} == {"undecided (5 of 6 planned seeds are run)"}
+    assert {verdict.text for _, verdict in judged} == {"undecided (5 of 6 planned seeds have run)"}
     assert {verdict.interval for _, verdict in judged} == {None}
 
 

@@ -56,7 +56,7 @@ def test_a_sweep_that_ended_or_stops_has_no_bar(sweep):
     assert progress.line(progress.measure(sweep)) == "sweep: 4 of 4 jobs done, 1 failed"
     (sweep / "0.json").unlink()
     stopped = progress.line(progress.measure(sweep), stops=True)
-    assert stopped == "sweep: 3 of 4 jobs done, 1 failed; fail_fast=true starts no more"
+    assert stopped == "sweep: 3 of 4 jobs done, 1 failed; fail_fast=true stops the sweep"
 
 
 def test_a_search_that_decides_as_it_goes_counts_jobs_alone(sweep):
