@@ -48,6 +48,9 @@ docs: $(READY)  ## Build the documentation as a site, site/index.html, with stri
 support: $(READY)  ## Run the tests of docs/support.md in this environment: make support NAME=constraints
 	$(BIN)/python experiments/support.py $(NAME)
 
+docs: $(READY)  ## Build the documentation as a site, site/index.html, with strict links.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 lint: $(READY)  ## Check the code with ruff, and its format.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -51,10 +51,10 @@ def adapt(
             starts at 0; arXiv 2106.09685), "svd_dora" and "dora" (the same with DoRA's magnitude for every output;
             arXiv 2402.09353), the name of another file in adarank/adapters, or a `Parametrisation`.
         rank: triplets per module at creation, one number or {module name: number}.
-        targets: a list of endings of module names, one ending or regular expression, or "all-linear" (`find_targets`).
+        targets: a list of module names' endings, one ending or regular expression, or "all-linear" (`find_targets`).
             "experts", alone or in a list, selects every matrix of every expert that Transformers stacks in one tensor,
             each with a separate adapter (`…mlp.experts.gate_up_proj.3`); nothing else selects them. Layers inside the
-            modules in `train` are excluded; a target that matches no others is refused.
+            modules in `train` are left out; a target that matches no others is refused.
         alpha: the scale is s = alpha / rank, fixed at creation; None: 2·rank, so that s = 2 ("vera": rank,
             s = 1; "matryoshka": √rank, s = 1/√rank).
         dropout: probability of dropping an input of the low-rank path in training.

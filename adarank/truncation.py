@@ -28,7 +28,7 @@ def truncate(model: nn.Module, rank: int) -> dict[str, int]:
         >>> model = nn.ModuleDict({"query": nn.Linear(8, 8), "value": nn.Linear(8, 8)})
         >>> adapters = adarank.adapt(model, "matryoshka", rank=8)
         >>> truncate(model, 2), adapters["query"].scale
-        ({'query': 2, 'value': 2}, 4.0)
+        ({'query': 2, 'value': 2}, 0.7071067811865476)
     """
     adapters = adapters_of(unwrapped(model))
     if not adapters:

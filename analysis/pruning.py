@@ -1,4 +1,4 @@
-"""The cost of pruning by each score, compared with the oracle's order, as measured by `adarank probe RUN --pruning`.
+"""What pruning by each score costs, compared with the oracle's order: `adarank probe RUN --pruning` measures it.
 
 Regret is the dev loss of an order minus that of the oracle at the same number of triplets. Every run counts once.
 """

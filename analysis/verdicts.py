@@ -460,7 +460,7 @@ def _claimed(
 
 
 def not_all_run(verdict: Verdict, seeds: int) -> Verdict:
-    """The verdict on a claim before its time: undecided and without an interval, which would be an unplanned look."""
+    """The verdict on a claim before its time: none, and no interval, which would be a look that was not planned."""
     text = f"undecided ({verdict.pairs} of {seeds} planned seeds have run)"
     return replace(verdict, kind="undecided", text=text, interval=None, p=1.0, more=None)
 

@@ -71,7 +71,7 @@ def rank_moves(record: dict[str, Any]) -> "style.Figure | None":
 
 @style.styled
 def three_phases(schedule: schedules.Schedule = EXAMPLE) -> "style.Figure | None":
-    """The budget over training, with the names of the three phases and the example's numbers next to the curve."""
+    """The budget over training, with the three phases named and the example's numbers written next to the curve."""
     figure, axes = style.single(8.2, 3.4)
     steps = np.arange(schedule.total)
     masks = {step: schedule.budget(step) for step in schedule.allocations()}

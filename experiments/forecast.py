@@ -2,9 +2,10 @@
 
     python experiments/forecast.py results/controls_declared cases.json --json forecast.json
 
-A case compares a method that allocates with the same method with allocator=uniform, at one budget on one task. Its
-outcome is whether the mean paired difference reaches the margin; its features come from the first 5 % of the steps.
-Sources are folders of runs, packed or not, and JSON files with a list of cases (or an object whose `cases` is one):
+A case is a method that allocates, compared with the same method with allocator=uniform, at one budget on one task. Its
+outcome is whether the mean paired difference reaches the margin; its features are what the first 5 % of the steps
+showed. Sources are folders of runs, packed or not, and JSON files with a list of cases (or an object whose `cases` is
+one):
 
     {"case": "cola, r = 2", "features": {"gini": 0.31, "agreement": null}, "difference": 0.004, "margin": 0.005}
 
@@ -12,7 +13,8 @@ A case may have `gain: true | false` in place of difference and margin. Features
 
     gini, cv     spread of the modules' mean scores at the last record of allocations.jsonl within the first 5 %
     agreement    Spearman's correlation of these scores between two seeds, the mean over all pairs
-    slope        decrease of LoRA's training loss in these steps per doubling of its rank (lowest to highest)
+    slope        how much lower LoRA's training loss is in these steps for every doubling of its rank (lowest to
+                 highest)
 
 AdaLoRA's warm-up ends after 10 % of the steps, so that without train.observe_scores=0.05 its runs have no such record.
 The script prints each feature's AUROC (.5: no information) with a separate 95 % interval (Newcombe's).

@@ -26,8 +26,8 @@ class Study:
 
     claims: the claims that the study will judge (None: it declares none); checkpoint: the one whose metric chooses the
     rates and is judged; rates_per: "cell" (a method at a budget) or "method"; extend: by how many steps a grid of rates
-    may grow if the best rate lies at its edge; edge: whether a rate that stays there is refused ("refuse" or "accept");
-    probe: what is measured in its runs in addition to their metric."""
+    may grow if the best rate lies at its edge; edge: whether a rate that stays there is refused ("refuse" or
+    "accept"); probe: measurements of its runs beyond their metric."""
 
     settings: Settings
     tasks: Mapping[str, Settings]

@@ -7,6 +7,7 @@ The selection contains the tests that depend on Python, torch, Transformers, PEF
 marked slow or gpu are excluded, as in `make test`.
 """
 
+import argparse
 import json
 import platform
 import subprocess
@@ -105,11 +106,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def main(arguments: list[str]) -> int:
-    if not arguments:
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", help="of this environment; without it, the table is printed")
+    name = parser.parse_args().name
+    if name is None:
         print(table(records()))
         return 0
-    (name,) = arguments
     record = run(name)
     RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / f"{name}.json", record)
@@ -118,4 +121,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main())

@@ -4,9 +4,9 @@
     evaluation   W + s·B A;  the first r of k triplets (`adarank.truncate`): W + s_r·B_r A_r
 
 A_r, B_r are the first r triplets, i counts from 0, k is the number of active triplets, S the powers of two below k and
-k itself, and s_r = s·√(k/r), so that s_k = s. Without alpha, s = 1/√rank and s_r = 1/√r, as in the authors' script: at
+k itself, and s_r = s·√(k/r), so that s_k = s. Without alpha s = 1/√rank and s_r = 1/√r, as in the authors' script: at
 rank 8 the w_i are 2.56, 1.56, .85, .85, .35, .35, .35, .35. A triplet that all prefixes share counts in each of them,
-so that the first weighs 7.2 times s; with LoRA's s = 2 it would weigh 14.5.
+so that the first weighs 7.2 times s; with LoRA's s = 2 that would be 14.5.
 """
 
 import torch

@@ -41,7 +41,7 @@ class Parametrisation(NamedTuple):
         only the default init is then allowed.
     fold: (P, {name in `extra`: tensor}) -> the P with which the change is s·Pᵀ diag(λ) Q, if the extra parameters only
         scale it; None: they do more. An adapter with `fold` can be exported.
-    scale: s if alpha is not given, as a number or a function rank -> s.
+    scale: s if alpha is not given: a number, or rank -> s.
     """
 
     name: str

@@ -17,6 +17,7 @@ PLAN = "sweep.json"  # in the sweep's folder: the number of jobs, when they bega
 PARTS = 20  # a sweep prints its progress at least this often
 PAUSE = 2.0  # seconds between two looks at the jobs
 WIDTH = 20  # characters of the bar
+STEPS = 0.95  # share of a job that its steps are; evaluation and saving follow the last one
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ def measure(folder: Path) -> Progress:
     for job, file in runs.items():
         status = read_status(Path(file.read_text(encoding="utf-8")))
         if steps := status.get("steps"):
-            now, resumed = status["step"] / steps, status.get("started_step", 0) / steps
+            now = 1.0 if job in ended else STEPS * status["step"] / steps
             done += 0 if job in ended else now
-            trained += now - resumed
+            trained += now - STEPS * status.get("started_step", 0) / steps
     jobs = plan["jobs"]
     left = (time.time() - plan["began"]) * (jobs - done) / trained if jobs and trained else None
     return Progress(jobs, len(ended), failed, min(1.0, done / jobs) if jobs else 0.0, left)

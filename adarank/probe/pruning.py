@@ -159,8 +159,8 @@ def pruned_and_trained(
     task_type: TaskType,
     steps: int,
 ) -> dict[str, Any]:
-    """{"loss", "metric"} on splits["dev"] with only the triplets `kept`, and {"loss_after", "metric_after"} after
-    `steps` further steps (null if there are none). The model is unchanged afterwards."""
+    """{"loss", "metric"} on splits["dev"] with the triplets `kept` alone, and {"loss_after", "metric_after"} after
+    `steps` further steps (null where there are none). The model does not change."""
     with pruned(adapters, kept):
         before = evaluated(model, splits["dev"], spec, metric, task_type)
         after = {"loss": None, metric: None}
@@ -186,7 +186,8 @@ def trained_on(
 ) -> nn.Module:
     """A copy of the model after `steps` further steps with the run's settings, in which pruned triplets stay pruned.
 
-    The optimiser restarts, and the learning rate warms up and falls over these steps as it did over those of the run.
+    The optimiser starts again, whose first steps at a full rate would undo more than pruning did: the learning rate
+    rises to the run's over the first half of these steps and falls to 0 over the second.
     """
     trained = copy.deepcopy(model)
     adapters = adapters_of(trained)
@@ -197,7 +198,8 @@ def trained_on(
         pruned_triplets="frozen",
     )
     controller.bank.zero_pruned()
-    config = replace(spec.train, steps=steps, eval_every=steps, log_every=steps)
+    curve: dict[str, Any] = {"warmup": steps // 2, "lr_scheduler": "linear"}
+    config = replace(spec.train, steps=steps, eval_every=steps, log_every=steps, **curve)
     used = replace(spec, train=config, seed=spec.seed + SEED_OFFSET)
     log: Any = Nothing()
     rows = {name: splits[name] for name in ("train", "dev")}

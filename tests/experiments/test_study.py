@@ -172,9 +172,9 @@ def test_a_study_that_is_none_is_a_sentence(tmp_path):
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_the_studies_that_are_there_are_fair(path):
     found = studies.load(path)
-    assert found.settings["holdout"]
-    compared = len(studies.cells(found)) - len(found.budgets)  # LoRA itself
-    assert compared * 2 / 2 ** len(found.seeds) <= 0.05, "no difference could ever be decided"
+    for task, of_task in found.tasks.items():
+        assert {**found.settings, **of_task["settings"]}["holdout"], f"the reported rows of {task} would choose rates"
+    assert len(found.seeds) >= 3, "a spread needs three pairs"
 
 
 def test_a_study_that_was_run_without_claims_stays_without():

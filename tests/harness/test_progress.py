@@ -3,6 +3,7 @@
 import shutil
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -37,17 +38,27 @@ def test_running_jobs_count_by_their_steps(sweep):
     run(sweep, 0, 100, status=0)
     run(sweep, 1, 50)
     found = progress.measure(sweep)
-    assert found.share == pytest.approx(1.5 / 4)
-    assert found.left == pytest.approx(60 * 2.5 / 1.5, abs=1)
-    assert progress.line(found) == "sweep: 1 of 4 jobs done  [#######-------------] 38 %, about 1 min 40 s left"
+    assert found.share == pytest.approx(1.475 / 4)
+    assert found.left == pytest.approx(60 * 2.525 / 1.475, abs=2)
+    assert progress.line(replace(found, left=100)) == (
+        "sweep: 1 of 4 jobs done  [#######-------------] 37 %, about 1 min 40 s left"
+    )
+
+
+def test_after_its_last_step_a_job_has_evaluation_left(sweep):
+    for job in range(4):
+        run(sweep, job, 100)
+    found = progress.measure(sweep)
+    assert found.share == pytest.approx(progress.STEPS)
+    assert found.left > 1
 
 
 def test_only_what_this_sweep_trained_counts_for_the_time_left(sweep):
     write_json(sweep / "0.json", {"overrides": "", "status": 0, "error": None})  # was finished before
     run(sweep, 1, 75, started_step=50)  # resumed
     found = progress.measure(sweep)
-    assert found.share == pytest.approx(1.75 / 4)
-    assert found.left == pytest.approx(60 * 2.25 / 0.25, abs=2)
+    assert found.share == pytest.approx(1.7125 / 4)
+    assert found.left == pytest.approx(60 * (4 - 1.7125) / 0.2375, rel=0.05)
 
 
 def test_a_sweep_that_ended_or_stops_has_no_bar(sweep):
@@ -68,13 +79,13 @@ def test_a_search_that_decides_as_it_goes_counts_jobs_alone(sweep):
 
 def test_each_further_twentieth_is_news_once(sweep):
     seen = []
-    for step in (0, 5, 20, 24, 40):
+    for step in (0, 5, 22, 25, 44):
         run(sweep, 0, step)
         seen.append(progress.measure(sweep))
     run(sweep, 0, 100, status=0)  # prints its own line
     seen.append(progress.measure(sweep))
     news = [progress.is_news(now, before) for before, now in pairwise(seen)]
-    assert news == [False, True, False, True, False]  # 1, 5, 6, 10 and 25 % of the sweep
+    assert news == [False, True, False, True, False]  # of the sweep 1, 5, 6, 10 and 25 %
 
 
 def test_the_parent_prints_news_until_the_sweep_ends(sweep, capsys):

@@ -34,12 +34,16 @@ class SpecLike:
     """The settings that training reads, without a task and a model on disk."""
 
     train: TrainConfig = CONFIG
+    method: str = "adalora"
     seed: int = 0
     penalty: Any = orthogonality
     variant: str = "exact"
     score: Any = None
     quantization: Any = None
     compaction: str = "off"
+
+    def takes(self, setting: str) -> bool:
+        return False
 
 
 @pytest.fixture
@@ -118,7 +122,7 @@ def test_retraining_is_that_of_a_model_from_which_the_pruned_triplets_are_remove
     others = adapters_of(compacted)
     assert sum(adapter.rank for adapter in others.values()) == len(kept)
     controller = RankController(others, penalty=orthogonality())
-    config = replace(CONFIG, steps=6, eval_every=6, log_every=6)
+    config = replace(CONFIG, steps=6, eval_every=6, log_every=6, warmup=3)
     used = replace(spec, train=config, seed=pruning.SEED_OFFSET)
     log = Nothing()
     train(Prepared(compacted, others, controller), splits, used, ["accuracy"], log, log.beat, lambda _: None)

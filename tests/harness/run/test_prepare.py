@@ -101,6 +101,9 @@ def test_the_schedule_in_one_line(schedule, says):
         adapters, score=adarank.scores.adalora(), schedule=schedule, pruned_triplets="frozen"
     )
     assert describe_schedule(controller) == f"budget in triplets over 6 modules: {says}"
+    controller.allocator = adarank.allocators.nonzero()
+    ranks = f"no budget: training decides the ranks of 6 modules; {says.rpartition('; ')[2]}"
+    assert describe_schedule(controller) == ranks
 
 
 @pytest.mark.parametrize(("seed", "own"), [(0, []), (5, []), (3, ["score.seed=3"])])

@@ -262,9 +262,10 @@ def _check_values(table: Table) -> None:
         if gaps:
             others = f" and {len(gaps) - 1} more" if len(gaps) > 1 else ""
             raise SettingError(f"{table.source}: {name} is missing in row {gaps[0]}{others}; every row needs a value")
-    for (name, values), valid in zip(columns, ("a string", "a string", "a word or a number"), strict=True):
+    string, label = ("a string", str), ("a word or a number", str | int | float)
+    for (name, values), (valid, types) in zip(columns, (string, string, label), strict=True):
         for row, value in enumerate(values, 1):
-            if not isinstance(value, str if valid == "a text" else str | int | float):
+            if not isinstance(value, types):
                 raise SettingError(f"{table.source}: {name} in row {row} must be {valid} (got {value!r:.60})")
             if isinstance(value, str):
                 require_whole(table.source, str(name), row, value)

@@ -1,0 +1,100 @@
+"""The phase diagram: how much an adaptive method's held-out loss differs from uniform ranks', over inequality ×
+budget."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from analysis.plots import style
+from experiments.rankbench.measure import ORACLE, UNIFORM, mean_rank
+from experiments.rankbench.read import Ratio, compare, losses, own_map
+from experiments.rankbench.settings import GROUPS, NOISES, SPREADS, parse
+
+LIMIT = 6.0  # of the colours, in powers of two
+
+
+class Panel(NamedTuple):
+    """One contrast at one noise: {(budget, planted modules): ratio}."""
+
+    title: str
+    noise: float
+    cells: dict[tuple[float, int], Ratio]
+
+
+def panels(record: Mapping[str, Any], method: str = "adalora") -> list[Panel]:
+    """Three contrasts at every noise. The method against itself with uniform ranks (against uniform LoRA where it has
+    no such control); LoRA with the method's final map, and LoRA with the planted map, against uniform LoRA."""
+    found = []
+    for noise in NOISES:
+        contrasts: list[tuple[str, dict[tuple[float, int], Ratio]]] = [
+            (f"{method} ÷ uniform ranks", {}),
+            (f"LoRA with {method}'s final map ÷ uniform LoRA", {}),
+            ("LoRA with the planted map ÷ uniform LoRA", {}),
+        ]
+        for name in GROUPS["phase"].settings:
+            setting = parse(name)
+            if setting.noise != noise or name not in record["settings"]:
+                continue
+            for budget in GROUPS["phase"].budgets:
+                cells = record["settings"][name]["cells"].get(str(mean_rank(setting, budget)), {})
+                if method not in cells or UNIFORM not in cells:
+                    continue
+                uniform = losses(cells[UNIFORM])
+                control = (
+                    losses(cells[f"{method}, allocator=uniform"])
+                    if f"{method}, allocator=uniform" in cells
+                    else uniform
+                )
+                pairs = (
+                    (losses(cells[method]), control),
+                    (own_map(cells, method), uniform),
+                    (losses(cells.get(ORACLE)), uniform),
+                )
+                for (_, into), (ours, others) in zip(contrasts, pairs, strict=True):
+                    if (ratio := compare(ours, others)) is not None:
+                        into[budget, len(setting.ranks)] = ratio
+        found += [Panel(title, noise, cells) for title, cells in contrasts if cells]
+    return found
+
+
+@style.styled
+def draw(record: Mapping[str, Any], method: str = "adalora") -> "style.Figure | None":
+    """The diagram of a method; None where no cell of it was measured."""
+    shown = panels(record, method)
+    if not shown:
+        return None
+    figure, axes = style.panels(len(shown), 4.2, 3.3)
+    budgets = GROUPS["phase"].budgets
+    image: Any = None
+    for axis, panel in zip(axes, shown, strict=True):
+        grid = np.full((len(SPREADS), len(budgets)), np.nan)
+        for (budget, modules), ratio in panel.cells.items():
+            grid[SPREADS.index(modules), budgets.index(budget)] = math.log2(ratio.mean)
+        axis.grid(visible=False)
+        image = axis.imshow(grid, cmap="PuOr_r", vmin=-LIMIT, vmax=LIMIT, aspect="auto")
+        for (budget, modules), ratio in panel.cells.items():
+            y, x = SPREADS.index(modules), budgets.index(budget)
+            decided = ratio.verdict in ("better", "worse")
+            colour = style.ink(*image.cmap(image.norm(grid[y, x]))[:3])
+            axis.text(x, y, label(ratio), ha="center", va="center", color=colour, fontsize=10,
+                      fontweight="bold" if decided else "normal")  # fmt: skip
+        axis.set_xticks(range(len(budgets)), [f"{budget:g}×" for budget in budgets])
+        axis.set_yticks(range(len(SPREADS)), [f"{modules} of 12" for modules in SPREADS])
+        axis.set(xlabel="budget ÷ planted triplets", ylabel="modules with planted rank")
+        axis.set_title(style.wrapped(f"{panel.title}, noise {panel.noise:g}", 34), fontsize=10)
+        axis.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="log2 of the ratio of held-out losses", shrink=0.6)
+    figure.suptitle(
+        "Ratios of held-out losses: below 1 (violet) the first is better. Bold: beyond the "
+        "margin of 10 %; ?: undecided",
+        fontsize=11,
+    )
+    return figure
+
+
+def label(ratio: Ratio) -> str:
+    """The ratio in a cell of the diagram, with a question mark where its interval decides nothing."""
+    number = f"{ratio.mean:.2g}" if ratio.mean >= 0.01 else f"{ratio.mean:.0e}".replace("e-0", "e-")
+    return f"{number}?" if ratio.verdict == "undecided" else number

@@ -1,0 +1,193 @@
+"""What the cells of RankBench say: a row per case, ratios over paired seeds, the Markdown table.
+
+A difference counts only beyond MARGIN, which was declared before the committed grid ran: a ratio of two losses is
+"better" where its whole 95 % interval (Student's t over the paired seeds' log ratios) lies below 1 / MARGIN, "worse"
+where it lies above MARGIN, "equal" where it lies between the two, and "undecided" otherwise. Intervals are per cell,
+not corrected for the number of cells.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from adarank.errors import SettingError
+from analysis import stats
+from analysis.export import markdown
+from analysis.format_table import TextTable
+from analysis.formats import BLANK
+from experiments.rankbench.measure import ORACLE, UNIFORM
+
+MARGIN, LEVEL = 1.1, 0.05
+MARKER = "<!-- tables -->"
+Cell = Mapping[str, Any]
+
+
+class Ratio(NamedTuple):
+    """A geometric mean ratio of losses over paired seeds; below 1 the first is better."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    verdict: str
+
+    def __str__(self) -> str:
+        ends = "" if self.interval is None else " [{}, {}]".format(*map(_short, self.interval))
+        return f"{_short(self.mean)}{ends}"
+
+
+class Row(NamedTuple):
+    """The means over seeds of one case. kept: triplets at the end; share: of them in planted modules; misplaced: share
+    of the planted triplets within reach of the budget that the map leaves out; loss: on test, ÷ the untrained base's;
+    regret: loss minus the smallest possible one at the budget (linear base); ratios of losses to uniform LoRA's, to
+    LoRA's with the planted map, to LoRA's with the case's own final map."""
+
+    case: str
+    rank: int
+    seeds: int
+    kept: float
+    share: float
+    misplaced: float
+    spearman: float | None
+    loss: float
+    regret: float | None
+    uniform: Ratio | None
+    oracle: Ratio | None
+    own_map: Ratio | None
+
+
+def losses(cell: Cell | None, of: str = "loss") -> dict[str, float]:
+    """{seed: loss}; NaN where a run diverged."""
+    rows = {} if cell is None else cell["seeds"]
+    return {seed: math.nan if row[of] is None else row[of] for seed, row in rows.items() if of in row}
+
+
+def compare(ours: Mapping[str, float], others: Mapping[str, float]) -> Ratio | None:
+    """The ratio over the seeds that both have; None without any."""
+    logs = [math.log(ours[seed] / others[seed]) for seed in ours if ours[seed] > 0 and others.get(seed, 0.0) > 0]
+    if not logs:
+        return None
+    estimate = stats.paired(logs)
+    found = stats.interval(estimate, LEVEL)
+    ends = None if found is None else (_exp(found[0]), _exp(found[1]))
+    return Ratio(_exp(estimate.mean), ends, _verdict(ends))
+
+
+def _verdict(ends: tuple[float, float] | None) -> str:
+    if ends is None:
+        return "undecided"
+    low, high = ends
+    if high < 1 / MARGIN or low > MARGIN:
+        return "better" if high < 1 else "worse"
+    return "equal" if low >= 1 / MARGIN and high <= MARGIN else "undecided"
+
+
+def own_map(cells: Mapping[str, Cell], case: str) -> dict[str, float]:
+    """{seed: loss of LoRA with the case's final map}, which is uniform LoRA's where the map is uniform."""
+    uniform = losses(cells.get(UNIFORM))
+    retrained = losses(cells[case], "map_loss")
+    seeds = cells[case]["seeds"]
+    return {seed: retrained.get(seed, uniform.get(seed, math.nan)) for seed in seeds}
+
+
+def rows(setting: Mapping[str, Any], rank: int) -> list[Row]:
+    """A row for every case of a setting's record at a mean rank, the smallest loss first; a case that needed another
+    mean rank is compared with the references at that one."""
+    found = []
+    for case, cell in setting["cells"].get(str(rank), {}).items():
+        beside = setting["cells"].get(str(cell["rank"] if cell["budgeted"] else rank), {})
+        found.append(_row(setting, case, cell, beside, rank))
+    return sorted(found, key=lambda row: (math.isnan(row.loss), row.loss))
+
+
+def _row(setting: Mapping[str, Any], case: str, cell: Cell, beside: Mapping[str, Cell], rank: int) -> Row:
+    ours, seeds = losses(cell), list(cell["seeds"])
+    maps = [cell["seeds"][seed]["ranks"] for seed in seeds]
+    truths = [setting["planted"][seed] for seed in seeds]
+    kept = [sum(ranks) for ranks in maps]
+    inside = [sum(r for r, p in zip(m, t, strict=True) if p) for m, t in zip(maps, truths, strict=True)]
+    covered = [sum(map(min, m, t)) for m, t in zip(maps, truths, strict=True)]
+    agree = [stats.spearman(m, t) for m, t in zip(maps, truths, strict=True)]
+    used = cell["rank"] if cell["budgeted"] else rank
+    loss = _mean(ours.values())
+    bound = setting.get("bounds", {}).get(str(used)) if cell["budgeted"] else None
+    return Row(
+        case,
+        used,
+        len(seeds),
+        _mean(kept),
+        _mean(i / k if k else 0.0 for i, k in zip(inside, kept, strict=True)),
+        _mean(1 - c / min(k, sum(t)) if k else 1.0 for c, k, t in zip(covered, kept, truths, strict=True)),
+        None if None in agree else _mean(a for a in agree if a is not None),
+        loss,
+        None if bound is None else loss - bound[0],
+        compare(ours, losses(beside.get(UNIFORM))) if case != UNIFORM else None,
+        compare(ours, losses(beside.get(ORACLE))) if case != ORACLE else None,
+        compare(ours, own_map({**beside, case: cell}, case)) if case not in (UNIFORM, ORACLE) else None,
+    )
+
+
+def rows_of(record: Mapping[str, Any], name: str, rank: int) -> list[Row]:
+    """`rows` of a named setting, none where nothing of it was measured."""
+    return rows(record["settings"][name], rank) if name in record["settings"] else []
+
+
+def table(record: Mapping[str, Any], name: str, rank: int) -> str:
+    """The Markdown table of a setting at a mean rank."""
+    setting, found = record["settings"][name], rows_of(record, name, rank)
+    exact = any(row.regret is not None for row in found)
+    header = ["case", "triplets", "in planted modules", "misplaced", "loss", "÷ uniform", "÷ planted map", "÷ own map"]
+    lines = []
+    for row in found:
+        cells = [row.case, f"{row.kept:.3g}", f"{row.share:.2f}", f"{row.misplaced:.2f}", _short(row.loss)]
+        cells += [_short(row.regret) if row.regret is not None else BLANK] if exact else []
+        lines.append([*cells, *(_marked(ratio) for ratio in (row.uniform, row.oracle, row.own_map))])
+    if exact:
+        header.insert(5, "above the bound")
+    seeds = sorted({row.seeds for row in found})
+    counted = "–".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1]))) if seeds else "0"
+    planted = sum(setting["planted"]["0"])
+    title = f"{name}: {rank * len(setting['modules'])} triplets, {planted} planted, {counted} seeds"
+    return markdown([TextTable(title, header, lines)])
+
+
+def replaced(page: str, tables: Sequence[str]) -> str:
+    """The text of a page with `tables` between its two MARKERs. Raises SettingError where it does not have both."""
+    parts = page.split(MARKER)
+    if len(parts) != 3:
+        raise SettingError(f"--page must hold the line {MARKER} twice (got {len(parts) - 1})")
+    return MARKER.join([parts[0], "\n\n" + "\n".join(tables) + "\n", parts[2]])
+
+
+def _marked(ratio: Ratio | None) -> str:
+    """The ratio, bold where it is beyond the margin."""
+    if ratio is None:
+        return BLANK
+    return f"**{ratio}**" if ratio.verdict in ("better", "worse") else str(ratio)
+
+
+def _short(value: float) -> str:
+    """Two significant digits from 0.001 to 1000, else a power of ten."""
+    if math.isnan(value):
+        return "diverged"
+    if value == 0 or 1e-3 <= abs(value) < 1000:
+        return f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
+    return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def _mean(values: Iterable[float]) -> float:
+    held: Sequence[float] = list(values)
+    return sum(held) / len(held) if held else math.nan
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0))
+
+
+def check(record: Any, scales: Mapping[str, Any]) -> None:
+    """Raise SettingError unless a file holds cells of runs of this size."""
+    if not isinstance(record, dict) or record.get("benchmark") != "rankbench":
+        raise SettingError("--json must be a file that this program wrote, or a new one")
+    if record["scales"] != scales:
+        raise SettingError(
+            "--json must hold runs of the same steps, rows and learning rates; choose another file (its own are "
+            f"{record['scales']})"
+        )
