@@ -1,4 +1,4 @@
-"""One cell of RankBench: a case at one setting and budget, its learning rate chosen, then run on every seed."""
+"""One cell of RankBench: a case at one setting and budget, tuned and then run on every seed."""
 
 import copy
 import math
@@ -28,8 +28,8 @@ TUNING_SEED = 100  # chooses learning rates and enters no result
 
 @dataclass(frozen=True)
 class Case:
-    """What runs: a method with its overrides, at a mean rank. budgeted: whether it ends with that many triplets; moves:
-    whether its final ranks can differ between modules."""
+    """A method with its overrides, at a mean rank. budgeted: whether it ends with that many triplets; moves: whether
+    its final ranks can differ between modules."""
 
     name: str
     spec: Spec
@@ -41,11 +41,12 @@ class Case:
 
 
 def make_case(name: str, setting: Setting, rank: int, steps: int) -> Case:
-    """The case `name`, a method and overrides ("adalora, score=fisher"), with the ranks that the problem asks for.
+    """The case `name`, a method and overrides ("adalora, score=fisher"), with the ranks that the problem requires.
 
-    Every adaptive method may hold the largest planted rank in every module, and at least 1.5 times its final mean. One
-    that keeps a triplet of every module has a mean rank of at least 2, so that there are some to place; one without a
-    budget starts at the most it may hold. Raises SettingError where the method has no triplets.
+    Every adaptive method may hold the largest planted rank in every module, and at least 1.5 times its final mean rank.
+    A method that keeps a triplet in every module has a mean rank of at least 2, so that it has triplets to place; a
+    method without a budget starts at the largest rank that it may hold. Raises SettingError if the method has no
+    triplets.
     """
     method, *overrides = [word.strip() for word in name.split(",")]
     overrides = [f"method={UNIFORM if method == ORACLE else method}", *overrides, f"train.steps={steps}"]
@@ -53,7 +54,7 @@ def make_case(name: str, setting: Setting, rank: int, steps: int) -> Case:
     if spec.adapter is None or not spec.low_rank:
         raise SettingError("it has no adapter" if spec.adapter is None else "its adapter has no triplets")
     if spec.quantization is not None:
-        raise SettingError("it differs from LoRA in its quantised base alone, and this base is not quantised")
+        raise SettingError("it differs from LoRA only in its quantised base, and this base is not quantised")
     if spec.allocator is None:
         return Case(name, spec, True)
     most = max(*setting.ranks, math.ceil(1.5 * rank))
@@ -67,7 +68,7 @@ def make_case(name: str, setting: Setting, rank: int, steps: int) -> Case:
 
 
 def mean_rank(setting: Setting, budget: float) -> int:
-    """The mean rank of `budget` times the planted number of triplets. Raises SettingError where it is not whole."""
+    """The mean rank of `budget` times the planted number of triplets. Raises SettingError if it is not whole."""
     modules = module_count(setting.base)
     rank = budget * setting.planted / modules
     if rank < 1 or rank != int(rank):
@@ -79,7 +80,7 @@ def mean_rank(setting: Setting, budget: float) -> int:
 
 
 def batches(rows: Mapping[str, Tensor], size: int, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Batches of `size` rows without end, reshuffled in every epoch."""
+    """An endless stream of batches of `size` rows, reshuffled in every epoch."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         for numbers in torch.randperm(len(rows["labels"]), generator=generator).split(size):
@@ -91,7 +92,7 @@ def train(
 ) -> dict[str, Any]:
     """One run: dev and test loss ÷ the untrained base's without noise, and {module: rank at the end}.
 
-    ranks: fixed ranks from the first step, in place of the method's own."""
+    ranks: fixed ranks from the first step on, instead of the method's own."""
     config = replace(spec.train, lr=lr)
     spec = replace(spec, seed=seed, train=config, ranks_from=None if ranks is None else "given")
     rank_map = None if ranks is None else RankMap(spec.rank, spec.rank, dict(ranks))
@@ -128,7 +129,7 @@ def tune(
     problem: Problem, spec: Spec, scale: Scale, ranks: Mapping[str, int] | None = None
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """({rate: dev loss} on the tuning seed, the run of the chosen rate): the smallest whose loss is within TIE of the
-    best, because a larger one that wins by less may diverge on another seed."""
+    best, because a larger one that wins by less may diverge for another seed."""
     runs = {lr: train(problem, spec, TUNING_SEED, lr, scale.batch, ranks) for lr in sorted(scale.rates)}
     devs = {lr: run["dev"] if math.isfinite(run["dev"]) else math.inf for lr, run in runs.items()}
     chosen = next(lr for lr, dev in devs.items() if dev <= TIE * min(devs.values()))
@@ -139,10 +140,10 @@ def measure(
     setting: Setting, case: Case, seeds: Sequence[int], scale: Scale, known: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The cell of a case: rate and dev losses of its tuning, and for each seed the test loss ÷ the untrained base's and
-    the final ranks; map_rate, map_dev and map_loss are LoRA's with the case's own final ranks, fixed from the first
-    step, where those are not the same everywhere.
+    the final ranks. map_rate, map_dev and map_loss belong to LoRA with the case's own final ranks, fixed from the first
+    step on, if these differ between modules.
 
-    known: the cell so far, whose seeds are kept and whose rates are not chosen again."""
+    known: the cell so far, whose seeds and rates are kept."""
     cell: dict[str, Any] = (
         copy.deepcopy(dict(known)) if known else {"rank": case.rank, "budgeted": case.budgeted, "seeds": {}}
     )
@@ -172,13 +173,13 @@ def measure(
 
 
 def uneven(ranks: Mapping[str, int]) -> bool:
-    """Whether ranks differ between modules and some are left."""
+    """Whether the ranks differ between modules and are not all 0."""
     return len(set(ranks.values())) > 1
 
 
 def facts(setting: Setting, ranks: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
-    """What is known of the truth: module names, every seed's planted ranks, and on the linear base, for every mean
-    rank, the smallest possible loss of the best map and of uniform ranks (the same for all seeds)."""
+    """The known truth: module names, every seed's planted ranks, and on the linear base, for every mean rank, the
+    smallest possible loss of the best map and of uniform ranks (the same for all seeds)."""
     problems = {seed: draw(setting, seed) for seed in seeds}
     found: dict[str, Any] = {
         "modules": problems[seeds[0]].base.names,
