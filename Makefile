@@ -42,9 +42,6 @@ test-slow: $(READY)  ## Run the tests marked slow: all further cases, kills, sev
 test-gpu: $(READY)  ## Run the tests that need a GPU.
 	$(BIN)/python -m pytest -m gpu -n 0
 
-docs: $(READY)  ## Build the documentation as a site, site/index.html, with strict links.
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
-
 support: $(READY)  ## Run the tests of docs/support.md in this environment: make support NAME=constraints
 	$(BIN)/python experiments/support.py $(NAME)
 

@@ -31,9 +31,7 @@ def tolerance(tau: float = 0.15, min_rank: int = 2, max_rank: int | None = None)
         share = torch.where(total > 0, square / total, 0.0)
         order = torch.argsort(modules * len(modules) + position)  # by module, in descending order of the scores
         before = share[order].cumsum(0) - share[order]
-        tail = (1.0 - before + before[module_starts(modules)])[
-            positions(order)
-        ]  # the share of a triplet and all later ones
+        tail = (1.0 - before + before[module_starts(modules)])[positions(order)]  # from each triplet on
         kept = (tail >= tau**2) | ((total == 0) & (scores > -torch.inf)) | (position < min_rank)
         return kept & (position < (len(scores) if max_rank is None else max_rank))
 
