@@ -156,7 +156,7 @@ class RankController:
         self.generator = torch.Generator(device=self.bank.weight.device).manual_seed(seed)
         self.buffers = self.score.init(self.bank) if self.score is not None else {}
         self.pruned_for = torch.zeros_like(self.bank.module)  # consecutive allocations that left a triplet out
-        self.finished = torch.zeros_like(self.bank.mask)  # triplets that train no more (see `Allocator.finishes`)
+        self.finished = torch.zeros_like(self.bank.mask)  # triplets that no longer train (see `Allocator.finishes`)
         self.remaining = torch.ones_like(self.bank.mask)  # over the triplets at creation: not compacted away
         self.step = 0
         self.last_allocation: Allocation | None = None
@@ -167,7 +167,7 @@ class RankController:
         self._fixed: Tensor | None = None  # the bank's `fixed` that the next two were derived from
         self._free: Tensor | None = None  # int64, the triplets that allocators decide on; None: all
         self._held = 0  # what the other, active ones cost
-        self._before: Tensor | None = None  # the weights at after_backward, where triplets may have finished
+        self._before: Tensor | None = None  # the weights at after_backward, if triplets may finish
         self._recorder: ActivationRecorder | None = None
         self.holds_decisions = False  # a captured step calls `decide` itself, outside its graphs
         self.smallest_removal = 0.0  # progressive compaction waits for so large a share of the triplets
@@ -266,9 +266,9 @@ class RankController:
 
     @torch.no_grad()
     def observation(self) -> Allocation:
-        """The scores and the mask after the last step, in the form of an allocation. Nothing changes.
+        """The scores and the mask after the last step, in the form of an allocation. Changes nothing.
 
-        Raises RuntimeError without a score.
+        Raises RuntimeError if the controller has no score.
         """
         if self.score is None:
             raise RuntimeError("this RankController has no score to observe; create it with one")

@@ -165,16 +165,16 @@ def low_rank_manifold() -> Penalty:
 
     With U = Pᵀ and V = Qᵀ, whose columns are orthonormal, S = diag(λ), K = U S and L = V S:
         before the step   ∂L/∂U ← ∂L/∂K = ∂L/∂U S⁻¹      ∂L/∂V ← ∂L/∂L = ∂L/∂V S⁻¹
-        after the step    ΔK, ΔL: by how much the optimiser changed U and V;  ΔS: see below
+        after the step    ΔK, ΔL: the optimiser's changes of U and V;  ΔS: see below
                           Û = [U, Ũ], V̂ = [V, Ṽ]: orthonormal bases of U and ΔK, of V and ΔL         (augmentation)
                           Û Ŝ V̂ᵀ with Ŝ = [S + ΔS, ΔLᵀ Ṽ; Ũᵀ ΔK, 0]: its r largest singular triplets are the new
-                          U, S, V, r being what the adapter holds                                      (truncation)
-    ΔS is the full Uᵀ ΔK, averaged with ΔLᵀ V (with SGD both are −η Uᵀ ∂L/∂W V), its diagonal the optimiser's own change
-    of λ. The columns of a λ that is 0 have no ∂L/∂K; a triplet that was pruned counts as absent, so that new directions
-    take its place, active triplets first. A truncation by tolerance is `adarank.allocators.tolerance`.
+                          U, S, V, where r is the number of slots in the adapter                       (truncation)
+    ΔS is the full Uᵀ ΔK, averaged with ΔLᵀ V (with SGD both are −η Uᵀ ∂L/∂W V), its diagonal the optimiser's own
+    change of λ. Columns with λ = 0 have no ∂L/∂K. A pruned triplet counts as absent, so that new directions take its
+    place; active triplets come first. For truncation by a tolerance see `adarank.allocators.tolerance`.
 
-    Any optimiser's step becomes one on the manifold. Signs follow the old rows, so that momentum keeps its meaning. For
-    factors that start orthonormal (init="orthonormal"), adapters whose λ is trained ("svd") and trainable pruned
+    Any optimiser's step becomes a step on the manifold. Signs follow the old rows, so that momentum keeps its meaning.
+    Requires factors that start orthonormal (init="orthonormal"), adapters with trained λ ("svd") and trainable pruned
     triplets.
     """
     before: list[Tensor] = []  # the weights at `add`, flat

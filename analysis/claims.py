@@ -205,7 +205,7 @@ def digest(claims: Claims) -> str:
 
 
 def load(folder: Path, name: str = FILE) -> Declared | None:
-    """The claims in a folder's file `name`; None where there is no such file. Raises ClaimsError where it is damaged or
+    """The claims in a folder's file `name`; None if there is no such file. Raises ClaimsError if it is damaged or
     was edited by hand."""
     path = folder / name
     try:

@@ -1,5 +1,5 @@
-"""Compare the finished runs of a folder: a table for each model, task and targets, the rank maps, the answers, and the
-report.
+"""Compares the finished runs of a folder: prints a table per model, task and targets, the rank maps and the answers,
+and writes the report.
 
 python analysis/compare.py OUT [--all]
 """

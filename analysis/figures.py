@@ -142,8 +142,8 @@ def figures(
     caption = "Accuracy against rank: the first triplets of one run, mean over seeds, and runs tuned for each rank."
     yield "prefix_ranks", caption, prefixes.draw(table)
     caption = (
-        "What pruning by each score costs: dev loss above that of the oracle's order, which ablated every triplet, "
-        "mean over the runs of the first configuration that was measured."
+        "The cost of pruning by each score: dev loss above that of the oracle's order, which ablates every triplet, "
+        "mean over the runs of the first measured configuration."
     )
     yield "pruning", caption, pruning.draw(table)
     caption = (
@@ -186,8 +186,8 @@ def figures(
     caption = "Intruder dimensions: leading left singular vectors of W + ΔW that are unlike all of W's."
     yield "intruders", caption, intruders.draw(table)
     caption = (
-        f"What was learned against what was forgotten: {table.metric} on {table.split} and the loss of the base "
-        "model's ability, means over the seeds; a line joins the learning rates of one method."
+        f"Learning against forgetting: {table.metric} on {table.split} against the base model's loss of ability, means "
+        "over the seeds; a line joins the learning rates of one method."
     )
     yield "forgetting", caption, forgetting.draw(table)
 

@@ -98,7 +98,7 @@ def _parse(content: Any) -> list[Forgotten]:
 
 
 def norm(run: Run) -> float | None:
-    """‖ΔW‖ / ‖W‖, the median over the modules of the run's delta.json; None where there is none."""
+    """‖ΔW‖ / ‖W‖, the median over the modules of the run's delta.json; None if there is no such file."""
     change = weight_change.read(run)
     return None if change is None else median(module.relative_norm for module in change.modules.values())
 
@@ -106,8 +106,8 @@ def norm(run: Run) -> float | None:
 def at_equal_norm(table: Table) -> list[Comparison]:
     """What every tuned row forgot against what its LoRA would have forgotten at the same norm of ΔW.
 
-    LoRA's loss of a seed is interpolated linearly over the logarithm of the norm between its learning rates, at least
-    two of them; a norm outside their range makes no pair.
+    LoRA's loss for a seed is interpolated linearly over the logarithm of the norm between its learning rates, of which
+    it needs two; a norm outside their range makes no pair.
     """
     by_row = {row: search for search in searches(table) for row in search.tried.values()}
     comparisons = []

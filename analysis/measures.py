@@ -1,7 +1,7 @@
-"""Claims about what `adarank probe` measures, such as forgetting: their own family, declared and judged like the
-others.
+"""Claims about the measurements of `adarank probe`, such as forgetting: a family of their own, declared and judged like
+other claims.
 
-The file `probe_claims.json` has the form of `claims.json`; its `metrics` name for each task one of MEASURES.
+The file `probe_claims.json` has the form of `claims.json`; its `metrics` name one of MEASURES for each task.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,12 +15,12 @@ from analysis.formats import metric, percent, span
 from analysis.tables import Table
 
 FILE = "probe_claims.json"
-PREFIXES = "_prefixes"  # lora_prefixes: the first triplets of one LoRA run, where lora is a run for each rank
+PREFIXES = "_prefixes"  # lora_prefixes: the first triplets of one LoRA run; lora: one run per rank
 Values = dict[str, dict[int, float]]  # {arm or method: {seed: value}}
 
 
 class Measure(NamedTuple):
-    """values: of every arm that was measured; names: what claims may compare, of the arms of a study."""
+    """values: those of every measured arm; names: the names, among the arms of a study, that claims may compare."""
 
     title: str
     higher_is_better: bool
@@ -29,7 +29,8 @@ class Measure(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """The verdicts on the claims of one table, its assay (None where an arm has no values), and the claims without."""
+    """The verdicts on the claims of one table, its assay (None if an arm has no values), and the claims without
+    a verdict."""
 
     table: Table
     measure: Measure
@@ -39,8 +40,8 @@ class Judged(NamedTuple):
 
 
 def load(folder: Path) -> Declared | None:
-    """The claims in a folder's probe_claims.json; None where there is no such file. Raises ClaimsError where it is
-    damaged, or a task has no measure."""
+    """The claims in a folder's probe_claims.json; None if there is no such file. Raises ClaimsError if it is damaged
+    or a task has no measure."""
     declared = claims.load(folder, FILE)
     if declared is not None:
         check(declared.claims)
@@ -55,8 +56,7 @@ def check(declared: claims.Claims) -> None:
 
 
 def judge(tables: Iterable[Table], declared: Declared) -> list[Judged]:
-    """Every declared claim on a task whose arms were measured. A claim is judged once all planned seeds are
-    measured."""
+    """The declared claims on tasks with measured arms. A claim is judged once all planned seeds are measured."""
     found = []
     for table in tables:
         task = verdicts.study_task(table, declared.claims)
@@ -66,7 +66,7 @@ def judge(tables: Iterable[Table], declared: Declared) -> list[Judged]:
 
 
 def text_tables(tables: Iterable[Table], declared: Declared) -> list[TextTable]:
-    """One table of verdicts for each task, whose title says what they are corrected for and whether the assay shows."""
+    """One table of verdicts per task; its title states the correction and whether the assay shows a difference."""
     result = []
     for table, measure, judged, assay, missing in judge(tables, declared):
         if not judged:
@@ -88,7 +88,7 @@ def text_tables(tables: Iterable[Table], declared: Declared) -> list[TextTable]:
 
 
 def plain(judged: Iterable[Judged]) -> list[dict[str, Any]]:
-    """The verdicts as JSON has them."""
+    """The verdicts in the form of their JSON file."""
     return [
         {
             "task": claim.task,
@@ -150,8 +150,7 @@ def _after(name: str) -> Callable[[Table], Values]:
 
 
 def _areas(table: Table) -> Values:
-    """AURAC of every method with a run for each of several ranks, and from the prefixes of single runs over these
-    ranks."""
+    """AURAC of each method with one run per rank at several ranks, and of the prefixes of single runs there."""
     by_method: dict[str, dict[float, Any]] = {}
     for row in table.rows:
         method, _, rank = (row.arm or "").partition("@")

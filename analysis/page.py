@@ -111,9 +111,9 @@ class Maps(NamedTuple):
 
 @dataclass(frozen=True)
 class Front:
-    """The first screen. facts: (name, value); warnings: what a reader must know of the claims; answers: (question,
-    sentences); cards: the comparisons with a large card, then those with a line; left: how many only the tables hold;
-    ranks: the numbers behind `maps`; seeds: the scores of every seed as SVG, on a page of one table, else "".
+    """The first screen. facts: (name, value); warnings: sentences on the claims; answers: (question, sentences); cards:
+    the comparisons with a large card, then those with a line; left: the number of those that only the tables contain;
+    ranks: the numbers behind `maps`; seeds: the scores of every seed as SVG if the page has one table, else "".
     """
 
     facts: tuple[tuple[str, str], ...]

@@ -86,7 +86,7 @@ def at_best(row: Row) -> dict[int, float]:
 
 
 def tuned_areas(by_rank: Mapping[float, Row]) -> dict[int, float]:
-    """{seed: AURAC} of tuned runs, one for each rank, of the seeds that every rank has."""
+    """{seed: AURAC} of tuned runs, one per rank, for the seeds that every rank has."""
     scores = {rank: at_best(row) for rank, row in by_rank.items()}
     seeds = sorted(set.intersection(*map(set, scores.values())))
     return areas({seed: {rank: of_rank[seed] for rank, of_rank in scores.items()} for seed in seeds})

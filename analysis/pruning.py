@@ -25,7 +25,7 @@ HEADER = ("method", "order", "triplets kept", "loss above the unpruned model", "
 
 
 class State(NamedTuple):
-    """One pruned model: dev loss and metric right after pruning and after retraining (None where it was not)."""
+    """One pruned model: dev loss and metric right after pruning and after retraining (None without retraining)."""
 
     loss: float
     metric: float
@@ -34,7 +34,7 @@ class State(NamedTuple):
 
 
 class Pruning(NamedTuple):
-    """states: {(order, triplets kept): state}; triplets: of the unpruned model; steps: of retraining."""
+    """states: {(order, triplets kept): state}; triplets: those of the unpruned model; steps: of retraining."""
 
     states: dict[tuple[str, int], State]
     triplets: int
@@ -42,8 +42,8 @@ class Pruning(NamedTuple):
 
 
 class Regret(NamedTuple):
-    """Of an order in one run, at one size. above: its loss minus the unpruned model's; now, after: its loss minus the
-    oracle's right after pruning and after retraining (None without)."""
+    """The regret of an order in one run at one size. above: its loss minus the unpruned model's; now, after: its loss
+    minus the oracle's right after pruning and after retraining (None without)."""
 
     above: float
     now: float
@@ -52,12 +52,12 @@ class Regret(NamedTuple):
 
 
 def read(run: Run) -> Pruning | None:
-    """The run's pruning.json; None where there is none that can be read."""
+    """The run's pruning.json; None if there is none that can be read."""
     return read_measurement(run, PRUNING, _parse)
 
 
 def regrets(pruning: Pruning) -> dict[tuple[str, int], Regret]:
-    """{(order, triplets kept): regret} of every pruned state whose size the oracle has, too."""
+    """{(order, triplets kept): regret} for every pruned state whose size the oracle also has."""
     whole, found = pruning.states[UNPRUNED, pruning.triplets], {}
     for (order, kept), state in pruning.states.items():
         if (oracle := pruning.states.get((ORACLE, kept))) is None:
@@ -70,8 +70,8 @@ def regrets(pruning: Pruning) -> dict[tuple[str, int], Regret]:
 
 
 def by_state(row: Row) -> dict[tuple[str, int], dict[int, Regret]]:
-    """{(order, triplets kept): {seed: regret}} of the row's measured runs: most triplets first, then the least
-    regret."""
+    """{(order, triplets kept): {seed: regret}} of the row's measured runs, by decreasing number of triplets and
+    then increasing regret."""
     found: dict[tuple[str, int], dict[int, Regret]] = defaultdict(dict)
     for run in row.runs:
         if (pruning := read(run)) is not None:
@@ -82,7 +82,7 @@ def by_state(row: Row) -> dict[tuple[str, int], dict[int, Regret]]:
 
 
 def rows(table: Table) -> Lines:
-    """A line for HEADER of every order and size of a row with measured runs."""
+    """A line for HEADER per order and size of every row with measured runs."""
     lines, runs = [], []
     for row in table.rows:
         steps = {run.seed: pruning.steps for run in row.runs if (pruning := read(run)) is not None}
@@ -98,7 +98,7 @@ def rows(table: Table) -> Lines:
 
 
 def curves(found: Mapping[tuple[str, int], Mapping[int, Regret]], after: bool) -> dict[str, dict[int, float]]:
-    """{order: {triplets kept, ascending: mean regret}} of what `by_state` returns, before or after retraining."""
+    """{order: {triplets kept, ascending: mean regret}} from the result of `by_state`, before or after retraining."""
     means: dict[str, dict[int, float]] = defaultdict(dict)
     for (order, kept), by_seed in sorted(found.items()):
         values = [value for r in by_seed.values() if (value := r.after if after else r.now) is not None]

@@ -1,4 +1,4 @@
-"""Rank maps as text, for the terminal: a row of blocks for each kind of module."""
+"""Rank maps as text for the terminal, with a row of blocks for each kind of module."""
 
 import math
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from analysis import formats
 
 EIGHTHS = "▁▂▃▄▅▆▇█"
 NONE = "·"  # rank 0
-NARROW = 20  # columns that are left for cells at least, however long the names are
+NARROW = 20  # columns that the cells have at least, however long the names are
 
 
 def draw(kinds: Sequence[str], blocks: Sequence[str], ranks: NDArray[np.float64], width: int) -> list[str]:
     """The lines of a map: each module's rank as a bar in eighths of the largest, and each kind's mean.
 
-    ranks: [kinds, blocks]; NaN: no module. width: the longest line; blocks that it does not hold stand below, under
-    their own numbers.
+    ranks: [kinds, blocks]; NaN: no module. width: the length of the longest line; blocks that do not fit are drawn
+    below, under their own numbers.
     """
     top = float(np.nanmax(ranks))
     means = [formats.rank(round(float(np.nanmean(line)), 1)) for line in ranks]
@@ -45,7 +45,7 @@ def draw(kinds: Sequence[str], blocks: Sequence[str], ranks: NDArray[np.float64]
 
 
 def _bar(rank: float, top: float) -> str:
-    """One character; a module that has any rank is never shown as one without."""
+    """One character; a module with any rank is never shown as one of rank 0."""
     if not math.isfinite(rank):
         return " "
     return EIGHTHS[max(1, round(len(EIGHTHS) * rank / top)) - 1] if rank > 0 else NONE

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-if __package__ in (None, ""):  # run as a script, sys.path[0] is analysis/: the repository's root belongs there
+if __package__ in (None, ""):  # as a script, sys.path[0] is analysis/ but must be the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from adarank.runs.files import read_object, write_bytes
@@ -127,10 +127,10 @@ def load(out: Path, times: Path | None = None) -> Report:
 
 
 def as_text(report: Report, width: int = WIDTH, everything: bool = True) -> str:
-    """For the terminal, where the end is what one sees: how sure the verdicts are, the tables, the runs that do not
-    count, how to read the tables; last the rank maps and the answers. No line is longer than `width`.
+    """The text for the terminal, whose end is the most visible part: how sure the verdicts are, the tables, the
+    runs that do not count, and how to read the tables; then the rank maps and the answers. No line exceeds `width`.
 
-    everything: also the smaller tables and how to read them; else the titles of these tables.
+    everything: include the smaller tables and how to read them; otherwise only the titles of these tables.
     """
     which, sure, cost, where = (f"{question} {answer}" for question, answer in report.front.answers)
     lines = [sure, report.front.standing, *report.front.warnings, *assay_lines(report)]
@@ -157,8 +157,8 @@ def map_lines(ranks: page.RankMap, width: int) -> list[str]:
 
 
 def table_text(report: Report, place: int, width: int = WIDTH, everything: bool = True) -> str:
-    """The table number `place`, the smaller tables below it and the notes on them. Of tables longer than SHOWN only the
-    titles, and of all smaller ones unless `everything` is asked for."""
+    """Table number `place`, the smaller tables below it and the notes on them; only the titles of tables with more than
+    SHOWN rows and, unless `everything` is true, of all smaller tables."""
     table, judged = report.tables[place], report.family.verdicts[place]
     further = further_tables(table, judged, report.declared is not None, report.times)
     short = [each for each in further if everything and len(each.rows) <= SHOWN]
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str], show: bool = False) -> int:
         "--times", type=Path, metavar="FILE", help="the JSON of experiments/bench/step.py, for equal costs"
     )
     if show:
-        parser.add_argument("--all", action="store_true", help="print the smaller tables, too, and how to read them")
+        parser.add_argument("--all", action="store_true", help="also print the smaller tables and how to read them")
     try:
         options = parser.parse_args(arguments)
     except SystemExit as stop:

@@ -37,8 +37,7 @@ def uri_of(source: str) -> str:
 
 
 def rewritten(text: str, uri: str) -> tuple[str, set[str]]:
-    """`text`, the Markdown of the page `uri`, with links that work on the site, and the files outside docs/ that it
-    needs."""
+    """The Markdown `text` of the page `uri` with links that work on the site, and the files outside docs/ it needs."""
     home, needed = str(PurePosixPath(source_of(uri)).parent), set()
 
     def link(match: re.Match[str]) -> str:

@@ -9,7 +9,7 @@ one):
 
     {"case": "cola, r = 2", "features": {"gini": 0.31, "agreement": null}, "difference": 0.004, "margin": 0.005}
 
-A case may say `gain: true | false` in place of difference and margin. Features of runs, means over the seeds:
+A case may have `gain: true | false` in place of difference and margin. Features of runs, means over the seeds:
 
     gini, cv     spread of the modules' mean scores at the last record of allocations.jsonl within the first 5 %
     agreement    Spearman's correlation of these scores between two seeds, the mean over all pairs
@@ -17,7 +17,7 @@ A case may say `gain: true | false` in place of difference and margin. Features 
                  highest)
 
 AdaLoRA's warm-up ends after 10 % of the steps, so that without train.observe_scores=0.05 its runs have no such record.
-For each feature the script prints its AUROC (.5: it says nothing) with a 95 % interval (Newcombe's), each for itself.
+The script prints each feature's AUROC (.5: no information) with a separate 95 % interval (Newcombe's).
 """
 
 import argparse
@@ -47,13 +47,13 @@ from analysis.tables import Table, tables
 from analysis.verdicts import against_uniform, margin_of
 from experiments.pack import unpack
 
-SHARE = 0.05  # of the steps
-CONTROLS = ("random", "global_bottom")  # allocators that no score guides, or that prune the best first
-FEWEST = 5  # cases with a gain, and without, below which an interval says next to nothing
+SHARE = 0.05  # fraction of the steps
+CONTROLS = ("random", "global_bottom")  # allocators that use no score, or that prune the best triplets first
+FEWEST = 5  # the smallest number of cases with a gain, and without, for an informative interval
 
 
 class Case(NamedTuple):
-    """features: {name: value, None where it is not known}; difference, margin: None where the source said only gain."""
+    """features: {name: value, None if unknown}; difference, margin: None if the source has only the gain."""
 
     case: str
     features: Mapping[str, float | None]
@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
 
 def cases_of(source: Path, share: float) -> list[Case]:
-    """The cases of a JSON file or of a folder with runs. Raises SettingError where there are none to read."""
+    """The cases of a JSON file or of a folder with runs. Raises SettingError if there are none to read."""
     if source.is_file():
         return _listed(source)
     if not source.is_dir():
@@ -72,7 +72,7 @@ def cases_of(source: Path, share: float) -> list[Case]:
         root = source
         if record_files(source):
             unpack(source, root := Path(folder))
-        if (root / "seeds").is_dir():  # of a study: trials are no cases
+        if (root / "seeds").is_dir():  # a study, whose trials are not cases
             root = root / "seeds"
         found = []
         try:
@@ -91,8 +91,7 @@ def cases_of(source: Path, share: float) -> list[Case]:
 
 
 def forecast(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """For every feature its AUROC over the cases that have it, with the interval; both None without cases of either
-    kind."""
+    """Every feature's AUROC over the cases that have it, with its interval; both None without cases of both kinds."""
     found = []
     for name in dict.fromkeys(name for case in cases for name in case.features):
         known = [(value, case.gain) for case in cases if (value := case.features.get(name)) is not None]
@@ -108,7 +107,7 @@ def forecast(cases: Sequence[Case]) -> list[dict[str, Any]]:
 
 
 def features(row: Row, table: Table, share: float) -> dict[str, float | None]:
-    """What the first `share` of the steps of a row's runs shows, and of the table's LoRA runs."""
+    """The features from the first `share` of the steps of a row's runs and of the table's LoRA runs."""
     early = [scores for run in row.runs if (scores := early_scores(run, share))]
     pairs = [_agreement(*pair) for pair in itertools.combinations(early, 2)]
     agreed = [value for value in pairs if value is not None]
@@ -122,8 +121,8 @@ def features(row: Row, table: Table, share: float) -> dict[str, float | None]:
 
 
 def early_scores(run: Run, share: float) -> dict[str, float]:
-    """{module: its mean score} at the run's last record within the first `share` of its steps, the median of the
-    triplets where the record has quantiles alone; empty where no record has scores."""
+    """{module: its mean score} at the run's last record within the first `share` of its steps; the median of its
+    triplets if the record has only quantiles; empty if no record has scores."""
     records, _ = allocations.read(run.folder / ALLOCATIONS)
     for record in reversed(records):
         if record["step"] + 1 > share * run.summary["steps"]:
@@ -136,15 +135,15 @@ def early_scores(run: Run, share: float) -> dict[str, float]:
 
 
 def gini(values: Iterable[float]) -> float:
-    """The Gini coefficient of nonnegative values [n]: 0 where all are equal, 1 − 1/n where one has everything."""
+    """The Gini coefficient of nonnegative values [n]: 0 if all are equal, 1 − 1/n if one has everything."""
     x = np.sort(np.asarray(list(values), dtype=np.float64))
     total, n = float(x.sum()), x.size
     return float((2 * np.arange(1, n + 1) - n - 1) @ x) / (n * total) if total else 0.0
 
 
 def slope(table: Table, share: float) -> float | None:
-    """How much lower LoRA's mean training loss in the first steps is for every doubling of its rank, between its lowest
-    and its highest rank, over the seeds that both have; None with a single rank."""
+    """The decrease of LoRA's mean training loss in the first steps per doubling of its rank, between its lowest and its
+    highest rank, over the seeds that both have; None if it has a single rank."""
     lora = sorted((row for row in table.tuned if row.method == "lora" and row.final_rank), key=_rank)
     if len(lora) < 2 or _rank(lora[0]) == _rank(lora[-1]):
         return None
@@ -156,7 +155,7 @@ def slope(table: Table, share: float) -> float | None:
 
 
 def text(cases: Sequence[Case], found: Sequence[Mapping[str, Any]]) -> str:
-    """What the terminal shows."""
+    """The text for the terminal."""
     gains = sum(case.gain for case in cases)
     lines = [f"{len(cases)} cases, {gains} of them with a gain of the margin or more"]
     for row in found:
@@ -167,7 +166,7 @@ def text(cases: Sequence[Case], found: Sequence[Mapping[str, Any]]) -> str:
     if short or not found:
         lines.append(
             f"Too few cases for {', '.join(short) or 'any feature'}: fewer than {FEWEST} with a gain or fewer than "
-            f"{FEWEST} without. Nothing can be said of a forecast by it."
+            f"{FEWEST} without. They do not show whether it forecasts a gain."
         )
     return "\n".join(lines)
 
@@ -187,7 +186,7 @@ def _listed(file: Path) -> list[Case]:
         return [_of_json(one) for one in listed]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingError(
-            f"SOURCE must be a JSON file with a list of cases, each with case, features and either gain or difference "
+            "SOURCE must be a JSON file with a list of cases, each with case, features and either gain or difference "
             f"and margin (got {file}: {type(error).__name__} {error})"
         ) from None
 
@@ -223,8 +222,10 @@ def _early_loss(run: Run, share: float) -> float | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="folders of runs, JSON files of cases")
-    parser.add_argument("--share", type=float, default=SHARE, help=f"of the steps that features may see ({SHARE:g})")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write cases and result here")
+    parser.add_argument(
+        "--share", type=float, default=SHARE, help=f"fraction of the steps that features may use ({SHARE:g})"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the cases and the result")
     options = parser.parse_args()
     try:
         if not 0 < options.share <= 1:

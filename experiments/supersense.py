@@ -1,12 +1,12 @@
-"""Supersenses: the gloss of a noun → which of WordNet's 25 lexicographer files it stands in. A task with many classes
-that is far from saturated after short training.
+"""Supersenses: the gloss of a noun → its lexicographer file, one of WordNet's 25. A task with many classes that is far
+from saturated after short training.
 
     python experiments/supersense.py /usr/share/wordnet FOLDER
     adarank run task=files task.path=FOLDER task.max_length=32 method=adalora
 
 The source is the file data.noun of WordNet 3.0 (https://wordnet.princeton.edu; Debian's package wordnet-base), under
-WordNet's own permissive licence. The text is the gloss without its quoted examples; noun.Tops, whose 51 synsets are the
-roots of the others, is left out; of synsets with the same gloss the first is kept. The rows are shuffled with a fixed
+WordNet's own permissive licence. The text is the gloss without its quoted examples. noun.Tops, whose 51 synsets are the
+roots of the others, is excluded; of synsets with the same gloss, the first is kept. The rows are shuffled with a fixed
 seed and divided into dev (2,000), test (5,000) and train (the rest).
 """
 

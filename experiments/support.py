@@ -1,10 +1,10 @@
-"""Which versions adarank works with: run a fixed selection of the tests in this environment and record what came of it.
+"""The versions that adarank works with: runs a fixed selection of the tests in this environment and records the result.
 
 python experiments/support.py NAME    # writes experiments/results/support/NAME.json
 python experiments/support.py         # prints the table of docs/support.md from the committed records
 
-The selection is what depends on Python, torch, Transformers, PEFT and the packages of the report. Tests marked slow or
-gpu are left out, as by `make test`.
+The selection contains the tests that depend on Python, torch, Transformers, PEFT and the packages of the report. Tests
+marked slow or gpu are excluded, as in `make test`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout that is not installed runs as well
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a checkout runs without installation
 
 from adarank.runs.files import read_json, write_json
 
@@ -65,7 +65,7 @@ def run(name: str) -> dict[str, Any]:
 
 
 def count(report: ElementTree.Element) -> dict[str, Any]:
-    """{passed, skipped, failed: numbers of tests; failures: {test: the first line of why}} of pytest's JUnit report."""
+    """{passed, skipped, failed: numbers of tests; failures: {test: first line of its failure}} from pytest's report."""
     passed, skipped, failures = 0, 0, {}
     for case in report.iter("testcase"):
         fault = next((part for part in case if part.tag in ("failure", "error")), None)
@@ -80,7 +80,7 @@ def count(report: ElementTree.Element) -> dict[str, Any]:
 
 
 def records() -> list[dict[str, Any]]:
-    """The committed records, the oldest Python and torch first."""
+    """The committed records, with the oldest Python and torch first."""
 
     def key(record: Mapping[str, Any]) -> list[list[int]]:
         versions = record["python"], *(record["versions"][package] for package in ("torch", "transformers"))

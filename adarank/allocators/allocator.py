@@ -21,7 +21,7 @@ class Request(NamedTuple):
     generator: for allocators that draw random numbers, on the triplets' device; None: the global generator.
     names: the modules' names, in the adapters' order.
     progress: from 0 at the first possible allocation to 1 at the final budget.
-    finished: bool [n], the triplets that train no more (see `Allocator.finishes`); None: there are none.
+    finished: bool [n], the triplets that no longer train (see `Allocator.finishes`); None: there are none.
     """
 
     scores: Tensor
@@ -41,8 +41,8 @@ class Allocation:
 
     step: the preceding optimiser step. budget: how much was allowed, in `unit` ("triplets" or "parameters"). kept: the
     number of triplets kept, and parameters: their cost Σ (d_in + d_out + 1), both scalar tensors. scores: [triplets],
-    and mask: bool [triplets], at that moment. module: int64 [triplets], indices into names. observed: nothing was
-    reallocated, scores and mask are what they were after that step.
+    and mask: bool [triplets], at that moment. module: int64 [triplets], indices into names. observed: True if
+    nothing was reallocated, so that scores and mask are those after that step.
     """
 
     step: int
@@ -73,8 +73,8 @@ class Allocator:
     unit: the only budget unit it can count in, "triplets" or "parameters"; None: either.
     keeps_budget: False if training rather than the budget decides how many triplets remain.
     grows: True if it activates triplets that were pruned or not yet used.
-    finishes: True if triplets train no more once an allocation that changes the mask has kept them: their factors stay
-        exactly as they are from then on.
+    finishes: True if triplets stop training once an allocation that changes the mask has kept them: their factors then
+        remain exactly unchanged.
     """
 
     allocate: Callable[[Request], Tensor]

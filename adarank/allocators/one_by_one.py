@@ -1,4 +1,4 @@
-"""One triplet per module at a time, until its last one adds too little (AROMA, arXiv 2504.05343)."""
+"""One triplet per module at a time, until the newest adds too little (AROMA, arXiv 2504.05343)."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,12 @@ from adarank.errors import number
 
 
 def one_by_one(threshold: float = 1e-3) -> Allocator:
-    """Once every module's newest triplet is done, each module gets a further one; the earlier ones train no more.
+    """Once every module's newest triplet has settled, add one triplet to each module and freeze the earlier ones.
 
-    A module's newest triplets are those that still train. They are done where their scores are at least 0 (see
-    `adarank.scores.settling`); as long as one in any module is below, nothing changes. Then a module whose newest score
-    is below `threshold` drops that triplet and has converged: it never grows again. The budget is ignored; a module
-    with all its slots in use keeps its last triplet.
+    A module's newest triplets are those that still train. They have settled if their scores are at least 0 (see
+    `adarank.scores.settling`); as long as any module has a negative one, nothing changes. Then each module whose newest
+    score is below `threshold` drops that triplet and has converged: it never grows again. The budget is ignored. A
+    module that uses all its slots keeps its last triplet.
 
     threshold: ε of the outer loop, at least 0. Raises SettingError for other values.
     """

@@ -1,4 +1,4 @@
-"""As many triplets per module as a tolerance asks for: no budget (GeoLoRA, arXiv 2410.18720)."""
+"""As many triplets per module as a tolerance requires, without a budget (GeoLoRA, arXiv 2410.18720)."""
 
 import torch
 from torch import Tensor
@@ -9,16 +9,16 @@ from adarank.errors import number, whole_number
 
 
 def tolerance(tau: float = 0.15, min_rank: int = 2, max_rank: int | None = None) -> Allocator:
-    """Keep of every module the fewest triplets without which less than the share τ of its scores' norm is lost.
+    """Keep the fewest triplets of every module such that the dropped ones hold less than τ of its scores' norm.
 
     With a module's scores in descending order, c_1 >= c_2 >= …, its rank is the smallest k for which
         ‖(c_{k+1}, c_{k+2}, …)‖ < τ ‖(c_1, c_2, …)‖
-    and all of its triplets where every score is 0; the budget is ignored. With singular values as scores
-    (score=magnitude while P and Q are orthonormal, or score=contribution after svd_before_allocation) ΔW changes by
-    less than τ ‖ΔW‖_F.
+    or all of its triplets if every score is 0. The budget is ignored. If the scores are singular values
+    (score=magnitude with orthonormal P and Q, or score=contribution after svd_before_allocation), ΔW changes by less
+    than τ ‖ΔW‖_F.
 
-    tau: τ, above 0 and below 1. min_rank, max_rank: the fewest (2 in GeoLoRA's code) and the most (None: all it has) of
-    a module. Raises SettingError outside these ranges.
+    tau: τ, above 0 and below 1. min_rank, max_rank: the smallest (2 in GeoLoRA's code) and largest (None: no limit)
+    rank of a module. Raises SettingError outside these ranges.
     """
     tau = number("allocator.tau", tau, "above 0 and below 1", lambda t: 0 < t < 1)
     min_rank = whole_number("allocator.min_rank", min_rank, 0)
@@ -29,9 +29,9 @@ def tolerance(tau: float = 0.15, min_rank: int = 2, max_rank: int | None = None)
         square = scores.clamp_min(0.0).double().square()
         total = sum_per_module(square, modules)
         share = torch.where(total > 0, square / total, 0.0)
-        order = torch.argsort(modules * len(modules) + position)  # module by module, falling
+        order = torch.argsort(modules * len(modules) + position)  # by module, in descending order of the scores
         before = share[order].cumsum(0) - share[order]
-        tail = (1.0 - before + before[module_starts(modules)])[positions(order)]  # of the triplet and all after it
+        tail = (1.0 - before + before[module_starts(modules)])[positions(order)]  # from each triplet on
         kept = (tail >= tau**2) | ((total == 0) & (scores > -torch.inf)) | (position < min_rank)
         return kept & (position < (len(scores) if max_rank is None else max_rank))
 

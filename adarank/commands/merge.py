@@ -90,7 +90,7 @@ def _base(opened: Opened, base: str) -> tuple[Any, Any]:
 
     transformers.logging.set_verbosity_error()  # a fresh head is expected here
     transformers.logging.disable_progress_bar()
-    no_code = {"trust_remote_code": False}  # not Python from the base's own repository
+    no_code = {"trust_remote_code": False}  # run no Python from the base's own repository
     trained = opened.description["trained"]
     classes = next((shape[0] for name, shape in trained.items() if name.endswith(HEADS)), None)
     labels = {} if classes is None else {"num_labels": classes}

@@ -33,7 +33,7 @@ from adarank.runs.modules import place_of, rank_grid, short_kind
 from adarank.suggestion import SuggestedRanks, methods, suggest_ranks
 
 AXOLOTL, PICTURE = "axolotl.yaml", "rank_map.png"
-MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM accepts
+MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM accepts
 EXPECTED = ("messages", "prompt", "response", "instruction", "output", "text", "label")  # columns
 BATCH_SIZE = 8  # unless train.batch_size is among the settings
 

@@ -1,7 +1,7 @@
-"""How far a sweep has come: jobs that ended, a bar over the steps of all jobs, and the time left.
+"""The progress of a sweep: the jobs that have ended, a bar over the steps of all jobs, and the time left.
 
-A running job names its run's folder in the sweep's folder; that run's status.json, which the heartbeat refreshes every
-five seconds, says how many steps it has done. So the parent sees all jobs, in whatever process or machine they run.
+A running job names its run's folder in the sweep's folder; that run's status.json, which the heartbeat updates every
+five seconds, says how many steps it has done. The parent thus sees all jobs, whatever process or machine they run on.
 """
 
 import time
@@ -14,7 +14,7 @@ from adarank.runs.state import read_status
 from adarank.runs.status import duration
 
 PLAN = "sweep.json"  # in the sweep's folder: the number of jobs, when they began, and whether a failure stops them
-PARTS = 20  # a sweep prints its progress at least so many times
+PARTS = 20  # a sweep prints its progress at least this often
 PAUSE = 2.0  # seconds between two looks at the jobs
 WIDTH = 20  # characters of the bar
 STEPS = 0.95  # share of a job that its steps are; evaluation and saving follow the last one
@@ -22,8 +22,9 @@ STEPS = 0.95  # share of a job that its steps are; evaluation and saving follow 
 
 @dataclass(frozen=True)
 class Progress:
-    """jobs: planned, None where a search decides as it goes; ended, failed: of them; share: of all jobs' steps that is
-    done, from 0 to 1; left: the seconds that the rest needs at the speed so far, None before the first step."""
+    """jobs: the number planned (None: a search decides during the sweep); ended, failed: how many of them have; share:
+    the fraction of all jobs' steps that is done, from 0 to 1; left: the seconds that the rest needs at the speed so
+    far, None before the first step."""
 
     jobs: int | None
     ended: int
@@ -33,12 +34,12 @@ class Progress:
 
 
 def measure(folder: Path) -> Progress:
-    """The progress of the sweep with this folder. Raises OSError where the sweep has ended and removed it."""
+    """The progress of the sweep with this folder. Raises OSError if the sweep has ended and removed it."""
     plan, results = read_json(folder / PLAN), list(result_files(folder))
     failed = sum(read_object(file)[0].get("status") != 0 for file in results)
     runs = {int(file.stem.removeprefix("run")): file for file in folder.glob("run*.txt")}
     ended = {int(file.stem) for file in results}
-    done, trained = float(len(ended)), 0.0  # in jobs; a job that was finished before took no time
+    done, trained = float(len(ended)), 0.0  # in jobs; a job that had finished before took no time
     for job, file in runs.items():
         status = read_status(Path(file.read_text(encoding="utf-8")))
         if steps := status.get("steps"):
@@ -52,7 +53,7 @@ def measure(folder: Path) -> Progress:
 
 def line(progress: Progress, stops: bool = False) -> str:
     """`sweep: 2 of 6 jobs done, 1 failed  [######--------------] 34 %, about 4 min 10 s left`. stops: whether a failure
-    keeps further jobs from starting."""
+    prevents further jobs from starting."""
     text = f"sweep: {progress.ended}" + (f" of {progress.jobs}" if progress.jobs else "") + " jobs done"
     if progress.failed:
         text += f", {progress.failed} failed" + "; fail_fast=true stops the sweep" * stops
@@ -64,13 +65,13 @@ def line(progress: Progress, stops: bool = False) -> str:
 
 
 def result_files(folder: Path) -> Iterator[Path]:
-    """The files of the jobs that ended."""
+    """The result files of the jobs that have ended."""
     return folder.glob("[0-9]*.json")
 
 
 def watch(folder: Path, pause: float = PAUSE) -> None:
-    """Print a line whenever a further twentieth of the sweep is done, until its folder is removed. A job that ends
-    prints one itself."""
+    """Print a line whenever another twentieth of the sweep is done, until its folder is removed. A job prints its own
+    line when it ends."""
     from tqdm import tqdm
 
     before = Progress(None, 0, 0, 0.0, None)
@@ -87,5 +88,5 @@ def watch(folder: Path, pause: float = PAUSE) -> None:
 
 
 def is_news(now: Progress, before: Progress) -> bool:
-    """Whether a further twentieth is done and no job has ended meanwhile, which would have said so."""
+    """Whether another twentieth is done and no job has ended in the meantime, because that job printed a line."""
     return now.ended == before.ended and int(PARTS * now.share) > int(PARTS * before.share)

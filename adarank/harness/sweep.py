@@ -30,7 +30,7 @@ from adarank.harness.progress import PLAN, line, measure, result_files, watch
 from adarank.runs.files import read_json, write_json, write_text
 
 FOLDER = "ADARANK_SWEEP"
-RESULT = "ADARANK_RESULT"  # the file that a job started as a command of its own writes its result to
+RESULT = "ADARANK_RESULT"  # names the file to which a job that was started as a separate command writes its result
 
 
 class Stopped(BaseException):
@@ -38,8 +38,8 @@ class Stopped(BaseException):
 
 
 class Begin(Callback):  # type: ignore[misc]
-    """Hydra's hook at the start of a sweep, in the parent process: make the folder and name it, say what will run, and
-    print the progress from then on."""
+    """Hydra's hook at the start of a sweep, in the parent process: creates the folder, tells the jobs its name, says
+    what will run, and prints the progress from then on."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         out = Path(config.out).expanduser().absolute()
@@ -60,7 +60,7 @@ class Begin(Callback):  # type: ignore[misc]
 
 
 def count_jobs(words: Sequence[str]) -> int | None:
-    """The number of jobs that a sweep over `words` (key=a,b key=range(1,9) …) makes; None for a glob."""
+    """The number of jobs in a sweep over `words` (key=a,b key=range(1,9) …); None for a glob."""
     sweeps = _sweeps(words)
     if not all(isinstance(o.value(), Sweep) for o in sweeps):
         return None
@@ -68,7 +68,7 @@ def count_jobs(words: Sequence[str]) -> int | None:
 
 
 def swept(words: Sequence[str]) -> list[str]:
-    """Those of `words` that give a setting several values, as they were typed."""
+    """The words that give a setting several values, as they were typed."""
     return [o.input_line or o.get_key_element() for o in _sweeps(words)]
 
 
@@ -101,8 +101,8 @@ class Result:
 
 
 def write_job_folder(job: int, folder: Path) -> None:
-    """Write down where a job's run is, from which the parent sees how far it has come; as `write_job_result` outside a
-    sweep. The run does not depend on it."""
+    """Record the folder of a job's run, from which the parent reads its progress. Does nothing outside a sweep, and the
+    run does not depend on it."""
     place = Path(os.environ.get(FOLDER, ""))
     if FOLDER in os.environ and place.is_dir():
         with suppress(OSError):
@@ -154,7 +154,7 @@ def progress(job: int | None = None) -> None:
 
 
 def results(folder: Path) -> list[Result]:
-    """The results so far, by number."""
+    """The results so far, sorted by job number."""
     found = [Result(int(path.stem), **read_json(path)) for path in result_files(folder)]
     return sorted(found, key=lambda r: r.job)
 

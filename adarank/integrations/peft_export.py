@@ -266,6 +266,6 @@ def check_names(model: nn.Module, config: Mapping[str, Any]) -> None:
         also += [w for w in whole if name.endswith(w)] if name not in whole else []
         if also:
             raise SettingError(
-                f"PEFT would confuse {name} with {also[0]}, whose name is its ending; rename one of them, adapt or "
-                "train both, or merge"
+                f"PEFT would confuse {name} with {also[0]}, because the latter is its ending; rename one of them, "
+                "adapt or train both, or merge"
             )

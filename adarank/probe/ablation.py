@@ -17,7 +17,7 @@ from adarank.runs.modules import place_of
 
 
 class Ablation(NamedTuple):
-    """One batch. units: its rows, or the tokens that its loss is a mean over; loss: summed over them; without: the same
+    """One batch. units: the rows or tokens over which its loss is a mean; loss: the sum over them; without: the same
     sum without each triplet that is not pruned, module by module."""
 
     units: int
@@ -35,8 +35,7 @@ def ablate(
     batch: int,
     begin: int = 0,
 ) -> Iterator[Ablation]:
-    """Ablate every triplet that is not pruned on every batch of the first `count` of `rows`, in evaluation order, from
-    batch `begin` on.
+    """Ablate every active triplet on each batch of the first `count` of `rows` in evaluation order, from batch `begin`.
 
     rows: as `task_type` encoded them; batch: rows of a forward pass. λ of one triplet at a time is set to 0, and a
     forward pass without autocast gives the loss, from float64 logits. The result is exact: only outputs of blocks that

@@ -53,15 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def arguments(prog: str | None = None) -> argparse.ArgumentParser:
-    """The command's options. prog: its name in the help."""
+    """The parser of the command's options. prog: the command's name in the help."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=form)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run")
     parser.add_argument("--rows", type=int, default=256, help="dev rows that the loss is averaged over (256)")
     parser.add_argument("--passes", type=int, default=20, help="training batches for scores that need data (20)")
-    parser.add_argument("--pruning", action="store_true", help="prune by every score, then train on")
+    parser.add_argument("--pruning", action="store_true", help="prune by every score, then train further")
     parser.add_argument("--keep", default="0.75,0.5,0.25,0.1", help="--pruning: shares to keep (0.75,0.5,0.25,0.1)")
-    parser.add_argument("--retrain", type=int, default=20, metavar="STEPS", help="--pruning: steps to train on (20)")
+    parser.add_argument(
+        "--retrain", type=int, default=20, metavar="STEPS", help="--pruning: training steps after pruning (20)"
+    )
     parser.add_argument("--delta", action="store_true", help="spectrum, ranks, amplification, intruders, orthogonality")
     parser.add_argument("--with", dest="others", type=Path, nargs="+", metavar="OTHER", help="runs to compare ΔW with")
     parser.add_argument("--stsb", metavar="FOLDER", help="STS-B, as task=stsb task.path=FOLDER reads it")
@@ -71,7 +73,7 @@ def arguments(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def files(options: argparse.Namespace) -> list[str]:
-    """The names of the files that the options ask for; by default that of the ablations."""
+    """The names of the files that the options request; by default that of the ablations."""
     asked = {
         PRUNING: options.pruning,
         DELTA: options.delta,
@@ -83,7 +85,7 @@ def files(options: argparse.Namespace) -> list[str]:
 
 
 def measurements(folder: Path, options: argparse.Namespace) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
-    """[(file name, function that measures its content)] of what the options ask for."""
+    """[(file name, function that measures its content)] for the options."""
     from adarank.probe import forgetting, prefixes, pruning, score_fidelity, weight_change
 
     sizes = (options.rows, options.passes)

@@ -1,4 +1,4 @@
-"""Measurements in parts, of which an interruption loses none: every finished part is one line of a journal."""
+"""Resumable measurements: every finished part is one line of a journal, so that an interruption loses none."""
 
 import json
 import sys
@@ -19,10 +19,11 @@ def resume(
     parse: Callable[[Any], T],
     noun: str = "batches",
 ) -> list[T]:
-    """All parts: those in `journal`, then rest(these), each appended to it as it is finished.
+    """All parts: those in `journal`, then rest(these), each appended to it once it is finished.
 
-    head: identifies the measurement; a journal with another head is discarded. parse: makes a part of its JSON. total,
-    noun: what progress is printed in. A truncated last line is measured again. `rest` sees every part that is added.
+    head: identifies the measurement; a journal with another head is discarded. parse: makes a part from its JSON.
+    total, noun: the number and name of the parts in the printed progress. A truncated last line is measured again.
+    `rest` sees every part that is added.
     """
     lines: list[Any] = []
     for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():

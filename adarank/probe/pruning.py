@@ -1,9 +1,10 @@
-"""What pruning costs: all triplets of an unpruned run are ordered by every score, pruned to several sizes at once, and
-the rest is trained on.
+"""The cost of pruning: every score orders all triplets of an unpruned run; the model is pruned to several sizes and
+trained further.
 
-The run has not pruned anything (method=svd_lora, say: AdaLoRA without its allocations), so that the triplets a score
-would throw away are measured, too. The oracle orders triplets by the measured loss increase without each of them; it
-sees the first rows of dev, and all losses are those of the other rows, so that no order has seen what judges it.
+The run has pruned nothing (for example method=svd_lora, which is AdaLoRA without its allocations), so that the triplets
+that a score would discard are measured, too. The oracle orders triplets by the measured increase of the loss without
+each of them. It sees the first rows of dev, and all losses are those of the other rows, so that no order has seen the
+rows that judge it.
 """
 
 import contextlib
@@ -34,8 +35,8 @@ from adarank.probe.reload import load_trained_weights, open_run
 from adarank.runs.files import JOURNAL, PROBE, PRUNING_JOURNAL, read_object, write_json
 
 UNPRUNED = "unpruned"
-ORACLE, STEPWISE, WORST = "oracle", "oracle_stepwise", "worst_first"  # orders by what was measured
-SEED_OFFSET = 2**30  # training on draws other rows than training did, the same for every order
+ORACLE, STEPWISE, WORST = "oracle", "oracle_stepwise", "worst_first"  # orders by measured losses
+SEED_OFFSET = 2**30  # further training draws other rows than training did, and the same ones for every order
 
 
 def shares(text: str) -> list[float]:
@@ -50,11 +51,10 @@ def shares(text: str) -> list[float]:
 
 
 def measure(folder: Path, rows: int, passes: int, keep: Sequence[float], steps: int) -> dict[str, Any]:
-    """The content of pruning.json: loss and metric for every order and share, after pruning and after `steps` more
-    steps.
+    """The content of pruning.json: loss and metric for every order and share, after pruning and after `steps` steps.
 
-    rows, passes: as in `score_fidelity.measure`, whose probe.json is read, or written where it is missing or was
-    measured otherwise. keep: shares of the triplets to keep, descending. steps: 0 measures the pruned models alone.
+    rows, passes: as in `score_fidelity.measure`, whose probe.json is read, or written if it is missing or was measured
+    differently. keep: shares of the triplets to keep, descending. steps: 0 measures only the pruned models.
 
     Raises SettingError if the run adapts its rank, has no triplets, or dev has no rows beyond the first `rows`.
     """
@@ -105,7 +105,7 @@ def measure(folder: Path, rows: int, passes: int, keep: Sequence[float], steps: 
 
 
 def highest(values: Sequence[float], count: int) -> list[int]:
-    """The indices, ascending, of the `count` highest values; of equal ones the first are kept, as allocators do."""
+    """The indices, ascending, of the `count` highest values; among equal ones, the first are kept, as by allocators."""
     order = np.argsort(-np.asarray(values, dtype=np.float64), kind="stable")
     return sorted(int(i) for i in order[:count])
 
@@ -120,8 +120,8 @@ def stepwise(
     increase: Sequence[float],
     done: Sequence[Mapping[str, Any]],
 ) -> list[float]:
-    """What a greedier oracle orders by, [triplets]: the loss increase without each triplet in the model that its last
-    state in `done` left, −inf for the pruned ones; at first `increase`, that in the unpruned model."""
+    """The values by which a stepwise oracle orders, [triplets]: the loss increase without each triplet in the model of
+    its last state in `done`, −inf for pruned ones; at first `increase`, the values in the unpruned model."""
     earlier = [state for state in done if state["order"] == STEPWISE]
     if not earlier:
         return list(increase)
@@ -136,7 +136,7 @@ def stepwise(
 
 @contextlib.contextmanager
 def pruned(adapters: Mapping[str, LowRank], kept: Sequence[int]) -> Iterator[None]:
-    """Inside the `with`, only the triplets with these indices, module by module, are active."""
+    """A context in which only the triplets with these indices, counted module by module, are active."""
     masks = [adapter.mask.clone() for adapter in adapters.values()]
     active = torch.zeros(sum(map(len, masks)), dtype=torch.bool)
     active[list(kept)] = True
@@ -176,7 +176,7 @@ def pruned_and_trained(
 
 
 def evaluated(model: nn.Module, rows: Any, spec: Spec, metric: str, task_type: TaskType) -> dict[str, Any]:
-    """The loss and the metric over all rows, in fp32 whatever the run computed in."""
+    """The loss and the metric over all rows, in fp32 whatever the run's precision."""
     device = next(model.parameters()).device
     return task_type.evaluate(model, rows, [metric], replace(spec.train, precision="fp32"), device)
 
@@ -184,8 +184,7 @@ def evaluated(model: nn.Module, rows: Any, spec: Spec, metric: str, task_type: T
 def trained_on(
     model: nn.Module, splits: Mapping[str, Any], spec: Spec, metric: str, task_type: TaskType, steps: int
 ) -> nn.Module:
-    """A copy of the model trained for `steps` further steps by the run's own settings, in which what is pruned stays
-    so.
+    """A copy of the model after `steps` further steps with the run's settings, in which pruned triplets stay pruned.
 
     The optimiser starts again, whose first steps at a full rate would undo more than pruning did: the learning rate
     rises to the run's over the first half of these steps and falls to 0 over the second.
@@ -205,13 +204,13 @@ def trained_on(
     log: Any = Nothing()
     rows = {name: splits[name] for name in ("train", "dev")}
     prepared = Prepared(trained, adapters, controller)
-    with contextlib.redirect_stdout(io.StringIO()):  # its progress would be one line for each state
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress would take one line per state
         train(prepared, rows, used, [metric], log, log.beat, lambda _: None, task_type=task_type)
     return trained
 
 
 def _probe(folder: Path, rows: int, passes: int) -> dict[str, Any]:
-    """The run's probe.json if it is of these weights, rows and passes, else measured now and written."""
+    """The run's probe.json if it belongs to these weights, rows and passes; otherwise measured now and written."""
     asked = {"adapter": score_fidelity.digest_of_weights(folder), "rows": rows, "passes": passes}
     probe, _ = read_object(folder / PROBE)
     if {key: probe.get(key) for key in asked} != asked:
@@ -222,6 +221,6 @@ def _probe(folder: Path, rows: int, passes: int) -> dict[str, Any]:
 
 
 def _without_first(task: Task, rows: int) -> Task:
-    """The task whose dev lacks its first rows."""
+    """The task without the first rows of its dev split."""
     others = task.dev.take(np.arange(rows, len(task.dev)))
     return replace(task, dev=others, fingerprint=f"{task.fingerprint} without the first {rows}")

@@ -59,8 +59,7 @@ def measure(folder: Path, rows: int, passes: int) -> dict[str, Any]:
 
 
 def digest_of_weights(folder: Path) -> str:
-    """SHA-256 of the trained adapter of the run in `folder`, which says whether a measurement is still of these
-    weights."""
+    """SHA-256 of the trained adapter of the run in `folder`; tells whether a measurement belongs to these weights."""
     return hashlib.sha256((folder / ADAPTER / "adapter.safetensors").read_bytes()).hexdigest()
 
 

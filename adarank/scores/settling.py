@@ -11,12 +11,12 @@ from adarank.scores.score import Buffers, Score
 def settling(change: float = 0.1, checks: int = 20) -> Score:
     """‖ΔW_i‖_F / ‖W‖_F with ΔW_i = s·λ_i P_i Q_iᵀ and W the base's weight; times −1 until the triplet has settled.
 
-    Every allocation checks: a triplet has settled where ‖ΔW_i‖ changed by less than the share `change` since the check
-    before, ‖ΔW_i − ΔW_i'‖ < change·‖ΔW_i'‖, once or more, or at its check number `checks`. A triplet that starts again
-    starts without checks. Works with constant λ, too.
+    Every allocation is a check. A triplet has settled once ΔW_i has changed by less than the share `change` between two
+    checks, ‖ΔW_i − ΔW_i'‖ < change·‖ΔW_i'‖, or at its check number `checks`. A triplet that restarts has no checks yet.
+    λ may be constant.
 
-    change: ε of AROMA's inner loop, at least 0. checks: the longest inner loop, at least 1. Raises SettingError for
-    other values.
+    change: ε of AROMA's inner loop, at least 0. checks: the length of the longest inner loop, at least 1. Raises
+    SettingError for other values.
     """
     change = number("score.change", change, "at least 0", lambda epsilon: epsilon >= 0)
     checks = whole_number("score.checks", checks)
@@ -37,14 +37,14 @@ def settling(change: float = 0.1, checks: int = 20) -> Score:
 
     def restart(buffers: Buffers, bank: Bank) -> None:
         buffers["settled"].copy_(settled(buffers, bank))
-        buffers["checked"].add_(bank.mask)  # once when a triplet starts, too
+        buffers["checked"].add_(bank.mask)  # also once when a triplet starts
         buffers["before"].copy_(bank.weight)
 
     return Score(init, score=score, restart=restart)
 
 
 def _inner(a: Tensor, b: Tensor, bank: Bank) -> Tensor:
-    """⟨λ_i P_i Q_iᵀ of a, of b⟩ of every triplet, [triplets]; a, b: flat, laid out as `bank.weight`."""
+    """The inner product of a's and b's λ_i P_i Q_iᵀ for every triplet, [triplets]; a, b: flat, as `bank.weight`."""
     Q, P = bank.row_sums(a * b)
     lam = [torch.cat([t for (part, _), t in bank.unflatten(flat).items() if part == "lam"]) for flat in (a, b)]
     return lam[0] * lam[1] * Q * P

@@ -1,4 +1,4 @@
-"""What fine-tuning learned against what it forgot, over each method's learning rates."""
+"""Learning against forgetting over each method's learning rates."""
 
 from statistics import fmean
 
@@ -10,8 +10,9 @@ from analysis.tables import Table, searches
 
 @style.styled
 def draw(table: Table) -> "style.Figure | None":
-    """One line for every method and ranks, from its lowest learning rate to its highest: the table's metric over what
-    was forgotten, means over the measured seeds. Of several measures the first. None where nothing was measured."""
+    """One line per method and ranks, from its lowest learning rate to its highest: the table's metric against
+    forgetting, means over the measured seeds. Of several measures, only the first is drawn. None if nothing was
+    measured."""
     measured = [one.measure for row in table.rows for run in row.runs for one in forgetting.read(run)]
     if not measured:
         return None

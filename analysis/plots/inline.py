@@ -1,5 +1,5 @@
-"""Small drawings that stand in the page's text as SVG: the axis of one comparison, the scores of every seed, the cells
-of one rank map."""
+"""Small SVG drawings inside the text of the page: the axis of one comparison, the scores of every seed, the cells of
+one rank map."""
 
 from collections.abc import Sequence
 from html import escape
@@ -13,8 +13,8 @@ from analysis.plots.forest import STYLES
 
 LEVELS = 16  # colours of a map
 AXIS = (240, 30)  # width and height of an axis, in px
-MAP, LARGE = (128, 112), (240, 168)  # what the cells of a map fill at most, in px; of one that stands alone
-CELL = {False: 16, True: 28}  # sides of a cell at most, in px, by whether its map is large
+MAP, LARGE = (128, 112), (240, 168)  # the largest size of a map's cells together, in px; of a map that stands alone
+CELL = {False: 16, True: 28}  # the largest side of a cell, in px, by whether its map is large
 SEEDS = (480, 24)  # width of the drawing of every seed and height of a row, in px
 READABLE = (15, 12)  # a cell that holds its number, in px
 NAMED = 9  # the height of a row that has a name, in px
@@ -48,7 +48,7 @@ def axis(kind: str, mean: float, interval: tuple[float, float] | None, margin: f
 
 
 def seeds(rows: Sequence[tuple[str, Sequence[float], str]], title: str) -> str:
-    """A row for each method with a dot for every seed and a bar at the mean, on one axis. rows: (name, scores,
+    """One row per method on a common axis, with a dot for every seed and a bar at the mean. rows: (name, scores,
     colour)."""
     width, height = SEEDS
     left = 16 + round(6.4 * max(len(name) for name, _, _ in rows))
@@ -82,8 +82,8 @@ def rank_cells(
     digits: int = 1,
     large: bool = False,
 ) -> str:
-    """Cells of `values` [rows, columns], coloured over `limits`; NaN: no cell. Where they are large enough, each holds
-    its number. palette: a colour map of Matplotlib; digits: of the numbers below ten; large: the map stands alone."""
+    """Cells of `values` [rows, columns], coloured over `limits`; NaN: no cell. If they are large enough, each shows its
+    number. palette: a colour map of Matplotlib; digits: decimals for numbers below ten; large: the map stands alone."""
     rows, columns = values.shape
     wide, high = _cell(rows, columns, large)
     colours = levels(palette)
@@ -104,7 +104,7 @@ def rank_cells(
 
 
 def row_names(names: Sequence[str], columns: int, large: bool = False) -> str:
-    """The names of a map's rows, to stand left of its cells; nothing where the rows are too low for them."""
+    """The names of a map's rows, to the left of its cells; nothing if the rows are too low for them."""
     high = _cell(len(names), columns, large)[1]
     if high < NAMED:
         return ""

@@ -1,4 +1,4 @@
-"""What pruning by each score costs, before and after retraining."""
+"""The cost of pruning by each score, before and after retraining."""
 
 from analysis import pruning
 from analysis.plots import style
@@ -9,8 +9,8 @@ SHOWN = ("adalora", "magnitude", "sensitivity", "fisher", "output", "taylor", "o
 
 @style.styled
 def draw(table: Table) -> "style.Figure | None":
-    """Mean regret of SHOWN orders against the number of triplets kept, of the first row that was measured: right after
-    pruning on the left and, where it was, after retraining on the right. None where no row was measured."""
+    """Mean regret of the orders in SHOWN against the number of triplets kept, for the first measured row: right after
+    pruning on the left and after retraining, if any, on the right. None if no row was measured."""
     measured = next((found for row in table.rows if (found := pruning.by_state(row))), None)
     if measured is None:
         return None

@@ -7,10 +7,9 @@ from numpy.typing import ArrayLike
 
 
 def auroc(values: ArrayLike, positive: ArrayLike) -> float:
-    """The share of pairs, one positive and one negative case, in which the positive one has the higher value; ties
-    half.
+    """The share of pairs of a positive and a negative case in which the positive one has the higher value; ties: half.
 
-    values: [n]; positive: bool [n]. Raises ValueError unless there is a case of either kind.
+    values: [n]; positive: bool [n]. Raises ValueError unless there are cases of both kinds.
     """
     x, is_positive = np.asarray(values, dtype=np.float64), np.asarray(positive, dtype=bool)
     ours, theirs = x[is_positive], x[~is_positive]
@@ -21,11 +20,11 @@ def auroc(values: ArrayLike, positive: ArrayLike) -> float:
 
 
 def auroc_interval(area: float, positives: int, negatives: int, level: float = 0.95) -> tuple[float, float]:
-    """The interval of an `auroc`, which needs neither many cases nor an area below 1 (Newcombe 2006, part 2, method 5).
+    """The interval of an `auroc`, valid for few cases and for an area of 1, too (Newcombe 2006, part 2, method 5).
 
     All areas θ with (area − θ)² ≤ z² V(θ), V(θ) = θ(1−θ) [1 + ((m+n)/2 − 1) ((1−θ)/(2−θ) + θ/(1+θ))] / (mn): Hanley and
-    McNeil's variance of exponential scores, at θ and not at the estimate. DeLong's interval and the bootstrap's have no
-    width where all pairs are in order.
+    McNeil's variance of exponential scores, at θ and not at the estimate. DeLong's interval and the bootstrap's have
+    width 0 if all pairs are in order.
     """
     from scipy.special import ndtri  # type: ignore[import-untyped]
 

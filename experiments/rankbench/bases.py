@@ -1,4 +1,4 @@
-"""The bases of RankBench: twelve linears side by side, a small residual network, pretrained text models."""
+"""The bases of RankBench: twelve parallel linears, a small residual network, and pretrained text models."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from adarank.targets import find_targets, resolve_targets
 
 WIDTH, BLOCKS = 24, 6
 LINEARS = 2 * BLOCKS
-TOKENS, HELD_OUT = 12, 128  # of a text; texts of dev, and of test
+TOKENS, HELD_OUT = 12, 128  # tokens per text; texts in each of dev and test
 SPLITS = ("train", "dev", "test")
-RANDOM = ("linear", "network")  # bases that each seed draws
+RANDOM = ("linear", "network")  # bases that are drawn for each seed
 
 
 @dataclass(frozen=True)
 class Base:
-    """model: called as an init's batches call a model; targets: of `adarank.adapt`; names: of the modules adapted;
-    key: the name of the model's input; inputs: {train, dev, test: that input for all rows}."""
+    """model: called with batches as an init calls a model; targets: those for `adarank.adapt`; names: the adapted
+    modules; key: the name of the model's input; inputs: {train, dev, test: that input for all rows}."""
 
     model: nn.Module
     targets: str | list[str]
@@ -81,8 +81,7 @@ def _answer(outputs: Tensor, labels: Tensor | None) -> Any:
 
 
 def module_count(base: str) -> int:
-    """How many modules of a base are adapted. Raises SettingError where there is no such base, or it is not
-    installed."""
+    """The number of adapted modules of a base. Raises SettingError if there is no such base or it is not installed."""
     return LINEARS if base in RANDOM else len(_pretrained(base)[2])
 
 
@@ -90,8 +89,9 @@ def module_count(base: str) -> int:
 def random_base(name: str, rows: int, generator: torch.Generator) -> Base:
     """`linear` or `network`; the singular values of its weights have the root mean square 1.
 
-    The test rows of `linear` are √width times the unit vectors: their mean loss is exactly the expected loss over
-    inputs of covariance 1."""
+    The test rows of `linear` are √width times the unit vectors, so that their mean loss is exactly the expected loss
+    over inputs with identity covariance.
+    """
     model: nn.Module = Linears() if name == "linear" else Network()
     for parameter in model.parameters():
         value = torch.randn(parameter.shape, generator=generator)
@@ -106,7 +106,7 @@ def random_base(name: str, rows: int, generator: torch.Generator) -> Base:
 
 @cache
 def _pretrained(base: str) -> tuple[nn.Module, str | list[str], list[str], Any]:
-    """`text_model` of a text model of conf/model. The tiny ones are random and refused."""
+    """`text_model` of a text model in conf/model. The tiny models are random and therefore refused."""
     found = spec_from([f"model={base}"]).model if not base.startswith("tiny_") else None
     if found is None:
         raise SettingError(f"the base must be linear, network or a pretrained text model of conf/model (got {base})")
@@ -114,7 +114,7 @@ def _pretrained(base: str) -> tuple[nn.Module, str | list[str], list[str], Any]:
 
 
 def text_model(place: models.Base) -> tuple[nn.Module, str | list[str], list[str], Any]:
-    """(model, targets, names of the modules they select, tokeniser) of an encoder or decoder that was found."""
+    """(model, targets, names of the modules they select, tokeniser) of an encoder or decoder."""
     task_type = TASK_TYPES["classify"]
     built = place.build(1, task_type)
     model = LastHiddenStates(built.model.base_model)
@@ -124,7 +124,7 @@ def text_model(place: models.Base) -> tuple[nn.Module, str | list[str], list[str
 
 @cache
 def text_base(name: str, rows: int) -> Base:
-    """A text model on sentences of film reviews, cut to their first tokens; shorter ones are left out."""
+    """A text model on sentences of film reviews, cut to their first tokens; shorter ones are excluded."""
     model, targets, names, tokenizer = _pretrained(name)
     task = spec_from(["task=rotten_tomatoes"]).task
     assert task is not None

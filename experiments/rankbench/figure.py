@@ -1,5 +1,4 @@
-"""The phase diagram: how much an adaptive method's held-out loss differs from uniform ranks', over inequality ×
-budget."""
+"""The phase diagram: the held-out loss of an adaptive method relative to uniform ranks, over inequality × budget."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from experiments.rankbench.measure import ORACLE, UNIFORM, mean_rank
 from experiments.rankbench.read import Ratio, compare, losses, own_map
 from experiments.rankbench.settings import GROUPS, NOISES, SPREADS, parse
 
-LIMIT = 6.0  # of the colours, in powers of two
+LIMIT = 6.0  # of the colour scale, in powers of two
 
 
 class Panel(NamedTuple):
@@ -24,8 +23,8 @@ class Panel(NamedTuple):
 
 
 def panels(record: Mapping[str, Any], method: str = "adalora") -> list[Panel]:
-    """Three contrasts at every noise. The method against itself with uniform ranks (against uniform LoRA where it has
-    no such control); LoRA with the method's final map, and LoRA with the planted map, against uniform LoRA."""
+    """Three contrasts at every noise: the method against itself with uniform ranks (or against uniform LoRA if it has
+    no such control), and LoRA with the method's final map and with the planted map against uniform LoRA."""
     found = []
     for noise in NOISES:
         contrasts: list[tuple[str, dict[tuple[float, int], Ratio]]] = [
@@ -61,7 +60,7 @@ def panels(record: Mapping[str, Any], method: str = "adalora") -> list[Panel]:
 
 @style.styled
 def draw(record: Mapping[str, Any], method: str = "adalora") -> "style.Figure | None":
-    """The diagram of a method; None where no cell of it was measured."""
+    """The diagram of a method; None if none of its cells was measured."""
     shown = panels(record, method)
     if not shown:
         return None
@@ -95,6 +94,6 @@ def draw(record: Mapping[str, Any], method: str = "adalora") -> "style.Figure | 
 
 
 def label(ratio: Ratio) -> str:
-    """The ratio in a cell of the diagram, with a question mark where its interval decides nothing."""
+    """The ratio in a cell of the diagram, with a question mark if its interval decides nothing."""
     number = f"{ratio.mean:.2g}" if ratio.mean >= 0.01 else f"{ratio.mean:.0e}".replace("e-0", "e-")
     return f"{number}?" if ratio.verdict == "undecided" else number

@@ -17,7 +17,7 @@ from experiments.rankbench.settings import Setting
 @dataclass(frozen=True)
 class Problem:
     """base: untrained; planted: {module: singular values of its planted change, in units of its weight's}; splits:
-    {train, dev, test: a batch of all rows}, with noisy labels except in test; untrained: {dev, test: the base's loss
+    {train, dev, test: a batch of all rows}, labels are noisy except in test; untrained: {dev, test: the base's loss
     without noise}."""
 
     base: Base
@@ -34,7 +34,7 @@ class Problem:
 @torch.no_grad()
 def draw(setting: Setting, seed: int) -> Problem:
     """The problem of a seed, which draws the planted modules and directions, the noise, and a random base's weights."""
-    generator = torch.Generator().manual_seed(seed + 2**30)  # no stream that training draws from
+    generator = torch.Generator().manual_seed(seed + 2**30)  # a stream from which training never draws
     rows = setting.scale.rows
     base = random_base(setting.base, rows, generator) if setting.base in RANDOM else text_base(setting.base, rows)
     teacher, planted = copy.deepcopy(base.model), {}
@@ -75,8 +75,8 @@ def outputs(model: nn.Module, key: str, x: Tensor) -> Tensor:
 
 
 def oracle_map(problem: Problem, rank: int) -> dict[str, int]:
-    """{module: rank} that spends `rank` triplets per module on the largest planted singular values; of equal ones,
-    those that come first in their module. What is left when all are covered stays unspent."""
+    """{module: rank} that spends `rank` triplets per module on the largest planted singular values; among equal ones,
+    those that come first in their module. Triplets beyond the planted ones remain unspent."""
     triplets = [(-value, i, name) for name, values in problem.planted.items() for i, value in enumerate(values)]
     kept = [name for _, _, name in sorted(triplets)[: rank * len(problem.base.names)]]
     return {name: kept.count(name) for name in problem.base.names}
@@ -84,7 +84,7 @@ def oracle_map(problem: Problem, rank: int) -> dict[str, int]:
 
 def bound(problem: Problem, ranks: Mapping[str, int]) -> float:
     """The smallest loss ÷ untrained loss that a student with these ranks can reach on the linear base: the share of the
-    planted squared singular values that its ranks leave out (Eckart and Young 1936)."""
+    planted squared singular values that its ranks omit (Eckart and Young 1936)."""
     squares = {name: [value**2 for value in values] for name, values in problem.planted.items()}
     left = sum(sum(values[ranks[name] :]) for name, values in squares.items())
     return left / sum(map(sum, squares.values()))

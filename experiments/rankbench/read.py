@@ -1,9 +1,9 @@
-"""What the cells of RankBench say: a row per case, ratios over paired seeds, the Markdown table.
+"""The results of RankBench: a row per case, ratios over paired seeds, and the Markdown tables.
 
 A difference counts only beyond MARGIN, which was declared before the committed grid ran: a ratio of two losses is
-"better" where its whole 95 % interval (Student's t over the paired seeds' log ratios) lies below 1 / MARGIN, "worse"
-where it lies above MARGIN, "equal" where it lies between the two, and "undecided" otherwise. Intervals are per cell,
-not corrected for the number of cells.
+"better" if its whole 95 % interval (Student's t over the paired seeds' log ratios) lies below 1 / MARGIN, "worse" if it
+lies above MARGIN, "equal" if it lies between the two, and "undecided" otherwise. Intervals are per cell and not
+corrected for the number of cells.
 """
 
 import math
@@ -23,7 +23,7 @@ Cell = Mapping[str, Any]
 
 
 class Ratio(NamedTuple):
-    """A geometric mean ratio of losses over paired seeds; below 1 the first is better."""
+    """The geometric mean ratio of losses over paired seeds; below 1, the first is better."""
 
     mean: float
     interval: tuple[float, float] | None
@@ -35,10 +35,10 @@ class Ratio(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The means over seeds of one case. kept: triplets at the end; share: of them in planted modules; misplaced: share
-    of the planted triplets within reach of the budget that the map leaves out; loss: on test, ÷ the untrained base's;
-    regret: loss minus the smallest possible one at the budget (linear base); ratios of losses to uniform LoRA's, to
-    LoRA's with the planted map, to LoRA's with the case's own final map."""
+    """The means over seeds of one case. kept: triplets at the end; share: the share of these in planted modules;
+    misplaced: the share of the planted triplets within the budget that the map omits; loss: on test, ÷ the untrained
+    base's; regret: loss minus the smallest possible one at the budget (linear base); ratios: of the loss to that of
+    uniform LoRA, of LoRA with the planted map, and of LoRA with the case's own final map."""
 
     case: str
     rank: int
@@ -55,13 +55,13 @@ class Row(NamedTuple):
 
 
 def losses(cell: Cell | None, of: str = "loss") -> dict[str, float]:
-    """{seed: loss}; NaN where a run diverged."""
+    """{seed: loss}; NaN if a run diverged."""
     rows = {} if cell is None else cell["seeds"]
     return {seed: math.nan if row[of] is None else row[of] for seed, row in rows.items() if of in row}
 
 
 def compare(ours: Mapping[str, float], others: Mapping[str, float]) -> Ratio | None:
-    """The ratio over the seeds that both have; None without any."""
+    """The ratio over the seeds that both have; None if there are none."""
     logs = [math.log(ours[seed] / others[seed]) for seed in ours if ours[seed] > 0 and others.get(seed, 0.0) > 0]
     if not logs:
         return None
@@ -81,7 +81,7 @@ def _verdict(ends: tuple[float, float] | None) -> str:
 
 
 def own_map(cells: Mapping[str, Cell], case: str) -> dict[str, float]:
-    """{seed: loss of LoRA with the case's final map}, which is uniform LoRA's where the map is uniform."""
+    """{seed: loss of LoRA with the case's final map}, which is that of uniform LoRA if the map is uniform."""
     uniform = losses(cells.get(UNIFORM))
     retrained = losses(cells[case], "map_loss")
     seeds = cells[case]["seeds"]
@@ -89,8 +89,8 @@ def own_map(cells: Mapping[str, Cell], case: str) -> dict[str, float]:
 
 
 def rows(setting: Mapping[str, Any], rank: int) -> list[Row]:
-    """A row for every case of a setting's record at a mean rank, the smallest loss first; a case that needed another
-    mean rank is compared with the references at that one."""
+    """A row for every case of a setting's record at a mean rank, with the smallest loss first; a case that needed
+    another mean rank is compared with the references at that rank."""
     found = []
     for case, cell in setting["cells"].get(str(rank), {}).items():
         beside = setting["cells"].get(str(cell["rank"] if cell["budgeted"] else rank), {})
@@ -126,7 +126,7 @@ def _row(setting: Mapping[str, Any], case: str, cell: Cell, beside: Mapping[str,
 
 
 def rows_of(record: Mapping[str, Any], name: str, rank: int) -> list[Row]:
-    """`rows` of a named setting, none where nothing of it was measured."""
+    """`rows` of a named setting; empty if none of it was measured."""
     return rows(record["settings"][name], rank) if name in record["settings"] else []
 
 
@@ -148,7 +148,7 @@ def table(record: Mapping[str, Any], name: str, rank: int) -> str:
 
 
 def replaced(page: str, tables: Sequence[str]) -> str:
-    """The text of a page with `tables` between its two MARKERs. Raises SettingError where it does not have both."""
+    """The text of a page with `tables` between its two MARKERs. Raises SettingError if it does not have both."""
     parts = page.split(MARKER)
     if len(parts) != 3:
         raise SettingError(f"--page must hold the line {MARKER} twice (got {len(parts) - 1})")
@@ -156,14 +156,14 @@ def replaced(page: str, tables: Sequence[str]) -> str:
 
 
 def _marked(ratio: Ratio | None) -> str:
-    """The ratio, bold where it is beyond the margin."""
+    """The ratio, in bold if it is beyond the margin."""
     if ratio is None:
         return BLANK
     return f"**{ratio}**" if ratio.verdict in ("better", "worse") else str(ratio)
 
 
 def _short(value: float) -> str:
-    """Two significant digits from 0.001 to 1000, else a power of ten."""
+    """Two significant digits from 0.001 to 1000, otherwise a power of ten."""
     if math.isnan(value):
         return "diverged"
     if value == 0 or 1e-3 <= abs(value) < 1000:

@@ -1,4 +1,4 @@
-"""What is planted: one line of knobs per setting, and the named groups of settings that RankBench measures.
+"""The planted changes: one line of knobs per setting, and the named groups of settings that RankBench measures.
 
     network,ranks=8x3,noise=0.1       three modules hold a planted change of rank 8
     minilm_l6,ranks=16x2+8x4,depth=late
@@ -14,7 +14,7 @@ from typing import Any
 from adarank.errors import SettingError, number
 
 DEPTHS = ("any", "early", "late")
-NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # {knob: (what is valid, the same as a test)}
+NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # {knob: (the valid values in words, and as a test)}
     "strength": ("a number above 0", lambda value: value > 0),
     "decay": ("a number above 0 and at most 1", lambda value: 0 < value <= 1),
     "noise": ("a number of at least 0", lambda value: value >= 0),
@@ -23,7 +23,7 @@ NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # {knob: (what is v
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a run is on one kind of base. rates: the learning rates that every case tries."""
+    """The size of a run on one kind of base. rates: the learning rates that every case tries."""
 
     rows: int
     batch: int
@@ -38,11 +38,10 @@ TEXT = Scale(rows=1024, batch=8, steps=120, rates=(6e-4, 3e-3, 1.5e-2))
 @dataclass(frozen=True)
 class Setting:
     """ranks: of the planted changes, one per planted module, which each seed draws. strength: the largest singular
-    value of a planted change, divided by the root mean square of those of the base's weight. decay: every following
-    singular value divided by the one before. noise: standard deviation of the label noise, divided by the root mean
-    square of what the planted changes do to the outputs. depth: the half of the modules in which the planted ones lie,
-    early or late;
-    any: all of them."""
+    value of a planted change, divided by the root mean square of those of the base's weight. decay: the ratio of each
+    singular value to the previous one. noise: standard deviation of the label noise, divided by the root mean square of
+    the planted changes' effect on the outputs. depth: the half of the modules that contains the planted ones, early or
+    late; any: all modules."""
 
     base: str
     ranks: tuple[int, ...]
@@ -53,7 +52,7 @@ class Setting:
 
     @property
     def planted(self) -> int:
-        """How many triplets the teacher has."""
+        """The number of planted triplets."""
         return sum(self.ranks)
 
     @property
@@ -62,7 +61,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """The setting as `parse` reads it, knobs at their defaults left out."""
+        """The setting as `parse` reads it, without the knobs at their defaults."""
         counts = [f"{rank}x{self.ranks.count(rank)}" for rank in dict.fromkeys(self.ranks)]
         numbers = [
             f"{f.name}={getattr(self, f.name):g}"
@@ -74,7 +73,7 @@ class Setting:
 
 
 def parse(text: str) -> Setting:
-    """The setting in one line of knobs. Raises SettingError where it cannot be one.
+    """The setting in one line of knobs. Raises SettingError for an invalid one.
 
     >>> parse("network,ranks=4x2+2,noise=0.1").ranks
     (4, 4, 2)
@@ -86,8 +85,8 @@ def parse(text: str) -> Setting:
         raise SettingError(f"--setting knobs must be among {', '.join(known)} (got {unknown[0]})")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?(\+[1-9]\d*(x[1-9]\d*)?)*", given.get("ranks", "")):
         raise SettingError(
-            f"--setting must be one of {', '.join(GROUPS)}, or a base with ranks, such as network,ranks=8x3 "
-            f"(got {text})"
+            f"--setting must be one of {', '.join(GROUPS)}, or a base with ranks, such as network,ranks=8x3 (got "
+            f"{text})"
         )
     ranks: list[int] = []
     for part in given.pop("ranks").split("+"):
@@ -110,15 +109,15 @@ def _number(knob: str, text: str) -> float:
 
 @dataclass(frozen=True)
 class Group:
-    """Settings that belong together. budgets: in multiples of the planted number of triplets; cases: what runs there
-    unless others are asked for, "all" for every method, "scores" for AdaLoRA with every score."""
+    """Settings that belong together. budgets: in multiples of the planted number of triplets; cases: the default
+    cases, "all" for every method, "scores" for AdaLoRA with every score."""
 
     settings: Sequence[str]
     budgets: Sequence[float]
     cases: Sequence[str]
 
 
-NOISES, SPREADS = (0.1, 1.0), (12, 6, 3, 1)  # of the phase diagram: label noise, and how many of 12 modules are planted
+NOISES, SPREADS = (0.1, 1.0), (12, 6, 3, 1)  # of the phase diagram: label noise, and number of planted modules of 12
 CONTROLS = ("adalora", "adalora, allocator=uniform")
 GROUPS = {
     "planted": Group(

@@ -151,8 +151,8 @@ class TrainConfig:
     log_every: int = setting(10, "Number of steps between two records of the training loss.", at_least=1)
     observe_scores: int | float | None = setting(
         None,
-        "Record every module's scores after this step, or fraction of train.steps, too, without allocating; null: "
-        "only at allocations.",
+        "Step, or fraction of train.steps, after which every module's scores are also recorded without an allocation; "
+        "null records them only at allocations.",
         identity=NEVER,
     )
     precision: str = setting(
@@ -198,7 +198,7 @@ class TrainConfig:
 
     @property
     def observed_step(self) -> int | None:
-        """The step after which scores are recorded without an allocation, from 1; None for none."""
+        """The step, counted from 1, after which scores are recorded without an allocation; None: there is none."""
         if self.observe_scores is None:
             return None
         return as_steps("train.observe_scores", self.observe_scores, self.steps, minimum=1)

@@ -313,7 +313,7 @@ def _check_ranges(spec: Spec) -> None:
         raise SettingError(f"train.eval_every must be at least 1 step (got {spec.train.eval_every})")
     if (step := spec.train.observed_step) is not None and not 1 <= step <= spec.train.steps:
         raise SettingError(
-            f"train.observe_scores must be from 1 to {spec.train.steps} steps, or a fraction of them (got "
+            f"train.observe_scores must be a step from 1 to {spec.train.steps}, or a fraction of train.steps (got "
             f"{spec.train.observe_scores})"
         )
     _check_processes(spec)

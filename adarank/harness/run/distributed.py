@@ -36,14 +36,14 @@ def is_main() -> bool:
 
 
 def shares_terminal() -> bool:
-    """Whether this process is a worker of a parallel sweep (hydra/launcher=cores), whose output mixes with that of
-    other workers."""
+    """Whether this process is a worker of a parallel sweep (hydra/launcher=cores), whose output is interleaved with
+    that of other workers."""
     return multiprocessing.current_process().name != "MainProcess"
 
 
 def say(title: str, text: str) -> None:
-    """Print a line about the run `title`: indented below the line that names it, or, where the output of several runs
-    mixes, with its title. One write, so that no other process's line begins in the middle."""
+    """Print a line about the run `title`, indented below the line that names it or, if the output of several runs is
+    interleaved, with its title. A single write keeps other processes' lines out of it."""
     print(f"{f'{title}: ' if shares_terminal() else '  '}{text}\n", end="", flush=True)
 
 

@@ -60,8 +60,8 @@ def execute(
     choices: Mapping[str, Any],
     began: Callable[[Path], object] | None = None,
 ) -> float | None:
-    """Run what a composed configuration asks for, or skip it where it is finished; returns the run's best dev metric.
-    began: called with the run's folder before it trains.
+    """Execute the run of a composed configuration, or skip it if it is finished; returns the run's best dev metric.
+    began: called with the run's folder before training.
 
     Nothing is written before the settings, the data, the model and the adapters have been checked. Raises SettingError
     (exit status 2) or RunFailed (1).

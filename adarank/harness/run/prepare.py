@@ -157,8 +157,7 @@ def _keep_scale(adapters: Mapping[str, LowRank], spec: Spec) -> None:
 
 
 def describe_schedule(controller: RankController) -> str:
-    """The effective schedule in one line: the budget at five steps, where there is one, and the number of
-    allocations."""
+    """One line about the effective schedule: the budget (if any) at five steps and the number of allocations."""
     schedule, modules = controller.schedule, len(controller.bank.names)
     count = len(schedule.allocations())
     if not getattr(controller.allocator, "keeps_budget", True):

@@ -278,9 +278,9 @@ def drift_now(controller: RankController | None) -> dict[str, float]:
 def allocation_record(allocation: Allocation) -> dict[str, Any]:
     """The log record of an allocation, as plain Python values; ranks: {module name: rank}.
 
-    step: the optimiser step that it followed, counted from 0; score_quantiles: {module name: the 0, 25, 50, 75 and 100
-    % quantiles of its scores}; slack: budget − what was spent, in the budget's unit. Where nothing was allocated (see
-    `RankController.observation`) also observed: true, and score_means: {module name: the mean of its scores}.
+    step: the preceding optimiser step, counted from 0; score_quantiles: {module name: the 0, 25, 50, 75 and 100 %
+    quantiles of its scores}; slack: the unspent part of the budget, in the budget's unit. A record without an
+    allocation (see `RankController.observation`) also has observed: true and score_means: {module name: mean score}.
     """
     levels = torch.linspace(0, 1, 5, dtype=allocation.scores.dtype, device=allocation.scores.device)
     counts = torch.bincount(allocation.module, minlength=len(allocation.names)).tolist()

@@ -170,7 +170,7 @@ def test_tiny_shrinks_whole_steps_with_the_run():
         (["train.eval_every=0"], "train.eval_every must be at least 1 step (got 0)"),
         (
             ["train.observe_scores=1001"],
-            "train.observe_scores must be from 1 to 1000 steps, or a fraction of them (got 1001)",
+            "train.observe_scores must be a step from 1 to 1000, or a fraction of train.steps (got 1001)",
         ),
         (
             ["method=lora", "train.observe_scores=0.05"],

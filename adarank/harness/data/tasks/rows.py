@@ -17,7 +17,7 @@ from adarank.harness.data.tasks.base import Split, Task
 
 DEFAULT_METRICS = {True: ("pearson_spearman",), False: ("accuracy",)}  # {whether it is a regression: metrics}
 MIN_LENGTH = 8  # tokens; the special tokens of two sentences take four
-SHOWN = 6  # columns that a message names
+SHOWN = 6  # number of columns that a message names
 _INTEGER = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -60,7 +60,7 @@ def pick_columns(source: str, columns: Mapping[str, Sequence[Any]], wanted: Mapp
 
 
 def few_columns(columns: Collection[str], expected: Sequence[str]) -> str:
-    """The columns for an error message: all, or the SHOWN most like one of `expected` and how many others there are."""
+    """The columns for an error message: all, or the SHOWN most similar to `expected` and the number of others."""
     if len(columns) <= SHOWN:
         return ", ".join(columns) or "none"
 
