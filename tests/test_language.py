@@ -1,7 +1,6 @@
-"""Phrases that no native speaker would write stay out of code, YAML comments and messages.
+"""Phrases that no native speaker would write stay out of code, YAML comments, messages and pages.
 
-The list has only phrases that are never right here; reading a text aloud finds the rest. The pages in docs are not
-checked yet.
+The list has only phrases that are never right here; reading a text aloud finds the rest.
 """
 
 import io
@@ -48,11 +47,14 @@ SOURCES = [
     for kind in ("py", "yaml")
     for path in sorted((ROOT / folder).rglob(f"*.{kind}"))
 ]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
 
 
 def texts(path: Path) -> list[str]:
-    """The strings and the blocks of comments of a Python file; the comments of a YAML file. Lines are joined."""
+    """The strings and the blocks of comments of a Python file; the comments of a YAML file; a page. Lines are joined."""
     content = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return [re.sub(r"\s+", " ", content)]
     if path.suffix == ".yaml":
         return [re.sub(r"\s+", " ", " ".join(line.partition("#")[2] for line in content.splitlines()))]
     found, comments = [], []
@@ -70,11 +72,12 @@ def test_every_pattern_finds_its_example(instead):
     assert re.search(pattern, example)
 
 
-def test_code_and_settings_have_none_of_the_phrases():
+def test_code_settings_and_pages_have_none_of_the_phrases():
     assert len(SOURCES) > 400
+    assert len(PAGES) > 20
     found = [
         f"{path.relative_to(ROOT)}: {match.group()!r}; write: {instead}"
-        for path in SOURCES
+        for path in [*SOURCES, *PAGES]
         for text in texts(path)
         for instead, (pattern, _) in UNNATURAL.items()
         if (match := re.search(pattern, text))
