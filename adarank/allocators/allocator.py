@@ -116,6 +116,8 @@ def check_run(
             f"max_rank_factor must be above 1 with this allocator: all {total} {unit} of the adapters are active from "
             "the start, so there are none left to activate"
         )
+    if not allocator.keeps_budget:
+        return
 
     def cost_of(clamp: int) -> int:
         return sum(min(clamp, rank) * cost for rank, cost in zip(ranks, costs, strict=True))
