@@ -3,13 +3,16 @@
 import re
 from pathlib import Path
 
-from experiments.rankbench import read, run
+import pytest
+
+from experiments.rankbench import figure, read, run
 from experiments.rankbench.settings import parse
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "rankbench.md").read_text(encoding="utf-8")
 RECORD = run.opened(run.RESULTS, None)
-PLANTED = "network,ranks=4x2+2x2"
+LINEAR = "linear,ranks=8x3,decay=0.8,noise=0.1"
+PLANTED, ENCODER = "network,ranks=4x2+2x2", "minilm_l6,ranks=8x9,noise=0.1"
 
 
 def test_the_tables_are_those_of_the_committed_result():
@@ -20,6 +23,44 @@ def test_the_tables_are_those_of_the_committed_result():
     ]
     assert between.strip() == "\n".join(tables).strip()
     assert PLANTED in dict(titles)
+
+
+def found(case, name=PLANTED, rank=1):
+    """The row of a case."""
+    return next(row for row in read.rows_of(RECORD, name, rank) if row.case == case)
+
+
+def test_the_findings_quote_the_committed_result():
+    text = " ".join(PAGE.partition("## Findings")[2].partition("## Add a method")[0].split())
+    own, retrained, _ = (panel.cells for panel in figure.panels(RECORD)[:3])
+    quoted = [str(own[1, 1]), str(own[1, 3]), str(own[1, 6]), str(retrained[1, 12]), str(own[2, 6])]
+    quoted.append(", ".join(f"{own[0.5, modules].mean:.2g}" for modules in (1, 3, 6)))
+    assert not [number for number in quoted if number not in text]
+    assert {own[budget, 12].verdict for budget in (0.5, 1, 2, 4)} == {"undecided"}
+    assert [own[4, modules].verdict for modules in (1, 3, 6)] == ["better", "undecided", "undecided"]
+    finders = ["adalora", "lora_pruned", "para", "adalora, score=magnitude", "adalora, score=contribution"]
+    assert {f"{found(case).share:.2f}" for case in finders} == {"0.97", "1.00"}
+    for case, share in {"salientlora": 0.33, "eva": 0.31, "igulora": 0.28, "sora": 0.57}.items():
+        assert f"{found(case).share:.2f}" == f"{share:.2f}"
+    assert {
+        case for case in ("igulora", "pissa", "corda", "olora", "vera") if found(case).uniform.verdict == "worse"
+    } == {
+        row.case
+        for row in read.rows_of(RECORD, PLANTED, 1)
+        if row.uniform and row.uniform.verdict == "worse" and "," not in row.case
+    }
+    assert [f"{found(case).uniform.mean:.2g}" for case in ("igulora", "pissa", "vera")] == ["1.8", "2.5", "4.3"]
+    adaptive, planted = (found(case, ENCODER, 2) for case in ("adalora", "oracle"))
+    quoted = [str(ratio) for ratio in (planted.uniform, adaptive.uniform, adaptive.oracle)]
+    assert not [number for number in [*quoted, f"{adaptive.share:.2f}".lstrip("0")] if number not in text]
+    assert planted.uniform.verdict == adaptive.uniform.verdict == "undecided"
+    lora, para, adaptive = (found(case, LINEAR, 2) for case in ("lora", "para", "adalora"))
+    assert RECORD["settings"][LINEAR]["bounds"]["2"] == [0.0, pytest.approx(0.3925, abs=1e-4)]
+    assert [f"{row.loss:.2g}" for row in (lora, adaptive)] == ["0.39", "0.1"]
+    assert (f"{para.loss:.0e}", round(adaptive.misplaced, 2)) == ("2e-04", 0.33)
+    losses = {row.case: row.loss for row in read.rows_of(RECORD, PLANTED, 1)}
+    assert min(losses, key=losses.get) == "oracle"
+    assert [f"{losses[case]:.1g}" for case in ("oracle", "para", "adalora")] == ["4e-05", "0.0005", "0.02"]
 
 
 def test_every_case_of_the_committed_result_was_tuned_by_the_rule_of_today():
