@@ -49,16 +49,16 @@ def make_case(name: str, setting: Setting, rank: int, steps: int) -> Case:
     """
     method, *overrides = [word.strip() for word in name.split(",")]
     overrides = [f"method={UNIFORM if method == ORACLE else method}", *overrides, f"train.steps={steps}"]
-    spec = spec_from([*overrides, f"rank={rank}"])
+    most = max(*setting.ranks, math.ceil(1.5 * rank))
+    spec = spec_from([*overrides, f"rank={most}"])
     if spec.adapter is None or not spec.low_rank:
         raise SettingError("it has no adapter" if spec.adapter is None else "its adapter has no triplets")
     if spec.quantization is not None:
         raise SettingError("it differs from LoRA in its quantised base alone, and this base is not quantised")
     if spec.allocator is None:
-        return Case(name, spec, True)
-    most = max(*setting.ranks, math.ceil(1.5 * rank))
+        return Case(name, spec_from([*overrides, f"rank={rank}"]), True)
     if not getattr(spec.allocator(), "keeps_budget", True):
-        return Case(name, spec_from([*overrides, f"rank={most}"]), False)
+        return Case(name, spec, False)
     if spec.max_rank_factor > 1:
         rank = max(2, rank)
         most = max(most, math.ceil(1.5 * rank))
