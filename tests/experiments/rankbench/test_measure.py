@@ -75,7 +75,11 @@ def test_a_method_that_keeps_a_triplet_of_every_module_has_some_to_place():
 
 @pytest.mark.parametrize(
     ("method", "why"),
-    [("full", "it has no adapter"), ("bitfit", "its adapter has no triplets"), ("qlora", "in its quantised base alone")],
+    [
+        ("full", "it has no adapter"),
+        ("bitfit", "its adapter has no triplets"),
+        ("qlora", "in its quantised base alone"),
+    ],
 )
 def test_a_method_without_triplets_of_its_own_says_why_it_has_no_place(method, why):
     with pytest.raises(SettingError, match=why):
