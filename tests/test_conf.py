@@ -37,7 +37,10 @@ NEEDS = {  # what an option cannot do without
     ("init", "none"): ["method=full"],
     ("score", "none"): ["method=lora"],
     ("allocator", "none"): ["method=lora"],
-    **{("allocator", name): ["pruned_triplets=frozen", "max_rank_factor=2"] for name in ("grow", "prune_expand", "one_by_one")},
+    **{
+        ("allocator", name): ["pruned_triplets=frozen", "max_rank_factor=2"]
+        for name in ("grow", "prune_expand", "one_by_one")
+    },
     ("schedule", "none"): ["method=lora"],
     ("schedule", "constant"): ["init_rank=8"],
     ("schedule", "growing"): ["init_rank=2", "pruned_triplets=frozen"],
