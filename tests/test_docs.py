@@ -280,3 +280,14 @@ def test_the_sweeps_page_names_every_preset_and_its_commands_are_settings():
             assert parser().parse_args(words).call
     for launcher in re.findall(r"`(hydra/launcher=.*?)`", page):
         compose(launcher.split())
+
+
+def test_the_table_of_every_method_is_that_of_the_committed_runs():
+    from experiments import every_method
+
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    lines = every_method.rows()
+    assert "\n".join(lines) in page
+    arms = {line.split(" | ")[0].strip("| ").partition("@")[0] for line in lines[2:]}
+    methods = {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
+    assert methods <= arms, "a method has no run"
