@@ -291,3 +291,9 @@ def test_the_table_of_every_method_is_that_of_the_committed_runs():
     arms = {line.split(" | ")[0].strip("| ").partition("@")[0] for line in lines[2:]}
     methods = {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
     assert methods <= arms, "a method has no run"
+
+
+def test_what_is_said_of_rankbench_is_on_its_page():
+    """Whose figures tests/experiments/rankbench/test_page.py compares with the committed cells."""
+    for page in ("README.md", "docs/findings.md", "docs/rankbench.md"):
+        assert "0.064 [0.02, 0.2]" in " ".join((ROOT / page).read_text(encoding="utf-8").split())

@@ -4,22 +4,12 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 import adarank
 from adarank.allocators.allocator import Request
+from tests.methods.two_layers import Two
 
 LR, DECAY, CHANGE, CHECKS, THRESHOLD, INTERVAL, HELD = 0.02, 0.1, 0.35, 6, 0.6, 3, 6
-
-
-class Two(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(7, 9, dtype=torch.float64)
-        self.second = nn.Linear(9, 6, dtype=torch.float64)
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x)))
 
 
 def data():

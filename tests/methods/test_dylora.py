@@ -7,23 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
 import adarank
 from adarank.allocators import prefix
 from adarank.allocators.allocator import Request
+from tests.methods.two_layers import Two
 
 STEPS, R_MAX, FINAL = 12, 5, 2
-
-
-class Two(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(7, 9, dtype=torch.float64)
-        self.second = nn.Linear(9, 6, dtype=torch.float64)
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x)))
 
 
 def setup(seed=4):

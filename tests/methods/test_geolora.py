@@ -5,24 +5,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from torch import nn
 
 import adarank
 from adarank.harness.config.compose import spec_from
 from adarank.harness.run.captured import check_capture
 from adarank.penalties import orthogonality_value
+from tests.methods.two_layers import Two
 
 LR, TAU, HELD, STEPS = 2.0, 0.2, 6, 12
-
-
-class Two(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(13, 17, dtype=torch.float64)
-        self.second = nn.Linear(17, 14, dtype=torch.float64)
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x)))
 
 
 def data():
@@ -32,7 +22,7 @@ def data():
 
 def setup(optimizer=torch.optim.SGD, lr=LR, interval=1, t_f=2, total=STEPS, **controls):
     torch.manual_seed(2)
-    net = Two()
+    net = Two((13, 17, 14))
     init = adarank.inits.orthonormal(lam=0.0)
     adapters = adarank.adapt(net, "svd", rank=HELD, targets=["first", "second"], init=init)
     settings = {
@@ -158,7 +148,7 @@ def test_it_starts_at_the_base_and_its_first_step_moves_the_coefficients():
     net, adapters, controller, optimizer = setup()
     x, _ = data()
     before = {n: (a.P.detach().clone(), a.Q.detach().clone()) for n, a in adapters.items()}
-    base = Two()
+    base = Two((13, 17, 14))
     base.load_state_dict({n.replace(".base", ""): w for n, w in net.state_dict().items() if ".base." in n})
     torch.testing.assert_close(net(x), base(x))
     loss = (net(x) - data()[1]).square().mean()
@@ -212,7 +202,7 @@ def test_modules_of_rank_0_and_sides_shorter_than_twice_the_rank():
     """Progressive compaction leaves unlike ranks; 2·r directions do not fit into 13 inputs."""
     schedule = adarank.schedules.cubic(24, 5, t_i=1, t_f=4, total=STEPS, interval=2)
     torch.manual_seed(2)
-    net = Two()
+    net = Two((13, 17, 14))
     init = adarank.inits.orthonormal(lam=0.0)
     adapters = adarank.adapt(net, "svd", rank=12, targets=["first", "second"], init=init)
     controller = adarank.RankController(
@@ -256,6 +246,6 @@ def test_no_cuda_graph_and_a_sentence_that_says_so():
 def test_what_it_cannot_do_is_refused():
     with pytest.raises(adarank.SettingError, match=r"pruned_triplets must be trainable with this penalty.*'frozen'"):
         setup(pruned_triplets="frozen")
-    adapters = adarank.adapt(Two(), "lora", rank=2, targets=["first"])
+    adapters = adarank.adapt(Two((13, 17, 14)), "lora", rank=2, targets=["first"])
     with pytest.raises(adarank.SettingError, match="needs adapters whose λ is trained"):
         adarank.RankController(adapters, penalty=adarank.penalties.low_rank_manifold())

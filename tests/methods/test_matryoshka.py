@@ -12,18 +12,9 @@ import adarank
 from adarank.adapters.saving import adapter_state
 from adarank.compression import compress_saved
 from adarank.truncation import truncate_saved
+from tests.methods.two_layers import Two
 
 LAYERS = ("first", "second")
-
-
-class Two(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(7, 9, dtype=torch.float64)
-        self.second = nn.Linear(9, 6, dtype=torch.float64)
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x)))
 
 
 def adapted(rank=8, rslora=True):

@@ -6,22 +6,12 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
 
 import adarank
 from adarank.penalties import inverse_root, orthogonality_value
+from tests.methods.two_layers import Two
 
 LR, STEPS, WIDTH = 0.05, 12, 9  # 9 is the most frequent side of Two's layers
-
-
-class Two(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(7, 9, dtype=torch.float64)
-        self.second = nn.Linear(9, 6, dtype=torch.float64)
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x)))
 
 
 def setup(rank=3, width=None, **controls):
