@@ -56,6 +56,8 @@ def _outcome(study: Study, method: str, file: Path) -> Outcome:
 
 def _arm_by_rank(study: Study, method: str, rank: int) -> str:
     """The arm of a run from before runs recorded theirs; that without a budget if none of the study's arms fits."""
+    if method not in study.methods:
+        return method
     found = [
         cell for cell in (Cell(method, budget) for budget in budgets_of(study, method)) if rank_of(study, cell) == rank
     ]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev, variance
 from typing import Any, NamedTuple
@@ -39,9 +40,9 @@ def plan(study: Study, source: Path) -> dict[str, Any]:
         )
     rows = [row for task in study.tasks for row in _rows(study, task, known[task])]
     minutes = {task: _minutes(study, known[task]) for task in study.tasks}
-    timed = [value for arms in minutes.values() for value in arms.values() if value is not None]
+    timed = {task: _all_minutes([known[task]]) or _all_minutes(known.values()) for task in study.tasks}
     filled = {
-        task: {arm: fmean(timed) if m is None else m for arm, m in arms.items()} for task, arms in minutes.items()
+        task: {arm: fmean(timed[task]) if m is None else m for arm, m in arms.items()} for task, arms in minutes.items()
     }
     seeds = {task: sum(arms.values()) * len(study.seeds) for task, arms in filled.items()}
     tuning = {task: sum(_tried(study, task, name, arms) for name in study.methods) for task, arms in filled.items()}
@@ -60,14 +61,12 @@ def plan(study: Study, source: Path) -> dict[str, Any]:
 
 
 def _by_arm(study: Study, source: Path, task: str) -> dict[str, dict[str, list[Outcome]]]:
-    """{stage: {arm: its finished runs}} of a task, arms of the study only."""
-    arms = {cell.arm for cell in cells(study)}
+    """{stage: {arm: its finished runs}} of a task, including the arms that only an earlier study has."""
     found: dict[str, dict[str, list[Outcome]]] = {stage: {} for stage in STAGES}
     for stage in STAGES:
-        for method in study.methods:
-            for outcome in outcomes(study, source, stage, task, method):
-                if outcome.arm in arms:
-                    found[stage].setdefault(outcome.arm, []).append(outcome)
+        for folder in sorted(path for path in (source / stage / task).glob("*") if path.is_dir()):
+            for outcome in outcomes(study, source, stage, task, folder.name):
+                found[stage].setdefault(outcome.arm, []).append(outcome)
     return found
 
 
@@ -104,22 +103,30 @@ def _at_best(runs: Sequence[Outcome]) -> list[Outcome]:
 
 
 def _spread(pair: Pair, known: Mapping[str, Mapping[str, list[Outcome]]], tuned: Mapping[str, str]) -> Spread:
-    """From paired seeds, else paired trials, else √(SD² + SD²) of the trials of both arms, else √2 · SD of any arm."""
+    """From paired seeds, else paired trials, else √(SD² + SD²) of the trials of both arms, else that of the paired
+    seeds of all other arms (the root of the mean square), else √2 · SD of any arm's trials."""
     for stage in reversed(STAGES):
-        arms = known[stage]
-        if pair.of in arms and pair.against in arms:
-            ours, theirs = ({run.seed: run.value for run in _at_best(arms[arm])} for arm in (pair.of, pair.against))
-            both = ours.keys() & theirs.keys()
-            if len(both) >= FEWEST:
-                spread = stdev(ours[seed] - theirs[seed] for seed in both)
-                return Spread(spread, f"{len(both)} pairs of {stage}", True)
+        if (both := _paired(known[stage], pair.of, pair.against)) is not None:
+            return Spread(stdev(both), f"{len(both)} pairs of {stage}", True)
     of_arm = {arm: value for arm, runs in known["tuning"].items() if (value := _variance(runs)) is not None}
     mine = [of_arm[arm] for arm in (_tuned(pair.of, tuned, of_arm), _tuned(pair.against, tuned, of_arm)) if arm]
     if mine:
         return Spread(math.sqrt(2 * fmean(mine)), f"unpaired trials of {len(mine)} of its arms", False)
+    seeds = known["seeds"]
+    if others := [d for two in combinations(seeds, 2) if (d := _paired(seeds, *two)) is not None]:
+        return Spread(math.sqrt(fmean(map(variance, others))), f"the seeds of {len(others)} pairs of other arms", True)
     if of_arm:
         return Spread(math.sqrt(2 * fmean(of_arm.values())), "unpaired trials of other arms", False)
     return Spread(None, "no trials of two seeds", False)
+
+
+def _paired(arms: Mapping[str, Sequence[Outcome]], of: str, against: str) -> list[float] | None:
+    """The differences of two arms, each at its best rate, on the seeds of both; None for fewer than FEWEST."""
+    if of not in arms or against not in arms:
+        return None
+    ours, theirs = ({run.seed: run.value for run in _at_best(arms[arm])} for arm in (of, against))
+    both = sorted(ours.keys() & theirs.keys())
+    return [ours[seed] - theirs[seed] for seed in both] if len(both) >= FEWEST else None
 
 
 def _tuned(arm: str, tuned: Mapping[str, str], known: Mapping[str, Any]) -> str | None:
@@ -159,6 +166,11 @@ def _minutes(study: Study, known: Mapping[str, Mapping[str, list[Outcome]]]) -> 
     return {arm: None if source is None else fmean(runs[source]) for arm, source in used.items()}
 
 
+def _all_minutes(known: Iterable[Mapping[str, Mapping[str, list[Outcome]]]]) -> list[float]:
+    """Minutes of every finished run, whatever its arm."""
+    return [run.minutes for stages in known for arms in stages.values() for runs in arms.values() for run in runs]
+
+
 def _tried(study: Study, task: str, method: str, minutes: Mapping[str, float]) -> float:
     """The minutes of a method's trials, without extensions of its grid."""
     if "rates" not in study.methods[method]:
@@ -182,7 +194,7 @@ def _margin_warnings(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
 def _time_warnings(minutes: Mapping[str, Mapping[str, float | None]]) -> Iterable[str]:
     for task, arms in minutes.items():
         if untimed := [arm for arm, value in arms.items() if value is None]:
-            yield f"{task}: no run tells how long {', '.join(untimed)} takes; the mean of all other arms is used"
+            yield f"{task}: no run tells how long {', '.join(untimed)} takes; the mean of all runs is used"
 
 
 def text(found: Mapping[str, Any]) -> str:

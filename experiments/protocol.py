@@ -6,8 +6,8 @@ For each task of the study, every method tries its grid of learning rates on the
 trials, and the rate with the best mean on dev is chosen (dev is carved from train where the study sets `holdout`). Then
 every method and budget runs the same seeds, with the same head and order of the data, at the chosen rate. Test is
 measured once, at the end of a run of the comparison. Finished runs are packed into --results and never trained again.
-Further words go to experiments/run.py. At the end it writes a report of the trials and one of the comparison; --read
-writes both from --results alone.
+--jobs trains several arms at a time. Further words go to experiments/run.py. At the end it writes a report of the
+trials and one of the comparison; --read writes both from --results alone.
 
 Claims of the study are declared in --results before its first run. --plan trains nothing and says how many seeds and
 minutes they need, by the runs that --results holds, or those of an earlier study (--from). --looks judges them at each
@@ -15,17 +15,20 @@ of the study's looks, and runs further seeds only of the methods that an undecid
 """
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from adarank.errors import SettingError
+from adarank.errors import SettingError, whole_number
 from adarank.runs.files import STATUS, read_json, write_json
 from adarank.runs.packed import record_files
 from analysis import claims, measures
@@ -44,11 +47,13 @@ RUN = str(Path(__file__).resolve().parent / "run.py")
 
 @dataclass(frozen=True)
 class Place:
-    """The folders of the runs and results. words: further words for every run, after all others."""
+    """The folders of the runs and results. words: further words for every run, after all others; jobs: how many arms
+    train at a time, each with its share of the cores."""
 
     out: Path
     results: Path
     words: Sequence[str]
+    jobs: int = 1
 
 
 def run(study: Study, place: Place, stage: str, task: str, cell: Cell, rates: Any, seeds: Any) -> None:
@@ -64,11 +69,23 @@ def run(study: Study, place: Place, stage: str, task: str, cell: Cell, rates: An
     jobs.append(f"out={place.out / where}")
     command = [RUN, "-m", *words(settings), *jobs, *place.words]
     print(f"$ {shlex.join(command)}", flush=True)
-    status = subprocess.run([sys.executable, *command]).returncode
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // place.jobs))} if place.jobs > 1 else {}
+    status = subprocess.run([sys.executable, *command], env={**threads, **os.environ}).returncode
     pack(place.out / where, place.results / where)
     found = set(states(place.out / where).values())
     if status and not (stage == "tuning" and status == 1 and DIVERGED in found and FAILED not in found):
         sys.exit(status)
+
+
+def side_by_side(calls: Iterable[Callable[[], None]], jobs: int) -> None:
+    """Do the calls, `jobs` at a time. The first failure is raised, after the calls that have begun are finished."""
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(call) for call in calls]
+        try:
+            for future in waiting:
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def tune(study: Study, place: Place, task: str) -> dict[str, Any]:
@@ -80,9 +97,8 @@ def tune(study: Study, place: Place, task: str) -> dict[str, Any]:
     grids = {name: rates_of(study, task, name) for name, method in study.methods.items() if "rates" in method}
     new, added = dict(grids), dict[str, list[float]]()
     for step in range(study.extend + 1):
-        for name, rates in new.items():
-            for budget, seeds in trials(study, name):
-                run(study, place, "tuning", task, Cell(name, budget), rates, seeds)
+        asked = [(Cell(name, budget), new[name], seeds) for name in new for budget, seeds in trials(study, name)]
+        side_by_side((partial(run, study, place, "tuning", task, *each) for each in asked), place.jobs)
         chosen = choices(study, place, task, grids)
         grow = ends(chosen)
         if not grow or step == study.extend:
@@ -141,19 +157,21 @@ def compare(
     arms, seeds: only these (None: all of the study)."""
     seeds = study.seeds if seeds is None else seeds
     asked = [cell for cell in cells(study) if arms is None or cell.arm in arms]
-    for cell in sorted(asked, key=lambda cell: "map_of" in study.methods[cell.method]):
-        method = study.methods[cell.method]
-        rate = chosen[tuned_as(study, cell)]["rate"]
-        if "map_of" not in method:
-            run(study, place, "seeds", task, cell, [rate], seeds)
-            continue
-        source = Cell(method["map_of"], cell.budget)
+    rates = {cell: [chosen[tuned_as(study, cell)]["rate"]] for cell in asked}
+    maps = [cell for cell in asked if "map_of" in study.methods[cell.method]]
+    first = [partial(run, study, place, "seeds", task, cell, rates[cell], seeds) for cell in asked if cell not in maps]
+    side_by_side(first, place.jobs)
+    calls = []
+    for cell in maps:
+        source = Cell(study.methods[cell.method]["map_of"], cell.budget)
         finished = outcomes(study, place.results, "seeds", task, source.method)
         for seed in seeds:
             wanted = (source.arm, seed, chosen[tuned_as(study, source)]["rate"])
             name = next(found.run for found in finished if (found.arm, found.seed, found.rate) == wanted)
             folder = (place.out / "seeds" / task / source.method / name).absolute()
-            run(with_map(study, cell.method, folder, seed), place, "seeds", task, cell, [rate], [seed])
+            of_seed = with_map(study, cell.method, folder, seed)
+            calls.append(partial(run, of_seed, place, "seeds", task, cell, rates[cell], [seed]))
+    side_by_side(calls, place.jobs)
 
 
 def look(study: Study, place: Place, task: str, chosen: Mapping[str, Any]) -> None:
@@ -270,6 +288,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, required=True, help="the folder for the finished runs, packed")
     parser.add_argument("--read", action="store_true", help="train nothing, read what --results holds")
     parser.add_argument("--tasks", type=lambda text: text.split(","), help="some of the study's tasks, t1,t2")
+    parser.add_argument("--jobs", type=int, default=1, help="how many arms train at a time (default 1)")
     return parser
 
 
@@ -281,7 +300,8 @@ def main() -> int:
     parser.add_argument("--looks", action="store_true", help="judge the claims at the study's looks")
     options, overrides = parser.parse_known_args()
     try:
-        place = Place(options.out, options.results, overrides)
+        whole_number("--jobs", options.jobs)
+        place = Place(options.out, options.results, overrides, options.jobs)
         if options.plan:
             found = plan.plan(load(options.study), options.source or options.results)
             print(plan.text(found))

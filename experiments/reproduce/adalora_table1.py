@@ -133,7 +133,7 @@ def main() -> int:
     options, overrides = parser.parse_known_args()
     try:
         asked = study(content, options.scale, options.data and options.data.absolute())
-        place = Place(options.out, options.results, overrides)
+        place = Place(options.out, options.results, overrides, options.jobs)
         if not options.read:
             follow(asked, place, options.tasks)
         reports(place)

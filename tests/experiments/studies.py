@@ -49,13 +49,15 @@ class Runner:
 
     value(settings, rate, seed) is the metric on dev and test; `calls` are (stage, arm, rates, seeds, settings),
     `trained` the number of runs that were new. before: called before each command; state(settings, rate, seed): how a
-    run ends."""
+    run ends; threads: the values of OMP_NUM_THREADS that commands got."""
 
     def __init__(self, value=lambda settings, rate, seed: -abs(rate - 1e-2)):
         self.value, self.calls, self.trained, self.before = value, [], 0, lambda: None
+        self.threads = set()
         self.state = lambda settings, rate, seed: "finished"
 
-    def run(self, command):
+    def run(self, command, env):
+        self.threads.add(env.get("OMP_NUM_THREADS"))
         self.before()
         settings = dict(word.split("=", 1) for word in command[3:])
         out, arm = Path(settings.pop("out")), settings.pop("arm").strip("'")

@@ -87,6 +87,20 @@ def test_trials_of_three_seeds_are_pairs(asked, tmp_path):
     assert (claim["paired"], claim["source"]) == (True, "3 pairs of tuning")
 
 
+def test_another_study_of_the_same_task_gives_the_spread_and_minutes_of_its_arms(asked, tmp_path):
+    draws = np.random.default_rng(2)
+    values = draws.normal(0.6, [[0.01], [0.02], [0.03]], (3, 4))
+    for arm, of_arm in zip(("r1", "r4", "r16"), values, strict=True):
+        for seed, value in enumerate(of_arm):
+            record(tmp_path, "seeds", arm, arm, seed, value, minutes=1.5)
+    found = plan.plan(asked, tmp_path)
+    differences = [values[0] - values[1], values[0] - values[2], values[1] - values[2]]
+    for row in found["claims"]:
+        assert row["spread"] == pytest.approx(np.sqrt(np.mean([d.var(ddof=1) for d in differences])))
+        assert (row["source"], row["paired"], row["difference"]) == ("the seeds of 3 pairs of other arms", True, None)
+    assert set(found["minutes_per_run"]["t"].values()) == {1.5}
+
+
 def test_minutes_count_every_arm_and_trial(asked, tmp_path):
     trials(tmp_path, 0.01)
     found = plan.plan(asked, tmp_path)

@@ -4,6 +4,8 @@ twice."""
 import io
 import json
 import sys
+import threading
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +70,38 @@ def test_a_second_call_trains_nothing_also_where_only_the_results_are(runner, pl
         protocol.follow(read(study({})), protocol.Place(out, place.results, []))
     assert runner.trained == trained > 0
     assert {path: path.read_bytes() for path in place.results.rglob("*") if path.is_file()} == before
+
+
+def test_several_jobs_train_the_same_runs_with_a_share_of_the_cores_each(runner, place, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(protocol.os, "cpu_count", lambda: 8)
+    protocol.follow(read(STUDY), place)
+    alone = {file.relative_to(place.results): file.read_bytes() for file in record_files(place.results)}
+    assert runner.threads == {None}
+    runner.threads.clear()
+    several = protocol.Place(place.out / "b", place.results / "b", place.words, jobs=3)
+    protocol.follow(read(STUDY), several)
+    assert {file.relative_to(several.results): file.read_bytes() for file in record_files(several.results)} == alone
+    assert runner.threads == {"2"}
+
+
+def test_a_failure_lets_the_other_jobs_finish_and_starts_no_more(runner, place):
+    began = threading.Barrier(2)
+
+    def state(settings, rate, seed):
+        if settings["arm"] in ("full", "lora@2") and rate == 1e-3 and seed == 100:
+            began.wait(10)  # both are under way when full fails
+        if settings["arm"].startswith("lora"):
+            time.sleep(0.1)
+        return "failed" if settings["arm"] == "full" else "finished"
+
+    runner.state = state
+    with pytest.raises(SystemExit):
+        protocol.follow(read(STUDY), protocol.Place(place.out, place.results, place.words, jobs=2))
+    begun = {arm for _, arm, *_ in runner.calls}
+    assert {"full", "lora@2"} <= begun
+    assert not any(arm.startswith("adalora") for arm in begun)
+    assert len(record_files(place.results / "tuning" / "t" / "lora")) >= 3, "what had begun is finished and packed"
 
 
 def test_the_committed_studies_keep_their_rates():
