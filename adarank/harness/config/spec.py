@@ -262,10 +262,13 @@ class Spec:
     )
     ranks_shuffle: str = setting(
         "none",
-        "Whether to permute the ranks of ranks_from: within_family among modules of one kind, all among all modules.",
-        choices=("none", "within_family", "all"),
+        "Whether to permute the ranks of ranks_from: within_family among modules of one kind, all among all modules, "
+        "reversed so that the module with the highest rank gets the lowest.",
+        choices=("none", "within_family", "all", "reversed"),
     )
-    ranks_shuffle_seed: int = setting(0, "Seed of the permutation that ranks_shuffle draws.", at_least=0)
+    ranks_shuffle_seed: int = setting(
+        0, "Seed of what ranks_shuffle draws: the permutation, or the order of equal ranks.", at_least=0
+    )
     seed: int = setting(0, "Seed of the head, the factors, the order of the rows and dropout.", at_least=0)
     holdout: int | float | None = setting(
         None, "Training rows, or fraction of them, to hold out as dev; the task's test or dev set becomes the test set."

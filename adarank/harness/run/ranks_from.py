@@ -1,10 +1,10 @@
 """ranks_from: trains with the final ranks of a finished run, or a permutation of them, as fixed ranks.
 
 This separates the benefit of the final rank map from that of adapting it during training: retrain with the map
-(ranks_shuffle=none) and with permutations of it as a control.
+(ranks_shuffle=none) and with permutations of it as a control, random ones or the reversed one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,8 +47,9 @@ def fixed_ranks(rank_map: RankMap, limits: Mapping[str, int], shuffle: str = "no
 
     limits: {module name: largest possible rank} of the modules to adapt, which must be the map's modules. shuffle:
     "within_family" moves ranks only between modules of one kind (see `adarank.runs.modules.place_of`), "all" between
-    all modules. All permutations whose ranks fit are equally likely. Raises SettingError if a name or rank does not
-    fit.
+    all modules; all permutations whose ranks fit are equally likely. "reversed" gives the highest rank to the module
+    that had the lowest, and so on, as far as ranks fit; modules of equal rank come in an order drawn from `seed`.
+    Raises SettingError if a name or rank does not fit.
     """
     final = rank_map.final
     if differing := sorted(final.keys() ^ limits.keys()):
@@ -69,20 +70,25 @@ def fixed_ranks(rank_map: RankMap, limits: Mapping[str, int], shuffle: str = "no
     groups: dict[str, list[str]] = {}
     for name in ranks:
         groups.setdefault(place_of(name).kind if shuffle == "within_family" else "", []).append(name)
+    if shuffle == "reversed":
+        ties = dict(zip(ranks, draw.permutation(len(ranks)), strict=True))
+        choose = lambda free: min(free, key=lambda name: (ranks[name], ties[name]))  # noqa: E731
+    else:
+        choose = lambda free: free[draw.integers(len(free))]  # noqa: E731
     shuffled: dict[str, int] = {}
     for names in groups.values():
-        shuffled |= _permuted(names, ranks, limits, draw)
+        shuffled |= _permuted(names, ranks, limits, choose)
     return {name: shuffled[name] for name in limits}
 
 
 def _permuted(
-    names: list[str], ranks: Mapping[str, int], limits: Mapping[str, int], draw: np.random.Generator
+    names: list[str], ranks: Mapping[str, int], limits: Mapping[str, int], choose: Callable[[list[str]], str]
 ) -> dict[str, int]:
-    """Assign the ranks in descending order, each to a module drawn from the free ones that it fits. A module that fits
-    a rank fits every smaller one, so that a free module always exists and the number of choices does not depend on
-    earlier draws."""
+    """Assign the ranks in descending order, each to the module that `choose` takes from the free ones that it fits. A
+    module that fits a rank fits every smaller one, so that a free module always exists and the number of choices does
+    not depend on earlier ones."""
     permuted: dict[str, int] = {}
     for rank in sorted((ranks[name] for name in names), reverse=True):
         free = [name for name in names if name not in permuted and limits[name] >= rank]
-        permuted[free[draw.integers(len(free))]] = rank
+        permuted[choose(free)] = rank
     return permuted

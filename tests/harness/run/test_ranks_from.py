@@ -52,6 +52,17 @@ def test_a_permutation_keeps_the_ranks_and_is_seeded(tmp_path, seed):
     assert len({tuple(rank_map(source, LIMITS, "all", s).values()) for s in range(20)}) > 10
 
 
+def test_reversed_gives_the_highest_rank_to_the_module_that_had_the_lowest(tmp_path):
+    source = write(tmp_path / "run")
+    found = rank_map(source, LIMITS, "reversed")
+    assert found == dict(zip(NAMES, [2, 7, 1, 0, 5, 3], strict=True))  # of 3, 0, 5, 7, 1, 2
+    tight = rank_map(source, {**LIMITS, "layer.0.ffn": 4, "layer.1.ffn": 7}, "reversed")
+    assert tight == {**found, "layer.0.ffn": 3, "layer.2.query": 7, "layer.2.ffn": 5, "layer.0.query": 2}
+    equal = write(tmp_path / "equal", final=dict(zip(NAMES, [1, 1, 1, 1, 1, 6], strict=True)))
+    six = {next(n for n, r in rank_map(equal, LIMITS, "reversed", seed).items() if r == 6) for seed in range(30)}
+    assert six == set(NAMES[:5]), "ties are drawn"
+
+
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=7), st.data())
 def test_a_permuted_rank_fits_its_matrix(tmp_path_factory, ranks, data):
     limits = [data.draw(st.integers(r, 6)) for r in ranks]
