@@ -5,7 +5,7 @@
 A case is a method that allocates, compared with the same method with allocator=uniform, at one budget on one task. Its
 outcome is whether the mean paired difference reaches the margin; its features are what the first 5 % of the steps
 showed. Sources are folders of runs, packed or not, and JSON files with a list of cases (or an object whose `cases` is
-one):
+one), such as that of experiments/rankbench/early.py:
 
     {"case": "cola, r = 2", "features": {"gini": 0.31, "agreement": null}, "difference": 0.004, "margin": 0.005}
 
@@ -109,12 +109,12 @@ def forecast(cases: Sequence[Case]) -> list[dict[str, Any]]:
 def features(row: Row, table: Table, share: float) -> dict[str, float | None]:
     """The features from the first `share` of the steps of a row's runs and of the table's LoRA runs."""
     early = [scores for run in row.runs if (scores := early_scores(run, share))]
-    pairs = [_agreement(*pair) for pair in itertools.combinations(early, 2)]
+    pairs = [agreement(*pair) for pair in itertools.combinations(early, 2)]
     agreed = [value for value in pairs if value is not None]
     sizes = [np.abs(list(scores.values())) for scores in early]
     return {
         "gini": fmean(map(gini, sizes)) if sizes else None,
-        "cv": fmean(float(x.std() / x.mean()) if x.mean() else 0.0 for x in sizes) if sizes else None,
+        "cv": fmean(map(variation, sizes)) if sizes else None,
         "agreement": fmean(agreed) if agreed else None,
         "slope": slope(table, share),
     }
@@ -139,6 +139,18 @@ def gini(values: Iterable[float]) -> float:
     x = np.sort(np.asarray(list(values), dtype=np.float64))
     total, n = float(x.sum()), x.size
     return float((2 * np.arange(1, n + 1) - n - 1) @ x) / (n * total) if total else 0.0
+
+
+def variation(values: Iterable[float]) -> float:
+    """The coefficient of variation of nonnegative values [n]: standard deviation ÷ mean, 0 if all are 0."""
+    x = np.asarray(list(values), dtype=np.float64)
+    return float(x.std() / x.mean()) if x.mean() else 0.0
+
+
+def agreement(first: Mapping[str, float], second: Mapping[str, float]) -> float | None:
+    """Spearman's correlation of two runs' {module: score} over the modules of both; None for fewer than three."""
+    modules = [module for module in first if module in second]
+    return stats.spearman([first[m] for m in modules], [second[m] for m in modules]) if len(modules) > 2 else None
 
 
 def slope(table: Table, share: float) -> float | None:
@@ -201,11 +213,6 @@ def _of_json(one: Mapping[str, Any]) -> Case:
 
 def _rank(row: Row) -> float:
     return float(row.final_rank or 0.0)
-
-
-def _agreement(first: Mapping[str, float], second: Mapping[str, float]) -> float | None:
-    modules = [module for module in first if module in second]
-    return stats.spearman([first[m] for m in modules], [second[m] for m in modules]) if len(modules) > 2 else None
 
 
 def _early_loss(run: Run, share: float) -> float | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import adarank
+from adarank.controller import RankController
 from adarank.errors import SettingError
 from adarank.harness.config.compose import spec_from
 from adarank.harness.config.spec import Spec
@@ -88,10 +89,11 @@ def batches(rows: Mapping[str, Tensor], size: int, seed: int) -> Iterator[dict[s
             yield {key: values[numbers] for key, values in rows.items()}
 
 
-def train(
+def start(
     problem: Problem, spec: Spec, seed: int, lr: float, size: int, ranks: Mapping[str, int] | None = None
-) -> dict[str, Any]:
-    """One run: dev and test loss ÷ the untrained base's without noise, and {module: rank at the end}.
+) -> tuple[nn.Module, RankController | None, Iterator[float]]:
+    """A run that has not begun: its model, its controller, and an iterator that makes one step for each training loss
+    it gives.
 
     ranks: fixed ranks from the first step, in place of the method's own."""
     config = replace(spec.train, lr=lr)
@@ -107,15 +109,31 @@ def train(
         controller.attach(optimizer)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(config))
     trained = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def steps() -> Iterator[float]:
+        for _, batch in zip(range(config.steps), batches(problem.splits["train"], size, seed), strict=False):
+            loss = model(**batch).loss
+            loss.backward()
+            if controller is not None:
+                controller.after_backward()
+            nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            yield loss.item()
+
     model.train()
-    for _, batch in zip(range(config.steps), batches(problem.splits["train"], size, seed), strict=False):
-        model(**batch).loss.backward()
-        if controller is not None:
-            controller.after_backward()
-        nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
+    return model, controller, steps()
+
+
+def train(
+    problem: Problem, spec: Spec, seed: int, lr: float, size: int, ranks: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """One run: dev and test loss ÷ the untrained base's without noise, and {module: rank at the end}; `ranks` as in
+    `start`."""
+    model, _, losses = start(problem, spec, seed, lr, size, ranks)
+    for _ in losses:
+        continue
     model.eval()
     found = {
         split: F.mse_loss(outputs(model, problem.base.key, rows[problem.base.key]), rows["labels"]).item()

@@ -1,0 +1,134 @@
+"""What the first 5 % of the steps show on RankBench: cases for experiments/forecast.py.
+
+    python experiments/rankbench/early.py [--json RANKBENCH] [--cases FILE]
+    python experiments/forecast.py experiments/results/rankbench_early.json
+
+A case is AdaLoRA at a setting and mean rank that rankbench.json has beside its uniform control. It has a gain where its
+loss is lower by RankBench's margin. For every seed the first steps of the same run are repeated, at the rate that was
+chosen there; `agreement` compares them with a run of another seed on the same problem. docs/protocol.md names the
+features.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from adarank.errors import SettingError
+from adarank.runs.files import read_json, write_json
+from experiments.forecast import SHARE, agreement, gini, variation
+from experiments.rankbench import read
+from experiments.rankbench.measure import UNIFORM, Case, make_case, start
+from experiments.rankbench.problems import Problem, draw
+from experiments.rankbench.settings import Setting, parse
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+ADAPTIVE, CONTROL = "adalora", "adalora, allocator=uniform"
+OTHER = 1000  # added to a seed: the run whose scores are compared, on the same problem
+
+
+def first_steps(problem: Problem, case: Case, seed: int, rate: float, batch: int) -> tuple[float, dict[str, float]]:
+    """The mean training loss ÷ the untrained base's over the first 5 % of the steps, and {module: its mean score} after
+    them (empty without scores)."""
+    _, controller, losses = start(problem, case.spec, seed, rate, batch)
+    first = list(islice(losses, max(1, int(SHARE * case.spec.train.steps))))
+    scores: dict[str, float] = {}
+    if controller is not None and controller.score is not None:
+        found = controller.observation()
+        counts = torch.bincount(found.module, minlength=len(found.names)).tolist()
+        scores = {name: part.mean().item() for name, part in zip(found.names, found.scores.split(counts), strict=True)}
+    return fmean(first) / problem.untrained["dev"], scores
+
+
+def features(
+    setting: Setting, rank: int, rate: float, seeds: list[int], slope: float | None
+) -> dict[str, float | None]:
+    """The features of AdaLoRA at a mean rank, means over the seeds."""
+    case = make_case(ADAPTIVE, setting, rank, setting.scale.steps)
+    spreads, variations, agreements = [], [], []
+    for seed in seeds:
+        problem = draw(setting, seed)
+        runs = [first_steps(problem, case, seed + more, rate, setting.scale.batch)[1] for more in (0, OTHER)]
+        sizes = [abs(score) for score in runs[0].values()]
+        spreads.append(gini(sizes))
+        variations.append(variation(sizes))
+        agreements.append(agreement(*runs))
+    known = [value for value in agreements if value is not None]
+    return {
+        "gini": fmean(spreads),
+        "cv": fmean(variations),
+        "agreement": fmean(known) if known else None,
+        "slope": slope,
+    }
+
+
+def slope_of(setting: Setting, cells: Mapping[str, Mapping[str, Any]], seeds: list[int]) -> float | None:
+    """How much lower uniform LoRA's early loss is for every doubling of its rank, from its lowest to its highest rank
+    in the record; None with one rank. cells: {mean rank: {case: cell}}."""
+    ranks = sorted(int(rank) for rank, found in cells.items() if UNIFORM in found)
+    if len(ranks) < 2:
+        return None
+    ends = {
+        rank: (make_case(UNIFORM, setting, rank, setting.scale.steps), cells[str(rank)][UNIFORM]["rate"])
+        for rank in (ranks[0], ranks[-1])
+    }
+    drops = []
+    for seed in seeds:
+        problem = draw(setting, seed)
+        low, high = (first_steps(problem, case, seed, rate, setting.scale.batch)[0] for case, rate in ends.values())
+        drops.append(low - high)
+    return fmean(drops) / math.log2(ranks[-1] / ranks[0])
+
+
+def cases_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A case for every setting and mean rank at which the record has AdaLoRA and its control."""
+    cases = []
+    for name, held in record["settings"].items():
+        setting, cells = parse(name), held["cells"]
+        both = [rank for rank, found in cells.items() if {ADAPTIVE, CONTROL} <= found.keys()]
+        seeds = sorted({int(seed) for rank in both for seed in cells[rank][ADAPTIVE]["seeds"]})
+        slope = slope_of(setting, cells, seeds) if both else None
+        for rank in both:
+            ratio = read.compare(read.losses(cells[rank][CONTROL]), read.losses(cells[rank][ADAPTIVE]))
+            if ratio is None:
+                continue
+            cell = cells[rank][ADAPTIVE]
+            found = features(setting, cell["rank"], cell["rate"], seeds, slope)
+            outcome = {"difference": math.log(ratio.mean), "margin": math.log(read.MARGIN)}
+            cases.append({"case": f"{name}, r = {rank}", "features": found, **outcome})
+            print(f"{name}, r = {rank}: loss ÷ {ratio.mean:.3g}, {found}", flush=True)
+    return cases
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, default=RESULTS / "rankbench.json", help="the results of RankBench")
+    parser.add_argument("--cases", type=Path, default=RESULTS / "rankbench_early.json", help="the file to write")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    try:
+        try:
+            record = read_json(options.json)
+            settings = record["settings"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise SettingError(f"--json must be a file that rankbench/run.py wrote (got {options.json})") from None
+        if not options.cases.parent.is_dir():
+            raise SettingError(f"--cases must lie in a folder that exists (got {options.cases})")
+        cases = cases_of({"settings": settings})
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    write_json(options.cases, {"share": SHARE, "cases": cases})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
