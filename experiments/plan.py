@@ -28,17 +28,16 @@ class Spread(NamedTuple):
 
 
 def plan(study: Study, source: Path) -> dict[str, Any]:
-    """The content of plan.json: seeds and minutes of every claim and arm. source: results, packed, of this study or of
-    an earlier one. Raises SettingError without claims or without a finished run of one of the study's tasks."""
-    if study.claims is None:
-        raise SettingError("--plan must have a study with claims (got none)")
+    """The content of plan.json: seeds and minutes of every claim and arm, without seeds for a study that claims nothing
+    about its metric. source: results, packed, of this study or of an earlier one. Raises SettingError without a
+    finished run of one of the study's tasks."""
     known = {task: _by_arm(study, source, task) for task in study.tasks}
     if not any(any(stages.values()) for stages in known.values()):
         raise SettingError(
             f"--plan must find finished runs of the study's tasks in --results or --from (got {source}); run the "
             "trials, or name the results of an earlier study"
         )
-    rows = [row for task in study.tasks for row in _rows(study, task, known[task])]
+    rows = [row for task in study.tasks for row in _rows(study, task, known[task])] if study.claims else []
     minutes = {task: _minutes(study, known[task]) for task in study.tasks}
     timed = {task: _all_minutes([known[task]]) or _all_minutes(known.values()) for task in study.tasks}
     filled = {
@@ -49,9 +48,10 @@ def plan(study: Study, source: Path) -> dict[str, Any]:
     total = sum(seeds.values()) + sum(tuning.values())
     return {
         "study": study.name,
-        "hash": claims.digest(study.claims),
+        "hash": None if study.claims is None else claims.digest(study.claims),
         "source": source.name,
         "seeds": len(study.seeds),
+        "measured": study.probe is not None,
         "power": POWER,
         "claims": rows,
         "warnings": [*_margin_warnings(rows), *_time_warnings(minutes)],
@@ -199,7 +199,9 @@ def _time_warnings(minutes: Mapping[str, Mapping[str, float | None]]) -> Iterabl
 
 def text(found: Mapping[str, Any]) -> str:
     """The plan as text for the terminal."""
-    lines = [f"Seeds for the margin at {found['power']:.0%} power, {found['seeds']} planned, by {found['source']}:"]
+    lines = ["The study claims nothing about its metric; its minutes:"]
+    if found["claims"]:
+        lines = [f"Seeds for the margin at {found['power']:.0%} power, {found['seeds']} planned, by {found['source']}:"]
     for row in found["claims"]:
         name = f"{row['task']}, {'assay' if row['name'] == ASSAY else row['name']}: {row['of']} − {row['against']}"
         if row["spread"] is None:
@@ -215,6 +217,8 @@ def text(found: Mapping[str, Any]) -> str:
         ]
     lines += [f"warning: {warning}" for warning in found["warnings"]]
     minutes = found["minutes"]
+    if found["measured"]:
+        lines.append("warning: the measurements of the part probe take their own time, which is not counted")
     for task in minutes["seeds"]:
         lines.append(
             f"{task}: {minutes['trials'][task]:.0f} minutes of trials, {minutes['seeds'][task]:.0f} of the comparison"

@@ -95,8 +95,8 @@ def test_three_inits_default_to_the_learning_rates_of_the_committed_trials():
         assert yaml.safe_load((ROOT / "conf" / "method" / f"{method}.yaml").read_text())["train"]["lr"] == best
 
 
-def test_the_findings_print_the_differences_of_the_committed_file():
-    page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+def test_the_earlier_studies_print_the_differences_of_the_committed_file():
+    page = (ROOT / "docs" / "earlier_studies.md").read_text(encoding="utf-8")
     cells = json.loads((RESULTS / "adalora_table1" / "table1_small.json").read_text())["cells"]
     assert {cell["task"] for cell in cells} >= {"cola", "sst2", "rte"}
     for cell in cells:
@@ -108,8 +108,8 @@ def test_the_findings_print_the_differences_of_the_committed_file():
         assert cell["paper"] is None or f"(paper {cell['paper']:+.2f})" in page, cell
 
 
-def test_the_findings_print_the_levels_of_every_control():
-    page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+def test_the_earlier_studies_print_the_levels_of_every_control():
+    page = (ROOT / "docs" / "earlier_studies.md").read_text(encoding="utf-8")
     kinds = sorted((RESULTS / "controls" / "seeds" / "rotten_tomatoes").iterdir())
     assert len(kinds) == 9
     for kind in kinds:
@@ -120,8 +120,8 @@ def test_the_findings_print_the_levels_of_every_control():
         assert f"| {last} | {best} |" in page, kind
 
 
-def test_the_findings_print_what_the_scores_foresee():
-    page = " ".join((ROOT / "docs" / "findings.md").read_text(encoding="utf-8").split())
+def test_the_earlier_studies_print_what_the_scores_foresee():
+    page = " ".join((ROOT / "docs" / "earlier_studies.md").read_text(encoding="utf-8").split())
     names = {
         "adalora": "AdaLoRA's (Ī · Ū)",
         "smoothed_sensitivity": "smoothed sensitivity (Ī)",
@@ -147,11 +147,11 @@ def test_the_findings_print_what_the_scores_foresee():
 
 
 @pytest.mark.slow
-def test_the_findings_print_the_verdicts_of_the_committed_studies(tmp_path):
+def test_the_earlier_studies_print_the_verdicts_of_the_committed_studies(tmp_path):
     from analysis.report import load
     from experiments.pack import unpack
 
-    page = " ".join((ROOT / "docs" / "findings.md").read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / "docs" / "earlier_studies.md").read_text(encoding="utf-8").split())
     found = []
     for study in ("controls", "adalora_table1"):
         unpack(RESULTS / study / "seeds", tmp_path / study)
@@ -169,8 +169,8 @@ def test_the_findings_print_the_verdicts_of_the_committed_studies(tmp_path):
     assert [verdict.kind for verdict in found].count("equivalent") == 0
 
 
-def test_the_findings_print_who_forgets():
-    page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+def test_the_earlier_studies_print_who_forgets():
+    page = (ROOT / "docs" / "earlier_studies.md").read_text(encoding="utf-8")
     for kind in ("full", "lora", "lora_high", "para", "adalora", "uniform", "random"):
         runs = list(map(read_record, record_files(RESULTS / "controls" / "seeds" / "rotten_tomatoes" / kind)))
         probed = [run["measures"]["forgetting.json"]["stsb"] for run in runs]

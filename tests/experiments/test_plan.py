@@ -143,8 +143,17 @@ def test_looks_cost_a_little_power(tmp_path):
     assert rows[0]["level"] == stats.looks.levels((4, 7, 10), 0.05 / 4)[-1] < 0.05 / 4
 
 
-def test_without_runs_or_claims_there_is_no_plan(asked, tmp_path):
+def test_without_runs_there_is_no_plan(asked, tmp_path):
     with pytest.raises(SettingError, match=r"--plan must find finished runs of the study's tasks"):
         plan.plan(asked, tmp_path)
-    with pytest.raises(SettingError, match=r"--plan must have a study with claims"):
-        plan.plan(read(study()), tmp_path)
+
+
+def test_a_study_without_claims_has_minutes(tmp_path):
+    trials(tmp_path, 0.01)
+    probed = study(seeds=list(range(10)), probe={"options": "--delta"})
+    found = plan.plan(read(probed), tmp_path)
+    assert (found["claims"], found["hash"], found["measured"]) == ([], None, True)
+    text = plan.text(found)
+    assert text.startswith("The study claims nothing about its metric; its minutes:")
+    assert "warning: the measurements of the part probe take their own time" in text
+    assert f"In total {found['minutes']['total']:.0f} minutes" in text

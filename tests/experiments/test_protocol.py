@@ -314,12 +314,12 @@ def test_plan_trains_nothing_and_says_what_the_claims_need(runner, place, tmp_pa
     assert "In total " in done.out
     plain = tmp_path / "plain.yaml"
     plain.write_text(yaml.safe_dump(STUDY))
-    assert "--plan must have a study with claims (got none)" in command(plain, *places, "--plan").err
+    assert "claims nothing about its metric" in command(plain, *places, "--plan", "--from", earlier.results).out
 
 
 def in_this_one(words):
     """The command with each of its sweeps in this process, and pages without figures."""
-    sweeps = SimpleNamespace(run=lambda command: SimpleNamespace(returncode=run_main(command[2:])))
+    sweeps = SimpleNamespace(run=lambda command, env: SimpleNamespace(returncode=run_main(command[2:])))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(protocol, "subprocess", sweeps)
         patch.setattr("analysis.figures.figures", lambda *_: iter(()))
