@@ -46,7 +46,7 @@ def in_processes(words):
 def in_this_one(words):
     """The same without a start, and with pages without figures."""
     out, err = io.StringIO(), io.StringIO()
-    sweeps = SimpleNamespace(run=lambda command: SimpleNamespace(returncode=run_main(command[2:])))
+    sweeps = SimpleNamespace(run=lambda command, env: SimpleNamespace(returncode=run_main(command[2:])))
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(protocol, "subprocess", sweeps)
         patch.setattr("analysis.figures.figures", lambda *_: iter(()))
