@@ -1,11 +1,12 @@
-"""The figures of the README and docs/: ranks moving in a committed run, the schedule of a numbered example and, with
---report, the first screen of a report page, which needs Chromium.
+"""The figures of the README and docs/: ranks moving in a committed run, the schedule of a numbered example, the claims
+of the central comparison and, with --report, the first screen of a report page, which needs Chromium.
 
 python experiments/docs_figures.py docs
 python experiments/docs_figures.py docs --report runs/controls/seeds/report/index.html
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,10 @@ import numpy as np
 from adarank import schedules
 from adarank.runs.modules import rank_grid
 from adarank.runs.packed import allocations_of, read_record
-from analysis.plots import style
+from analysis import claims
+from analysis.plots import forest, style
+from analysis.report import Report, load
+from experiments.pack import unpack
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,6 +97,22 @@ def three_phases(schedule: schedules.Schedule = EXAMPLE) -> "style.Figure | None
     return figure
 
 
+def report_of(study: str) -> Report:
+    """The report on the comparison of a study in experiments/results."""
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(RESULTS / study, Path(folder))
+        for name in (claims.FILE, claims.LOOKS):
+            if (RESULTS / study / name).is_file():
+                shutil.copy(RESULTS / study / name, Path(folder) / "seeds" / name)
+        return load(Path(folder) / "seeds")
+
+
+def central() -> "style.Figure | None":
+    """The declared claims of the central comparison that have their runs, with simultaneous intervals and the margin."""
+    (verdicts,) = report_of("central").family.verdicts
+    return forest.draw(verdicts, "test accuracy", verdicts[0].margin)
+
+
 def _phase(axes: "Axes", begin: int, end: int, height: float, name: str) -> None:
     axes.text((begin + end) / 2, height, name, ha="center", va="center", fontsize=9)
 
@@ -116,7 +136,8 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in (("rank_moves", rank_moves(read_record(RUN))), ("three_phases", three_phases())):
+    figures = {"rank_moves": rank_moves(read_record(RUN)), "three_phases": three_phases(), "central": central()}
+    for name, figure in figures.items():
         assert figure is not None
         figure.savefig(folder / f"{name}.png", dpi=SIZE)
     if options.report is not None:

@@ -9,11 +9,11 @@ run, the same for all. For every case the tables show the share of its triplets 
 its map from the truth, and its held-out loss against uniform LoRA's at the same budget, against LoRA's with the planted
 map, and against LoRA's with its own final map from step 0. A new method enters by being in conf/method.
 
---setting: groups (planted, linear, even, phase, encoder, decoder; default: the first four) or lines of knobs, such as
-network,ranks=8x3,noise=0.1,depth=late. --budget: multiples of the planted triplets, for lines of knobs. --method:
-methods, "all", "scores", or a method with overrides ("adalora, score=fisher"). Finished cells are read from --json,
-which is written after each cell, so that the same command continues where it stopped. Differences within 10 % count as
-none (MARGIN in read.py, declared before the grid ran).
+--setting: groups (planted, linear, even, phase, strength, depth, encoder, decoder; default: the first six) or lines of
+knobs, such as network,ranks=8x3,noise=0.1,depth=late. --budget: multiples of the planted triplets, for lines of knobs.
+--method: methods, "all", "scores", or a method with overrides ("adalora, score=fisher"). Finished cells are read from
+--json, which is written after each cell, so that the same command continues where it stopped. Differences within 10 %
+count as none (MARGIN in read.py, declared before the grid ran).
 """
 
 import argparse
@@ -40,7 +40,7 @@ from experiments.rankbench.measure import ORACLE, UNIFORM, facts, make_case, mea
 from experiments.rankbench.settings import GROUPS, SMALL, TEXT, Group, Scale, Setting, parse
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "rankbench.json"
-DEFAULT = ("planted", "linear", "even", "phase")
+DEFAULT = ("planted", "linear", "even", "phase", "strength", "depth")
 
 
 class Job(NamedTuple):

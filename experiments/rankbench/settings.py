@@ -128,6 +128,14 @@ GROUPS = {
     "phase": Group(
         [f"network,ranks={24 // k}x{k},noise={n:g}" for n in NOISES for k in SPREADS], [0.5, 1, 2, 4], CONTROLS
     ),
+    "strength": Group(
+        [f"network,ranks={24 // k}x{k},strength={s:g},noise=0.1" for s in (0.3, 3) for k in SPREADS], [1, 2], CONTROLS
+    ),
+    "depth": Group(
+        [f"network,ranks={24 // k}x{k},noise=0.1,depth={d}" for d in ("early", "late") for k in (6, 3, 1)],
+        [1, 2],
+        CONTROLS,
+    ),
     "encoder": Group(["minilm_l6,ranks=8x9,noise=0.1", "minilm_l6,ranks=2x36,noise=0.1"], [1], CONTROLS),
     "decoder": Group(["smollm2_135m,ranks=24x18,noise=0.1"], [1], CONTROLS),
 }

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import forecast
 from experiments.rankbench import figure, read, run
 from experiments.rankbench.settings import parse
 
@@ -61,6 +62,42 @@ def test_the_findings_quote_the_committed_result():
     losses = {row.case: row.loss for row in read.rows_of(RECORD, PLANTED, 1)}
     assert min(losses, key=losses.get) == "oracle"
     assert [f"{losses[case]:.1g}" for case in ("oracle", "para", "adalora")] == ["4e-05", "0.0005", "0.02"]
+
+
+def of_control(name, rank):
+    """AdaLoRA's loss ÷ its uniform control's."""
+    cells = RECORD["settings"].get(name, {}).get("cells", {}).get(str(rank), {})
+    return read.compare(read.losses(cells.get("adalora")), read.losses(cells.get("adalora, allocator=uniform")))
+
+
+def test_the_table_of_strengths_and_depths_is_that_of_the_committed_result():
+    knobs = ["strength=0.3,noise=0.1", "noise=0.1", "strength=3,noise=0.1", "noise=1"]
+    knobs += ["noise=0.1,depth=early", "noise=0.1,depth=late"]
+    for count in (1, 3, 6, 12):
+        cells = [read._marked(of_control(f"network,ranks={24 // count}x{count},{knob}", 2)) for knob in knobs]
+        assert f"| {count} | {' | '.join(cells)} |" in PAGE
+    text = " ".join(PAGE.split())
+    assert ", ".join(str(of_control(f"network,ranks={24 // k}x{k},noise=1", 2)) for k in (1, 3)) in text
+    even = {row.case: row.uniform for row in read.rows_of(RECORD, "network,ranks=2x12,noise=0.1", 2)}
+    assert not [case for case, ratio in even.items() if ratio and ratio.verdict == "better"]
+    assert f"AdaLoRA has {even['adalora']} times" in text
+    assert f"control has {even['adalora, allocator=uniform']} times" in text
+
+
+def test_the_forecast_is_that_of_the_committed_cases():
+    cases = forecast.cases_of(ROOT / "experiments" / "results" / "rankbench_early.json", 0.05)
+    found = {row["feature"]: row for row in forecast.forecast(cases)}
+    text = " ".join(PAGE.split())
+    assert (
+        f"Over {len(cases)} settings and budgets, AdaLoRA beats its control by the margin in {sum(c.gain for c in cases)}"
+        in text
+    )
+    for name in ("agreement", "slope", "gini"):
+        low, high = found[name]["interval"]
+        assert f"{found[name]['auroc']:.2f} [{low:.2f}, {high:.2f}]" in text, name
+    for case in cases:
+        name, rank = case.case.split(", r = ")
+        assert case.gain == (of_control(name, rank).mean <= 1 / read.MARGIN)
 
 
 def test_every_case_of_the_committed_result_was_tuned_by_the_rule_of_today():
