@@ -108,7 +108,7 @@ def report_of(study: str) -> Report:
 
 
 def central() -> "style.Figure | None":
-    """The declared claims of the central comparison that have their runs, with simultaneous intervals and the margin."""
+    """The declared claims of the central comparison that have runs, with simultaneous intervals and the margin."""
     (verdicts,) = report_of("central").family.verdicts
     return forest.draw(verdicts, "test accuracy", verdicts[0].margin)
 
