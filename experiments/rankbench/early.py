@@ -3,8 +3,8 @@
     python experiments/rankbench/early.py [--json RANKBENCH] [--cases FILE]
     python experiments/forecast.py experiments/results/rankbench_early.json
 
-A case is AdaLoRA at a setting and mean rank that rankbench.json has beside its uniform control. It has a gain where its
-loss is lower by RankBench's margin. For every seed the first steps of the same run are repeated, at the rate that was
+A case is AdaLoRA at a setting and mean rank for which rankbench.json has its uniform control, too. It has a gain where
+its loss is lower by RankBench's margin. For every seed the first steps of the same run are repeated, at the rate that was
 chosen there; `agreement` compares them with a run of another seed on the same problem. docs/protocol.md names the
 features.
 """

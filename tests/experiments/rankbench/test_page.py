@@ -55,10 +55,18 @@ def test_the_findings_quote_the_committed_result():
     quoted = [str(ratio) for ratio in (planted.uniform, adaptive.uniform, adaptive.oracle)]
     assert not [number for number in [*quoted, f"{adaptive.share:.2f}".lstrip("0")] if number not in text]
     assert planted.uniform.verdict == adaptive.uniform.verdict == "undecided"
+    equal = {row.case: row.uniform for row in read.rows_of(RECORD, "minilm_l6,ranks=2x36,noise=0.1", 2)}
+    assert f"both have {equal['adalora']} times" in text
+    assert str(equal["adalora"]) == str(equal["adalora, allocator=uniform"])
     lora, para, adaptive = (found(case, LINEAR, 2) for case in ("lora", "para", "adalora"))
     assert RECORD["settings"][LINEAR]["bounds"]["2"] == [0.0, pytest.approx(0.3925, abs=1e-4)]
     assert [f"{row.loss:.2g}" for row in (lora, adaptive)] == ["0.39", "0.1"]
     assert (f"{para.loss:.0e}", round(adaptive.misplaced, 2)) == ("2e-04", 0.33)
+    verdicts = [row.uniform.verdict for row in read.rows_of(RECORD, LINEAR, 2) if row.uniform]
+    better = verdicts.count("better") - 1  # the planted map is no method
+    assert (
+        f"Of the methods, {better} beat uniform LoRA decidedly there, and {verdicts.count('worse')} lose to it" in text
+    )
     losses = {row.case: row.loss for row in read.rows_of(RECORD, PLANTED, 1)}
     assert min(losses, key=losses.get) == "oracle"
     assert [f"{losses[case]:.1g}" for case in ("oracle", "para", "adalora")] == ["4e-05", "0.0005", "0.02"]
