@@ -6,7 +6,7 @@ For each task of the study, every method tries its grid of learning rates on the
 trials, and the rate with the best mean on dev is chosen (dev is carved from train where the study sets `holdout`). Then
 every method and budget runs the same seeds, with the same head and order of the data, at the chosen rate. Test is
 measured once, at the end of a run of the comparison. Finished runs are packed into --results and never trained again.
---jobs trains several arms at a time. Further words go to experiments/run.py. At the end it writes a report of the
+--jobs trains several runs at a time. Further words go to experiments/run.py. At the end it writes a report of the
 trials and one of the comparison; --read writes both from --results alone.
 
 Claims of the study are declared in --results before its first run. --plan trains nothing and says how many seeds and
@@ -19,8 +19,8 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ RUN = str(Path(__file__).resolve().parent / "run.py")
 
 @dataclass(frozen=True)
 class Place:
-    """The folders of the runs and results. words: further words for every run, after all others; jobs: how many arms
+    """The folders of the runs and results. words: further words for every run, after all others; jobs: how many runs
     train at a time, each with its share of the cores."""
 
     out: Path
@@ -56,12 +56,19 @@ class Place:
     jobs: int = 1
 
 
-def run(study: Study, place: Place, stage: str, task: str, cell: Cell, rates: Any, seeds: Any) -> None:
+def run(
+    study: Study, place: Place, stage: str, task: str, cell: Cell, rates: Any, seeds: Any, backwards: bool = False
+) -> None:
     """Run every pair of a rate and a seed, except finished ones, and pack them; exits where run.py failed, unless
     trials merely diverged, which says enough about their rate.
 
     stage: "tuning" or "seeds", which keeps the trials out of the comparison. Trials do not measure test, unless the
-    study sets `test` itself."""
+    study sets `test` itself. backwards: begin with the last pair, to help another process that began with the first;
+    neither trains a run that the other holds."""
+    if backwards:
+        if len(rates) * len(seeds) == 1:
+            return
+        rates, seeds = rates[::-1], seeds[::-1]
     settings = {**({"test": False} if stage == "tuning" else {}), **settings_of(study, task, cell)}
     sweep = {"train.lr": rates, "seed": seeds}
     jobs = [f"{key}={','.join(map(str, values))}" for key, values in sweep.items()]
@@ -77,12 +84,20 @@ def run(study: Study, place: Place, stage: str, task: str, cell: Cell, rates: An
         sys.exit(status)
 
 
-def side_by_side(calls: Iterable[Callable[[], None]], jobs: int) -> None:
-    """Do the calls, `jobs` at a time. The first failure is raised, after the calls that have begun are finished."""
+def side_by_side(calls: Sequence[Callable[..., None]], jobs: int) -> None:
+    """Do the calls, `jobs` at a time; a job without a call of its own helps those under way (`backwards=True`). The
+    first failure is raised, after the calls that have begun are finished."""
+
+    def help_with(future: Future[None], call: Callable[..., None]) -> None:
+        if not future.done():
+            call(backwards=True)
+
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(call) for call in calls]
+        futures = [pool.submit(call) for call in calls]
+        if jobs > 1:
+            futures += [pool.submit(help_with, *pair) for pair in zip(futures, calls, strict=True)]
         try:
-            for future in waiting:
+            for future in futures:
                 future.result()
         finally:
             pool.shutdown(cancel_futures=True)
@@ -98,7 +113,7 @@ def tune(study: Study, place: Place, task: str) -> dict[str, Any]:
     new, added = dict(grids), dict[str, list[float]]()
     for step in range(study.extend + 1):
         asked = [(Cell(name, budget), new[name], seeds) for name in new for budget, seeds in trials(study, name)]
-        side_by_side((partial(run, study, place, "tuning", task, *each) for each in asked), place.jobs)
+        side_by_side([partial(run, study, place, "tuning", task, *each) for each in asked], place.jobs)
         chosen = choices(study, place, task, grids)
         grow = ends(chosen)
         if not grow or step == study.extend:
@@ -288,7 +303,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, required=True, help="the folder for the finished runs, packed")
     parser.add_argument("--read", action="store_true", help="train nothing, read what --results holds")
     parser.add_argument("--tasks", type=lambda text: text.split(","), help="some of the study's tasks, t1,t2")
-    parser.add_argument("--jobs", type=int, default=1, help="how many arms train at a time (default 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="how many runs train at a time (default 1)")
     return parser
 
 

@@ -4,9 +4,8 @@
     python experiments/forecast.py experiments/results/rankbench_early.json
 
 A case is AdaLoRA at a setting and mean rank for which rankbench.json has its uniform control, too. It has a gain where
-its loss is lower by RankBench's margin. For every seed the first steps of the same run are repeated, at the rate that was
-chosen there; `agreement` compares them with a run of another seed on the same problem. docs/protocol.md names the
-features.
+its loss is lower by RankBench's margin. For every seed the first steps of the same run are repeated, at the rate chosen
+there; `agreement` compares them with a run of another seed on the same problem. docs/protocol.md names the features.
 """
 
 import argparse

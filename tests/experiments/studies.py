@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,7 +54,7 @@ class Runner:
 
     def __init__(self, value=lambda settings, rate, seed: -abs(rate - 1e-2)):
         self.value, self.calls, self.trained, self.before = value, [], 0, lambda: None
-        self.threads = set()
+        self.threads, self.lock = set(), threading.Lock()
         self.state = lambda settings, rate, seed: "finished"
 
     def run(self, command, env):
@@ -73,10 +74,11 @@ class Runner:
         identity = hashlib.sha256(repr((sorted(decisive.items()), rate)).encode()).hexdigest()[:10]
         folder = out / f"{settings['method']}-{identity}-s{seed}"
         state = self.state({**settings, "arm": arm}, rate, seed)
-        if folder.exists():
-            return state
-        folder.mkdir(parents=True)
-        self.trained += 1
+        with self.lock:  # as a run's own lock
+            if folder.exists():
+                return state
+            folder.mkdir(parents=True)
+            self.trained += 1
         rank = int(settings.get("rank", 8))
         if source := settings.get("ranks_from"):
             rank = yaml.safe_load((Path(source.strip("'")) / "config.yaml").read_text())["rank"]

@@ -85,6 +85,19 @@ def test_several_jobs_train_the_same_runs_with_a_share_of_the_cores_each(runner,
     assert runner.threads == {"2"}
 
 
+def test_a_job_without_work_helps_another_from_its_other_end(runner, place):
+    def slow(settings, rate, seed):
+        time.sleep(0.05 if settings["arm"] == "full" else 0)
+        return "finished"
+
+    runner.state = slow
+    protocol.follow(read(STUDY), protocol.Place(place.out, place.results, place.words, jobs=2))
+    tried = [(rates, seeds) for stage, arm, rates, seeds, _ in runner.calls if (stage, arm) == ("tuning", "full")]
+    assert tried == [([1e-4, 1e-3, 1e-2], [100, 101]), ([1e-2, 1e-3, 1e-4], [101, 100])]
+    assert len(record_files(place.results / "tuning" / "t" / "full")) == 6
+    assert runner.trained == len(record_files(place.results)), "no run is trained twice"
+
+
 def test_a_failure_lets_the_other_jobs_finish_and_starts_no_more(runner, place):
     began = threading.Barrier(2)
 
