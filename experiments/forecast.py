@@ -169,7 +169,7 @@ def slope(table: Table, share: float) -> float | None:
 def text(cases: Sequence[Case], found: Sequence[Mapping[str, Any]]) -> str:
     """The text for the terminal."""
     gains = sum(case.gain for case in cases)
-    lines = [f"{len(cases)} cases, {gains} of them with a gain of the margin or more"]
+    lines = [f"{len(cases)} cases, {gains} of them with a gain"]
     for row in found:
         area = formats.metric(row["auroc"])
         span = formats.BLANK if row["interval"] is None else "[{:.2f}, {:.2f}]".format(*row["interval"])

@@ -4,8 +4,9 @@
     python experiments/forecast.py experiments/results/rankbench_early.json
 
 A case is AdaLoRA at a setting and mean rank for which rankbench.json has its uniform control, too. It has a gain where
-its loss is lower by RankBench's margin. For every seed the first steps of the same run are repeated, at the rate chosen
-there; `agreement` compares them with a run of another seed on the same problem. docs/protocol.md names the features.
+RankBench decides that its loss is lower: the whole interval lies beyond the margin. For every seed the first steps of
+the same run are repeated, at the rate chosen there; `agreement` compares them with a run of another seed on the same
+problem. docs/protocol.md names the features.
 """
 
 import argparse
@@ -96,14 +97,15 @@ def cases_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         seeds = sorted({int(seed) for rank in both for seed in cells[rank][ADAPTIVE]["seeds"]})
         slope = slope_of(setting, cells, seeds) if both else None
         for rank in both:
-            ratio = read.compare(read.losses(cells[rank][CONTROL]), read.losses(cells[rank][ADAPTIVE]))
+            ratio = read.compare(read.losses(cells[rank][ADAPTIVE]), read.losses(cells[rank][CONTROL]))
             if ratio is None:
                 continue
             cell = cells[rank][ADAPTIVE]
             found = features(setting, cell["rank"], cell["rate"], seeds, slope)
-            outcome = {"difference": math.log(ratio.mean), "margin": math.log(read.MARGIN)}
+            outcome = {"difference": -math.log(ratio.mean), "margin": math.log(read.MARGIN)}
+            outcome["gain"] = ratio.verdict == "better"
             cases.append({"case": f"{name}, r = {rank}", "features": found, **outcome})
-            print(f"{name}, r = {rank}: loss ÷ {ratio.mean:.3g}, {found}", flush=True)
+            print(f"{name}, r = {rank}: {ratio} of the control's loss, {found}", flush=True)
     return cases
 
 

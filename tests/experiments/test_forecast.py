@@ -137,7 +137,7 @@ def test_cases_of_a_benchmark_are_read_and_judged(tmp_path, monkeypatch, capsys)
     assert blind["interval"][0] < 0.5 < blind["interval"][1]
     assert (rare["cases"], rare["auroc"], rare["enough"]) == (4, 0.5, False)
     printed = capsys.readouterr().out
-    assert printed.startswith("16 cases, 8 of them with a gain of the margin or more\ntold: AUROC ")
+    assert printed.startswith("16 cases, 8 of them with a gain\ntold: AUROC ")
     assert "Too few cases for rare: fewer than 5 with a gain or fewer than 5 without." in printed
 
 
