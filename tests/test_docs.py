@@ -293,6 +293,23 @@ def test_the_table_of_every_method_is_that_of_the_committed_runs():
     assert methods <= arms, "a method has no run"
 
 
+def test_the_findings_print_every_claim_of_the_central_comparison_that_has_all_its_seeds():
+    from experiments import docs_figures
+    from experiments.study import load
+
+    page = " ".join((ROOT / "docs" / "findings.md").read_text(encoding="utf-8").split())
+    planned = len(load(ROOT / "experiments" / "studies" / "central.yaml").seeds)
+    (verdicts,) = docs_figures.report_of("central").family.verdicts
+    whole = [verdict for verdict in verdicts if verdict.pairs == planned]
+    assert whole
+    for verdict in whole:
+        low, high = (100 * end for end in verdict.interval)
+        shown = f"{100 * verdict.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
+        assert shown in page, (verdict.comparison.name, shown)
+    missing = {claim.name for claim in docs_figures.report_of("central").family.missing}
+    assert all(name in page for name in missing), "what has not run is named"
+
+
 def test_what_is_said_of_rankbench_is_on_its_page():
     """Whose figures tests/experiments/rankbench/test_page.py compares with the committed cells."""
     for page in ("README.md", "docs/findings.md", "docs/rankbench.md"):
