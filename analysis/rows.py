@@ -15,7 +15,7 @@ from analysis.load import Run, mean, number, read_config, read_counts, text
 # Settings, or groups of settings, without their own column. First those that other columns show.
 HIDDEN = {"seed", "method", "arm", "targets", "rank", "init_rank", "test"}
 HIDDEN |= {"out", "force", "retry", "checkpoint_seconds", "tracker", "experiment", "hydra", "device", "workers",
-           "launcher"}  # no effect on the result  # fmt: skip
+           "launcher", "train.observe_scores"}  # no effect on the result  # fmt: skip
 HIDDEN |= {"ranks_from", "ranks_shuffle", "ranks_shuffle_seed"}  # `Row.visible` expresses them in words
 REPLACED_BY_MAP = ("allocator", "score", "schedule")  # a run with another run's rank map has none of these
 SHUFFLE_SEED = "ranks_shuffle_seed"
@@ -121,7 +121,8 @@ class Row:
         if shuffle == "none":
             return settings | {"ranks_from": "retrained map"}
         seed = {SHUFFLE_SEED: self.settings[SHUFFLE_SEED]} if SHUFFLE_SEED in self.settings else {}
-        return settings | {"ranks_from": f"map shuffled ({shuffle})"} | seed
+        words = "reversed map" if shuffle == "reversed" else f"map shuffled ({shuffle})"
+        return settings | {"ranks_from": words} | seed
 
 
 def group(key: str) -> str:

@@ -18,14 +18,16 @@ STYLES: dict[str, dict[str, Any]] = {  # by the verdict's kind; not only colour 
 def draw(verdicts: Sequence[Verdict], metric: str, margin: float | None) -> "style.Figure | None":
     """Differences with their intervals, the first on top; None unless some comparison has two pairs.
 
-    The grey band is ±margin. A marker without a bar has too few pairs for an interval.
+    A declared claim has its own name, any other comparison the label of its first method. The grey band is ±margin. A
+    marker without a bar has too few pairs for an interval.
     """
     drawn = [verdict for verdict in verdicts if verdict.pairs > 1]
     if not drawn:
         return None
     from matplotlib.lines import Line2D
 
-    names = [f"{verdict.comparison.label}  (n\u00a0=\u00a0{verdict.pairs})" for verdict in drawn]
+    named = [verdict.comparison.name or verdict.comparison.label for verdict in drawn]
+    names = [f"{name}  (n\u00a0=\u00a0{verdict.pairs})" for name, verdict in zip(named, drawn, strict=True)]
     figure, axes = style.listing(names, 1.8)
     if margin:
         axes.axvspan(-margin, margin, color="#e6e6e6", zorder=0)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from analysis.load import read_runs
@@ -67,3 +69,12 @@ def test_one_pair_is_no_forest(tmp_path, write_run):
     write_run(tmp_path, "lora", 0)
     write_run(tmp_path, "full", 0)
     assert drawn(tmp_path)[1] is None
+
+
+def test_a_declared_claim_has_its_own_name(decided):
+    judged, _ = drawn(decided)
+    claim = replace(judged[0], comparison=replace(judged[0].comparison, name="where the rank goes"))
+    axes = forest.draw([claim, *judged[1:]], "accuracy", MARGIN).axes[0]
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert names[0] == f"where the rank goes  (n = {claim.pairs})"
+    assert names[1].startswith(judged[1].comparison.label)
