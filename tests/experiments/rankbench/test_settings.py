@@ -29,7 +29,10 @@ def test_the_settings_of_a_group_are_named_as_they_are_written():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nosuch", "--setting must be one of planted, linear, even, phase, encoder, decoder, or a base with ranks"),
+        (
+            "nosuch",
+            "--setting must be one of planted, linear, even, phase, strength, depth, encoder, decoder, or a base with ranks",
+        ),
         ("network,ranks=0x3", r"such as network,ranks=8x3 \(got network,ranks=0x3\)"),
         ("network,ranks=8x3,size=2", r"--setting knobs must be among ranks, .* depth \(got size\)"),
         ("network,ranks=8x3,noise=-1", r"noise must be a number of at least 0 \(got -1.0\)"),
