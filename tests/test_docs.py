@@ -311,11 +311,19 @@ def test_the_findings_print_every_claim_of_the_central_comparison_that_has_all_i
             run["config"]["seed"]: 100 * run["summary"]["metric"]["test_last"]
             for run in map(read_record, record_files(RESULTS / "central" / "seeds" / "supersense" / arm))
         }
-        for arm in ("adalora", "uniform_same_rate")
+        for arm in ("adalora", "uniform", "uniform_same_rate")
     }
     both = sorted(runs["adalora"].keys() & runs["uniform_same_rate"].keys())
     middle, half = mean_interval([runs["adalora"][seed] - runs["uniform_same_rate"][seed] for seed in both])
     assert f"{middle:+.2f} [{middle - half:+.2f}, {middle + half:+.2f}], {len(both)} seeds" in page
+    by_rate = [runs["uniform_same_rate"][seed] - runs["uniform"][seed] for seed in both]
+    assert f"4e-3 is better by {mean(by_rate):.2f} points" in page
+    for arm in ("adalora", "uniform_same_rate", "wide"):
+        kept = [
+            read_record(file)["summary"]["parameters"]["kept"]
+            for file in record_files(RESULTS / "central" / "seeds" / "supersense" / arm)
+        ]
+        assert f"{mean(kept):,.0f}" in page, arm
 
 
 def test_what_is_said_of_rankbench_is_on_its_page():

@@ -131,7 +131,7 @@ def test_rank_maps_are_named_as_such_and_not_by_the_pieces_they_lack(tmp_path, w
     top = {"allocator._target_": "a.global_top", "allocator.min_rank": 0, "ranks_from": None, "ranks_shuffle": "none"}
     top |= {"schedule._target_": "s.cubic", "schedule.t_i": 10, "score._target_": "c.adalora"}
     write_run(tmp_path, "adalora", 0, config=top)
-    for shuffle in ("none", "all", "within_family"):
+    for shuffle in ("none", "all", "within_family", "reversed"):
         write_run(tmp_path, "adalora", 0, config=map_settings("runs/adalora-0123456789-s0", shuffle))
     table = only(tmp_path)
     assert table.settings == ("ranks_from",)
@@ -140,11 +140,13 @@ def test_rank_maps_are_named_as_such_and_not_by_the_pieces_they_lack(tmp_path, w
         "adalora 12 → 8, map shuffled (all)",
         "adalora 12 → 8, map shuffled (within_family)",
         "adalora 12 → 8, retrained map",
+        "adalora 12 → 8, reversed map",
     ]
     assert sorted(column(table, "ranks_from")) == [
         "map shuffled (all)",
         "map shuffled (within_family)",
         "retrained map",
+        "reversed map",
         "–",
     ]
     assert set(table.kinds.values()) == {label.replace(" 12 → 8", "") for label in table.labels.values()}
