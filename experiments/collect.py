@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from adarank.runs.files import SUMMARY, read_json, read_object, write_json
-from adarank.runs.packed import FINISHED, read_record, record_files, run_name
+from adarank.runs.packed import FINISHED, read_records
 
 LARGE = 64_000  # bytes; larger files are written without white space
 
@@ -23,10 +23,9 @@ LARGE = 64_000  # bytes; larger files are written without white space
 def collect(out: Path, name: str = SUMMARY) -> dict[str, Any]:
     """{path of the run below `out`: content of its file `name`} for every finished run that has the file."""
     contents = {}
-    for file in record_files(out):
-        record = read_record(file)
+    for folder, record in read_records(out):
         if (content := {SUMMARY: record["summary"], **record.get("measures", {})}.get(name)) is not None:
-            contents[(file.parent / run_name(file)).relative_to(out).as_posix()] = content
+            contents[folder.relative_to(out).as_posix()] = content
     for path in sorted(out.rglob(SUMMARY)):
         file = path.parent / name
         if read_object(path)[0].get("status") == FINISHED and file.is_file():

@@ -3,13 +3,16 @@ second call changes nothing.
 
     python experiments/migrate_results.py --data GLUE [experiments/results]
 
-Every packed run (experiments/pack.py), compressed or in the former plain JSON, gets the current names of its settings.
-It is written as `<method>-<digest>-s<seed>.json.gz`, the name that experiments/run.py now gives the run. The digest
-covers the data, so --data names the folder with GLUE's tasks. Summaries of classification runs gain `metric.majority`,
-the metric's value for always predicting the most frequent class.
+Runs that lie in files of their own, as experiments/pack.py wrote them formerly (`<run>.json.gz`, and before that plain
+JSON), are joined in one file for each folder; --join does only this. Then every packed run gets the current names of
+its settings and the name that experiments/run.py now gives the run, `<method>-<digest>-s<seed>`. The digest covers the
+data, so --data names the folder with GLUE's tasks. Summaries of classification runs gain `metric.majority`, the
+metric's value for always predicting the most frequent class.
 """
 
 import argparse
+import gzip
+import json
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -28,9 +31,8 @@ from adarank.harness.models import Base
 from adarank.harness.run import identity
 from adarank.harness.run.ranks_from import RankMap
 from adarank.harness.run.resolve import chosen_targets, frozen_dtype, load_base, load_task
-from adarank.runs.files import read_json
-from adarank.runs.packed import SUFFIX, read_record, record_files, run_name
-from experiments.pack import write_record
+from adarank.runs.packed import FILE, read_file, record_files
+from experiments.pack import add_records, write_records
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Record = dict[str, Any]  # {config, summary, metrics, modules, allocations, measures}: `measures` may be missing
@@ -105,41 +107,53 @@ def with_majority(summary: Mapping[str, Any], spec: Spec, data: Path | None) -> 
     return {**summary, "metric": {**metric, "majority": value}}
 
 
-def migrate(results: Path, data: Path | None) -> list[Path]:
-    """Migrate every packed run below `results`, runs of a rank map after their sources. Returns the files written."""
-    files = [*record_files(results), *sorted(results.rglob("*-s*.json"))]
-    records = {file: read_record(file) if file.name.endswith(SUFFIX) else read_json(file) for file in files}
-    configs = {file: present_config(record["config"]) for file, record in records.items()}
-    sources = {
-        run_name(file).removesuffix(".json"): file for file, config in configs.items() if not config["ranks_from"]
-    }
-    names: dict[Path, str] = {}
-    written = []
-    for file in sorted(files, key=lambda file: configs[file]["ranks_from"] is not None):
-        config, rank_map = configs[file], None
+def join(results: Path) -> int:
+    """Join the runs that lie in files of their own below `results`. Returns how many there were."""
+    alone = [*results.rglob("*-s*.json.gz"), *results.rglob("*-s*.json")]
+    for folder in sorted({file.parent for file in alone}):
+        files = {file.name.partition(".json")[0]: file for file in alone if file.parent == folder}
+        contents = {name: file.read_bytes() for name, file in files.items()}
+        texts = {name: gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data for name, data in contents.items()}
+        add_records(folder / FILE, {name: json.loads(text) for name, text in texts.items()})
+        for file in files.values():
+            file.unlink()
+    return len(alone)
+
+
+def migrate(results: Path, data: Path | None) -> int:
+    """Migrate every packed run below `results`, runs of a rank map after their sources. Returns how many changed."""
+    join(results)
+    records = {(file, name): record for file in record_files(results) for name, record in read_file(file)}
+    configs = {run: present_config(record["config"]) for run, record in records.items()}
+    sources = {run[1]: run for run, config in configs.items() if not config["ranks_from"]}
+    names: dict[tuple[Path, str], str] = {}
+    migrated: dict[Path, dict[str, Record]] = {}
+    for run in sorted(records, key=lambda run: configs[run]["ranks_from"] is not None):
+        config, rank_map = configs[run], None
         if config["ranks_from"] is not None and (source := sources.get(Path(config["ranks_from"]).name)) is not None:
             rank = records[source]["summary"]["rank"]
             rank_map = RankMap(rank["budget"], rank["initial"], rank["final"])
             config["ranks_from"] = names[source]
-        names[file] = name_of(spec_of(config), data, rank_map)
-        summary = with_majority(records[file]["summary"], spec_of(config), data)
-        target = file.with_name(names[file] + SUFFIX)
-        record = {**records[file], "config": config, "summary": summary}
-        if target != file or record != records[file]:
-            write_record(target, record)
-            written.append(target)
-            if target != file:
-                file.unlink()
-    return written
+        names[run] = name_of(spec_of(config), data, rank_map)
+        summary = with_majority(records[run]["summary"], spec_of(config), data)
+        migrated.setdefault(run[0], {})[names[run]] = {**records[run], "config": config, "summary": summary}
+    changed = 0
+    for file, runs in migrated.items():
+        known = dict(read_file(file))
+        if runs != known:
+            write_records(file, runs)
+        changed += sum(known.get(name) != record for name, record in runs.items())
+    return changed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="?", default=RESULTS)
     parser.add_argument("--data", type=Path, help="the folder with GLUE's tasks")
+    parser.add_argument("--join", action="store_true", help="only join runs that lie in files of their own")
     options = parser.parse_args()
-    written = migrate(options.results, options.data)
-    print(f"{len(written)} files written below {options.results}")
+    runs = join(options.results) if options.join else migrate(options.results, options.data)
+    print(f"{runs} runs below {options.results} changed")
     return 0
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from adarank.errors import SettingError
 from adarank.runs.files import CONFIG, STATUS, SUMMARY, read_object
-from adarank.runs.packed import read_record, record_files, run_name
+from adarank.runs.packed import read_records
 from experiments.study import Cell, Study, budgets_of, rank_of
 
 STAGES = ("tuning", "seeds")
@@ -33,11 +33,10 @@ class Outcome(NamedTuple):
 
 def outcomes(study: Study, results: Path, stage: str, task: str, method: str) -> list[Outcome]:
     """Every finished run of a method; stage: one of STAGES."""
-    return [_outcome(study, method, file) for file in record_files(results / stage / task / method)]
+    return [_outcome(study, method, *run) for run in read_records(results / stage / task / method)]
 
 
-def _outcome(study: Study, method: str, file: Path) -> Outcome:
-    record = read_record(file)
+def _outcome(study: Study, method: str, folder: Path, record: Mapping[str, Any]) -> Outcome:
     config, summary = record["config"], record["summary"]
     metric, last = summary["metric"], study.checkpoint == "last"
     dev, test = (metric["last"], metric.get("test_last")) if last else (metric["best"], metric.get("test"))
@@ -45,7 +44,7 @@ def _outcome(study: Study, method: str, file: Path) -> Outcome:
         arm=summary.get("arm") or _arm_by_rank(study, method, config["rank"]),
         rate=config["train"]["lr"],
         seed=config["seed"],
-        run=run_name(file),
+        run=folder.name,
         dev=dev,
         value=dev if test is None else test,
         metric=metric["name"],

@@ -1,18 +1,19 @@
-"""Packs each finished run into one small file that can be committed, and unpacks them into run folders.
+"""Packs finished runs into small files that can be committed, one for each folder, and unpacks them into run folders.
 
     python experiments/pack.py pack runs/table1 experiments/results/table1
     python experiments/pack.py unpack experiments/results/table1 runs/table1
 
-A packed run, `<run>.json.gz`, holds settings (of absolute paths, the last name), summary, metrics, allocations and the
-measurements of `adarank probe` except similarities, and the labels and predicted classes of test, but no weights,
-probabilities or quantiles of scores. The same run always gives the same bytes. experiments/run.py skips an unpacked run
-as finished; analysis/ and `adarank.frame` read it like any run.
+A file, `runs.jsonl.xz`, has a line for each run with its settings (of absolute paths, the last name), summary,
+metrics, allocations, the measurements of `adarank probe` except similarities, and the labels and predicted classes of
+test, but no weights, probabilities or quantiles of scores. The same runs always give the same bytes. experiments/run.py
+skips an unpacked run as finished; analysis/ and `adarank.frame` read it like any run.
 """
 
 import argparse
-import gzip
 import json
+import lzma
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +24,47 @@ import yaml
 from adarank.errors import SettingError
 from adarank.runs import allocations, files, predictions
 from adarank.runs.files import SUMMARY, read_json, read_object, write_text
-from adarank.runs.packed import FINISHED, SUFFIX, allocations_of, read_record, record_files, run_name
+from adarank.runs.lock import waiting_for
+from adarank.runs.packed import FILE, FINISHED, allocations_of, read_file, read_records
 
 MEASURES = (files.PROBE, files.PRUNING, files.DELTA, files.FORGETTING, files.PREFIXES)
 
 
-def write_record(file: Path, record: dict[str, Any]) -> None:
-    """Write a packed run, atomically. The bytes depend on `record` alone."""
-    text = json.dumps(record, separators=(",", ":"), allow_nan=False)
+def add_records(file: Path, records: Mapping[str, dict[str, Any]]) -> None:
+    """Add {name: record} to a file of packed runs, or replace those of the same names, atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(file, gzip.compress(text.encode(), mtime=0))
+    with waiting_for(file.parent):  # other jobs of a study write to the same file
+        write_records(file, {**dict(read_file(file)), **records})
+
+
+def write_records(file: Path, records: Mapping[str, dict[str, Any]]) -> None:
+    """Write {name: record} as a file of packed runs, atomically. The bytes depend on the records alone."""
+    lines = (
+        json.dumps({"run": name, **record}, separators=(",", ":"), allow_nan=False)
+        for name, record in sorted(records.items())
+    )
+    files.write_bytes(file, lzma.compress("\n".join(lines).encode()))
 
 
 def pack(out: Path, results: Path) -> list[Path]:
-    """Write a file below `results` for every finished run below `out`, in the same subfolders, and return the files
-    written. An existing file gains the run's new measurements and otherwise does not change."""
+    """Pack every finished run below `out` into the same subfolder of `results`. Returns the folders that new and
+    changed runs would have there if they were unpacked in place. A packed run gains the run's new measurements and
+    otherwise does not change."""
     new = []
-    for status in sorted(out.rglob(files.STATUS)):
-        folder = status.parent
-        file = results / folder.parent.relative_to(out) / f"{folder.name}{SUFFIX}"
-        if read_object(status)[0].get("state") != FINISHED:
-            continue
-        known = read_record(file) if file.exists() else packed(folder)
-        measures = {**known.get("measures", {}), **measured(folder)}
-        record = {**known, "measures": measures} if measures else known
-        if file.exists() and record == known:
-            continue
-        write_record(file, record)
-        new.append(file)
+    for parent in sorted({status.parent.parent for status in out.rglob(files.STATUS)}):
+        file = results / parent.relative_to(out) / FILE
+        known, changed = dict(read_file(file)), {}
+        for folder in sorted(status.parent for status in parent.glob(f"*/{files.STATUS}")):
+            if read_object(folder / files.STATUS)[0].get("state") != FINISHED:
+                continue
+            record = known.get(folder.name) or packed(folder)
+            if measures := {**record.get("measures", {}), **measured(folder)}:
+                record = {**record, "measures": measures}
+            if record != known.get(folder.name):
+                changed[folder.name] = record
+        if changed:
+            add_records(file, changed)
+        new += [file.parent / name for name in changed]
     return new
 
 
@@ -58,12 +72,12 @@ def unpack(results: Path, out: Path) -> list[Path]:
     """Create a run folder below `out` for every packed run below `results` except existing ones; returns the new
     ones."""
     new = []
-    for file in record_files(results):
-        folder = out / file.parent.relative_to(results) / run_name(file)
+    for place, record in read_records(results):
+        folder = out / place.relative_to(results)
         if folder.exists():
             continue
         folder.mkdir(parents=True)
-        write_run(read_record(file), folder)
+        write_run(record, folder)
         new.append(folder)
     return new
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from adarank.errors import SettingError, whole_number
 from adarank.runs.files import STATUS, read_json, write_json
-from adarank.runs.packed import record_files
+from adarank.runs.packed import read_records
 from analysis import claims, measures
 from analysis.load import FolderError, read_runs
 from analysis.report import load as load_runs
@@ -216,7 +216,7 @@ def declare(study: Study, place: Place) -> None:
     for name, asked in ((claims.FILE, study.claims), (measures.FILE, of_probe)):
         try:
             known = claims.load(place.results, name)
-            runs = len(record_files(place.results / "seeds"))
+            runs = len(dict(read_records(place.results / "seeds")))
             if asked is None:
                 if known is not None:
                     raise SettingError(f"the study must keep its claims (got none; {place.results / name} has some)")

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from adarank.runs.packed import read_record, record_files
+from adarank.runs.packed import read_records
 from analysis.score_fidelity import agreement
 from analysis.stats import mean_interval
 
@@ -82,7 +82,7 @@ def test_the_methods_default_to_the_learning_rates_of_the_committed_search():
 
 
 def test_three_inits_default_to_the_learning_rates_of_the_committed_trials():
-    trials = list(map(read_record, record_files(RESULTS / "inits_lr")))
+    trials = list(dict(read_records(RESULTS / "inits_lr")).values())
     for method in ("pissa", "olora", "lora_ga"):
         found = {
             t["config"]["train"]["lr"]: t["summary"]["metric"]["best"]
@@ -113,7 +113,7 @@ def test_the_earlier_studies_print_the_levels_of_every_control():
     kinds = sorted((RESULTS / "controls" / "seeds" / "rotten_tomatoes").iterdir())
     assert len(kinds) == 9
     for kind in kinds:
-        metrics = [run["summary"]["metric"] for run in map(read_record, record_files(kind))]
+        metrics = [run["summary"]["metric"] for _, run in read_records(kind)]
         assert len(metrics) == 10
         cells = [mean_interval([metric[key] for metric in metrics]) for key in ("test", "test_last")]
         best, last = (f"{middle:.3f} ± {half:.3f}".replace("0.", ".") for middle, half in cells)
@@ -129,8 +129,8 @@ def test_the_earlier_studies_print_what_the_scores_foresee():
         "fisher": "Fisher",
         "spectral_entropy": "spectral entropy",
     }
-    files = record_files(RESULTS / "controls" / "seeds" / "rotten_tomatoes" / "adalora")
-    probes = [read_record(file)["measures"]["probe.json"] for file in files]
+    runs = read_records(RESULTS / "controls" / "seeds" / "rotten_tomatoes" / "adalora")
+    probes = [run["measures"]["probe.json"] for _, run in runs]
     assert len(probes) == 10
     for name in probes[0]["scores"]:
         found = [agreement(np.array(p["scores"][name]), np.array(p["rise"])) for p in probes]
@@ -172,7 +172,7 @@ def test_the_earlier_studies_print_the_verdicts_of_the_committed_studies(tmp_pat
 def test_the_earlier_studies_print_who_forgets():
     page = (ROOT / "docs" / "earlier_studies.md").read_text(encoding="utf-8")
     for kind in ("full", "lora", "lora_high", "para", "adalora", "uniform", "random"):
-        runs = list(map(read_record, record_files(RESULTS / "controls" / "seeds" / "rotten_tomatoes" / kind)))
+        runs = list(dict(read_records(RESULTS / "controls" / "seeds" / "rotten_tomatoes" / kind)).values())
         probed = [run["measures"]["forgetting.json"]["stsb"] for run in runs]
         values = [run["summary"]["metric"]["test"] for run in runs], [stsb["after"] for stsb in probed]
         cells = [f"{middle:.3f} ± {half:.3f}".replace("0.", ".") for middle, half in map(mean_interval, values)]
@@ -309,7 +309,7 @@ def test_the_findings_print_every_claim_of_the_central_comparison_that_has_all_i
     runs = {
         arm: {
             run["config"]["seed"]: 100 * run["summary"]["metric"]["test_last"]
-            for run in map(read_record, record_files(RESULTS / "central" / "seeds" / "supersense" / arm))
+            for _, run in read_records(RESULTS / "central" / "seeds" / "supersense" / arm)
         }
         for arm in ("adalora", "uniform", "uniform_same_rate")
     }
@@ -320,8 +320,8 @@ def test_the_findings_print_every_claim_of_the_central_comparison_that_has_all_i
     assert f"4e-3 is better by {mean(by_rate):.2f} points" in page
     for arm in ("adalora", "uniform_same_rate", "wide"):
         kept = [
-            read_record(file)["summary"]["parameters"]["kept"]
-            for file in record_files(RESULTS / "central" / "seeds" / "supersense" / arm)
+            run["summary"]["parameters"]["kept"]
+            for _, run in read_records(RESULTS / "central" / "seeds" / "supersense" / arm)
         ]
         assert f"{mean(kept):,.0f}" in page, arm
 

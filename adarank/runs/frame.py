@@ -1,5 +1,6 @@
 """Runs as pandas DataFrames, from run folders and packed results alike. docs/runs.md describes the columns."""
 
+import heapq
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -127,11 +128,10 @@ def _pandas() -> Any:
 
 def _runs(out: Path) -> Iterator[Run]:
     """The runs sorted by name, one at a time, so that thousands of packed runs are never in memory together."""
-    files = [(file.parent / packed.run_name(file), file) for file in packed.record_files(out)]
-    paths = [*((folder, folder) for folder in run_folders(out)), *files]
-    for place, path in sorted(paths):
+    folders = ((folder, None) for folder in sorted(run_folders(out)))
+    for place, record in heapq.merge(folders, packed.read_records(out), key=lambda found: found[0]):
         name = out.absolute().name if place == out else place.relative_to(out).as_posix()
-        yield _packed_run(name, path) if path.suffix == ".gz" else _folder_run(name, path)
+        yield _folder_run(name, place) if record is None else _packed_run(name, record)
 
 
 def _folder_run(name: str, folder: Path) -> Run:
@@ -148,8 +148,7 @@ def _folder_run(name: str, folder: Path) -> Run:
     )
 
 
-def _packed_run(name: str, file: Path) -> Run:
-    record = packed.read_record(file)
+def _packed_run(name: str, record: Mapping[str, Any]) -> Run:
     return Run(
         name=name,
         state=packed.FINISHED,

@@ -19,7 +19,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,19 @@ def locked(folder: Path) -> Iterator[Path | None]:
             _release(descriptor)
         if path is not None:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def waiting_for(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder` for less than STALE_AFTER, as soon as no other thread or process holds it."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(folder))
+                break
+            except RunLocked:
+                time.sleep(random.uniform(0.01, 0.05))
+        yield
 
 
 def holder(folder: Path) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ import yaml
 
 from adarank.errors import SettingError
 from adarank.runs.files import write_json
-from adarank.runs.packed import read_record, record_files
+from adarank.runs.packed import read_records
 from analysis.stats.intervals import mean_interval
 from experiments.protocol import Place, arguments, follow, reports
 from experiments.study import Study, read
@@ -70,7 +70,7 @@ def scores(results: Path, task: str, method: str, rank: int | None) -> dict[int,
     """{seed: test metric in points, of the best checkpoint and of the last} of the finished runs; rank: None for
     any."""
     found = {}
-    for record in map(read_record, record_files(results / "seeds" / task / method)):
+    for _, record in read_records(results / "seeds" / task / method):
         metric = record["summary"]["metric"]
         if rank in (None, record["config"]["rank"]):
             found[record["config"]["seed"]] = (100 * metric["test"], 100 * metric["test_last"])

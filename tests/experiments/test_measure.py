@@ -13,7 +13,7 @@ from adarank.errors import SettingError
 from adarank.harness.data.tasks import movie_reviews
 from adarank.probe import cli
 from adarank.runs.files import write_json
-from adarank.runs.packed import read_record, record_files
+from adarank.runs.packed import read_records
 from analysis import claims, measures, report
 from experiments import measure, study
 from tests.experiments.studies import STUDY
@@ -181,7 +181,7 @@ def test_one_command_tunes_compares_measures_and_judges(name, tmp_path, monkeypa
     done = in_this_one(words)
     assert done.status == 0, done.err
     asked = study.load(file)
-    records = {path: read_record(path) for path in record_files(results)}
+    records = dict(read_records(results))
     measured = {path for path, record in records.items() if record.get("measures")}
     wanted = {
         path

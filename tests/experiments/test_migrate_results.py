@@ -1,11 +1,12 @@
 """Committed results are brought into the present form: settings and runs by their present names, compressed."""
 
+import gzip
 import json
 
 import pytest
 
 from adarank.harness.config.spec import spec_of
-from adarank.runs.packed import read_record
+from adarank.runs.packed import FILE, read_file
 from experiments.migrate_results import migrate, name_of, present_config
 from tests.harness.config.test_validate import settled
 
@@ -69,11 +70,11 @@ def test_a_rank_map_is_no_allocator(shuffle, seed):
 
 
 def test_runs_are_named_as_the_command_names_them_and_a_second_call_changes_nothing(tmp_path):
-    for name, config in (("adalora-0000000000-s8", OLD), ("adalora-1111111111-s8", MAPPED)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(record(config), indent=2))
-    assert len(migrate(tmp_path, None)) == 2
-    assert list(tmp_path.glob("*.json")) == []
-    records = {path.name.removesuffix(".json.gz"): read_record(path) for path in tmp_path.iterdir()}
+    (tmp_path / "adalora-0000000000-s8.json").write_text(json.dumps(record(OLD), indent=2))
+    (tmp_path / "adalora-1111111111-s8.json.gz").write_bytes(gzip.compress(json.dumps(record(MAPPED)).encode()))
+    assert migrate(tmp_path, None) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    records = dict(read_file(tmp_path / FILE))
     ((plain, source),) = [item for item in records.items() if item[1]["config"]["ranks_from"] is None]
     ((_, other),) = [item for item in records.items() if item[0] != plain]
     assert other["config"]["ranks_from"] == plain
@@ -90,5 +91,5 @@ def test_runs_are_named_as_the_command_names_them_and_a_second_call_changes_noth
     words += ["model=tiny_bert", "model.width=32", "model.layers=1"]
     assert plain == name_of(settled(*words), None)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert migrate(tmp_path, None) == []
+    assert migrate(tmp_path, None) == 0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

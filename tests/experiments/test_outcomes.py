@@ -3,9 +3,10 @@
 import pytest
 
 from adarank.errors import SettingError
+from adarank.runs.packed import FILE
 from experiments import outcomes
 from experiments.outcomes import Outcome
-from experiments.pack import write_record
+from experiments.pack import add_records
 from experiments.study import read
 from tests.experiments.studies import STUDY, study
 
@@ -57,9 +58,8 @@ def record(folder, name, rank, metric, **summary):
     time = {"train_s": 90.0, "eval_s": 30.0}
     metric = {"name": "accuracy", "higher_is_better": True, "best": 0.6, "last": 0.5, **metric}
     config = {"rank": rank, "seed": 3, "train": {"lr": 0.01}}
-    write_record(
-        folder / f"{name}-s3.json.gz", {"config": config, "summary": {"metric": metric, "time": time, **summary}}
-    )
+    record = {"config": config, "summary": {"metric": metric, "time": time, **summary}}
+    add_records(folder / FILE, {f"{name}-s3": record})
 
 
 def test_the_study_s_checkpoint_is_the_one_that_counts(tmp_path):

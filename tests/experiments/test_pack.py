@@ -1,9 +1,11 @@
 """Finished runs as files that can be committed, and back."""
 
 import json
+import lzma
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,10 @@ import yaml
 
 from adarank.errors import SettingError
 from adarank.runs import allocations, predictions
-from adarank.runs.packed import read_record, record_files
+from adarank.runs.packed import FILE, read_record, read_records
 from analysis.load import read_runs
 from experiments.collect import collect
-from experiments.pack import pack, unpack
+from experiments.pack import add_records, pack, unpack
 from tests.experiments.test_run import inside
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,15 +38,16 @@ def out(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_that_went_through_a_file_is_the_same_but_for_weights_and_quantiles(out, tmp_path):
-    (file,) = pack(out, tmp_path / "results")
+    (place,) = pack(out, tmp_path / "results")
     (run,) = out.glob("sweep/adalora-*")
-    assert file == tmp_path / "results" / "sweep" / f"{run.name}.json.gz"
+    assert place == tmp_path / "results" / "sweep" / run.name
+    assert [path.name for path in place.parent.iterdir()] == [FILE]
     (back,) = unpack(tmp_path / "results", tmp_path / "back")
     assert back == tmp_path / "back" / "sweep" / run.name
     assert json.loads((back / "summary.json").read_text()) == json.loads((run / "summary.json").read_text())
     config, whole = (yaml.safe_load((f / "config.yaml").read_text()) for f in (back, run))
     assert config == {**whole, "out": "sweep"}
-    assert str(out) not in json.dumps(read_record(file)), "folders of this machine stay here"
+    assert str(out) not in json.dumps(read_record(place)), "folders of this machine stay here"
     assert (back / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
     records, unpacked = (allocations.read(f / "allocations.jsonl")[0] for f in (run, back))
     assert records[-1].pop("score_quantiles")
@@ -89,22 +92,22 @@ def test_nothing_is_written_twice_and_unfinished_runs_are_left_out(out, tmp_path
 def test_what_was_measured_of_a_run_later_is_added_to_its_file(out, tmp_path):
     runs, results = tmp_path / "runs", tmp_path / "results"
     shutil.copytree(out, runs)
-    (file,) = pack(runs, results)
+    (place,) = pack(runs, results)
     (run,) = runs.glob("sweep/adalora-*")
-    before = read_record(file)
+    before, file = read_record(place), place.parent / FILE
     for name in ("forgetting.json", "similarity.json"):
         (run / name).write_text('{"stsb": {"before": 0.8, "after": 0.7}}')
-    assert pack(runs, results) == [file]
+    assert pack(runs, results) == [place]
     measures = {"forgetting.json": {"stsb": {"before": 0.8, "after": 0.7}}}
-    assert read_record(file) == {**before, "measures": measures}, "similarities are too large for it"
+    assert read_record(place) == {**before, "measures": measures}, "similarities are too large for it"
     assert pack(runs, results) == []
     (back,) = unpack(results, tmp_path / "back")
     assert json.loads((back / "forgetting.json").read_text()) == measures["forgetting.json"]
     (run / "forgetting.json").unlink()
     assert pack(runs, results) == [], "what is in a file stays there"
     (run / "delta.json").write_text('{"top": 10}')
-    assert pack(runs, results) == [file]
-    assert read_record(file)["measures"] == {**measures, "delta.json": {"top": 10}}
+    assert pack(runs, results) == [place]
+    assert read_record(place)["measures"] == {**measures, "delta.json": {"top": 10}}
     (run / "delta.json").write_text("{")
     kept = file.read_bytes()
     done = command("experiments/pack.py", "pack", runs, results)
@@ -127,15 +130,52 @@ def test_the_form_of_allocations_without_a_header_is_packed_alike(out, tmp_path)
     records, _ = allocations.read(run / "allocations.jsonl")
     (run / "allocations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (old,), (new,) = pack(tmp_path / "runs", tmp_path / "old"), pack(out, tmp_path / "new")
-    assert old.read_bytes() == new.read_bytes(), "the bytes depend on the run alone"
+    assert (old.parent / FILE).read_bytes() == (new.parent / FILE).read_bytes(), "the bytes depend on the run alone"
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\x1f\x8b damaged"])
-def test_a_damaged_file_is_named(tmp_path, content):
-    file = tmp_path / "lora-0123456789-s0.json.gz"
+def test_the_runs_of_a_folder_share_a_file_in_whatever_order_they_were_packed(tmp_path):
+    names = [f"lora-0123456789-s{seed}" for seed in range(6)]
+    for name in names:
+        make_run(tmp_path / "runs" / "sweep" / name, value=0.25)
+    new = pack(tmp_path / "runs", tmp_path / "at once")
+    assert [place.name for place in new] == names
+    at_once = tmp_path / "at once" / "sweep" / FILE
+    make_run(tmp_path / "runs" / "other" / names[0])
+    assert len(pack(tmp_path / "runs", tmp_path / "at once")) == 1
+    records = {place.name: record for place, record in read_records(at_once.parent)}
+    assert list(records) == names
+    file = tmp_path / "side by side" / FILE
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda name: add_records(file, {name: records[name]}), reversed(names)))
+    assert file.read_bytes() == at_once.read_bytes(), "no job loses the run of another"
+    assert [path.name for path in file.parent.iterdir()] == [FILE]
+    add_records(file, {names[2]: {"summary": {}}})
+    assert read_record(file.parent / names[2]) == {"summary": {}}
+    assert read_record(file.parent / names[3]) == records[names[3]]
+    with pytest.raises(SettingError, match=r"other must be a packed run \(got .*runs\.jsonl\.xz without it\)"):
+        read_record(file.parent / "other")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        lzma.compress(b"[]"),
+        lzma.compress(b"{}"),
+        lzma.compress(b'{"run": "lora-0123456789-s0", "config": {}}')[:-8],
+        lzma.compress(b'{"run": "lora-0123456789-s0", "conf'),
+    ],
+)
+def test_a_damaged_file_is_named_and_not_written_over(tmp_path, content):
+    file = tmp_path / "results" / FILE
+    file.parent.mkdir()
     file.write_bytes(content)
-    with pytest.raises(SettingError, match=r"lora-0123456789-s0\.json\.gz is damaged"):
-        unpack(tmp_path, tmp_path / "out")
+    make_run(tmp_path / "runs" / "lora-0123456789-s0")
+    for call in (lambda: unpack(file.parent, tmp_path / "out"), lambda: pack(tmp_path / "runs", file.parent)):
+        with pytest.raises(SettingError, match=r"runs\.jsonl\.xz is damaged"):
+            call()
+    assert file.read_bytes() == content
 
 
 def test_predicted_classes_are_kept_and_other_predictions_are_not(tmp_path):
@@ -156,14 +196,15 @@ def test_predicted_classes_are_kept_and_other_predictions_are_not(tmp_path):
         make_run(folder)
         if given is not None:
             predictions.write(folder, given)
-        (file,) = pack(tmp_path / "runs", tmp_path / "results")
-        sizes[name] = file.stat().st_size
-        (back,) = unpack(tmp_path / "results", tmp_path / "back")
+        (place,) = pack(tmp_path / "runs", tmp_path / name)
+        sizes[name] = (place.parent / FILE).stat().st_size
+        shutil.rmtree(tmp_path / "runs")
+        (back,) = unpack(tmp_path / name, tmp_path / "back")
         expected = {k: v for k, v in (given or {}).items() if k.startswith(("label", "prediction"))}
         found = predictions.read(back)
         assert found.keys() == (expected.keys() if name in ("classes", "two") else set())
         assert all(np.array_equal(values, expected[k]) for k, values in found.items())
-    assert sizes["targets"] == sizes["texts"] == pytest.approx(sizes["plain"], abs=5)
+    assert sizes["targets"] == sizes["texts"] == pytest.approx(sizes["plain"], abs=8)
     assert sizes["classes"] - sizes["plain"] < 400, "bytes for 1,000 rows"
 
 
@@ -213,8 +254,9 @@ def test_committed_results_are_small():
     assert max(sizes.values()) < 1_000_000
     blocks = [-(-size // 4096) * 4096 for name, size in sizes.items() if name.startswith("experiments/results/")]
     assert sum(blocks) < 8_000_000
-    assert not list(RESULTS.rglob("*-s*.json")), "every packed run is compressed"
-    assert len(record_files(RESULTS)) > 400
+    alone = [*RESULTS.rglob("*-s*.json"), *RESULTS.rglob("*-s*.json.gz")]
+    assert not alone, "packed runs are joined: python experiments/migrate_results.py --join"
+    assert len(list(read_records(RESULTS))) > 700
 
 
 def test_committed_runs_can_be_unpacked(tmp_path):

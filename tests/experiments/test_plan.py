@@ -7,9 +7,10 @@ import pytest
 from scipy.stats import nct, t
 
 from adarank.errors import SettingError
+from adarank.runs.packed import FILE
 from analysis import claims, stats
 from experiments import plan
-from experiments.pack import write_record
+from experiments.pack import add_records
 from experiments.study import read
 from tests.experiments.studies import study
 
@@ -21,9 +22,8 @@ def record(results, stage, method, arm, seed, value, rate=1e-2, minutes=2.0):
     metric |= {"test": value, "test_last": value} if stage == "seeds" else {}
     summary = {"arm": arm, "metric": metric, "time": {"train_s": 60 * minutes, "eval_s": 0.0}}
     config = {"rank": 2, "seed": seed, "train": {"lr": rate}}
-    write_record(
-        results / stage / "t" / method / f"{arm}-{rate}-s{seed}.json.gz", {"config": config, "summary": summary}
-    )
+    record = {"config": config, "summary": summary}
+    add_records(results / stage / "t" / method / FILE, {f"{arm}-{rate}-s{seed}": record})
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from adarank.errors import SettingError
-from adarank.runs.packed import record_files
+from adarank.runs.packed import read_records, record_files
 from analysis import claims, report
 from experiments import protocol
 from experiments.reproduce import adalora_table1 as table1
@@ -94,8 +94,8 @@ def test_a_job_without_work_helps_another_from_its_other_end(runner, place):
     protocol.follow(read(STUDY), protocol.Place(place.out, place.results, place.words, jobs=2))
     tried = [(rates, seeds) for stage, arm, rates, seeds, _ in runner.calls if (stage, arm) == ("tuning", "full")]
     assert tried == [([1e-4, 1e-3, 1e-2], [100, 101]), ([1e-2, 1e-3, 1e-4], [101, 100])]
-    assert len(record_files(place.results / "tuning" / "t" / "full")) == 6
-    assert runner.trained == len(record_files(place.results)), "no run is trained twice"
+    assert len(list(read_records(place.results / "tuning" / "t" / "full"))) == 6
+    assert runner.trained == len(list(read_records(place.results))), "no run is trained twice"
 
 
 def test_a_failure_lets_the_other_jobs_finish_and_starts_no_more(runner, place):
@@ -114,7 +114,9 @@ def test_a_failure_lets_the_other_jobs_finish_and_starts_no_more(runner, place):
     begun = {arm for _, arm, *_ in runner.calls}
     assert {"full", "lora@2"} <= begun
     assert not any(arm.startswith("adalora") for arm in begun)
-    assert len(record_files(place.results / "tuning" / "t" / "lora")) >= 3, "what had begun is finished and packed"
+    assert len(list(read_records(place.results / "tuning" / "t" / "lora"))) >= 3, (
+        "what had begun is finished and packed"
+    )
 
 
 def test_the_committed_studies_keep_their_rates():
@@ -216,7 +218,7 @@ def test_claims_are_declared_before_the_first_seed_of_the_comparison(runner, pla
 
 def test_claims_that_change_after_runs_are_recorded_and_said(runner, place, capsys):
     protocol.follow(read(study({})), place)
-    runs = len(record_files(place.results / "seeds"))
+    runs = len(list(read_records(place.results / "seeds")))
     protocol.follow(read(study({"alpha": 0.01})), place)
     assert f"The claims have changed after {runs} runs of the comparison" in capsys.readouterr().out
     for folder in (place.results, place.out / "seeds"):

@@ -14,26 +14,25 @@ import adarank
 from adarank.errors import SettingError
 from adarank.runs import frame as frames
 from adarank.runs import packed, predictions, state
-from experiments.pack import unpack, write_record
+from experiments.pack import add_records, unpack, write_records
 
 CONTROLS = Path(__file__).resolve().parents[2] / "experiments" / "results" / "controls" / "seeds"
 ARMS = ("adalora", "full", "lora", "map")
-FILES = {arm: packed.record_files(CONTROLS / "rotten_tomatoes" / arm)[:2] for arm in ARMS}
+RECORDS = {arm: dict(list(packed.read_file(CONTROLS / "rotten_tomatoes" / arm / packed.FILE))[:2]) for arm in ARMS}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Two packed runs of each of four methods, in folders of their own."""
     folder = tmp_path_factory.mktemp("results")
-    for arm, files in FILES.items():
+    for arm, records in RECORDS.items():
         (folder / "seeds" / arm).mkdir(parents=True)
-        for file in files:
-            shutil.copy(file, folder / "seeds" / arm)
+        write_records(folder / "seeds" / arm / packed.FILE, records)
     return folder
 
 
 def records():
-    return {file: packed.read_record(file) for files in FILES.values() for file in files}
+    return {f"seeds/{arm}/{name}": record for arm, runs in RECORDS.items() for name, record in runs.items()}
 
 
 @pytest.mark.parametrize("kind", frames.KINDS)
@@ -54,8 +53,8 @@ def test_a_run_is_one_row_with_typed_settings_results_and_costs(results):
     assert (types["train.lr"], types["rank"], types["seed"]) == ("float64", "int64", "int64")
     assert (types["train.group_by_length"], types["tiny"], types["metric.higher_is_better"]) == ("bool",) * 3
     assert types["init_rank"] == "Int64"  # full fine-tuning and LoRA have none
-    for file, record in records().items():
-        row = table.loc[f"seeds/{file.parent.name}/{packed.run_name(file)}"]
+    for run, record in records().items():
+        row = table.loc[run]
         config, summary = record["config"], record["summary"]
         assert (row["method"], row["seed"], row["task"], row["model"], row["state"]) == (
             config["method"], config["seed"], "rotten_tomatoes", "minilm_l6", "finished",
@@ -83,8 +82,7 @@ def test_a_run_is_one_row_with_typed_settings_results_and_costs(results):
 
 def test_metrics_allocations_and_ranks_are_those_of_the_files(results):
     tables = {kind: adarank.frame(results, kind) for kind in ("metrics", "allocations", "ranks")}
-    for file, record in records().items():
-        run = f"seeds/{file.parent.name}/{packed.run_name(file)}"
+    for run, record in records().items():
         metrics, allocations, ranks = (table[table["run"] == run] for table in tables.values())
         assert list(zip(metrics["step"], metrics["split"], strict=True)) == [
             (line["step"], line["split"]) for line in record["metrics"]
@@ -183,7 +181,7 @@ def test_predictions_have_a_row_per_row_and_checkpoint(live):
     assert str(table["label"].dtype) == "int64"
     predictions.write(live / "a" / "lora-0123456789-s2", {"score": np.float32([1.5])})
     record = next(iter(records().values()))
-    write_record(live / "packed-0123456789-s0.json.gz", {**record, "predictions": predictions.packed(classes)})
+    add_records(live / packed.FILE, {"packed-0123456789-s0": {**record, "predictions": predictions.packed(classes)}})
     table = adarank.frame(live, "predictions")
     assert table["run"].tolist()[-3:] == ["a/lora-0123456789-s2", *["packed-0123456789-s0"] * 2]
     assert table["label"].isna().tolist() == [False] * 4 + [True] + [False] * 2

@@ -14,10 +14,10 @@ import yaml
 from scipy.stats import t as student
 
 from adarank.harness.config.compose import spec_from
-from adarank.runs.packed import record_files
+from adarank.runs.packed import FILE, read_records, record_files
 from experiments import protocol
 from experiments import study as studies
-from experiments.pack import write_record
+from experiments.pack import add_records
 from experiments.reproduce import adalora_table1 as table1
 from tests.experiments.test_run import main as run_main
 from tests.representatives import representatives
@@ -73,9 +73,8 @@ def test_tiny_goes_through_and_a_second_call_trains_nothing(how, cola, tmp_path)
     assert "cola, r = 2, AdaLoRA − lora" in done.stdout
     assert "of 3 pairs; paper +1.33" in done.stdout
     assert "Not a reproduction: a random model" in done.stdout
-    records = record_files(results)
-    assert len(records) == 14
-    before = {path: path.read_bytes() for path in records}
+    assert len(list(read_records(results))) == 14
+    before = {path: path.read_bytes() for path in record_files(results)}
 
     # another machine: only the committed files are there
     again = call(cola, tmp_path / "elsewhere", results, "hydra/launcher=basic")
@@ -131,9 +130,8 @@ def test_the_paper_s_scale_is_settled(method):
 
 
 def record(folder, method, rank, seed, test, last):
-    file = folder / "seeds" / "cola" / method / f"{method}-{rank}-s{seed}.json.gz"
-    summary = {"metric": {"test": test, "test_last": last}}
-    write_record(file, {"config": {"rank": rank, "seed": seed}, "summary": summary})
+    record = {"config": {"rank": rank, "seed": seed}, "summary": {"metric": {"test": test, "test_last": last}}}
+    add_records(folder / "seeds" / "cola" / method / FILE, {f"{method}-{rank}-s{seed}": record})
 
 
 def test_a_cell_is_the_paired_difference_with_student_s_interval(tmp_path):
