@@ -6,7 +6,6 @@ python experiments/docs_figures.py docs --report runs/controls/seeds/report/inde
 """
 
 import argparse
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,10 +19,8 @@ import numpy as np
 from adarank import schedules
 from adarank.runs.modules import rank_grid
 from adarank.runs.packed import allocations_of, read_record
-from analysis import claims
 from analysis.plots import forest, style
-from analysis.report import Report, load
-from experiments.pack import unpack
+from experiments.pages import report_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,16 +92,6 @@ def three_phases(schedule: schedules.Schedule = EXAMPLE) -> "style.Figure | None
     axes.set_yticks([0, schedule.final, schedule.initial])
     axes.set_xticks([0, schedule.begin, settled, schedule.total])
     return figure
-
-
-def report_of(study: str) -> Report:
-    """The report on the comparison of a study in experiments/results."""
-    with tempfile.TemporaryDirectory() as folder:
-        unpack(RESULTS / study, Path(folder))
-        for name in (claims.FILE, claims.LOOKS):
-            if (RESULTS / study / name).is_file():
-                shutil.copy(RESULTS / study / name, Path(folder) / "seeds" / name)
-        return load(Path(folder) / "seeds")
 
 
 def central() -> "style.Figure | None":

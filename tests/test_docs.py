@@ -294,12 +294,12 @@ def test_the_table_of_every_method_is_that_of_the_committed_runs():
 
 
 def test_the_findings_print_every_claim_of_the_central_comparison_that_has_all_its_seeds():
-    from experiments import docs_figures
+    from experiments.pages import report_of
     from experiments.study import load
 
     page = " ".join((ROOT / "docs" / "findings.md").read_text(encoding="utf-8").split())
     planned = len(load(ROOT / "experiments" / "studies" / "central.yaml").seeds)
-    (verdicts,) = docs_figures.report_of("central").family.verdicts
+    (verdicts,) = report_of("central").family.verdicts
     whole = [verdict for verdict in verdicts if verdict.pairs == planned]
     assert whole
     for verdict in whole:

@@ -18,7 +18,6 @@ from analysis.formats import BLANK
 from experiments.rankbench.measure import ORACLE, UNIFORM
 
 MARGIN, LEVEL = 1.1, 0.05
-MARKER = "<!-- tables -->"
 Cell = Mapping[str, Any]
 
 
@@ -145,14 +144,6 @@ def table(record: Mapping[str, Any], name: str, rank: int) -> str:
     most = max((row.seeds for row in found), default=0)
     title = f"{name}: {rank * len(setting['modules'])} triplets, {sum(setting['planted']['0'])} planted, {most} seed"
     return markdown([TextTable(title + "s" * (most != 1), header, lines)])
-
-
-def replaced(page: str, tables: Sequence[str]) -> str:
-    """The text of a page with `tables` between its two MARKERs. Raises SettingError if it does not have both."""
-    parts = page.split(MARKER)
-    if len(parts) != 3:
-        raise SettingError(f"--page must hold the line {MARKER} twice (got {len(parts) - 1})")
-    return MARKER.join([parts[0], "\n\n" + "\n".join(tables) + "\n", parts[2]])
 
 
 def _marked(ratio: Ratio | None) -> str:

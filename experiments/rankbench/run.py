@@ -34,7 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from adarank.errors import SettingError
 from adarank.harness.config.messages import sentence
 from adarank.harness.config.validate import conf_folder
-from adarank.runs.files import read_json, write_json, write_text
+from adarank.runs.files import read_json, write_json
+from experiments.pages import rewrite
 from experiments.rankbench import figure, read
 from experiments.rankbench.measure import ORACLE, UNIFORM, facts, make_case, mean_rank, measure
 from experiments.rankbench.settings import GROUPS, SMALL, TEXT, Group, Scale, Setting, parse
@@ -180,9 +181,7 @@ def show(record: dict[str, Any], cells: Sequence[tuple[Setting, int, str]], argu
     tables = [read.table(record, *place) for place in places if read.rows_of(record, *place)]
     print("\n" + "\n".join(tables))
     if arguments.page:
-        if not arguments.page.is_file():
-            raise SettingError(f"--page must be a file that exists (got {arguments.page})")
-        write_text(arguments.page, read.replaced(arguments.page.read_text(encoding="utf-8"), tables))
+        rewrite(arguments.page, tables)
     if arguments.figure:
         method = expand(arguments.method)[0] if arguments.method else "adalora"
         drawn = figure.draw(record, method)

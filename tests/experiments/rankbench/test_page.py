@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments import forecast
+from experiments.pages import MARKER
 from experiments.rankbench import figure, read, run
 from experiments.rankbench.settings import parse
 
@@ -17,7 +18,7 @@ PLANTED, ENCODER = "network,ranks=4x2+2x2", "minilm_l6,ranks=8x9,noise=0.1"
 
 
 def test_the_tables_are_those_of_the_committed_result():
-    _, between, _ = PAGE.split(read.MARKER)
+    _, between, _ = PAGE.split(MARKER)
     titles = re.findall(r"\*\*(\S+): (\d+) triplets", between)
     tables = [
         read.table(RECORD, name, int(budget) // len(RECORD["settings"][name]["modules"])) for name, budget in titles

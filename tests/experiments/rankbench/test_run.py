@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from experiments.pages import MARKER
 from experiments.rankbench import measure, read, run
 
 SETTING = "network,ranks=4x2+2x2"
@@ -136,13 +137,13 @@ def test_the_figure_needs_its_cells(copy, capsys):
 
 def test_the_tables_of_a_page_are_replaced_and_nothing_else(copy, capsys):
     page = copy.parent / "page.md"
-    page.write_text(f"before\n{read.MARKER}\nold\n{read.MARKER}\nafter\n")
+    page.write_text(f"before\n{MARKER}\nold\n{MARKER}\nafter\n")
     assert run.main(["--read", "--setting", SETTING, "--steps", "2", "--json", str(copy), "--page", str(page)]) == 0
     table = read.table(json.loads(copy.read_text()), SETTING, 1)
-    assert page.read_text() == f"before\n{read.MARKER}\n\n{table}\n{read.MARKER}\nafter\n"
+    assert page.read_text() == f"before\n{MARKER}\n\n{table}\n{MARKER}\nafter\n"
     page.write_text("no tables")
     assert run.main(["--read", "--setting", SETTING, "--steps", "2", "--json", str(copy), "--page", str(page)]) == 2
-    assert "--page must hold the line <!-- tables --> twice (got 0)" in capsys.readouterr().err
+    assert "page.md must hold the line <!-- tables --> twice (got 0)" in capsys.readouterr().err
 
 
 def test_reading_a_pretrained_base_s_tables_does_not_load_it(copy, monkeypatch, capsys):

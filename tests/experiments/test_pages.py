@@ -1,0 +1,77 @@
+"""The tables of the studies' pages are those of the committed results."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import t
+
+from adarank.runs.packed import read_records
+from experiments import pages
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = sorted((ROOT / "docs" / "studies").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", STUDIES, ids=lambda page: page.stem)
+def test_a_page_holds_the_tables_of_its_study_and_the_command_that_regenerates_them(page, tmp_path):
+    copy = tmp_path / page.name
+    copy.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
+    pages.rewrite(copy, list(pages.parts(pages.report_of(page.stem))))
+    assert copy.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
+    assert f"experiments/studies/{page.stem}.yaml" in copy.read_text(encoding="utf-8")
+
+
+def test_every_study_with_seeds_has_a_page():
+    finished = {folder.parent.name for folder in (ROOT / "experiments" / "results").glob("*/claims.json")}
+    run = {study for study in finished if any((pages.RESULTS / study / "seeds").rglob("runs.jsonl.xz"))}
+    assert run - {"every_method"} <= {page.stem for page in STUDIES}, "every_method's table is in docs/methods.md"
+
+
+def test_an_arm_s_line_and_a_claim_s_are_those_of_its_runs():
+    report = pages.report_of("central")
+    claims, arms = [*pages.claim_tables(report, 0), pages.arm_table(report.tables[0])]
+    runs = {
+        arm: {
+            record["config"]["seed"]: record["summary"]["metric"]["test_last"]
+            for _, record in read_records(pages.RESULTS / "central" / "seeds" / "supersense" / arm)
+        }
+        for arm in ("adalora", "uniform")
+    }
+    line = next(line for line in arms.rows if line[0] == "adalora@2")
+    values = np.array(list(runs["adalora"].values()))
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    assert line[1:5] == ["0.004", "8", f"{values.mean():.4f} ± {half:.4f}", f"{values.std(ddof=1):.4f}"]
+    means = [float(line[3].split()[0]) for line in arms.rows]
+    assert means == sorted(means, reverse=True)
+    declared = json.loads((pages.RESULTS / "central" / "claims.json").read_text())
+    names = [contrast["name"] for contrast in declared["claims"]["contrasts"]]
+    assert [line[0].partition(":")[0] for line in claims.rows] == names
+    both = np.array([runs["adalora"][seed] - runs["uniform"][seed] for seed in range(8)])
+    half = t.ppf(1 - 0.05 / len(names) / 2, 7) * both.std(ddof=1) / np.sqrt(8)
+    interval = f"[{both.mean() - half:+.4f}, {both.mean() + half:+.4f}]"
+    (line,) = [line for line in claims.rows if line[0].startswith("where the rank goes: adalora − uniform")]
+    assert line[1:4] == ["adalora better", f"{both.mean():+.4f}", interval]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.md", None, "PAGE must be a file that exists (got "),
+        ("central.md", "no tables", "central.md must hold the line <!-- tables --> twice (got 0)"),
+        ("nothing.md", f"{pages.MARKER}\n{pages.MARKER}\n", "PAGE must be named after a study in experiments/results"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_refused_in_one_sentence(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    words = [sys.executable, str(ROOT / "experiments" / "pages.py"), str(tmp_path / name)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    if content is not None:
+        assert (tmp_path / name).read_text() == content
