@@ -1,7 +1,6 @@
 """Learning and forgetting: the run's metric, and how much the base model's abilities declined."""
 
 import math
-from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from analysis.verdicts import Comparison, compare_by_key
 
 MEASURES = {"stsb": ("zero-shot STS-B, Spearman", 1.0), "text": ("held-out text, nats per token", -1.0)}
 TITLE = "Learned and forgotten, by run"
-NORM = "norm of ΔW, of W's"
+NORM = "norm of ΔW"
 OVER_SEEDS = "Learned and forgotten, over the seeds: mean and 95% interval"
 EQUAL_NORM = "Forgetting at the same norm of ΔW: LoRA's is interpolated over its learning rates, for each seed"
 AGAINST = "Forgetting against LoRA, over the seeds that both have (P(better): forgot less)"
@@ -98,9 +97,10 @@ def _parse(content: Any) -> list[Forgotten]:
 
 
 def norm(run: Run) -> float | None:
-    """‖ΔW‖ / ‖W‖, the median over the modules of the run's delta.json; None if there is no such file."""
+    """‖ΔW‖ (Frobenius) of all modules in the run's delta.json together; None if there is no such file. The median over
+    modules would hide that AdaLoRA changes few modules much."""
     change = weight_change.read(run)
-    return None if change is None else median(module.relative_norm for module in change.modules.values())
+    return None if change is None else math.hypot(*(module.norm for module in change.modules.values()))
 
 
 def at_equal_norm(table: Table) -> list[Comparison]:

@@ -178,14 +178,15 @@ def assay_lines(report: Report) -> list[str]:
             found = f"{assay.label} {formats.metric(assay.estimate.mean, '+')} {formats.span(assay.interval)}"
             if assay.shows:
                 lines.append(f"{table.title}: the assay shows ({found}).")
-            elif assay.interval and assay.interval[0] > 0:
+            elif assay.falls_short:
                 lines.append(
-                    f"{table.title}: this task responds to rank by less than three margins ({found}); nothing is "
-                    "called equivalent."
+                    f"{table.title}: this task does not respond to rank by three margins ({found}); nothing is called "
+                    "equivalent."
                 )
             else:
                 lines.append(
-                    f"{table.title}: this task does not respond to rank ({found}); nothing is called equivalent."
+                    f"{table.title}: whether this task responds to rank is undecided ({found}); nothing is called "
+                    "equivalent."
                 )
         if not assays:
             lines.append(

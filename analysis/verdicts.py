@@ -69,13 +69,22 @@ class Assay:
     """A contrast that must show a difference before "no difference" means anything: more rank, or a control known to be
     worse.
 
-    shows: whether it is better beyond doubt, by at least three margins.
+    least: three margins. shows: whether it is better beyond doubt, by at least that much; falls_short: whether its whole
+    interval lies below that. If neither holds, the assay is undecided.
     """
 
     label: str
     estimate: stats.Estimate
     interval: tuple[float, float] | None
-    shows: bool
+    least: float
+
+    @property
+    def shows(self) -> bool:
+        return self.interval is not None and self.interval[0] > 0 and self.estimate.mean >= self.least
+
+    @property
+    def falls_short(self) -> bool:
+        return self.interval is not None and self.interval[1] < self.least
 
 
 @dataclass(frozen=True)
@@ -492,8 +501,7 @@ def assay(comparison: Comparison, margin: float | None, sign: float) -> Assay:
     """Whether a contrast shows, by three margins at least. sign: −1 where lower is better."""
     estimate = stats.paired(sign * comparison.differences)
     interval = stats.interval(estimate, LEVEL) if estimate.pairs >= FEWEST else None
-    shows = interval is not None and interval[0] > 0 and estimate.mean >= 3 * (margin or 0.0)
-    return Assay(f"{comparison.label} − {comparison.against}", estimate, interval, shows)
+    return Assay(f"{comparison.label} − {comparison.against}", estimate, interval, 3 * (margin or 0.0))
 
 
 def _middle(units: NDArray[np.float64]) -> tuple[float, tuple[float, float] | None]:

@@ -16,10 +16,11 @@ HEADER = ("run", "modules", "norm of ΔW, of W's", "rank", "effective rank", "st
 
 
 class Module(NamedTuple):
-    """Measurements of one module. sigma: ΔW's largest singular values; amplification, at_random: None if nothing
+    """Measurements of one module. sigma: ΔW's largest singular values; norm: ‖ΔW‖ (Frobenius); relative_norm: of ‖W‖; amplification, at_random: None if nothing
     changed; drift: the deviation of P and Q from orthonormal rows, None for full fine-tuning."""
 
     sigma: tuple[float, ...]
+    norm: float
     relative_norm: float
     rank: float
     effective_rank: float
@@ -80,6 +81,7 @@ def _parse_module(values: dict[str, Any]) -> Module:
     base = finite(values["base_norm"])
     return Module(
         sigma=tuple(finite(value) for value in values["singular_values"]),
+        norm=finite(values["norm"]),
         relative_norm=finite(values["norm"]) / base if base else 0.0,
         rank=finite(values["rank"]),
         effective_rank=finite(values["effective_rank"]),

@@ -260,6 +260,8 @@ def follow(study: Study, place: Place, tasks: Sequence[str] | None = None, looki
             raise SettingError(f"--tasks must be among {', '.join(study.tasks)} (got {task})")
     if looking and not (study.claims and study.claims.looks):
         raise SettingError("--looks must have a study whose claims have looks (got none)")
+    if study.probe is not None:
+        _ = study.probe.words  # refuses a missing environment variable before anything trains
     if place.out.is_dir():
         pack(place.out, place.results)
     if place.results.is_dir():

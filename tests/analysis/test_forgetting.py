@@ -77,11 +77,11 @@ def test_one_measured_run_is_not_over_seeds_and_without_lora_nothing_is_judged(q
 
 
 def measured(folder, lost, norm):
-    """Give a run a loss at zero-shot STS-B and a relative norm of ΔW."""
+    """Give a run a loss at zero-shot STS-B and a norm of ΔW, which one of its modules has alone."""
     (folder / "forgetting.json").write_text(json.dumps({"stsb": {"before": 0.8, "after": 0.8 - lost}}))
     content = weight_content()
-    for module in content["modules"].values():
-        module |= {"norm": norm, "base_norm": 1.0}
+    for place, module in enumerate(content["modules"].values()):
+        module |= {"norm": 0.0 if place else norm, "base_norm": 1.0}
     (folder / "delta.json").write_text(json.dumps(content))
 
 
