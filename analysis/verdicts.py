@@ -69,8 +69,8 @@ class Assay:
     """A contrast that must show a difference before "no difference" means anything: more rank, or a control known to be
     worse.
 
-    least: three margins. shows: whether it is better beyond doubt, by at least that much; falls_short: whether its whole
-    interval lies below that. If neither holds, the assay is undecided.
+    least: three margins. shows: whether it is better beyond doubt, by at least that much; falls_short: whether its
+    whole interval lies below that. If neither holds, the assay is undecided.
     """
 
     label: str

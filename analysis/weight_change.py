@@ -16,8 +16,9 @@ HEADER = ("run", "modules", "norm of ΔW, of W's", "rank", "effective rank", "st
 
 
 class Module(NamedTuple):
-    """Measurements of one module. sigma: ΔW's largest singular values; norm: ‖ΔW‖ (Frobenius); relative_norm: of ‖W‖; amplification, at_random: None if nothing
-    changed; drift: the deviation of P and Q from orthonormal rows, None for full fine-tuning."""
+    """Measurements of one module. sigma: ΔW's largest singular values; norm: ‖ΔW‖ (Frobenius); relative_norm: ‖ΔW‖ of
+    ‖W‖; amplification, at_random: None if nothing changed; drift: the deviation of P and Q from orthonormal rows, None
+    for full fine-tuning."""
 
     sigma: tuple[float, ...]
     norm: float

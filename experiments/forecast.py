@@ -9,7 +9,9 @@ one), such as that of experiments/rankbench/early.py:
 
     {"case": "cola, r = 2", "features": {"gini": 0.31, "agreement": null}, "difference": 0.004, "margin": 0.005}
 
-A case may have `gain: true | false` in place of difference and margin. Features of runs, means over the seeds:
+A case may have `gain: true | false` in place of difference and margin. Cases with the same `setting` are not
+independent; `stratum` names what a designer chose, such as how unequal the truth is. Features of runs, means over the
+seeds:
 
     gini, cv     spread of the modules' mean scores at the last record of allocations.jsonl within the first 5 %
     agreement    Spearman's correlation of these scores between two seeds, the mean over all pairs
@@ -17,7 +19,9 @@ A case may have `gain: true | false` in place of difference and margin. Features
                  highest)
 
 AdaLoRA's warm-up ends after 10 % of the steps, so that without train.observe_scores=0.05 its runs have no such record.
-The script prints each feature's AUROC (.5: no information) with a separate 95 % interval (Newcombe's).
+The script prints each feature's AUROC (.5: no information) with a separate 95 % interval: Newcombe's, or, where several
+cases share a setting, that of a bootstrap over settings; and the AUROC over pairs of cases in one stratum alone, which
+a feature does not owe to telling strata apart.
 """
 
 import argparse
@@ -53,13 +57,16 @@ FEWEST = 5  # the smallest number of cases with a gain, and without, for an info
 
 
 class Case(NamedTuple):
-    """features: {name: value, None if unknown}; difference, margin: None if the source has only the gain."""
+    """features: {name: value, None if unknown}; difference, margin: None if the source has only the gain; setting,
+    stratum: as above, None if the case stands for itself."""
 
     case: str
     features: Mapping[str, float | None]
     gain: bool
     difference: float | None = None
     margin: float | None = None
+    setting: str | None = None
+    stratum: str | None = None
 
 
 def cases_of(source: Path, share: float) -> list[Case]:
@@ -91,19 +98,54 @@ def cases_of(source: Path, share: float) -> list[Case]:
 
 
 def forecast(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """Every feature's AUROC over the cases that have it, with its interval; both None without cases of both kinds."""
+    """Every feature's AUROC over the cases that have it, with its interval, both None without cases of both kinds;
+    within, pairs: the AUROC over the pairs of a case with a gain and one without in one stratum, and their number."""
     found = []
     for name in dict.fromkeys(name for case in cases for name in case.features):
-        known = [(value, case.gain) for case in cases if (value := case.features.get(name)) is not None]
-        positives = sum(gain for _, gain in known)
+        known = [case for case in cases if case.features.get(name) is not None]
+        positives = sum(case.gain for case in known)
         negatives = len(known) - positives
-        area = interval = None
-        if positives and negatives:
-            area = stats.auroc(*zip(*known, strict=True))
-            interval = stats.auroc_interval(area, positives, negatives)
-        about = {"feature": name, "cases": len(known), "gains": positives}
-        found.append({**about, "auroc": area, "interval": interval, "enough": min(positives, negatives) >= FEWEST})
+        area, interval = _area(known, name), None
+        if area is not None:
+            shared = len({case.setting or case.case for case in known}) < len(known)
+            interval = _over_settings(known, name) if shared else stats.auroc_interval(area, positives, negatives)
+        within, pairs = _within(known, name)
+        about = {"feature": name, "cases": len(known), "gains": positives, "auroc": area, "interval": interval}
+        found.append({**about, "within": within, "pairs": pairs, "enough": min(positives, negatives) >= FEWEST})
     return found
+
+
+def _area(cases: Sequence[Case], name: str) -> float | None:
+    """The AUROC of a feature that all the cases have; None unless there are cases of both kinds."""
+    if len({case.gain for case in cases}) < 2:
+        return None
+    return stats.auroc([case.features[name] or 0.0 for case in cases], [case.gain for case in cases])
+
+
+def _over_settings(cases: Sequence[Case], name: str) -> tuple[float, float]:
+    """The 95 % percentile interval of the AUROC over 2,000 draws of whole settings."""
+    settings: dict[str, list[Case]] = {}
+    for case in cases:
+        settings.setdefault(case.setting or case.case, []).append(case)
+    groups, rng = list(settings.values()), np.random.default_rng(0)
+    draws = rng.integers(0, len(groups), (2000, len(groups)))
+    areas = [_area([case for i in draw for case in groups[i]], name) for draw in draws]
+    low, high = np.percentile([area for area in areas if area is not None], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _within(cases: Sequence[Case], name: str) -> tuple[float | None, int]:
+    """The AUROC over the pairs within strata, and the number of pairs; (None, 0) if no stratum has both kinds."""
+    strata: dict[str, list[Case]] = {}
+    for case in cases:
+        strata.setdefault(case.stratum or "", []).append(case)
+    found = [
+        (area, sum(case.gain for case in of_one) * sum(not case.gain for case in of_one))
+        for of_one in strata.values()
+        if (area := _area(of_one, name)) is not None
+    ]
+    pairs = sum(count for _, count in found)
+    return (sum(area * count for area, count in found) / pairs if pairs else None), pairs
 
 
 def features(row: Row, table: Table, share: float) -> dict[str, float | None]:
@@ -168,12 +210,13 @@ def slope(table: Table, share: float) -> float | None:
 
 def text(cases: Sequence[Case], found: Sequence[Mapping[str, Any]]) -> str:
     """The text for the terminal."""
-    gains = sum(case.gain for case in cases)
+    gains, strata = sum(case.gain for case in cases), any(case.stratum for case in cases)
     lines = [f"{len(cases)} cases, {gains} of them with a gain"]
     for row in found:
         area = formats.metric(row["auroc"])
         span = formats.BLANK if row["interval"] is None else "[{:.2f}, {:.2f}]".format(*row["interval"])
-        lines.append(f"{row['feature']}: AUROC {area} {span}, {row['cases']} cases, {row['gains']} gains")
+        within = f"; within strata {row['within']:.2f} ({row['pairs']} pairs)" if strata and row["pairs"] else ""
+        lines.append(f"{row['feature']}: AUROC {area} {span}, {row['cases']} cases, {row['gains']} gains{within}")
     short = [row["feature"] for row in found if not row["enough"]]
     if short or not found:
         lines.append(
@@ -205,10 +248,11 @@ def _listed(file: Path) -> list[Case]:
 
 def _of_json(one: Mapping[str, Any]) -> Case:
     named = {str(name): number(value) for name, value in one["features"].items()}
+    shared = (one.get("setting"), one.get("stratum"))
     if isinstance(one.get("gain"), bool):
-        return Case(str(one["case"]), named, one["gain"])
+        return Case(str(one["case"]), named, one["gain"], None, None, *shared)
     difference, margin = float(one["difference"]), float(one["margin"])
-    return Case(str(one["case"]), named, difference >= margin, difference, margin)
+    return Case(str(one["case"]), named, difference >= margin, difference, margin, *shared)
 
 
 def _rank(row: Row) -> float:

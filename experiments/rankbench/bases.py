@@ -85,6 +85,15 @@ def module_count(base: str) -> int:
     return LINEARS if base in RANDOM else len(_pretrained(base)[2])
 
 
+def smallest_side(base: str) -> int:
+    """The smallest dimension of a base's adapted weights, and so the most triplets that each of them can hold."""
+    if base in RANDOM:
+        return WIDTH
+    model, _, names, _ = _pretrained(base)
+    weights: list[Any] = [model.get_submodule(name).weight for name in names]
+    return min(min(weight.shape) for weight in weights)
+
+
 @torch.no_grad()
 def random_base(name: str, rows: int, generator: torch.Generator) -> Base:
     """`linear` or `network`; the singular values of its weights have the root mean square 1.

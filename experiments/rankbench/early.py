@@ -4,9 +4,11 @@
     python experiments/forecast.py experiments/results/rankbench_early.json
 
 A case is AdaLoRA at a setting and mean rank for which rankbench.json has its uniform control, too. It has a gain where
-RankBench decides that its loss is lower: the whole interval lies beyond the margin. For every seed the first steps of
-the same run are repeated, at the rate chosen there; `agreement` compares them with a run of another seed on the same
-problem. docs/protocol.md names the features.
+its loss is lower by the margin, in the geometric mean over seeds. For every seed the first steps are run at the second
+rate of the grid, since the rate that whole runs chose would not be known; `agreement` compares them with a run of
+another seed on the same problem. docs/protocol.md names the features. Two more need no step: `low_budget` (minus the
+mean rank), and `few_modules` (minus the number of planted modules), which only the designer of a benchmark knows. Cases
+of one setting share it, and its number of planted modules is the stratum.
 """
 
 import argparse
@@ -31,7 +33,8 @@ from experiments.rankbench.problems import Problem, draw
 from experiments.rankbench.settings import Setting, parse
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-ADAPTIVE, CONTROL = "adalora", "adalora, allocator=uniform"
+ADAPTIVE = "adalora"
+CONTROL = read.control_of(ADAPTIVE)
 OTHER = 1000  # added to a seed: the run whose scores are compared, on the same problem
 
 
@@ -48,10 +51,9 @@ def first_steps(problem: Problem, case: Case, seed: int, rate: float, batch: int
     return fmean(first) / problem.untrained["dev"], scores
 
 
-def features(
-    setting: Setting, rank: int, rate: float, seeds: list[int], slope: float | None
-) -> dict[str, float | None]:
+def features(setting: Setting, rank: int, seeds: list[int], slope: float | None) -> dict[str, float | None]:
     """The features of AdaLoRA at a mean rank, means over the seeds."""
+    rate = setting.scale.rates[1]
     case = make_case(ADAPTIVE, setting, rank, setting.scale.steps)
     spreads, variations, agreements = [], [], []
     for seed in seeds:
@@ -67,23 +69,22 @@ def features(
         "cv": fmean(variations),
         "agreement": fmean(known) if known else None,
         "slope": slope,
+        "low_budget": -float(rank),
+        "few_modules": -float(len(setting.ranks)),
     }
 
 
 def slope_of(setting: Setting, cells: Mapping[str, Mapping[str, Any]], seeds: list[int]) -> float | None:
     """How much lower uniform LoRA's early loss is for every doubling of its rank, from its lowest to its highest rank
-    in the record; None with one rank. cells: {mean rank: {case: cell}}."""
+    in the record, at one rate; None with one rank. cells: {mean rank: {case: cell}}."""
     ranks = sorted(int(rank) for rank, found in cells.items() if UNIFORM in found)
     if len(ranks) < 2:
         return None
-    ends = {
-        rank: (make_case(UNIFORM, setting, rank, setting.scale.steps), cells[str(rank)][UNIFORM]["rate"])
-        for rank in (ranks[0], ranks[-1])
-    }
-    drops = []
+    ends = [make_case(UNIFORM, setting, rank, setting.scale.steps) for rank in (ranks[0], ranks[-1])]
+    rate, drops = setting.scale.rates[1], []
     for seed in seeds:
         problem = draw(setting, seed)
-        low, high = (first_steps(problem, case, seed, rate, setting.scale.batch)[0] for case, rate in ends.values())
+        low, high = (first_steps(problem, case, seed, rate, setting.scale.batch)[0] for case in ends)
         drops.append(low - high)
     return fmean(drops) / math.log2(ranks[-1] / ranks[0])
 
@@ -100,11 +101,10 @@ def cases_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             ratio = read.compare(read.losses(cells[rank][ADAPTIVE]), read.losses(cells[rank][CONTROL]))
             if ratio is None:
                 continue
-            cell = cells[rank][ADAPTIVE]
-            found = features(setting, cell["rank"], cell["rate"], seeds, slope)
+            found = features(setting, int(rank), seeds, slope)
             outcome = {"difference": -math.log(ratio.mean), "margin": math.log(read.MARGIN)}
-            outcome["gain"] = ratio.verdict == "better"
-            cases.append({"case": f"{name}, r = {rank}", "features": found, **outcome})
+            shared = {"setting": name, "stratum": f"{len(setting.ranks)} planted modules"}
+            cases.append({"case": f"{name}, r = {rank}", "features": found, **outcome, **shared})
             print(f"{name}, r = {rank}: {ratio} of the control's loss, {found}", flush=True)
     return cases
 

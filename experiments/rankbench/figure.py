@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis.plots import style
 from experiments.rankbench.measure import ORACLE, UNIFORM, mean_rank
-from experiments.rankbench.read import Ratio, compare, losses, own_map
+from experiments.rankbench.read import Ratio, compare, control_of, losses, own_map
 from experiments.rankbench.settings import GROUPS, NOISES, SPREADS, parse
 
 LIMIT = 6.0  # of the colour scale, in powers of two
@@ -23,12 +23,13 @@ class Panel(NamedTuple):
 
 
 def panels(record: Mapping[str, Any], method: str = "adalora") -> list[Panel]:
-    """Three contrasts at every noise: the method against itself with uniform ranks (or against uniform LoRA if it has
-    no such control), and LoRA with the method's final map and with the planted map against uniform LoRA."""
+    """Four contrasts at every noise: the method against itself with uniform ranks, if it has such a control, and
+    against uniform LoRA, and LoRA with the method's final map and with the planted map against uniform LoRA."""
     found = []
     for noise in NOISES:
         contrasts: list[tuple[str, dict[tuple[float, int], Ratio]]] = [
-            (f"{method} ÷ uniform ranks", {}),
+            (f"{method} ÷ {method} with uniform ranks", {}),
+            (f"{method} ÷ uniform LoRA", {}),
             (f"LoRA with {method}'s final map ÷ uniform LoRA", {}),
             ("LoRA with the planted map ÷ uniform LoRA", {}),
         ]
@@ -41,13 +42,9 @@ def panels(record: Mapping[str, Any], method: str = "adalora") -> list[Panel]:
                 if method not in cells or UNIFORM not in cells:
                     continue
                 uniform = losses(cells[UNIFORM])
-                control = (
-                    losses(cells[f"{method}, allocator=uniform"])
-                    if f"{method}, allocator=uniform" in cells
-                    else uniform
-                )
                 pairs = (
-                    (losses(cells[method]), control),
+                    (losses(cells[method]), losses(cells.get(control_of(method)))),
+                    (losses(cells[method]), uniform),
                     (own_map(cells, method), uniform),
                     (losses(cells.get(ORACLE)), uniform),
                 )
@@ -64,7 +61,7 @@ def draw(record: Mapping[str, Any], method: str = "adalora") -> "style.Figure | 
     shown = panels(record, method)
     if not shown:
         return None
-    figure, axes = style.panels(len(shown), 4.2, 3.3)
+    figure, axes = style.panels(len(shown), 3.6, 3.1, across=len(shown) // len({panel.noise for panel in shown}))
     budgets = GROUPS["phase"].budgets
     image: Any = None
     for axis, panel in zip(axes, shown, strict=True):

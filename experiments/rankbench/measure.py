@@ -2,8 +2,10 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,19 +20,19 @@ from adarank.harness.config.spec import Spec
 from adarank.harness.models import Built
 from adarank.harness.run.prepare import lr_factor, make_optimizer, prepare
 from adarank.harness.run.ranks_from import RankMap
-from experiments.rankbench.bases import module_count
+from experiments.rankbench.bases import module_count, smallest_side
 from experiments.rankbench.problems import Problem, bound, draw, oracle_map, outputs
 from experiments.rankbench.settings import Scale, Setting
 
 UNIFORM, ORACLE = "lora", "oracle"  # LoRA with the same rank everywhere, and with the planted ranks
-TIE = 1.1
-TUNING_SEED = 100  # chooses learning rates and enters no result
+START = 12  # times the mean rank that is asked for: the most triplets an adaptive method may hold in a module
+TUNING_SEED = 100  # the first of those that choose learning rates and enter no result
+EXTENSIONS = 2  # rates by which a grid may grow at either end
 
 
 @dataclass(frozen=True)
 class Case:
-    """What runs: a method with its overrides, at a mean rank. budgeted: whether it ends with that many triplets; moves:
-    whether its final ranks can differ between modules."""
+    """What runs: a method with its overrides, at a mean rank. budgeted: whether it ends with that many triplets."""
 
     name: str
     spec: Spec
@@ -42,29 +44,29 @@ class Case:
 
 
 def make_case(name: str, setting: Setting, rank: int, steps: int) -> Case:
-    """The case `name`, a method and overrides ("adalora, score=fisher"), with the ranks that the problem asks for.
+    """The case `name`, a method and overrides ("adalora, score=fisher"), at a mean rank.
 
-    Every adaptive method may hold the largest planted rank in every module, and at least 1.5 times its final mean. One
-    that keeps a triplet of every module has a mean rank of at least 2, so that there are some to place; one without a
-    budget starts at the most it may hold. Raises SettingError where the method has no triplets.
+    An adaptive method may hold START times the mean rank in every module, or as many triplets as a module has, unless
+    the overrides name an init_rank; the planted ranks do not enter. One that keeps a triplet of every module has a mean
+    rank of at least 2, so that there are some to place; one without a budget starts at the most it may hold. Raises
+    SettingError where the method has no triplets.
     """
     method, *overrides = [word.strip() for word in name.split(",")]
     overrides = [f"method={UNIFORM if method == ORACLE else method}", *overrides, f"train.steps={steps}"]
-    most = max(*setting.ranks, math.ceil(1.5 * rank))
-    spec = spec_from([*overrides, f"rank={most}"])
+    most = min(smallest_side(setting.base), START * rank)
+    spec = spec_from([*overrides, f"rank={rank}"])
     if spec.adapter is None or not spec.low_rank:
         raise SettingError("it has no adapter" if spec.adapter is None else "its adapter has no triplets")
     if spec.quantization is not None:
         raise SettingError("it differs from LoRA in its quantised base alone, and this base is not quantised")
     if spec.allocator is None:
-        return Case(name, spec_from([*overrides, f"rank={rank}"]), True)
+        return Case(name, spec, True)
     if not getattr(spec.allocator(), "keeps_budget", True):
-        return Case(name, spec, False)
+        return Case(name, spec_from([*overrides, f"rank={most}"]), False)
     if spec.max_rank_factor > 1:
         rank = max(2, rank)
-        most = max(most, math.ceil(1.5 * rank))
         return Case(name, spec_from([*overrides, f"rank={rank}", f"max_rank_factor={most / rank}"]), True)
-    return Case(name, spec_from([*overrides, f"rank={rank}", f"init_rank={most}"]), True)
+    return Case(name, spec_from([f"init_rank={most}", *overrides, f"rank={rank}"]), True)
 
 
 def mean_rank(setting: Setting, budget: float, modules: int | None = None) -> int:
@@ -144,56 +146,77 @@ def train(
     return {**found, "ranks": dict.fromkeys(problem.base.names, 0) | adarank.ranks(model)}
 
 
-def tune(
-    problem: Problem, spec: Spec, scale: Scale, ranks: Mapping[str, int] | None = None
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """({rate: dev loss} on the tuning seed, the run of the chosen rate): the smallest whose loss is within TIE of the
-    best, because a larger one that wins by less may diverge on another seed."""
-    runs = {lr: train(problem, spec, TUNING_SEED, lr, scale.batch, ranks) for lr in sorted(scale.rates)}
-    devs = {lr: run["dev"] if math.isfinite(run["dev"]) else math.inf for lr, run in runs.items()}
-    chosen = next(lr for lr, dev in devs.items() if dev <= TIE * min(devs.values()))
-    return {str(lr): run["dev"] for lr, run in runs.items()}, {"lr": chosen, **runs[chosen]}
+Trial = Callable[[float, int], dict[str, Any]]  # (rate, tuning seed) -> the run
+
+
+def tune(scale: Scale, trial: Trial) -> tuple[float, dict[str, list[float]], list[dict[str, Any]]]:
+    """(the rate with the lowest geometric mean of dev losses over the tuning seeds, {rate: these losses}, the runs at
+    this rate). While the best rate is the lowest or the highest, the grid grows by one rate there, EXTENSIONS times at
+    most. A rate that diverges on a seed is not chosen."""
+    rates = sorted(scale.rates)
+    runs: dict[float, list[dict[str, Any]]] = {}
+    for _ in range(EXTENSIONS + 1):
+        for lr in rates:
+            if lr not in runs:
+                runs[lr] = [trial(lr, TUNING_SEED + i) for i in range(scale.tuning)]
+        best = min(rates, key=lambda lr: _geometric_mean(run["dev"] for run in runs[lr]))
+        if best not in (rates[0], rates[-1]) or len(rates) == 1:
+            break
+        ratio = rates[1] / rates[0]
+        rates = [best / ratio, *rates] if best == rates[0] else [*rates, best * ratio]
+    return best, {f"{lr:.6g}": [run["dev"] for run in runs[lr]] for lr in sorted(runs)}, runs[best]
+
+
+def _geometric_mean(losses: Iterable[float]) -> float:
+    values = list(losses)
+    if not all(map(math.isfinite, values)):
+        return math.inf
+    return math.exp(fmean(math.log(max(value, 1e-300)) for value in values))
 
 
 def measure(
-    setting: Setting, case: Case, seeds: Sequence[int], scale: Scale, known: Mapping[str, Any] | None = None
+    setting: Setting, rank: int, case: Case, seeds: Sequence[int], scale: Scale, known: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The cell of a case: rate and dev losses of its tuning, and for each seed the test loss ÷ the untrained base's and
     the final ranks; map_rate, map_dev and map_loss are LoRA's with the case's own final ranks, fixed from the first
-    step, where those are not the same everywhere.
+    step, for a method whose ranks differ from uniform LoRA's.
 
-    known: the cell so far, whose seeds are kept and whose rates are not chosen again."""
+    rank: the mean rank that was asked for, which is that of the uniform LoRA with which a case without a budget is
+    compared; known: the cell so far, whose seeds are kept
+    and whose rates are not chosen again."""
     cell: dict[str, Any] = (
         copy.deepcopy(dict(known)) if known else {"rank": case.rank, "budgeted": case.budgeted, "seeds": {}}
     )
     lora = spec_from([f"method={UNIFORM}", f"rank={case.rank}", f"train.steps={case.spec.train.steps}"])
+    rank = case.rank if case.budgeted else rank
 
     def given(problem: Problem) -> dict[str, int] | None:
         return oracle_map(problem, case.rank) if case.name == ORACLE else None
 
+    drawn = cache(partial(draw, setting))
+
+    def trial(lr: float, seed: int) -> dict[str, Any]:
+        return train(drawn(seed), case.spec, seed, lr, scale.batch, given(drawn(seed)))
+
+    def has_map(ranks: Mapping[str, int]) -> bool:
+        return case.name != ORACLE and any(ranks.values()) and set(ranks.values()) != {rank}
+
     if "rate" not in cell:
-        problem = draw(setting, TUNING_SEED)
-        cell["dev"], best = tune(problem, case.spec, scale, given(problem))
-        cell["rate"] = best["lr"]
-        if case.name != ORACLE and uneven(best["ranks"]):
-            cell["map_dev"], again = tune(problem, lora, scale, best["ranks"])
-            cell["map_rate"] = again["lr"]
+        cell["rate"], cell["dev"], runs = tune(scale, trial)
+        maps = {TUNING_SEED + i: run["ranks"] for i, run in enumerate(runs)}
+        if any(map(has_map, maps.values())):
+            cell["map_rate"], cell["map_dev"], _ = tune(
+                scale, lambda lr, seed: train(drawn(seed), lora, seed, lr, scale.batch, maps[seed])
+            )
     for seed in seeds:
         if str(seed) in cell["seeds"]:
             continue
-        problem = draw(setting, seed)
-        run = train(problem, case.spec, seed, cell["rate"], scale.batch, given(problem))
+        run = trial(cell["rate"], seed)
         row = {"loss": run["test"], "ranks": list(run["ranks"].values())}
-        if case.name != ORACLE and uneven(run["ranks"]):
-            rate = cell.get("map_rate", cell["rate"])
-            row["map_loss"] = train(problem, lora, seed, rate, scale.batch, run["ranks"])["test"]
+        if "map_rate" in cell and has_map(run["ranks"]):
+            row["map_loss"] = train(drawn(seed), lora, seed, cell["map_rate"], scale.batch, run["ranks"])["test"]
         cell["seeds"][str(seed)] = row
     return cell
-
-
-def uneven(ranks: Mapping[str, int]) -> bool:
-    """Whether ranks differ between modules and some are left."""
-    return len(set(ranks.values())) > 1
 
 
 def facts(setting: Setting, ranks: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:

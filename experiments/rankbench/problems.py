@@ -17,7 +17,7 @@ from experiments.rankbench.settings import Setting
 @dataclass(frozen=True)
 class Problem:
     """base: untrained; planted: {module: singular values of its planted change, in units of its weight's}; splits:
-    {train, dev, test: a batch of all rows}, labels are noisy except in test; untrained: {dev, test: the base's loss
+    {train, dev, test: a batch of all rows}, labels are noisy in train; untrained: {dev, test: the base's loss
     without noise}."""
 
     base: Base
@@ -49,9 +49,8 @@ def draw(setting: Setting, seed: int) -> Problem:
     untrained = {
         s: F.mse_loss(outputs(base.model, base.key, base.inputs[s]), labels[s]).item() for s in ("dev", "test")
     }
-    for split in ("train", "dev"):
-        noise = torch.randn(labels[split].shape, generator=generator)
-        labels[split] = labels[split] + setting.noise * untrained["dev"] ** 0.5 * noise
+    noise = torch.randn(labels["train"].shape, generator=generator)
+    labels["train"] = labels["train"] + setting.noise * untrained["dev"] ** 0.5 * noise
     splits = {split: {base.key: x, "labels": labels[split]} for split, x in base.inputs.items()}
     return Problem(base, planted, splits, untrained)
 
@@ -76,10 +75,13 @@ def outputs(model: nn.Module, key: str, x: Tensor) -> Tensor:
 
 def oracle_map(problem: Problem, rank: int) -> dict[str, int]:
     """{module: rank} that spends `rank` triplets per module on the largest planted singular values; among equal ones,
-    those that come first in their module. Triplets beyond the planted ones remain unspent."""
+    those that come first in their module. Triplets beyond the planted ones go to the modules with the fewest."""
     triplets = [(-value, i, name) for name, values in problem.planted.items() for i, value in enumerate(values)]
     kept = [name for _, _, name in sorted(triplets)[: rank * len(problem.base.names)]]
-    return {name: kept.count(name) for name in problem.base.names}
+    ranks = {name: kept.count(name) for name in problem.base.names}
+    for _ in range(rank * len(ranks) - len(kept)):
+        ranks[min(ranks, key=ranks.__getitem__)] += 1
+    return ranks
 
 
 def bound(problem: Problem, ranks: Mapping[str, int]) -> float:

@@ -18,6 +18,7 @@ from analysis.formats import BLANK
 from experiments.rankbench.measure import ORACLE, UNIFORM
 
 MARGIN, LEVEL = 1.1, 0.05
+RATIOS = ("÷ own control", "÷ uniform LoRA", "÷ planted map", "÷ own map")
 Cell = Mapping[str, Any]
 
 
@@ -34,20 +35,24 @@ class Ratio(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The means over seeds of one case. kept: triplets at the end; share: the share of these in planted modules;
-    misplaced: the share of the planted triplets within the budget that the map omits; loss: on test, ÷ the untrained
-    base's; regret: loss minus the smallest possible one at the budget (linear base); ratios: of the loss to that of
-    uniform LoRA, of LoRA with the planted map, and of LoRA with the case's own final map."""
+    """The means over seeds of one case. budgeted: whether it keeps as many triplets as uniform LoRA; kept: triplets at
+    the end; share: the share of these in planted modules; distance: of the map from the planted one, Σ|rᵢ − planted
+    rankᵢ| ÷ Σ(rᵢ + planted rankᵢ), 0 if they are the same and 1 if they share nothing; loss: on test, ÷ the untrained
+    base's; regret: loss minus the smallest possible one at the budget (linear base); ratios: of the loss to that of the
+    same method with the same rank everywhere, of uniform LoRA, of LoRA with the planted map, and of LoRA with the
+    case's own final map (None for a map that was never retrained)."""
 
     case: str
     rank: int
     seeds: int
+    budgeted: bool
     kept: float
     share: float
-    misplaced: float
+    distance: float
     spearman: float | None
     loss: float
     regret: float | None
+    control: Ratio | None
     uniform: Ratio | None
     oracle: Ratio | None
     own_map: Ratio | None
@@ -80,11 +85,16 @@ def _verdict(ends: tuple[float, float] | None) -> str:
 
 
 def own_map(cells: Mapping[str, Cell], case: str) -> dict[str, float]:
-    """{seed: loss of LoRA with the case's final map}, which is that of uniform LoRA if the map is uniform."""
+    """{seed: loss of LoRA with the case's final map}, which is that of uniform LoRA where the map is uniform; without
+    the seeds whose map was not retrained."""
     uniform = losses(cells.get(UNIFORM))
-    retrained = losses(cells[case], "map_loss")
-    seeds = cells[case]["seeds"]
-    return {seed: retrained.get(seed, uniform.get(seed, math.nan)) for seed in seeds}
+    flat = {s for s, row in cells[case]["seeds"].items() if len(set(row["ranks"])) == 1 and cells[case]["budgeted"]}
+    return {seed: uniform[seed] for seed in flat & uniform.keys()} | losses(cells[case], "map_loss")
+
+
+def control_of(case: str) -> str:
+    """The name of the same case with the same rank everywhere."""
+    return f"{case}, allocator=uniform"
 
 
 def rows(setting: Mapping[str, Any], rank: int) -> list[Row]:
@@ -103,7 +113,7 @@ def _row(setting: Mapping[str, Any], case: str, cell: Cell, beside: Mapping[str,
     truths = [setting["planted"][seed] for seed in seeds]
     kept = [sum(ranks) for ranks in maps]
     inside = [sum(r for r, p in zip(m, t, strict=True) if p) for m, t in zip(maps, truths, strict=True)]
-    covered = [sum(map(min, m, t)) for m, t in zip(maps, truths, strict=True)]
+    apart = [sum(abs(r - p) for r, p in zip(m, t, strict=True)) for m, t in zip(maps, truths, strict=True)]
     agree = [stats.spearman(m, t) for m, t in zip(maps, truths, strict=True)]
     used = cell["rank"] if cell["budgeted"] else rank
     loss = _mean(ours.values())
@@ -112,15 +122,17 @@ def _row(setting: Mapping[str, Any], case: str, cell: Cell, beside: Mapping[str,
         case,
         used,
         len(seeds),
+        cell["budgeted"],
         _mean(kept),
         _mean(i / k if k else 0.0 for i, k in zip(inside, kept, strict=True)),
-        _mean(1 - c / min(k, sum(t)) if k else 1.0 for c, k, t in zip(covered, kept, truths, strict=True)),
+        _mean(a / (k + sum(t)) for a, k, t in zip(apart, kept, truths, strict=True)),
         None if None in agree else _mean(a for a in agree if a is not None),
         loss,
         None if bound is None else loss - bound[0],
+        compare(ours, losses(beside.get(control_of(case)))),
         compare(ours, losses(beside.get(UNIFORM))) if case != UNIFORM else None,
         compare(ours, losses(beside.get(ORACLE))) if case != ORACLE else None,
-        compare(ours, own_map({**beside, case: cell}, case)) if case not in (UNIFORM, ORACLE) else None,
+        compare(ours, own_map({**beside, case: cell}, case)) if losses(cell, "map_loss") else None,
     )
 
 
@@ -133,12 +145,13 @@ def table(record: Mapping[str, Any], name: str, rank: int) -> str:
     """The Markdown table of a setting at a mean rank."""
     setting, found = record["settings"][name], rows_of(record, name, rank)
     exact = any(row.regret is not None for row in found)
-    header = ["case", "triplets", "in planted modules", "misplaced", "loss", "÷ uniform", "÷ planted map", "÷ own map"]
+    header = ["case", "triplets", "in planted modules", "distance", "loss", *RATIOS]
     lines = []
     for row in found:
-        cells = [row.case, f"{row.kept:.3g}", f"{row.share:.2f}", f"{row.misplaced:.2f}", _short(row.loss)]
+        cells = [row.case, f"{row.kept:.3g}", f"{row.share:.2f}", f"{row.distance:.2f}", _short(row.loss)]
         cells += [_short(row.regret) if row.regret is not None else BLANK] if exact else []
-        lines.append([*cells, *(_marked(ratio) for ratio in (row.uniform, row.oracle, row.own_map))])
+        ratios = (row.control, row.uniform, row.oracle, row.own_map)
+        lines.append([*cells, *(_marked(ratio, row.budgeted) for ratio in ratios)])
     if exact:
         header.insert(5, "above the bound")
     most = max((row.seeds for row in found), default=0)
@@ -146,11 +159,29 @@ def table(record: Mapping[str, Any], name: str, rank: int) -> str:
     return markdown([TextTable(title + "s" * (most != 1), header, lines)])
 
 
-def _marked(ratio: Ratio | None) -> str:
-    """The ratio, in bold if it is beyond the margin."""
+def summary(record: Mapping[str, Any], names: Sequence[str], case: str) -> str:
+    """The Markdown table of one case over settings and budgets: where its triplets lie, and all ratios."""
+    lines = []
+    for name in names:
+        setting = record["settings"].get(name, {"cells": {}})
+        for rank in sorted(map(int, setting["cells"])):
+            row = next((row for row in rows(setting, rank) if row.case == case), None)
+            if row is None:
+                continue
+            even = next((row for row in rows(setting, rank) if row.case == UNIFORM), None)
+            apart = f"{row.distance:.2f} ({even.distance:.2f})" if even else f"{row.distance:.2f}"
+            ratios = (row.control, row.uniform, row.oracle, row.own_map)
+            cells = [name, f"{rank * len(setting['modules'])}", f"{row.share:.2f}", apart, _short(row.loss)]
+            lines.append([*cells, *(_marked(ratio, row.budgeted) for ratio in ratios)])
+    header = ["setting", "triplets", "in planted modules", "distance (uniform's)", "loss", *RATIOS]
+    return markdown([TextTable(f"{case} in every setting, at every budget", header, lines)])
+
+
+def _marked(ratio: Ratio | None, decides: bool = True) -> str:
+    """The ratio, in bold if it is beyond the margin and `decides`, that is, at equal budgets."""
     if ratio is None:
         return BLANK
-    return f"**{ratio}**" if ratio.verdict in ("better", "worse") else str(ratio)
+    return f"**{ratio}**" if decides and ratio.verdict in ("better", "worse") else str(ratio)
 
 
 def _short(value: float) -> str:

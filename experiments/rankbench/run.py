@@ -4,16 +4,17 @@
 
 A teacher is a base plus low-rank changes planted in some of its modules; students must find them by regression on its
 outputs. Every method of conf/method whose adapter has triplets runs with its own YAML, through the harness's `prepare`,
-with the same number of learning rates, the best of which is chosen on noisy dev rows of a tuning seed; then the seeds
-run, the same for all. For every case the tables show the share of its triplets in the planted modules, the distance of
-its map from the truth, and its held-out loss against uniform LoRA's at the same budget, against LoRA's with the planted
-map, and against LoRA's with its own final map from step 0. A new method enters by being in conf/method.
+with the same learning rates, the best of which is chosen on dev rows without noise of seeds of its own, and grids grow
+where the best lies at an end; then the seeds run, the same for all. For every case the tables show the share of its
+triplets in the planted modules, the distance of its map from the truth, and its held-out loss against that of the same
+method with the same rank everywhere, against uniform LoRA's at the same budget, against LoRA's with the planted map,
+and against LoRA's with its own final map from step 0. A new method enters by being in conf/method.
 
---setting: groups (planted, linear, even, phase, strength, depth, encoder, decoder; default: the first six) or lines of
-knobs, such as network,ranks=8x3,noise=0.1,depth=late. --budget: multiples of the planted triplets, for lines of knobs.
---method: methods, "all", "scores", or a method with overrides ("adalora, score=fisher"). Finished cells are read from
---json, which is written after each cell, so that the same command continues where it stopped. Differences within 10 %
-count as none (MARGIN in read.py, declared before the grid ran).
+--setting: groups (planted, linear, even, phase, start, strength, depth, encoder, decoder; default: the first seven) or
+lines of knobs, such as network,ranks=8x3,noise=0.1,depth=late. --budget: multiples of the planted triplets, for lines
+of knobs. --method: methods, "all", "scores", "controls", or a method with overrides ("adalora, score=fisher").
+Finished cells are read from --json, which is written after each cell, so that the same command continues where it
+stopped. Differences within 10 % count as none (MARGIN in read.py, declared before the first grid ran).
 """
 
 import argparse
@@ -32,16 +33,17 @@ from omegaconf.errors import OmegaConfBaseException
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from adarank.errors import SettingError
+from adarank.harness.config.compose import spec_from
 from adarank.harness.config.messages import sentence
 from adarank.harness.config.validate import conf_folder
 from adarank.runs.files import read_json, write_json
 from experiments.pages import rewrite
 from experiments.rankbench import figure, read
 from experiments.rankbench.measure import ORACLE, UNIFORM, facts, make_case, mean_rank, measure
-from experiments.rankbench.settings import GROUPS, SMALL, TEXT, Group, Scale, Setting, parse
+from experiments.rankbench.settings import DECODER, ENCODER, GROUPS, SMALL, Group, Scale, Setting, parse
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "rankbench.json"
-DEFAULT = ("planted", "linear", "even", "phase", "strength", "depth")
+DEFAULT = ("planted", "linear", "even", "phase", "start", "strength", "depth")
 
 
 class Job(NamedTuple):
@@ -61,8 +63,12 @@ def options(group: str) -> list[str]:
 
 
 def expand(cases: Sequence[str]) -> list[str]:
-    """The cases in full: "all" is every method, "scores" AdaLoRA with every score."""
+    """The cases in full: "all" is every method, "scores" AdaLoRA with every score, "controls" every method that
+    allocates with the same rank everywhere."""
     words = {"all": options("method"), "scores": [f"adalora, score={score}" for score in options("score")]}
+    if "controls" in cases:
+        allocates = [method for method in options("method") if spec_from([f"method={method}"]).allocator is not None]
+        words["controls"] = list(map(read.control_of, allocates))
     return list(dict.fromkeys(case for word in cases for case in words.get(word, [word])))
 
 
@@ -74,7 +80,7 @@ def wanted(
     known = [ORACLE, *options("method")]
     for case in expand(methods):
         if case.partition(",")[0] not in known:
-            raise SettingError(f"--method must be among all, scores, {', '.join(known)} (got {case})")
+            raise SettingError(f"--method must be among all, scores, controls, {', '.join(known)} (got {case})")
     for word in settings:
         group = GROUPS.get(word) or Group([word], budgets or [1], ["all"])
         for setting in map(parse, group.settings):
@@ -115,7 +121,7 @@ def work(job: Job) -> tuple[Job, dict[str, Any] | None, str]:
     torch.set_num_threads(1)
     try:
         case = make_case(job.case, job.setting, job.rank, job.scale.steps)
-        return job, measure(job.setting, case, job.seeds, job.scale, job.known), ""
+        return job, measure(job.setting, job.rank, case, job.seeds, job.scale, job.known), ""
     except (SettingError, HydraException, OmegaConfBaseException) as error:
         return job, None, sentence(error)
 
@@ -159,7 +165,8 @@ def run(record: dict[str, Any], cells: Sequence[tuple[Setting, int, str]], argum
 
 def opened(file: Path, steps: int | None) -> dict[str, Any]:
     """The record in a file, or a new one. Raises SettingError where the file holds anything else."""
-    scales = {name: asdict(replace(s, steps=steps or s.steps)) for name, s in (("small", SMALL), ("text", TEXT))}
+    sizes = {"small": SMALL, "encoder": ENCODER, "decoder": DECODER}
+    scales = {name: asdict(replace(s, steps=steps or s.steps)) for name, s in sizes.items()}
     scales = {name: {**scale, "rates": list(scale["rates"])} for name, scale in scales.items()}
     if not file.parent.is_dir():
         raise SettingError(f"--json must lie in a folder that exists (got {file})")
@@ -180,10 +187,10 @@ def show(record: dict[str, Any], cells: Sequence[tuple[Setting, int, str]], argu
     places = dict.fromkeys((setting.name, rank) for setting, rank, _ in cells)
     tables = [read.table(record, *place) for place in places if read.rows_of(record, *place)]
     print("\n" + "\n".join(tables))
+    method = expand(arguments.method)[0] if arguments.method else "adalora"
     if arguments.page:
-        rewrite(arguments.page, tables)
+        rewrite(arguments.page, [read.summary(record, list(record["settings"]), method), *tables])
     if arguments.figure:
-        method = expand(arguments.method)[0] if arguments.method else "adalora"
         drawn = figure.draw(record, method)
         if drawn is None:
             raise SettingError(f"--figure needs cells of the group phase for {method} in {arguments.json}")
@@ -195,7 +202,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--setting", nargs="+", default=list(DEFAULT), help="groups or lines of knobs")
     parser.add_argument("--method", nargs="+", default=[], help='methods, "all", "scores"; default: those of the group')
     parser.add_argument("--budget", nargs="+", type=float, default=[], help="multiples of the planted triplets")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, help="of every run, for a quick look; needs a --json of its own")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--json", type=Path, default=RESULTS)

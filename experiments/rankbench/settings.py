@@ -23,16 +23,20 @@ NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # {knob: (the valid
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of a run on one kind of base. rates: the learning rates that every case tries."""
+    """The size of a run on one kind of base. rates: the learning rates that every case tries first, a constant factor
+    apart; tuning: the number of seeds that choose between them, on rows that enter no result."""
 
     rows: int
     batch: int
     steps: int
     rates: tuple[float, ...]
+    tuning: int
 
 
-SMALL = Scale(rows=1024, batch=64, steps=200, rates=(1e-2, 5e-2, 2.5e-1))
-TEXT = Scale(rows=1024, batch=8, steps=120, rates=(6e-4, 3e-3, 1.5e-2))
+SMALL = Scale(rows=1024, batch=64, steps=200, rates=(1e-2, 2.5e-2, 6.25e-2, 1.5625e-1), tuning=3)
+ENCODER = Scale(rows=1024, batch=8, steps=240, rates=(1e-3, 2.5e-3, 6.25e-3, 1.5625e-2), tuning=1)
+DECODER = Scale(rows=512, batch=8, steps=60, rates=(1e-3, 2.5e-3, 6.25e-3), tuning=1)
+SCALES = {"linear": SMALL, "network": SMALL, "smollm2_135m": DECODER}  # of other bases: ENCODER
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Setting:
 
     @property
     def scale(self) -> Scale:
-        return SMALL if self.base in ("linear", "network") else TEXT
+        return SCALES.get(self.base, ENCODER)
 
     @property
     def name(self) -> str:
@@ -110,7 +114,8 @@ def _number(knob: str, text: str) -> float:
 @dataclass(frozen=True)
 class Group:
     """Settings that belong together. budgets: in multiples of the planted number of triplets; cases: the default
-    cases, "all" for every method, "scores" for AdaLoRA with every score."""
+    cases, "all" for every method, "scores" for AdaLoRA with every score, "controls" for every method that allocates
+    with the same rank everywhere."""
 
     settings: Sequence[str]
     budgets: Sequence[float]
@@ -120,13 +125,16 @@ class Group:
 NOISES, SPREADS = (0.1, 1.0), (12, 6, 3, 1)  # of the phase diagram: label noise, and number of planted modules of 12
 CONTROLS = ("adalora", "adalora, allocator=uniform")
 GROUPS = {
-    "planted": Group(
-        ["network,ranks=4x2+2x2"], [1], ["all", "scores", "adalora, allocator=uniform", "adalora, allocator=random"]
-    ),
-    "linear": Group(["linear,ranks=8x3,decay=0.8,noise=0.1"], [1], ["all"]),
-    "even": Group(["network,ranks=2x12,noise=0.1"], [1], ["all"]),
+    "planted": Group(["network,ranks=8x2+4x2"], [1], ["all", "scores", "controls"]),
+    "linear": Group(["linear,ranks=8x3,decay=0.8,noise=0.1"], [1], ["all", "controls"]),
+    "even": Group(["network,ranks=2x12,noise=0.1"], [1], ["all", "controls"]),
     "phase": Group(
         [f"network,ranks={24 // k}x{k},noise={n:g}" for n in NOISES for k in SPREADS], [0.5, 1, 2, 4], CONTROLS
+    ),
+    "start": Group(
+        [f"network,ranks={24 // k}x{k},noise=0.1" for k in SPREADS],
+        [1],
+        [f"adalora, init_rank={start}{control}" for start in (3, 6) for control in ("", ", allocator=uniform")],
     ),
     "strength": Group(
         [f"network,ranks={24 // k}x{k},strength={s:g},noise=0.1" for s in (0.3, 3) for k in SPREADS], [1, 2], CONTROLS
@@ -137,5 +145,5 @@ GROUPS = {
         CONTROLS,
     ),
     "encoder": Group(["minilm_l6,ranks=8x9,noise=0.1", "minilm_l6,ranks=2x36,noise=0.1"], [1], CONTROLS),
-    "decoder": Group(["smollm2_135m,ranks=24x18,noise=0.1"], [1], CONTROLS),
+    "decoder": Group(["smollm2_135m,ranks=20x21,noise=0.1"], [1], CONTROLS),
 }

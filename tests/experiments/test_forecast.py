@@ -141,6 +141,27 @@ def test_cases_of_a_benchmark_are_read_and_judged(tmp_path, monkeypatch, capsys)
     assert "Too few cases for rare: fewer than 5 with a gain or fewer than 5 without." in printed
 
 
+def test_cases_of_one_setting_count_together_and_strata_are_looked_into():
+    """The feature is the setting's number, every setting has all gains or none: no more cases than settings."""
+    alone = [forecast.Case(str(i), {"x": float(i + 3 * (i % 2))}, bool(i % 2)) for i in range(8)]
+    several = [case._replace(case=f"{case.case}.{k}", setting=case.case) for case in alone for k in range(6)]
+    (one,), (many,) = forecast.forecast(alone), forecast.forecast(several)
+    assert one["auroc"] == many["auroc"]
+    unaware = [case._replace(setting=None) for case in several]
+    width = {name: row["interval"][1] - row["interval"][0] for name, row in
+             (("many", many), ("unaware", forecast.forecast(unaware)[0]))}  # fmt: skip
+    assert width["many"] > 1.5 * width["unaware"]
+    strata = [
+        forecast.Case(f"{s}{i}", {"x": 10.0 * s + (i if s else -i)}, bool(i) if s else i == 0, stratum=str(s))
+        for s in (0, 1)
+        for i in (0, 1)
+    ]
+    (row,) = forecast.forecast(strata)
+    assert (row["within"], row["pairs"]) == (1.0, 2)
+    assert row["auroc"] == 0.75
+    assert "; within strata 1.00 (2 pairs)" in forecast.text(strata, [row])
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

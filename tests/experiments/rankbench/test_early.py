@@ -51,6 +51,10 @@ def test_a_case_has_the_gain_over_the_control_in_logarithms(record, tmp_path):
     assert [case.gain for case in read] == [True, False]
     assert all(0 < case.features["gini"] < 1 and -1 <= case.features["agreement"] <= 1 for case in read)
     assert read[0].features["slope"] == read[1].features["slope"] > 0, "rank helps where eight were planted"
+    assert [case.features["low_budget"] for case in read] == [-2, -4]
+    assert {(case.setting, case.stratum, case.features["few_modules"]) for case in read} == {
+        (SETTING.name, "3 planted modules", -3.0)
+    }
 
 
 def test_without_a_second_rank_there_is_no_slope(record):

@@ -15,7 +15,7 @@ from experiments.rankbench.settings import SMALL, parse
 from tests.representatives import representatives
 
 PLANTED = parse("network,ranks=4x2+2x2")
-SCALE = replace(SMALL, rates=(3e-2,))
+SCALE = replace(SMALL, rates=(3e-2,), tuning=1)
 # Methods that do not place three quarters of their budget in the planted modules, and why.
 MISSES = {
     "geolora": "it has no budget, and its tolerance keeps three triplets in every module",
@@ -39,7 +39,7 @@ ENOUGH = {  # the loss that a method reaches where it does not reach 0.5
 def row(name, rank=1):
     """The row of a case on planted structure, with one rate and one seed."""
     case = make_case(name, PLANTED, rank, SCALE.steps)
-    cells = {name: measure.measure(PLANTED, case, [0], SCALE)}
+    cells = {name: measure.measure(PLANTED, rank, case, [0], SCALE)}
     record = {**measure.facts(PLANTED, [rank], [0]), "cells": {str(case.rank if case.budgeted else rank): cells}}
     (found,) = read.rows(record, case.rank if case.budgeted else rank)
     return found, case
@@ -62,15 +62,20 @@ def test_a_method_learns_keeps_its_budget_and_finds_what_was_planted(method):
         assert found.spearman > 0.7
 
 
-@pytest.mark.parametrize(("method", "ranks"), [("lora", (1, None)), ("adalora", (1, 4)), ("sora", (4, 4))])
-def test_the_ranks_are_those_that_the_problem_asks_for(method, ranks):
-    spec = make_case(method, PLANTED, 1, 10).spec
-    assert (spec.rank, spec.init_rank) == ranks
+@pytest.mark.parametrize(
+    ("method", "ranks"),
+    [("lora", (1, None)), ("adalora", (1, 12)), ("sora", (12, 12)), ("adalora, init_rank=2", (1, 2))],
+)
+def test_the_ranks_follow_from_the_budget_and_not_from_the_truth(method, ranks):
+    for setting in (PLANTED, parse("network,ranks=1x12"), parse("network,ranks=12")):
+        spec = make_case(method, setting, 1, 10).spec
+        assert (spec.rank, spec.init_rank) == ranks
+    assert make_case("adalora", PLANTED, 4, 10).spec.init_rank == 24, "no module holds more"
 
 
 def test_a_method_that_keeps_a_triplet_of_every_module_has_some_to_place():
     case = make_case("increlora", PLANTED, 1, 10)
-    assert (case.rank, case.spec.held_rank) == (2, 4)
+    assert (case.rank, case.spec.held_rank) == (2, 12)
 
 
 @pytest.mark.parametrize(
@@ -109,10 +114,12 @@ def calls(monkeypatch):
     return asked
 
 
-def test_the_tuning_seed_chooses_the_rate_and_the_seeds_use_it(calls):
-    cell = measure.measure(PLANTED, make_case("adalora", PLANTED, 1, 10), [0, 1], SMALL)
+def test_the_tuning_seeds_choose_the_rate_and_the_seeds_use_it(calls):
+    scale = replace(SMALL, rates=(0.02, 0.05, 0.125), tuning=2)
+    cell = measure.measure(PLANTED, 1, make_case("adalora", PLANTED, 1, 10), [0, 1], scale)
     own = dict.fromkeys(draw(PLANTED, 0).base.names, 0) | {"blocks.0.up": 12}
-    tuned = [("adalora", 100, lr, None) for lr in SMALL.rates] + [("lora", 100, lr, own) for lr in SMALL.rates]
+    trials = [(lr, seed) for lr in scale.rates for seed in (100, 101)]
+    tuned = [("adalora", s, lr, None) for lr, s in trials] + [("lora", s, lr, own) for lr, s in trials]
     runs = [run for seed in (0, 1) for run in (("adalora", seed, 0.05, None), ("lora", seed, 0.05, own))]
     assert calls == tuned + runs
     assert cell["rate"] == cell["map_rate"] == 0.05
@@ -120,38 +127,61 @@ def test_the_tuning_seed_chooses_the_rate_and_the_seeds_use_it(calls):
 
 
 @pytest.mark.parametrize(
-    ("devs", "chosen"),
+    ("devs", "chosen", "tried"),
     [
-        ([1.0, 0.95, 0.92], 0.01),
-        ([1.0, 0.8, 0.79], 0.05),
-        ([1.0, 0.8, 0.5], 0.25),
-        ([1.0, math.nan, math.inf], 0.01),
-        ([math.nan, 3.0, 4.0], 0.05),
+        ({1: [1, 4], 2: [1, 1], 4: [9, 1]}, 2, [1, 2, 4]),
+        ({1: [2, 2], 2: [1, 9], 4: [8, 8]}, 1, [0.25, 0.5, 1, 2, 4]),  # geometric means; the grid grows twice at most
+        ({1: [4, 4], 2: [2, 2], 4: [1, 1], 8: [3, 3]}, 4, [1, 2, 4, 8]),
+        ({1: [1, 1], 2: [0.1, math.nan], 4: [2, 2]}, 1, [0.25, 0.5, 1, 2, 4]),
     ],
 )
-def test_of_rates_that_are_as_good_the_smallest_is_chosen_and_a_diverged_one_never(monkeypatch, devs, chosen):
-    found = dict(zip(SMALL.rates, devs, strict=True))
-    monkeypatch.setattr(measure, "train", lambda problem, spec, seed, lr, size, ranks: {"dev": found[lr], "seed": seed})
-    dev, run = measure.tune(None, None, SMALL)
-    assert (run["lr"], run["seed"]) == (chosen, 100)
-    assert list(dev) == ["0.01", "0.05", "0.25"]
+def test_the_rate_with_the_lowest_mean_is_chosen_and_the_grid_grows_where_it_is_the_last(devs, chosen, tried):
+    def trial(lr, seed):
+        return {"dev": devs.get(lr, [chosen / lr * 5] * 2)[seed - 100], "seed": seed}
+
+    scale = replace(SMALL, rates=(1, 2, 4), tuning=2)
+    rate, dev, runs = measure.tune(scale, trial)
+    expected = [lr for lr in tried if lr >= 0.5] if chosen == 1 else tried
+    assert (rate, list(map(float, dev))) == (chosen, expected)
+    assert [run["seed"] for run in runs] == [100, 101]
+
+
+def test_a_grid_grows_twice_at_most_and_one_rate_is_no_grid():
+    rate, dev, _ = measure.tune(replace(SMALL, rates=(1, 2), tuning=1), lambda lr, seed: {"dev": 1 / lr})
+    assert (rate, list(map(float, dev))) == (8, [1, 2, 4, 8])
+    rate, dev, _ = measure.tune(replace(SMALL, rates=(1,), tuning=1), lambda lr, seed: {"dev": 1 / lr})
+    assert (rate, list(dev)) == (1, ["1"])
 
 
 def test_a_cell_that_is_continued_keeps_its_rate_and_its_seeds(calls):
     case = make_case("adalora", PLANTED, 1, 10)
     known = {"rank": 1, "budgeted": True, "rate": 0.01, "map_rate": 0.25, "dev": {}, "seeds": {"0": {"loss": 7.0}}}
-    cell = measure.measure(PLANTED, case, [0, 1], SMALL, known)
+    cell = measure.measure(PLANTED, 1, case, [0, 1], SMALL, known)
     assert [(method, seed, lr) for method, seed, lr, _ in calls] == [("adalora", 1, 0.01), ("lora", 1, 0.25)]
     assert cell["seeds"]["0"] == {"loss": 7.0}
     assert "1" not in known["seeds"], "the record in memory changes only when a cell is whole"
 
 
 def test_the_oracle_is_lora_with_the_planted_map(calls):
-    measure.measure(PLANTED, make_case(ORACLE, PLANTED, 1, 10), [0], SMALL)
+    scale = replace(SMALL, rates=(0.02, 0.05, 0.125))
+    measure.measure(PLANTED, 1, make_case(ORACLE, PLANTED, 1, 10), [0], scale)
     method, seed, _, ranks = calls[-1]
     assert (method, seed) == ("lora", 0)
     assert list(ranks.values()) == draw(PLANTED, 0).ranks
-    assert len(calls) == len(SMALL.rates) + 1, "its map is not retrained"
+    assert len(calls) == 3 * scale.tuning + 1, "its map is not retrained"
+
+
+def test_a_map_that_is_uniform_lora_s_is_not_trained_again(calls, monkeypatch):
+    def train(problem, spec, seed, lr, size, ranks=None):
+        calls.append(seed)
+        return {"dev": abs(lr - 0.05), "test": lr, "ranks": dict.fromkeys(problem.base.names, 4)}
+
+    monkeypatch.setattr(measure, "train", train)
+    scale = replace(SMALL, rates=(0.02, 0.05, 0.125), tuning=1)
+    cell = measure.measure(PLANTED, 4, make_case("adalora", PLANTED, 4, 10), [0], scale)
+    assert (calls, "map_loss" in cell["seeds"]["0"]) == ([100] * 3 + [0], False)
+    other = measure.measure(PLANTED, 1, make_case("sora", PLANTED, 1, 10), [0], scale)
+    assert "map_loss" in other["seeds"]["0"], "without a budget it ended with four times as many triplets"
 
 
 def test_fixed_ranks_stay_from_the_first_step_and_modules_of_rank_0_are_left_alone():

@@ -102,7 +102,7 @@ def test_all_is_every_method_and_scores_every_score():
         (["--setting", "nosuch"], "--setting must be one of planted, linear"),
         (["--setting", SETTING, "--budget", "0.5"], "--budget must give network's 12 modules a whole mean rank"),
         (["--setting", "nosuch,ranks=2x2"], "nosuch"),
-        (["--method", "nosuch"], "--method must be among all, scores, oracle, adadora, adalora"),
+        (["--method", "nosuch"], "--method must be among all, scores, controls, oracle, adadora, adalora"),
         (["--seeds", "0"], "--seeds must be a whole number of at least 1 (got 0)"),
         (["--jobs", "0"], "--jobs must be a whole number of at least 1 (got 0)"),
         (["--json", "/nowhere/found.json"], "--json must lie in a folder that exists (got /nowhere/found.json)"),
@@ -139,8 +139,9 @@ def test_the_tables_of_a_page_are_replaced_and_nothing_else(copy, capsys):
     page = copy.parent / "page.md"
     page.write_text(f"before\n{MARKER}\nold\n{MARKER}\nafter\n")
     assert run.main(["--read", "--setting", SETTING, "--steps", "2", "--json", str(copy), "--page", str(page)]) == 0
-    table = read.table(json.loads(copy.read_text()), SETTING, 1)
-    assert page.read_text() == f"before\n{MARKER}\n\n{table}\n{MARKER}\nafter\n"
+    record = json.loads(copy.read_text())
+    tables = read.summary(record, [SETTING], "adalora") + "\n" + read.table(record, SETTING, 1)
+    assert page.read_text() == f"before\n{MARKER}\n\n{tables}\n{MARKER}\nafter\n"
     page.write_text("no tables")
     assert run.main(["--read", "--setting", SETTING, "--steps", "2", "--json", str(copy), "--page", str(page)]) == 2
     assert "page.md must hold the line <!-- tables --> twice (got 0)" in capsys.readouterr().err

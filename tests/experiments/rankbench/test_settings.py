@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adarank.errors import SettingError
+from experiments.rankbench.measure import mean_rank
 from experiments.rankbench.settings import DEPTHS, GROUPS, Setting, parse
 
 RANKS = st.lists(st.integers(1, 24), min_size=1, max_size=12).map(lambda ranks: tuple(sorted(ranks, reverse=True)))
@@ -26,12 +27,22 @@ def test_the_settings_of_a_group_are_named_as_they_are_written():
         assert [parse(text).name for text in group.settings] == list(group.settings)
 
 
+MODULES = {"network": 12, "linear": 12, "minilm_l6": 36, "smollm2_135m": 210}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_budget_of_a_group_is_a_whole_mean_rank(group):
+    for setting in map(parse, GROUPS[group].settings):
+        for budget in GROUPS[group].budgets:
+            assert mean_rank(setting, budget, MODULES[setting.base]) >= 1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (
             "nosuch",
-            "--setting must be one of planted, linear, even, phase, strength, depth, encoder, decoder, or a base with ranks",
+            "--setting must be one of planted, linear, even, phase, start, strength, depth, encoder, decoder, or a base with ranks",
         ),
         ("network,ranks=0x3", r"such as network,ranks=8x3 \(got network,ranks=0x3\)"),
         ("network,ranks=8x3,size=2", r"--setting knobs must be among ranks, .* depth \(got size\)"),
