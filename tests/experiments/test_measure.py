@@ -142,7 +142,8 @@ def sentences(folder):
 
 def at_tiny_size(content):
     """The study with one rate, three seeds, the arms that its assay and its first claims compare, and little to measure."""
-    content |= {"settings": {"tiny": True, "holdout": 24, "train.eval_every": 12}, "tuning": [100], "seeds": [0, 1, 2]}
+    settings = {"tiny": True, "holdout": 24, "train.eval_every": 12}
+    content |= {"settings": settings, "tuning": [100], "seeds": [0, 1, 2], "extend": 0}
     probe, methods = content["probe"], content["methods"]
     for pattern, short in {
         r"--rows \d+": "--rows 12 --passes 1",
