@@ -121,9 +121,9 @@ def main() -> int:
     options = parser.parse_args()
     try:
         for page in options.pages:
-            if page.is_file() and not (RESULTS / page.stem).is_dir():
+            if not (RESULTS / page.stem).is_dir():
                 raise SettingError(f"PAGE must be named after a study in experiments/results (got {page.name})")
-            rewrite(page, list(parts(report_of(page.stem))) if page.is_file() else [])
+            rewrite(page, list(parts(report_of(page.stem))))
             print(f"tables: {page}")
     except (SettingError, FolderError) as error:
         print(f"error: {error}", file=sys.stderr)

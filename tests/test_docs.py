@@ -318,6 +318,13 @@ def test_the_findings_print_every_claim_of_the_central_comparison_that_has_all_i
     assert f"{middle:+.2f} [{middle - half:+.2f}, {middle + half:+.2f}], {len(both)} seeds" in page
     by_rate = [runs["uniform_same_rate"][seed] - runs["uniform"][seed] for seed in both]
     assert f"4e-3 is better by {mean(by_rate):.2f} points" in page
+    own = (ROOT / "docs" / "studies" / "central.md").read_text(encoding="utf-8")
+    lora = {
+        run["config"]["seed"]: 100 * run["summary"]["metric"]["test_last"]
+        for _, run in read_records(RESULTS / "central" / "seeds" / "supersense" / "lora")
+    }
+    middle, half = mean_interval([runs["uniform_same_rate"][seed] - lora[seed] for seed in both])
+    assert f"{middle:.2f} [{middle - half:+.2f}, {middle + half:+.2f}] above LoRA" in " ".join(own.split())
     for arm in ("adalora", "uniform_same_rate", "wide"):
         kept = [
             run["summary"]["parameters"]["kept"]

@@ -61,7 +61,7 @@ def test_an_arm_s_line_and_a_claim_s_are_those_of_its_runs():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("absent.md", None, "PAGE must be a file that exists (got "),
+        ("central.md", None, "PAGE must be a file that exists (got "),
         ("central.md", "no tables", "central.md must hold the line <!-- tables --> twice (got 0)"),
         ("nothing.md", f"{pages.MARKER}\n{pages.MARKER}\n", "PAGE must be named after a study in experiments/results"),
     ],

@@ -98,6 +98,14 @@ def test_a_job_without_work_helps_another_from_its_other_end(runner, place):
     assert runner.trained == len(list(read_records(place.results))), "no run is trained twice"
 
 
+def test_a_missing_environment_variable_of_the_probe_is_refused_before_anything_trains(runner, place, monkeypatch):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    asked = read(study(probe={"options": "--stsb $NOWHERE"}))
+    with pytest.raises(SettingError, match="environment variable NOWHERE, which is not set"):
+        protocol.follow(asked, place)
+    assert runner.calls == []
+
+
 def test_a_failure_lets_the_other_jobs_finish_and_starts_no_more(runner, place):
     began = threading.Barrier(2)
 
