@@ -15,7 +15,7 @@ from analysis.formats import metric, percent, span
 from analysis.tables import Table
 
 FILE = "probe_claims.json"
-PREFIXES = "_prefixes"  # lora_prefixes: the first triplets of one LoRA run; lora: one run per rank
+PREFIXES, SVD = "_prefixes", "_svd"  # of one LoRA run, its first triplets and best approximations; lora: a run per rank
 Values = dict[str, dict[int, float]]  # {arm or method: {seed: value}}
 
 
@@ -150,7 +150,7 @@ def _after(name: str) -> Callable[[Table], Values]:
 
 
 def _areas(table: Table) -> Values:
-    """AURAC of each method with one run per rank at several ranks, and of the prefixes of single runs there."""
+    """AURAC of each method with one run per rank at several ranks, and of the cuts of single runs to these ranks."""
     by_method: dict[str, dict[float, Any]] = {}
     for row in table.rows:
         method, _, rank = (row.arm or "").partition("@")
@@ -160,10 +160,12 @@ def _areas(table: Table) -> Values:
     ranks = set().union(*several.values())
     values = {method: prefixes.tuned_areas(rows) for method, rows in several.items() if rows.keys() == ranks}
     for row in table.rows:
-        method, measured = (row.arm or "").partition("@")[0], prefixes.by_seed(row)
-        if measured and (not ranks or ranks <= set(next(iter(measured.values())))):
-            kept = {seed: {r: s for r, s in of.items() if not ranks or r in ranks} for seed, of in measured.items()}
-            values[f"{method}{PREFIXES}" if method in several else method] = prefixes.areas(kept)
+        method = (row.arm or "").partition("@")[0]
+        for name, svd in ((f"{method}{PREFIXES}" if method in several else method, False), (f"{method}{SVD}", True)):
+            measured = prefixes.by_seed(row, svd)
+            if measured and (not ranks or ranks <= set(next(iter(measured.values())))):
+                kept = {seed: {r: s for r, s in of.items() if not ranks or r in ranks} for seed, of in measured.items()}
+                values[name] = prefixes.areas(kept)
     return _known(values.items())
 
 
@@ -173,7 +175,8 @@ def _known(values: Iterable[tuple[str | None, Mapping[int, float]]]) -> Values:
 
 def _area_names(arms: Sequence[str]) -> list[str]:
     methods = list(dict.fromkeys(arm.partition("@")[0] for arm in arms))
-    return [*methods, *(f"{method}{PREFIXES}" for method in methods if method not in arms)]
+    ranked = [f"{method}{PREFIXES}" for method in methods if method not in arms]
+    return [*methods, *ranked, *(f"{method}{SVD}" for method in methods)]
 
 
 MEASURES = {

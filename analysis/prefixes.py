@@ -1,5 +1,5 @@
 """Every prefix rank of one run: the metric against rank, and the area under it compared with that of separately tuned
-runs.
+runs. The same for the best approximation of its ΔW at these ranks (`svd`).
 
 All values are those of the best checkpoint, whose adapter is in the run's folder.
 """
@@ -18,21 +18,23 @@ TITLE = (
     "AURAC from one run: the mean score over log2 rank of its prefix ranks, and LoRA's from a tuned run for each rank "
     "(all at the best checkpoint)"
 )
-HEADER = ("method", "prefix ranks", "AURAC from one run", "seeds", "LoRA, a run for each rank", "its seeds")
+HEADER = (
+    "method", "prefix ranks", "AURAC from one run", "cut by SVD", "seeds", "LoRA, a run for each rank", "its seeds"
+)  # fmt: skip
 BEST = {"dev": "best", "test": "test"}  # {split: the summary's metric of the best checkpoint}
 AGAINST = "AURAC from one run against LoRA's from a tuned run for each rank, over the same ranks"
 
 
-def read(run: Run) -> dict[float, float]:
+def read(run: Run, svd: bool = False) -> dict[float, float]:
     """{rank: score} of the run's prefixes.json, on the split that the run is judged by; empty if there is none that
-    can be read."""
-    return read_measurement(run, PREFIXES, lambda content: _parse(run, content)) or {}
+    can be read. svd: of the best approximation of ΔW instead of the first triplets."""
+    return read_measurement(run, PREFIXES, lambda content: _parse(run, content, svd)) or {}
 
 
-def by_seed(row: Row) -> dict[int, dict[float, float]]:
+def by_seed(row: Row, svd: bool = False) -> dict[int, dict[float, float]]:
     """{seed: {rank: score}} over the ranks, ascending, that all measured runs of the row have; at least two, else
     empty."""
-    measured = {run.seed: scores for run in row.runs if (scores := read(run))}
+    measured = {run.seed: scores for run in row.runs if (scores := read(run, svd))}
     common = sorted(set.intersection(*(set(scores) for scores in measured.values()))) if measured else []
     return {seed: {r: scores[r] for r in common} for seed, scores in measured.items()} if len(common) > 1 else {}
 
@@ -47,12 +49,13 @@ def rows(table: Table) -> Lines:
     lines, runs = [], []
     for row, measured in measured_rows(table).items():
         ranks = list(next(iter(measured.values())))
-        found = list(areas(measured).values())
+        found, cut = list(areas(measured).values()), list(areas(by_seed(row, svd=True)).values())
         beside = _lora(table, ranks)
         theirs = [] if beside is None else list(tuned_areas(beside[1]).values())
-        words = [formats.interval(*stats.mean_interval(v)) if v else formats.BLANK for v in (found, theirs)]
+        words = [formats.interval(*stats.mean_interval(v)) if v else formats.BLANK for v in (found, cut, theirs)]
         counts = [str(len(found)), str(len(theirs)) if theirs else formats.BLANK]
-        lines.append([table.labels[row], ", ".join(f"{r:g}" for r in ranks), words[0], counts[0], words[1], counts[1]])
+        prefix_ranks = ", ".join(f"{r:g}" for r in ranks)
+        lines.append([table.labels[row], prefix_ranks, *words[:2], counts[0], words[2], counts[1]])
         runs.append([run for run in row.runs if run.seed in measured])
     return lines, runs
 
@@ -98,8 +101,9 @@ def _lora(table: Table, ranks: list[float]) -> tuple[str, dict[float, Row]] | No
     return (kind, {rank: by_rank[rank] for rank in ranks}) if set(ranks) <= by_rank.keys() else None
 
 
-def _parse(run: Run, content: Any) -> dict[float, float]:
-    if content["metric"] != run.summary["metric"]["name"]:
+def _parse(run: Run, content: Any, svd: bool) -> dict[float, float]:
+    measured = content.get("svd") if svd else content
+    if content["metric"] != run.summary["metric"]["name"] or not measured:
         return {}
-    scores = content[run.score[0]]
+    scores = measured[run.score[0]]
     return {finite(rank): finite(score) for rank, score in zip(content["ranks"], scores, strict=True)}

@@ -10,8 +10,9 @@ from analysis.tables import Table
 
 @style.styled
 def draw(table: Table) -> "style.Figure | None":
-    """The metric over the prefix ranks of every measured row, mean over seeds, with one dot per seed, and of every
-    method that has tuned runs for a curve. None if no row was measured."""
+    """The metric over the prefix ranks of every measured row, mean over seeds, with one dot per seed; dotted, that of
+    the best approximations of its ΔW at these ranks; and that of every method that has tuned runs for a curve. None if
+    no row was measured."""
     measured = prefixes.measured_rows(table)
     if not measured:
         return None
@@ -23,6 +24,11 @@ def draw(table: Table) -> "style.Figure | None":
         axes.plot(ranks, means, label=style.plain(f"{table.labels[row]}, one run"), **look)
         for scores in by_seed.values():
             axes.plot(ranks, list(scores.values()), ".", color=look["color"], alpha=0.5, markersize=5)
+        if cut := prefixes.by_seed(row, svd=True):
+            ranks = list(next(iter(cut.values())))
+            means = [fmean(scores[rank] for scores in cut.values()) for rank in ranks]
+            label = style.plain(f"{table.labels[row]}, cut by SVD")
+            axes.plot(ranks, means, label=label, **look | {"linestyle": ":", "markerfacecolor": "white"})
     for i, (kind, by_rank) in enumerate(curves.curves(table).items(), len(measured)):
         means = [fmean(values.values()) if (values := prefixes.at_best(row)) else math.nan for row in by_rank.values()]
         look = style.style(i) | {"markerfacecolor": "white"}

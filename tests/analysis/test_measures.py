@@ -88,14 +88,16 @@ def test_one_run_s_area_stands_against_those_of_separate_runs(tmp_path, write_ru
         for place, rank in enumerate((1, 2, 4)):
             folder = with_arm(write_run, tmp_path, f"lora@{rank}", seed, metric__test=0.7 + 0.01 * place + 0.001 * seed)
         jitter = 0.001 * seed + 0.0001 * (seed % 2)
-        write_prefixes(folder, [0.6 + 0.01 * place + jitter for place in range(3)], (1, 2, 4))
+        levels = [0.6 + 0.01 * place + jitter for place in range(3)]
+        write_prefixes(folder, levels, (1, 2, 4), svd=[0.05 + level for level in levels])
         folder = with_arm(write_run, tmp_path, "matryoshka", seed, 4)
         write_prefixes(folder, [0.68 + 0.01 * place + jitter for place in range(4)], (1, 2, 4, 8))
     (table,) = tables(read_runs(tmp_path))
     values = measures.MEASURES["aurac"].values(table)
-    assert values.keys() == {"lora", "lora_prefixes", "matryoshka"}
+    assert values.keys() == {"lora", "lora_prefixes", "lora_svd", "matryoshka"}
     assert values["lora"][2] == pytest.approx(0.712)
     assert values["lora_prefixes"][2] == pytest.approx(0.612)
+    assert values["lora_svd"][2] == pytest.approx(0.662)
     assert values["matryoshka"][3] == pytest.approx(0.6931), "over the ranks that LoRA has, not 8"
     content = {
         **CLAIMS,
@@ -104,6 +106,7 @@ def test_one_run_s_area_stands_against_those_of_separate_runs(tmp_path, write_ru
         "assay": {"of": "lora", "against": "lora_prefixes"},
     }
     names = measures.MEASURES["aurac"].names(["matryoshka", "lora@1", "lora@2", "lora@4"])
+    assert names == ["matryoshka", "lora", "lora_prefixes", "matryoshka_svd", "lora_svd"]
     ((*_, judged, assay, _),) = measures.judge([table], declared(tmp_path, content, names))
     assert judged[0][1].text == "lora better"
     assert judged[0][1].difference == pytest.approx(-0.02, abs=1e-3)

@@ -11,13 +11,14 @@ from analysis.tables import tables
 from tests.analysis.test_curves import RANKS, write_budgets
 
 
-def write_prefixes(folder, levels, ranks=RANKS, metric="accuracy"):
+def write_prefixes(folder, levels, ranks=RANKS, metric="accuracy", svd=None):
     content = {
         "metric": metric,
         "higher_is_better": True,
         "ranks": list(ranks),
         "dev": [0.1] * len(ranks),
         "test": levels,
+        "svd": svd and {"dev": [0.2] * len(ranks), "test": svd},
     }
     (folder / "prefixes.json").write_text(json.dumps(content))
 
@@ -28,7 +29,8 @@ def out(tmp_path, write_run):
     write_budgets(tmp_path, write_run)
     for seed in range(4):
         folder = write_run(tmp_path, "matryoshka", seed, 8)
-        write_prefixes(folder, [0.695 + 0.01 * place + 0.001 * seed + 0.0004 * (seed % 2) for place in range(4)])
+        levels = [0.695 + 0.01 * place + 0.001 * seed + 0.0004 * (seed % 2) for place in range(4)]
+        write_prefixes(folder, levels, svd=[0.5 + level for level in levels])
     return tmp_path
 
 
@@ -42,14 +44,15 @@ def test_the_area_from_one_run_is_beside_the_one_from_tuned_runs(out):
     ((cells,), (runs,)) = prefixes.rows(table)
     assert cells[:2] == ["matryoshka 12 → 8", "1, 2, 4, 8"]
     assert cells[2] == formats.interval(*stats.mean_interval(list(found.values())))
-    assert cells[4] == formats.interval(*stats.mean_interval([0.715, 0.716, 0.717, 0.718]))
-    assert [cells[3], cells[5], len(runs)] == ["4", "4", 4]
+    assert cells[3] == formats.interval(*stats.mean_interval([0.5 + value for value in found.values()]))
+    assert cells[5] == formats.interval(*stats.mean_interval([0.715, 0.716, 0.717, 0.718]))
+    assert [cells[4], cells[6], len(runs)] == ["4", "4", 4]
     titles = [grid.title for grid in format_table.further_tables(table, [])]
     assert prefixes.TITLE in titles
     assert any(title.startswith(prefixes.AGAINST) for title in titles)
     figure = plot.draw(table)
     labels = [line.get_label() for line in figure.axes[0].lines if not line.get_label().startswith("_")]
-    assert labels[0] == "matryoshka 12 → 8, one run"
+    assert labels[:2] == ["matryoshka 12 → 8, one run", "matryoshka 12 → 8, cut by SVD"]
     assert "lora, a tuned run for each rank" in labels
 
 
@@ -61,7 +64,8 @@ def test_without_tuned_runs_the_area_stands_alone(tmp_path, write_run):
     assert [list(scores) for scores in measured.values()] == [[1, 2, 4]] * 2, "the ranks that both have"
     assert prefixes.against_lora(table) == []
     ((cells,), _) = prefixes.rows(table)
-    assert cells[4:] == [formats.BLANK] * 2
+    assert cells[3] == formats.BLANK
+    assert cells[5:] == [formats.BLANK] * 2
 
 
 def test_tuned_runs_count_at_their_best_checkpoint_as_the_prefixes_do(out):

@@ -6,9 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import adarank
+from adarank.adapters.lowrank import adapters_of
+from adarank.harness.data.task_types import classify
 from adarank.probe import cli
+from adarank.probe.reload import load_trained_weights, open_run
 from analysis.report import load, write_report
 from experiments import collect
 from tests.experiments.test_run import ROOT, inside
@@ -161,6 +165,30 @@ def test_the_prefixes_of_a_run_end_at_its_own_result(run):
     assert call(run, "--prefixes", str(largest)) == 0
     found = json.loads((run / "prefixes.json").read_text())
     assert [found["dev"], found["test"]] == [[metric["best"]], [metric["test"]]]
+    assert found["svd"] == {"dev": found["dev"], "test": found["test"]}, "nothing is cut at the largest rank"
+
+
+def test_the_cut_by_svd_is_the_best_approximation_of_every_module(tmp_path, monkeypatch):
+    inside("method=matryoshka", "tiny=true", "rank=4", f"out={tmp_path}")
+    (folder,) = tmp_path.glob("matryoshka-*")
+    run = open_run(folder)
+    load_trained_weights(run)
+    whole = {name: adapter.delta().detach() for name, adapter in adapters_of(run.model).items()}
+    changes = []
+
+    def evaluate(model, *_):
+        changes.append({name: adapter.delta().detach() for name, adapter in adapters_of(model).items()})
+        return {"accuracy": 0.5}
+
+    monkeypatch.setattr(classify, "evaluate", evaluate)
+    assert call(folder, "--prefixes", "1,3") == 0
+    prefixes, svd = changes[: len(changes) // 2], changes[len(changes) // 2 :]
+    assert len(svd) == 4, "dev and test at each rank, the largest first"
+    for name, delta in whole.items():
+        U, sigma, Vt = torch.linalg.svd(delta)
+        for found, rank in zip(svd, (3, 3, 1, 1), strict=True):
+            torch.testing.assert_close(found[name], U[:, :rank] * sigma[:rank] @ Vt[:rank], rtol=1e-4, atol=1e-6)
+        assert (prefixes[-1][name] - delta).norm() > (svd[-1][name] - delta).norm()
 
 
 @pytest.mark.parametrize(
