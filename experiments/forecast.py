@@ -21,14 +21,15 @@ seeds:
 AdaLoRA's warm-up ends after 10 % of the steps, so that without train.observe_scores=0.05 its runs have no such record.
 The script prints each feature's AUROC (.5: no information) with a separate 95 % interval: Newcombe's, or, where several
 cases share a setting, that of a bootstrap over settings; and the AUROC over pairs of cases in one stratum alone, which
-a feature does not owe to telling strata apart.
+a feature does not owe to telling strata apart, with the interval of a bootstrap over settings.
 """
 
 import argparse
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -99,7 +100,8 @@ def cases_of(source: Path, share: float) -> list[Case]:
 
 def forecast(cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Every feature's AUROC over the cases that have it, with its interval, both None without cases of both kinds;
-    within, pairs: the AUROC over the pairs of a case with a gain and one without in one stratum, and their number."""
+    within, within_interval, pairs: the same over the pairs of a case with a gain and one without in one stratum, and
+    their number."""
     found = []
     for name in dict.fromkeys(name for case in cases for name in case.features):
         known = [case for case in cases if case.features.get(name) is not None]
@@ -108,10 +110,16 @@ def forecast(cases: Sequence[Case]) -> list[dict[str, Any]]:
         area, interval = _area(known, name), None
         if area is not None:
             shared = len({case.setting or case.case for case in known}) < len(known)
-            interval = _over_settings(known, name) if shared else stats.auroc_interval(area, positives, negatives)
-        within, pairs = _within(known, name)
+            if shared:
+                interval = _over_settings(known, partial(_area, name=name))
+            else:
+                interval = stats.auroc_interval(area, positives, negatives)
+        pairs, within, span = sum(map(_pairs, _strata(known))), _within(known, name), None
+        if pairs:
+            span = _over_settings(known, partial(_within, name=name))
         about = {"feature": name, "cases": len(known), "gains": positives, "auroc": area, "interval": interval}
-        found.append({**about, "within": within, "pairs": pairs, "enough": min(positives, negatives) >= FEWEST})
+        strata = {"within": within, "within_interval": span, "pairs": pairs}
+        found.append({**about, **strata, "enough": min(positives, negatives) >= FEWEST})
     return found
 
 
@@ -122,30 +130,36 @@ def _area(cases: Sequence[Case], name: str) -> float | None:
     return stats.auroc([case.features[name] or 0.0 for case in cases], [case.gain for case in cases])
 
 
-def _over_settings(cases: Sequence[Case], name: str) -> tuple[float, float]:
-    """The 95 % percentile interval of the AUROC over 2,000 draws of whole settings."""
+def _over_settings(cases: Sequence[Case], area: Callable[[Sequence[Case]], float | None]) -> tuple[float, float]:
+    """The 95 % percentile interval of an area over 2,000 draws of whole settings; draws that have none do not count."""
     settings: dict[str, list[Case]] = {}
     for case in cases:
         settings.setdefault(case.setting or case.case, []).append(case)
     groups, rng = list(settings.values()), np.random.default_rng(0)
     draws = rng.integers(0, len(groups), (2000, len(groups)))
-    areas = [_area([case for i in draw for case in groups[i]], name) for draw in draws]
-    low, high = np.percentile([area for area in areas if area is not None], [2.5, 97.5])
+    areas = [area([case for i in draw for case in groups[i]]) for draw in draws]
+    low, high = np.percentile([found for found in areas if found is not None], [2.5, 97.5])
     return float(low), float(high)
 
 
-def _within(cases: Sequence[Case], name: str) -> tuple[float | None, int]:
-    """The AUROC over the pairs within strata, and the number of pairs; (None, 0) if no stratum has both kinds."""
+def _within(cases: Sequence[Case], name: str) -> float | None:
+    """The AUROC over the pairs within strata; None if no stratum has both kinds."""
+    strata = [of_one for of_one in _strata(cases) if _pairs(of_one)]
+    areas = [(_area(of_one, name) or 0.0) * _pairs(of_one) for of_one in strata]
+    return sum(areas) / sum(map(_pairs, strata)) if strata else None
+
+
+def _strata(cases: Sequence[Case]) -> list[list[Case]]:
     strata: dict[str, list[Case]] = {}
     for case in cases:
         strata.setdefault(case.stratum or "", []).append(case)
-    found = [
-        (area, sum(case.gain for case in of_one) * sum(not case.gain for case in of_one))
-        for of_one in strata.values()
-        if (area := _area(of_one, name)) is not None
-    ]
-    pairs = sum(count for _, count in found)
-    return (sum(area * count for area, count in found) / pairs if pairs else None), pairs
+    return list(strata.values())
+
+
+def _pairs(cases: Sequence[Case]) -> int:
+    """The number of pairs of a case with a gain and one without."""
+    gains = sum(case.gain for case in cases)
+    return gains * (len(cases) - gains)
 
 
 def features(row: Row, table: Table, share: float) -> dict[str, float | None]:
@@ -215,7 +229,10 @@ def text(cases: Sequence[Case], found: Sequence[Mapping[str, Any]]) -> str:
     for row in found:
         area = formats.metric(row["auroc"])
         span = formats.BLANK if row["interval"] is None else "[{:.2f}, {:.2f}]".format(*row["interval"])
-        within = f"; within strata {row['within']:.2f} ({row['pairs']} pairs)" if strata and row["pairs"] else ""
+        within = ""
+        if strata and row["pairs"]:
+            low, high = row["within_interval"]
+            within = f"; within strata {row['within']:.2f} [{low:.2f}, {high:.2f}] ({row['pairs']} pairs)"
         lines.append(f"{row['feature']}: AUROC {area} {span}, {row['cases']} cases, {row['gains']} gains{within}")
     short = [row["feature"] for row in found if not row["enough"]]
     if short or not found:

@@ -159,7 +159,12 @@ def test_cases_of_one_setting_count_together_and_strata_are_looked_into():
     (row,) = forecast.forecast(strata)
     assert (row["within"], row["pairs"]) == (1.0, 2)
     assert row["auroc"] == 0.75
-    assert "; within strata 1.00 (2 pairs)" in forecast.text(strata, [row])
+    assert "; within strata 1.00 [1.00, 1.00] (2 pairs)" in forecast.text(strata, [row])
+    stratified = [case._replace(stratum=str(int(case.case) % 3 == 0)) for case in alone] * 3
+    (row,) = forecast.forecast(stratified)
+    low, high = row["within_interval"]
+    assert low <= row["within"] <= high
+    assert high - low > 0.1
 
 
 @pytest.mark.parametrize(
