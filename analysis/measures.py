@@ -130,7 +130,7 @@ def _judge(table: Table, task: str, declared: claims.Claims) -> Judged:
             continue
         comparison, responds = compare(*arms), assay is not None and assay.shows
         level = declared.level(task)
-        (verdict,) = verdicts.judge([comparison], margin, measure.higher_is_better, level, responds)
+        (verdict,) = verdicts.judge([comparison], margin, measure.higher_is_better, level, responds, planned=True)
         measured = comparison.scores.size >= declared.seeds
         found.append((claim, verdict if measured else verdicts.not_all_run(verdict, declared.seeds)))
     return Judged(table, measure, found, assay, missing)

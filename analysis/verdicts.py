@@ -224,7 +224,7 @@ def family(
         of_table = []
         for claim, comparison, level_now in claimed:
             level = level_now or claims.level(claim.task)
-            (verdict,) = judge([comparison], claim.margin, table.higher_is_better, level, responds, pooled)
+            (verdict,) = judge([comparison], claim.margin, table.higher_is_better, level, responds, pooled, True)
             of_table.append(verdict if level_now else not_all_run(verdict, claims.seeds))
             run.append(claim)
         verdicts.append(of_table)
@@ -238,14 +238,16 @@ def judge(
     level: float = LEVEL,
     responds: bool = False,
     pooled: tuple[float, int] | None = None,
+    planned: bool = False,
 ) -> list[Verdict]:
     """A verdict on each comparison of one table. level: of each test, already divided by the size of the family.
 
     responds: whether an assay showed that a difference can be seen; without it nothing is called equivalent. pooled:
-    the spread over all methods and its freedom, by default of these comparisons.
+    the spread over all methods and its freedom, by default of these comparisons. planned: whether the number of seeds
+    was declared; then no verdict says how many more would decide, since seeds until p is small find what is not there.
     """
     pooled = pooled or _pooled_spread(comparisons)
-    return [_judge(c, margin, 1.0 if higher_is_better else -1.0, level, responds, pooled) for c in comparisons]
+    return [_judge(c, margin, 1.0 if higher_is_better else -1.0, level, responds, pooled, planned) for c in comparisons]
 
 
 def exploratory(comparisons: Iterable[Comparison], higher_is_better: bool = True) -> list[list[str]]:
@@ -262,15 +264,26 @@ def against_reference(table: Table, scores: Scores = attrgetter("scores")) -> li
 
 
 def against_uniform(table: Table) -> list[Comparison]:
-    """Every tuned row against the tuned row of its method and ranks with the uniform allocator; none without such rows.
-    Rank maps have separate comparisons (rank_maps.py)."""
+    """Every tuned row against the tuned row with the uniform allocator that has the same method, ranks and settings but
+    for those of the allocator and the learning rate; none without such rows. Rank maps have separate comparisons
+    (rank_maps.py)."""
     uniform = [row for row in table.tuned if row.settings.get("allocator") == UNIFORM]
-    controls = {(row.method, row.requested_ranks): row for row in uniform}
     return [
-        compare(table, row, controls[row.method, row.requested_ranks])
+        compare(table, row, control)
         for row in table.tuned
-        if row not in uniform and not row.is_rank_map and (row.method, row.requested_ranks) in controls
+        for control in uniform
+        if row not in uniform and not row.is_rank_map and _differ_in_allocator(row, control)
     ]
+
+
+def _differ_in_allocator(row: Row, other: Row) -> bool:
+    """Whether two tuned rows may differ only in where the rank goes, and in the learning rate that each chose."""
+    same = (row.method, row.requested_ranks) == (other.method, other.requested_ranks)
+    return same and all(
+        row.visible.get(key) == other.visible.get(key)
+        for key in row.visible.keys() | other.visible.keys()
+        if key != "train.lr" and key.partition(".")[0] != "allocator"
+    )
 
 
 def across_tasks(tables: Sequence[Table]) -> list[AcrossTasks]:
@@ -363,7 +376,13 @@ def collapse_cells(verdict: Verdict) -> list[str]:
 
 
 def _judge(
-    c: Comparison, margin: float | None, sign: float, level: float, responds: bool, pooled: tuple[float, int] | None
+    c: Comparison,
+    margin: float | None,
+    sign: float,
+    level: float,
+    responds: bool,
+    pooled: tuple[float, int] | None,
+    planned: bool,
 ) -> Verdict:
     estimate = stats.paired(c.differences)
     pools = pooled is not None and FEWEST <= estimate.pairs <= POOLED
@@ -375,6 +394,8 @@ def _judge(
     p = min(1.0, stats.p_value(estimate) * LEVEL / level) if interval else 1.0
     more = _more(estimate, margin, level) if interval else None
     kind, text = _text(c, estimate, interval, sign, margin, responds, more)
+    if planned and kind == "undecided" and more is not None:
+        text, more = text.partition(" (about")[0], None
     if interval is None and (winner := _learns_more_often(c, level)):
         kind, text = "better", f"{winner} better"
     return Verdict(
@@ -484,15 +505,16 @@ def _assays(table: Table, claims: Claims | None) -> list[Assay]:
         pairs = [(rows[of], rows[against])] if of in rows and against in rows else []
     else:
         pairs = []
-        if len(lora := [row for row in table.tuned if row.method == REFERENCE and row.final_rank]) > 1:
-            ordered = sorted(lora, key=lambda row: row.final_rank or 0.0)
+        lora = [row for row in table.tuned if row.method == REFERENCE and row.final_rank]
+        ordered = sorted(lora, key=lambda row: row.final_rank or 0.0)
+        if lora and ordered[-1].final_rank != ordered[0].final_rank:
             pairs.append((ordered[-1], ordered[0]))
         worst = [row for row in table.tuned if row.settings.get("allocator") == "global_bottom"]
         pairs += [
             (row, control)
             for control in worst
             for row in table.tuned
-            if (row.method, row.requested_ranks) == (control.method, control.requested_ranks) and row is not control
+            if row is not control and _differ_in_allocator(row, control)
         ]
     return [assay(compare(table, *pair), margin, sign) for pair in pairs]
 

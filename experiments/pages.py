@@ -3,7 +3,8 @@
     python experiments/pages.py docs/studies/*.md
 
 A page has the name of its study, whose results lie in experiments/results. Its tables are the declared claims with
-their verdicts, the assay, every arm and, where a study measured its runs, what came of that.
+their verdicts, the assay, every arm, the trials that chose its learning rate and, where a study measured its runs, what
+came of that.
 """
 
 import argparse
@@ -18,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from adarank.errors import SettingError
-from adarank.runs.files import write_text
-from analysis import claims, formats, measures, pruning, verdicts
+from adarank.runs.files import read_json, write_text
+from analysis import claims, forgetting, formats, items, measures, prefixes, pruning, stats, verdicts
 from analysis.export import markdown
 from analysis.format_table import TextTable
-from analysis.load import FolderError
+from analysis.load import FolderError, read_runs
 from analysis.report import Report, assay_lines, load
-from analysis.tables import Table
+from analysis.tables import Table, tables
 from experiments.pack import unpack
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -41,16 +42,23 @@ def rewrite(page: Path, tables: Sequence[str]) -> None:
     write_text(page, MARKER.join([parts[0], "\n\n" + "\n".join(tables) + "\n", parts[2]]))
 
 
-def report_of(study: str) -> Report:
-    """The report on the comparison of a study in experiments/results. Raises FolderError if no run is finished."""
+def written(study: str) -> list[str]:
+    """The tables of a study in experiments/results. Raises FolderError if no run of its comparison is finished."""
     with tempfile.TemporaryDirectory() as folder:
-        unpack(RESULTS / study, Path(folder))
-        runs = Path(folder) / "seeds"
-        runs.mkdir(exist_ok=True)
-        for name in (claims.FILE, claims.LOOKS, measures.FILE):
-            if (RESULTS / study / name).is_file():
-                shutil.copy(RESULTS / study / name, runs / name)
-        return load(runs)
+        out = Path(folder)
+        unpack(RESULTS / study, out)
+        tried = tables(read_runs(out / "tuning")) if (out / "tuning").is_dir() else []
+        found = [*trial_tables(study), *(each for table in tried for each in measurements(table))]
+        return [*parts(report_of(study, out)), markdown(found)] if found else list(parts(report_of(study, out)))
+
+
+def report_of(study: str, out: Path) -> Report:
+    """The report on the comparison of a study, whose runs are unpacked in `out`."""
+    (out / "seeds").mkdir(exist_ok=True)
+    for name in (claims.FILE, claims.LOOKS, measures.FILE):
+        if (RESULTS / study / name).is_file():
+            shutil.copy(RESULTS / study / name, out / "seeds" / name)
+    return load(out / "seeds")
 
 
 def parts(report: Report) -> Iterator[str]:
@@ -58,11 +66,42 @@ def parts(report: Report) -> Iterator[str]:
     assays = iter(assay_lines(report))
     for place, table in enumerate(report.tables):
         yield markdown([*claim_tables(report, place), arm_table(table)])
-        yield f"{next(assays)}\n"
-        if report.measured and report.measured[place]:
-            yield markdown(report.measured[place])
-        if rows := pruning.rows(table)[0]:
-            yield markdown([TextTable(pruning.TITLE, pruning.HEADER, rows)])
+        if report.declared is not None:
+            yield f"{next(assays)}\n"
+        measured = [*(report.measured[place] if report.measured else ()), *measurements(table)]
+        if measured:
+            yield markdown(measured)
+
+
+def measurements(table: Table) -> list[TextTable]:
+    """What `adarank probe` found, over the seeds: forgetting, also at equal norms of ΔW; prefixes; pruning."""
+    equal = verdicts.exploratory(forgetting.at_equal_norm(table), False)
+    named = [
+        (forgetting.OVER_SEEDS, forgetting.header(table, "method"), forgetting.over_seeds(table)[0]),
+        (forgetting.EQUAL_NORM, verdicts.EXPLORATORY_HEADER, equal),
+        (prefixes.TITLE, prefixes.HEADER, prefixes.rows(table)[0]),
+        (pruning.TITLE, pruning.HEADER, pruning.rows(table)[0]),
+    ]
+    return [TextTable(title, header, rows) for title, header, rows in named if rows]
+
+
+def trial_tables(study: str) -> list[TextTable]:
+    """For every task, the mean dev value of every arm's trials at each rate; the chosen one is bold."""
+    found = []
+    for file in sorted((RESULTS / study / "tuning").glob(f"*/{claims.RATES}")):
+        lines = []
+        for arm, choice in read_json(file).items():
+            values = [
+                f"**{rate:g}: {formats.metric(value)}**"
+                if rate == choice["rate"]
+                else f"{rate:g}: {formats.metric(value)}"
+                for rate, value in choice["means"]
+            ]
+            lines.append([arm, " · ".join(values), "yes" if choice["at_the_edge"] else "no"])
+        found.append(
+            TextTable(f"Trials: {file.parent.name}, mean on dev", ["arm", "learning rate: dev", "at the edge"], lines)
+        )
+    return found
 
 
 def claim_tables(report: Report, place: int) -> list[TextTable]:
@@ -75,41 +114,51 @@ def claim_tables(report: Report, place: int) -> list[TextTable]:
     lines = []
     for claim in (claim for claim in declared.each if claim.task == task):
         verdict = judged.get(claim.contrast.name)
-        cells = ["no runs yet", *[formats.BLANK] * 4]
+        cells = ["no runs yet", *[formats.BLANK] * 6]
         if verdict is not None:
             found = formats.metric(verdict.difference, "+"), formats.span(verdict.interval)
             winner = claim.contrast.of if verdict.winner == verdict.comparison.methods[0] else claim.contrast.against
             text = f"{winner} better" if verdict.winner else verdict.text
-            cells = [text, *found, formats.probability(verdict.p), str(verdict.pairs)]
+            errors = [cells[-1] for cells in items.rows([verdict])[0]] or [formats.BLANK]
+            of_rows = [*found, formats.probability(verdict.p), str(verdict.pairs), *errors, on_dev(verdict.comparison)]
+            cells = [text, *of_rows]
         lines.append([f"{claim.contrast.name}: {claim.contrast.of} − {claim.contrast.against}", *cells])
     if not lines:
         return []
     level = formats.percent(1 - declared.level(task or ""))
     margin = f"margin ±{declared.margins[task]:g}" if task else ""
     title = f"Declared {report.declared.declared[:10]}: {table.task}, {table.metric}, {level} intervals, {margin}"
-    return [TextTable(title, ["claim", "verdict", "difference", "interval", "p", "pairs"], lines)]
+    names = ["claim", "verdict", "difference", "interval", "p", "pairs", "error over test rows", "the same runs on dev"]
+    return [TextTable(title, names, lines)]
+
+
+def on_dev(comparison: verdicts.Comparison) -> str:
+    """The mean difference of the same pairs of runs on dev, with a separate 95 % interval."""
+    ours, theirs = ({run.seed: run.dev for run in row.runs} for row in comparison.rows or ())
+    pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+    estimate = stats.paired([a - b for a, b in pairs if a is not None and b is not None])
+    return f"{formats.metric(estimate.mean, '+')} {formats.span(stats.interval(estimate, verdicts.LEVEL))}"
 
 
 def arm_table(table: Table) -> TextTable:
-    """A line for each arm: its rate, the metric over the seeds, what it keeps and takes."""
+    """A line for each arm: its rate, the metric over the seeds, what it keeps."""
     lines = []
     for row in sorted(table.rows, key=lambda row: row.mean, reverse=table.higher_is_better):
         scores = list(row.scores.values())
         spread = formats.metric(float(np.std(scores, ddof=1))) if len(scores) > 1 else formats.BLANK
-        minutes = [run.summary["time"]["train_s"] / 60 for run in row.runs]
         lines.append([
             row.arm or row.method,
             row.settings["train.lr"],
             str(len(scores)),
             formats.interval(row.mean, row.half_width),
             spread,
+            formats.metric(row.dev),
             formats.ranks(row.initial_rank, row.final_rank),
             formats.count(row.triplets),
             formats.count(row.kept),
-            formats.significant(float(np.median(minutes))),
         ])  # fmt: skip
     split = f"{table.metric} on {table.split}, last checkpoint"
-    names = ["arm", "learning rate", "seeds", split, "SD", "mean rank", "triplets", "parameters kept", "minutes"]
+    names = ["arm", "learning rate", "seeds", split, "SD", "on dev", "mean rank", "triplets", "parameters kept"]
     return TextTable(f"Every arm: {table.title}", names, lines)
 
 
@@ -123,7 +172,7 @@ def main() -> int:
         for page in options.pages:
             if not (RESULTS / page.stem).is_dir():
                 raise SettingError(f"PAGE must be named after a study in experiments/results (got {page.name})")
-            rewrite(page, list(parts(report_of(page.stem))))
+            rewrite(page, written(page.stem))
             print(f"tables: {page}")
     except (SettingError, FolderError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -78,6 +78,16 @@ def test_noise_is_undecided_and_says_how_many_more_seeds(tmp_path, write_run):
     assert verdict.more == needed - 6 > 50
 
 
+def test_of_a_declared_number_of_seeds_no_verdict_asks_for_more(tmp_path, write_run):
+    pair(tmp_path, write_run, NOISE)
+    (table,) = tables(read_runs(tmp_path))
+    found = verdicts.against_reference(table)
+    (open_,) = verdicts.judge(found, 0.005, True, planned=True)
+    assert (open_.kind, open_.text, open_.more) == ("undecided", "undecided", None)
+    (silent,) = verdicts.judge(found, 0.1, True, planned=True)
+    assert silent.text == "undecided (no assay shows that this task responds)"
+
+
 def test_a_large_difference_needs_fewer_seeds_than_the_margin(tmp_path, write_run):
     pair(tmp_path, write_run, [0.05, -0.01, 0.03, 0.0])
     verdict = judge(tmp_path)["adalora 12 → 8"]
@@ -379,6 +389,28 @@ def test_adaptive_against_the_same_rank_everywhere_is_exploratory(tmp_path, writ
     (grid,) = [g for g in format_table.further_tables(table, []) if g.title.startswith(verdicts.UNIFORM_TITLE)]
     assert len(grid.rows) == 2
     assert "verdict" not in grid.header
+
+
+def test_a_control_differs_in_the_allocator_alone(tmp_path, write_run):
+    """AdaLoRA without its penalty was compared with the uniform control that had one."""
+    write_arms(tmp_path, write_run, gain=0.03)
+    for seed in range(4):
+        config = {"task": "cola", "allocator._target_": PIECES[0], "penalty._target_": "none", "train.lr": 0.02}
+        write_run(tmp_path, "adalora", seed, 8, config=config, task="cola", metric__test=0.9 + 0.001 * seed)
+    (table,) = tables(read_runs(tmp_path))
+    assert len(table.tuned) == 4
+    (comparison,) = verdicts.against_uniform(table)
+    assert comparison.differences.mean() == pytest.approx(0.015)
+
+
+def test_lora_twice_at_one_rank_is_no_assay(tmp_path, write_run):
+    """LoRA at two scales showed "the response to rank"."""
+    for seed in range(6):
+        for alpha, gain in ((1.0, 0.0), (2.0, 0.1)):
+            config = {"adapter.alpha": alpha}
+            write_run(tmp_path, "lora", seed, 2, config=config, metric__test=0.6 + gain + 0.001 * (seed % 3))
+    found = verdicts.family(tables(read_runs(tmp_path)))
+    assert found.assays == [[]]
 
 
 def test_without_a_control_there_is_nothing_to_say(quickstart):

@@ -125,7 +125,7 @@ def test_the_number_of_runs_is_the_one_that_the_study_states(name):
     )
     stated = re.search(r"# Cost: (\d+) trials(?: \([^)]*\))? and (\d+) runs of the comparison", path.read_text())
     assert (tried, len(study.cells(found)) * len(found.seeds)) == tuple(map(int, stated.groups()))
-    command = f"experiments/studies/{name}.yaml --jobs 2 --out runs/{name}\n# --results experiments/results/{name}"
+    command = f"experiments/studies/{name}.yaml --jobs 2 --out runs/{name} --results experiments/results/{name}"
     assert f"python experiments/protocol.py {command}" in path.read_text()
 
 

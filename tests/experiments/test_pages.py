@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
+from adarank.runs import predictions
 from adarank.runs.packed import read_records, record_files
 from experiments import pages
+from experiments.pack import unpack
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted((ROOT / "docs" / "studies").glob("*.md"))
@@ -20,7 +22,7 @@ STUDIES = sorted((ROOT / "docs" / "studies").glob("*.md"))
 def test_a_page_holds_the_tables_of_its_study_and_the_command_that_regenerates_them(page, tmp_path):
     copy = tmp_path / page.name
     copy.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
-    pages.rewrite(copy, list(pages.parts(pages.report_of(page.stem))))
+    pages.rewrite(copy, pages.written(page.stem))
     assert copy.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
     assert f"experiments/studies/{page.stem}.yaml" in copy.read_text(encoding="utf-8")
 
@@ -32,16 +34,22 @@ def test_every_study_that_has_run_has_a_page():
     assert run - elsewhere == {page.stem for page in STUDIES}
 
 
-def test_an_arm_s_line_and_a_claim_s_are_those_of_its_runs():
-    report = pages.report_of("central")
+def test_an_arm_s_line_and_a_claim_s_are_those_of_its_runs(tmp_path):
+    unpack(pages.RESULTS / "central", tmp_path)
+    report = pages.report_of("central", tmp_path)
     claims, arms = [*pages.claim_tables(report, 0), pages.arm_table(report.tables[0])]
-    runs = {
+    records = {
         arm: {
-            record["config"]["seed"]: record["summary"]["metric"]["test_last"]
+            record["config"]["seed"]: record
             for _, record in read_records(pages.RESULTS / "central" / "seeds" / "supersense" / arm)
         }
         for arm in ("adalora", "uniform")
     }
+
+    def metric(arm, name):
+        return {seed: record["summary"]["metric"][name] for seed, record in records[arm].items()}
+
+    runs = {arm: metric(arm, "test_last") for arm in records}
     line = next(line for line in arms.rows if line[0] == "adalora@2")
     values = np.array(list(runs["adalora"].values()))
     half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
@@ -56,6 +64,25 @@ def test_an_arm_s_line_and_a_claim_s_are_those_of_its_runs():
     interval = f"[{both.mean() - half:+.4f}, {both.mean() + half:+.4f}]"
     (line,) = [line for line in claims.rows if line[0].startswith("where the rank goes: adalora − uniform")]
     assert line[1:4] == ["adalora better", f"{both.mean():+.4f}", interval]
+    columns = {
+        arm: [predictions.unpacked(records[arm][seed]["predictions"]) for seed in range(8)]
+        for arm in ("adalora", "uniform")
+    }
+    right = {arm: np.array([c["label"] == c["prediction"] for c in of_arm], float) for arm, of_arm in columns.items()}
+    gain = (right["adalora"] - right["uniform"]).mean(0)
+    assert line[6] == f"{gain.std(ddof=1) / np.sqrt(gain.size):.4f}"
+    on_dev = np.array([metric("adalora", "last")[seed] - metric("uniform", "last")[seed] for seed in range(8)])
+    half = t.ppf(0.975, 7) * on_dev.std(ddof=1) / np.sqrt(8)
+    assert line[7] == f"{on_dev.mean():+.4f} [{on_dev.mean() - half:+.4f}, {on_dev.mean() + half:+.4f}]"
+
+
+def test_the_trials_are_those_that_chose_the_rates():
+    chosen = json.loads((pages.RESULTS / "central" / "tuning" / "supersense" / "rates.json").read_text())
+    (grid,) = pages.trial_tables("central")
+    lora = next(line for line in grid.rows if line[0] == "lora@2")
+    assert lora[1].count(" · ") == len(chosen["lora@2"]["means"]) - 1
+    best = max(mean for _, mean in chosen["lora@2"]["means"])
+    assert f"**{chosen['lora@2']['rate']:g}: {best:.4f}**" in lora[1]
 
 
 @pytest.mark.parametrize(
