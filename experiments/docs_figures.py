@@ -96,7 +96,8 @@ def three_phases(schedule: schedules.Schedule = EXAMPLE) -> "style.Figure | None
 
 def central() -> "style.Figure | None":
     """The declared claims of the central comparison that have runs, with simultaneous intervals and the margin."""
-    (verdicts,) = report_of("central").family.verdicts
+    with tempfile.TemporaryDirectory() as folder:
+        (verdicts,) = report_of("central", Path(folder)).family.verdicts
     return forest.draw(verdicts, "test accuracy", verdicts[0].margin)
 
 

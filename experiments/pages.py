@@ -46,14 +46,16 @@ def written(study: str) -> list[str]:
     """The tables of a study in experiments/results. Raises FolderError if no run of its comparison is finished."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        unpack(RESULTS / study, out)
+        compared = list(parts(report_of(study, out)))
         tried = tables(read_runs(out / "tuning")) if (out / "tuning").is_dir() else []
         found = [*trial_tables(study), *(each for table in tried for each in measurements(table))]
-        return [*parts(report_of(study, out)), markdown(found)] if found else list(parts(report_of(study, out)))
+        return [*compared, markdown(found)] if found else compared
 
 
 def report_of(study: str, out: Path) -> Report:
-    """The report on the comparison of a study, whose runs are unpacked in `out`."""
+    """The report on the comparison of a study in experiments/results, whose runs are unpacked in `out`. Raises
+    FolderError if no run is finished."""
+    unpack(RESULTS / study, out)
     (out / "seeds").mkdir(exist_ok=True)
     for name in (claims.FILE, claims.LOOKS, measures.FILE):
         if (RESULTS / study / name).is_file():

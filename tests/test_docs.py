@@ -293,13 +293,13 @@ def test_the_table_of_every_method_is_that_of_the_committed_runs():
     assert methods <= arms, "a method has no run"
 
 
-def test_the_findings_print_every_claim_of_the_central_comparison_that_has_all_its_seeds():
+def test_the_findings_print_every_claim_of_the_central_comparison_that_has_all_its_seeds(tmp_path):
     from experiments.pages import report_of
     from experiments.study import load
 
     page = " ".join((ROOT / "docs" / "findings.md").read_text(encoding="utf-8").split())
     planned = len(load(ROOT / "experiments" / "studies" / "central.yaml").seeds)
-    (verdicts,) = report_of("central").family.verdicts
+    (verdicts,) = report_of("central", tmp_path).family.verdicts
     whole = [verdict for verdict in verdicts if verdict.pairs == planned]
     assert whole
     for verdict in whole:

@@ -12,7 +12,6 @@ from scipy.stats import t
 from adarank.runs import predictions
 from adarank.runs.packed import read_records, record_files
 from experiments import pages
-from experiments.pack import unpack
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted((ROOT / "docs" / "studies").glob("*.md"))
@@ -35,7 +34,6 @@ def test_every_study_that_has_run_has_a_page():
 
 
 def test_an_arm_s_line_and_a_claim_s_are_those_of_its_runs(tmp_path):
-    unpack(pages.RESULTS / "central", tmp_path)
     report = pages.report_of("central", tmp_path)
     claims, arms = [*pages.claim_tables(report, 0), pages.arm_table(report.tables[0])]
     records = {

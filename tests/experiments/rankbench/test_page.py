@@ -1,7 +1,9 @@
 """docs/rankbench.md, and what other pages say of RankBench, is what the committed results say."""
 
+import math
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -151,6 +153,28 @@ def test_the_forecast_is_that_of_the_committed_cases():
     best = max(rows[name]["within"] for name in ("agreement", "slope", "gini"))
     assert f"the best AUROC is {within(rows['gini'])}" in text_of("README.md")
     assert best == rows["gini"]["within"]
+
+
+def test_where_all_modules_need_the_same_the_seeds_that_end_equal_lose_little():
+    cell = RECORD["settings"]["network,ranks=2x12,noise=0.1"]["cells"]["2"]
+    ours, control = (cell[name]["seeds"] for name in ("adalora", "adalora, allocator=uniform"))
+    ratio = {seed: math.log(run["loss"] / control[seed]["loss"]) for seed, run in ours.items()}
+    equal = {seed for seed, run in ours.items() if len(set(run["ranks"])) == 1}
+    assert (len(equal), len(ratio)) == (4, 10)
+    for seeds, value in ((equal, "1.16"), (ratio.keys() - equal, "4.2")):
+        assert f"{math.exp(fmean(ratio[seed] for seed in seeds)):.3g}"[: len(value)] == value
+    for page in ("docs/rankbench.md", "docs/findings.md"):
+        assert re.search(r"four (of the ten )?seeds", text_of(page)), page
+        assert re.search(r"1\.16\s+times", text_of(page)), page
+
+
+def test_the_pairs_within_strata_differ_in_the_budget():
+    cases = forecast.cases_of(EARLY, 0.05)
+    pairs = [(a, b) for a in cases for b in cases if a.stratum == b.stratum and a.gain and not b.gain]
+    shared = [a for a, b in pairs if a.features["low_budget"] == b.features["low_budget"]]
+    assert f"{len(pairs) - len(shared)} of these {len(pairs)} pairs differ in the budget" in text_of(
+        "docs/rankbench.md"
+    )
 
 
 def test_the_result_is_small_enough_to_be_committed():
