@@ -14,8 +14,8 @@ from adarank.harness.data.tasks import movie_reviews
 from adarank.probe import cli
 from adarank.runs.files import write_json
 from adarank.runs.packed import read_records
-from analysis import claims, measures, report
-from experiments import measure, study
+from analysis import claims, forgetting, measures, prefixes, pruning, report
+from experiments import measure, pages, study
 from tests.experiments.studies import STUDY
 from tests.experiments.test_protocol import ROOT, in_this_one
 from tests.experiments.test_run import reviews
@@ -141,10 +141,10 @@ def sentences(folder):
 
 
 def at_tiny_size(content):
-    """The study with one rate, three seeds, the arms that its assay and its first claims compare, and little to measure."""
+    """The study with one rate, three seeds and little to measure."""
     settings = {"tiny": True, "holdout": 24, "train.eval_every": 12}
     content |= {"settings": settings, "tuning": [100], "seeds": [0, 1, 2], "extend": 0}
-    probe, methods = content["probe"], content["methods"]
+    probe = content["probe"]
     for pattern, short in {
         r"--rows \d+": "--rows 12 --passes 1",
         r"--retrain \d+": "--retrain 2",
@@ -153,12 +153,7 @@ def at_tiny_size(content):
         probe["options"] = re.sub(pattern, short, probe["options"])
     if len(content["budgets"]) > 1:
         content["budgets"] = [1, 16]
-    if "claims" in probe:
-        probe["claims"]["contrasts"] = probe["claims"]["contrasts"][:1]
-        kept = {"full", "adalora", "lora", "matryoshka"}
-        content["methods"] = methods = {name: method for name, method in methods.items() if name in kept}
-        probe["arms"] = [arm for arm in probe.get("arms", ["full", "lora@2", "adalora@2"]) if arm != "dylora"]
-    for method in methods.values():
+    for method in (method for method in content["methods"].values() if "rates" in method):
         method["rates"] = method["rates"][1:2]
     return content
 
@@ -176,7 +171,7 @@ def test_one_command_tunes_compares_measures_and_judges(name, tmp_path, monkeypa
 
     monkeypatch.setattr(measure, "subprocess", SimpleNamespace(run=probed))
     content = at_tiny_size(yaml.safe_load((STUDIES / f"{name}.yaml").read_text()))
-    file, out, results = tmp_path / f"{name}.yaml", tmp_path / "out", tmp_path / "results"
+    file, out, results = tmp_path / f"{name}.yaml", tmp_path / "out", tmp_path / "results" / name
     file.write_text(yaml.safe_dump(content))
     words = [file, "--out", out, "--results", results]
     done = in_this_one(words)
@@ -201,6 +196,18 @@ def test_one_command_tunes_compares_measures_and_judges(name, tmp_path, monkeypa
         assert [row["name"] for row in judged] == [c.name for c in asked.probe.claims.contrasts]
         assert {row["pairs"] for row in judged} == {3}
         assert page.measured[0][0].title.startswith("Declared beforehand: ")
+    monkeypatch.setattr(pages, "RESULTS", results.parent)
+    written = "\n".join(pages.written(name))
+    for title in {
+        "forgetting": ["Declared beforehand: zero-shot STS-B", forgetting.OVER_SEEDS],
+        "every_rank": ["Declared beforehand: AURAC", prefixes.TITLE, "cut by SVD"],
+        "pruning": [pruning.TITLE],
+    }[name]:
+        assert title in written
+    assert "Trials: rotten_tomatoes, mean on dev" in written
+    assert "the assay shows" not in written.partition("Declared beforehand")[0], (
+        "of LoRA's ranks, which nobody declared"
+    )
     if name == "pruning":
         again = len(probes)
         assert (in_this_one(words).status, len(probes)) == (0, again), "nothing is measured twice"
