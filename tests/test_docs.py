@@ -293,41 +293,49 @@ def test_the_table_of_every_method_is_that_of_the_committed_runs():
     assert methods <= arms, "a method has no run"
 
 
-def test_the_findings_print_every_claim_of_the_central_comparison_that_has_all_its_seeds(tmp_path):
+def text_of(path):
+    return " ".join((ROOT / path).read_text(encoding="utf-8").split())
+
+
+def points(middle, low, high):
+    return f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def difference(records, of, against, name):
+    """Mean and separate 95 % interval of a metric of the central runs, in points, paired by seed."""
+    ours, theirs = (
+        {run["config"]["seed"]: 100 * run["summary"]["metric"][name] for run in records[arm]} for arm in (of, against)
+    )
+    middle, half = mean_interval([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+    return middle, middle - half, middle + half
+
+
+def test_the_pages_print_the_claims_of_the_central_comparison_and_what_its_runs_say_elsewhere(tmp_path):
     from experiments.pages import report_of
     from experiments.study import load
 
-    page = " ".join((ROOT / "docs" / "findings.md").read_text(encoding="utf-8").split())
+    findings, own, readme = map(text_of, ("docs/findings.md", "docs/studies/central.md", "README.md"))
     planned = len(load(ROOT / "experiments" / "studies" / "central.yaml").seeds)
     (verdicts,) = report_of("central", tmp_path).family.verdicts
     whole = [verdict for verdict in verdicts if verdict.pairs == planned]
     assert whole
     for verdict in whole:
-        low, high = (100 * end for end in verdict.interval)
-        shown = f"{100 * verdict.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
-        assert shown in page, (verdict.comparison.name, shown)
-    runs = {
-        arm: {
-            run["config"]["seed"]: 100 * run["summary"]["metric"]["test_last"]
-            for _, run in read_records(RESULTS / "central" / "seeds" / "supersense" / arm)
-        }
-        for arm in ("adalora", "uniform", "uniform_same_rate")
-    }
-    both = sorted(runs["adalora"].keys() & runs["uniform_same_rate"].keys())
-    middle, half = mean_interval([runs["adalora"][seed] - runs["uniform_same_rate"][seed] for seed in both])
-    assert f"{middle:+.2f} [{middle - half:+.2f}, {middle + half:+.2f}], {len(both)} seeds" in page
-    by_rate = [runs["uniform_same_rate"][seed] - runs["uniform"][seed] for seed in both]
-    assert f"4e-3 is better by {mean(by_rate):.2f} points" in page
-    own = (ROOT / "docs" / "studies" / "central.md").read_text(encoding="utf-8")
-    lora = {
-        run["config"]["seed"]: 100 * run["summary"]["metric"]["test_last"]
-        for _, run in read_records(RESULTS / "central" / "seeds" / "supersense" / "lora")
-    }
-    middle, half = mean_interval([runs["uniform_same_rate"][seed] - lora[seed] for seed in both])
-    assert f"{middle:.2f} [{middle - half:+.2f}, {middle + half:+.2f}] above LoRA" in " ".join(own.split())
+        shown = points(100 * verdict.difference, *(100 * end for end in verdict.interval))
+        assert shown in findings, verdict.comparison.name
+    folder = RESULTS / "central" / "seeds" / "supersense"
+    records = {path.name: [run for _, run in read_records(path)] for path in folder.iterdir()}
+    same_rate = difference(records, "adalora", "uniform_same_rate", "test_last")
+    assert f"{points(*same_rate)}, {planned} seeds" in findings
+    assert f"{same_rate[0]:.2f} points below it (exploratory)" in own
+    by_rate = difference(records, "uniform_same_rate", "uniform", "test_last")
+    assert f"4e-3 is better by {by_rate[0]:.2f} points" in findings
+    parametrisation = points(*difference(records, "uniform_same_rate", "lora", "test_last")).removeprefix("+")
+    assert f"{parametrisation} above LoRA" in own
+    for of, against, pages in (
+        ("wide", "wide_uniform", (findings, own, readme)),
+        ("wide", "lora", (findings, own, readme)),
+        ("adalora", "lora", (own,)),
+    ):
+        assert all(points(*difference(records, of, against, "last")) in page for page in pages), (of, against)
     for arm in ("adalora", "uniform_same_rate", "wide"):
-        kept = [
-            run["summary"]["parameters"]["kept"]
-            for _, run in read_records(RESULTS / "central" / "seeds" / "supersense" / arm)
-        ]
-        assert f"{mean(kept):,.0f}" in page, arm
+        assert f"{mean(run['summary']['parameters']['kept'] for run in records[arm]):,.0f}" in findings, arm
