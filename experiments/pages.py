@@ -48,7 +48,8 @@ def written(study: str) -> list[str]:
         out = Path(folder)
         compared = list(parts(report_of(study, out)))
         tried = tables(read_runs(out / "tuning")) if (out / "tuning").is_dir() else []
-        found = [*trial_tables(study), *(each for table in tried for each in measurements(table))]
+        measured = [each for table in tried for each in measurements(table)]
+        found = [*trial_tables(study), *(each._replace(title=f"Trials: {each.title}") for each in measured)]
         return [*compared, markdown(found)] if found else compared
 
 
