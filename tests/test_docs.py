@@ -331,6 +331,8 @@ def test_the_pages_print_the_claims_of_the_central_comparison_and_what_its_runs_
     assert f"4e-3 is better by {by_rate[0]:.2f} points" in findings
     parametrisation = points(*difference(records, "uniform_same_rate", "lora", "test_last")).removeprefix("+")
     assert f"{parametrisation} above LoRA" in own
+    of_parameters = points(*difference(records, "equal_parameters", "wide_uniform", "test_last"))
+    assert all(of_parameters in page for page in (findings, own))
     for arm in ("lora_slower", "lora_faster"):
         better = points(*difference(records, "lora", arm, "test_last"))
         assert all(better in page for page in (findings, own)), arm
