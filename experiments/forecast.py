@@ -150,9 +150,11 @@ def _within(cases: Sequence[Case], name: str) -> float | None:
 
 
 def _strata(cases: Sequence[Case]) -> list[list[Case]]:
+    """The cases of each stratum; cases that name none are in none."""
     strata: dict[str, list[Case]] = {}
     for case in cases:
-        strata.setdefault(case.stratum or "", []).append(case)
+        if case.stratum is not None:
+            strata.setdefault(case.stratum, []).append(case)
     return list(strata.values())
 
 

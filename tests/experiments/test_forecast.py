@@ -156,6 +156,8 @@ def test_cases_of_one_setting_count_together_and_strata_are_looked_into():
         for s in (0, 1)
         for i in (0, 1)
     ]
+    (row,) = forecast.forecast([*strata, *alone])
+    assert (row["within"], row["pairs"]) == (1.0, 2), "cases that name no stratum are in none"
     (row,) = forecast.forecast(strata)
     assert (row["within"], row["pairs"]) == (1.0, 2)
     assert row["auroc"] == 0.75
