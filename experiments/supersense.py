@@ -3,11 +3,13 @@ from saturated after short training.
 
     python experiments/supersense.py /usr/share/wordnet FOLDER
     adarank run task=files task.path=FOLDER task.max_length=32 method=adalora
+    python experiments/supersense.py FOLDER AGAIN --seed 1 --test 15000    # the same rows, divided anew
 
 The source is the file data.noun of WordNet 3.0 (https://wordnet.princeton.edu; Debian's package wordnet-base), under
 WordNet's own permissive licence. The text is the gloss without its quoted examples. noun.Tops, whose 51 synsets are the
 roots of the others, is excluded; of synsets with the same gloss, the first is kept. The rows are shuffled with a fixed
-seed and divided into dev (2,000), test (5,000) and train (the rest).
+seed and divided into dev (2,000), test (5,000) and train (the rest). With another --seed they are sorted by their text
+first, so that WordNet's file and a folder with the task give the same division.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from adarank.errors import SettingError
 from adarank.runs.files import write_text
 
 SEED, DEV, TEST = 0, 2000, 5000
+NAMES = ("train.jsonl", "dev.jsonl", "test.jsonl")
 # The lexicographer files 04 to 28 in their order (WordNet's lexnames(5WN)); 03 is noun.Tops.
 CLASSES = [
     "act",
@@ -52,15 +55,18 @@ CLASSES = [
 ]
 
 
-def rows(wordnet: Path) -> list[dict[str, str]]:
+def rows(source: Path) -> list[dict[str, str]]:
     """{text, label} of the noun synsets outside noun.Tops, each gloss once, in the order of the file.
 
-    wordnet: the folder with data.noun. Raises SettingError without it."""
-    path = wordnet / "data.noun"
+    source: the folder with data.noun, or with the task itself. Raises SettingError for any other."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        raise SettingError(f"WORDNET must be a folder with WordNet's file data.noun (got {wordnet})") from None
+        if not (source / "data.noun").exists():
+            lines = [line for name in NAMES for line in (source / name).read_text(encoding="utf-8").splitlines()]
+            return [{"text": row["text"], "label": row["label"]} for row in map(json.loads, lines)]
+        lines = (source / "data.noun").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError, KeyError):
+        asked = f"WordNet's file data.noun, or with the task's {', '.join(NAMES)}"
+        raise SettingError(f"SOURCE must be a folder with {asked} (got {source})") from None
     found: dict[str, str] = {}
     for line in lines:
         if line.startswith("  "):  # the licence
@@ -77,24 +83,34 @@ def definition(gloss: str) -> str:
     return gloss.partition('; "')[0].strip().rstrip(";").rstrip()
 
 
-def splits(found: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
-    """train, dev and test, drawn with a fixed seed."""
-    shuffled = random.Random(SEED).sample(found, len(found))
-    return {"dev": shuffled[:DEV], "test": shuffled[DEV : DEV + TEST], "train": shuffled[DEV + TEST :]}
+def splits(found: list[dict[str, str]], seed: int = SEED, test: int = TEST) -> dict[str, list[dict[str, str]]]:
+    """train, dev and test (of `test` rows), drawn with a seed."""
+    if seed != SEED:
+        found = sorted(found, key=lambda row: row["text"])
+    shuffled = random.Random(seed).sample(found, len(found))
+    return {"dev": shuffled[:DEV], "test": shuffled[DEV : DEV + test], "train": shuffled[DEV + test :]}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("wordnet", type=Path, help="the folder with WordNet's data.noun")
+    parser.add_argument("source", type=Path, help="the folder with WordNet's data.noun, or with the task")
     parser.add_argument("out", type=Path, help="the folder for train.jsonl, dev.jsonl and test.jsonl")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of the division ({SEED})")
+    parser.add_argument("--test", type=int, default=TEST, help=f"rows of test ({TEST:,})")
     options = parser.parse_args()
     try:
-        found = rows(options.wordnet)
+        found = rows(options.source)
+        if options.seed == SEED and not (options.source / "data.noun").exists():
+            raise SettingError(
+                f"--seed must differ from {SEED} where SOURCE is the task itself, which has that division"
+            )
+        if not 0 < options.test < len(found) - DEV:
+            raise SettingError(f"--test must be from 1 to {len(found) - DEV - 1:,} (got {options.test:,})")
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, split in splits(found).items():
+    for name, split in splits(found, options.seed, options.test).items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in split)
         write_text(options.out / f"{name}.jsonl", text)
         print(f"{name}: {len(split):,} rows")

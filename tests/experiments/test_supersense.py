@@ -37,10 +37,34 @@ def test_the_splits_are_fixed_and_divide_the_rows() -> None:
     assert sorted(int(row["text"]) for rows in first.values() for row in rows) == list(range(8000))
 
 
+def test_the_task_can_be_divided_anew_from_its_own_folder(tmp_path: Path, monkeypatch, capsys) -> None:
+    found = [{"text": f"thing {i}", "label": "noun.act"} for i in range(3000)]
+    (tmp_path / "task").mkdir()
+    for name, part in zip(("train", "dev", "test"), (found[:1500], found[1500:2000], found[2000:]), strict=True):
+        (tmp_path / "task" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+
+    def call(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["supersense.py", str(tmp_path / "task"), str(tmp_path / "again"), *words])
+        return supersense.main()
+
+    assert call("--seed", "1", "--test", "700") == 0
+    assert capsys.readouterr().out == "dev: 2,000 rows\ntest: 700 rows\ntrain: 300 rows\n"
+    assert supersense.splits(found, 1, 700) == supersense.splits(found[::-1], 1, 700), (
+        "whatever the order of the source"
+    )
+    lines = (tmp_path / "again" / "test.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == supersense.splits(found, 1, 700)["test"]
+    assert call("--test", "700") == 2
+    assert capsys.readouterr().err.startswith("error: --seed must differ from 0 where SOURCE is the task itself")
+    assert call("--seed", "1", "--test", "1000") == 2
+    assert capsys.readouterr().err == "error: --test must be from 1 to 999 (got 1,000)\n"
+
+
 def test_a_folder_without_wordnet_is_one_sentence_and_status_2(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, SCRIPT, tmp_path, tmp_path / "out"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: WORDNET must be a folder with WordNet's file data.noun (got {tmp_path})\n"
+    asked = "a folder with WordNet's file data.noun, or with the task's train.jsonl, dev.jsonl, test.jsonl"
+    assert done.stderr == f"error: SOURCE must be {asked} (got {tmp_path})\n"
     assert not (tmp_path / "out").exists()
 
 
