@@ -3,7 +3,7 @@ from saturated after short training.
 
     python experiments/supersense.py /usr/share/wordnet FOLDER
     adarank run task=files task.path=FOLDER task.max_length=32 method=adalora
-    python experiments/supersense.py FOLDER AGAIN --seed 1 --test 15000    # the same rows, divided anew
+    python experiments/supersense.py FOLDER AGAIN --seed 1 --test 15000    # the same rows, divided again
 
 The source is the file data.noun of WordNet 3.0 (https://wordnet.princeton.edu; Debian's package wordnet-base), under
 WordNet's own permissive licence. The text is the gloss without its quoted examples. noun.Tops, whose 51 synsets are the
