@@ -14,7 +14,7 @@ from analysis.tables import Lines
 from analysis.verdicts import Verdict
 
 TITLE = "Seeds and test rows: standard errors of the mean difference in accuracy"
-HEADER = ("comparison", "seeds", "test rows", "difference", "error over seeds", "error over rows")
+HEADER = ("comparison", "seeds", "test rows", "difference", "error over seeds", "error over rows", "error over both")
 PAIRS_TITLE = "Pairs of runs, by McNemar's exact test on the test rows"
 PAIRS_HEADER = ("comparison", "seed", "only the first right", "only the second right", "p")
 
@@ -50,12 +50,24 @@ def rows(verdicts: Sequence[Verdict]) -> Lines:
         if len(found) < 2 or len({a.size for a, _ in found}) > 1:
             continue
         gain = np.array([a.astype(float) - b for a, b in found])  # [seeds, rows]
-        over_seeds, over_rows = (gain.mean(axis).std(ddof=1) / np.sqrt(gain.shape[1 - axis]) for axis in (1, 0))
-        cells = [str(gain.shape[0]), formats.count(gain.shape[1]), formats.metric(float(gain.mean()), "+")]
+        n, m = gain.shape
+        cells = [str(n), formats.count(m), formats.metric(float(gain.mean()), "+")]
         name = f"{verdict.comparison.label} − {verdict.comparison.against}"
-        lines.append([name, *cells, formats.metric(float(over_seeds)), formats.metric(float(over_rows))])
+        lines.append([name, *cells, *(formats.metric(float(error)) for error in errors(gain))])
         runs.append(list(verdict.comparison.runs))
     return lines, runs
+
+
+def errors(gain: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The standard errors of the mean of `gain` [seeds, rows] over seeds, over rows, and over both.
+
+    The first two both contain what is left of a seed and a row together, which the third, for new seeds and new rows,
+    counts once: √(seeds² + rows² − left²), of a two-way layout with random effects."""
+    n, m = gain.shape
+    by_seed, by_row = gain.mean(1), gain.mean(0)
+    left = ((gain - by_seed[:, None] - by_row + gain.mean()) ** 2).sum() / ((n - 1) * (m - 1) * n * m)
+    seeds, rows = float(by_seed.var(ddof=1) / n), float(by_row.var(ddof=1) / m)
+    return seeds**0.5, rows**0.5, max(seeds, rows, seeds + rows - float(left)) ** 0.5
 
 
 def mcnemar(verdicts: Sequence[Verdict]) -> Lines:

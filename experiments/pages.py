@@ -122,25 +122,37 @@ def claim_tables(report: Report, place: int) -> list[TextTable]:
             found = formats.metric(verdict.difference, "+"), formats.span(verdict.interval)
             winner = claim.contrast.of if verdict.winner == verdict.comparison.methods[0] else claim.contrast.against
             text = f"{winner} better" if verdict.winner else verdict.text
-            errors = [cells[-1] for cells in items.rows([verdict])[0]] or [formats.BLANK]
-            of_rows = [*found, formats.probability(verdict.p), str(verdict.pairs), *errors, on_dev(verdict.comparison)]
-            cells = [text, *of_rows]
+            cells = [text, *found, formats.probability(verdict.p), str(verdict.pairs), *elsewhere(verdict)]
         lines.append([f"{claim.contrast.name}: {claim.contrast.of} − {claim.contrast.against}", *cells])
     if not lines:
         return []
     level = formats.percent(1 - declared.level(task or ""))
     margin = f"margin ±{declared.margins[task]:g}" if task else ""
     title = f"Declared {report.declared.declared[:10]}: {table.task}, {table.metric}, {level} intervals, {margin}"
-    names = ["claim", "verdict", "difference", "interval", "p", "pairs", "error over test rows", "the same runs on dev"]
+    names = [
+        "claim",
+        "verdict",
+        "difference",
+        "interval",
+        "p",
+        "pairs",
+        "error over seeds and test rows",
+        "the same runs on dev",
+    ]
     return [TextTable(title, names, lines)]
 
 
-def on_dev(comparison: verdicts.Comparison) -> str:
-    """The mean difference of the same pairs of runs on dev, with a separate 95 % interval."""
+def elsewhere(verdict: verdicts.Verdict) -> tuple[str, str]:
+    """The standard error of a verdict's difference for new seeds and new test rows, and the mean difference of the same
+    pairs of runs on dev, with a separate 95 % interval. Neither before the verdict has an interval."""
+    comparison = verdict.comparison
+    if verdict.interval is None:
+        return formats.BLANK, formats.BLANK
     ours, theirs = ({run.seed: run.dev for run in row.runs} for row in comparison.rows or ())
-    pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+    pairs = [(ours[seed], theirs[seed]) for seed in sorted({run.seed for run in comparison.runs})]
     estimate = stats.paired([a - b for a, b in pairs if a is not None and b is not None])
-    return f"{formats.metric(estimate.mean, '+')} {formats.span(stats.interval(estimate, verdicts.LEVEL))}"
+    both = [cells[-1] for cells in items.rows([verdict])[0]] or [formats.BLANK]
+    return both[0], f"{formats.metric(estimate.mean, '+')} {formats.span(stats.interval(estimate, verdicts.LEVEL))}"
 
 
 def arm_table(table: Table) -> TextTable:

@@ -41,6 +41,22 @@ def test_errors_over_seeds_and_rows_by_hand(tmp_path, write_run):
     assert float(shown["error over rows"]) == pytest.approx(by_row.std(ddof=1) / np.sqrt(ROWS), abs=5e-5)
 
 
+def test_the_error_over_both_is_that_of_new_seeds_and_new_rows(tmp_path, write_run):
+    """Of the estimates' expectations: the variance of a mean over n seeds and m rows, drawn again and again."""
+    n, m, parts = 8, 200, (0.02, 0.3, 0.2)
+    draw, means, errors = np.random.default_rng(0), [], []
+    for _ in range(400):
+        of_seeds, of_rows, rest = (
+            draw.normal(0, s, shape) for s, shape in zip(parts, ((n, 1), (1, m), (n, m)), strict=True)
+        )
+        gain = of_seeds + of_rows + rest
+        means.append(gain.mean())
+        errors.append(items.errors(gain))
+    over_seeds, over_rows, both = np.mean(np.square(errors), axis=0)
+    assert both == pytest.approx(np.var(means), rel=0.15)
+    assert max(over_seeds, over_rows) < both < over_seeds + over_rows
+
+
 def test_mcnemar_of_every_pair_of_runs(tmp_path, write_run):
     lines, runs = items.mcnemar(write_pairs(tmp_path, write_run))
     assert [line[1:4] for line in lines] == [["0", "6", "0"], ["1", "6", "1"], ["2", "6", "0"]]
