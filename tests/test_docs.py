@@ -333,6 +333,9 @@ def test_the_pages_print_the_claims_of_the_central_comparison_and_what_its_runs_
     assert f"{parametrisation} above LoRA" in own
     of_parameters = points(*difference(records, "equal_parameters", "wide_uniform", "test_last"))
     assert all(of_parameters in page for page in (findings, own))
+    for of, against in (("adalora", "lora_initial"), ("wide", "lora_initial")):
+        assert all(points(*difference(records, of, against, "test_last")) in page for page in (findings, own)), of
+    assert points(*difference(records, "full", "wide", "test_last")) in own
     for arm in ("lora_slower", "lora_faster"):
         better = points(*difference(records, "lora", arm, "test_last"))
         assert all(better in page for page in (findings, own)), arm
