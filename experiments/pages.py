@@ -122,7 +122,8 @@ def claim_tables(report: Report, place: int) -> list[TextTable]:
             found = formats.metric(verdict.difference, "+"), formats.span(verdict.interval)
             winner = claim.contrast.of if verdict.winner == verdict.comparison.methods[0] else claim.contrast.against
             text = f"{winner} better" if verdict.winner else verdict.text
-            cells = [text, *found, formats.probability(verdict.p), str(verdict.pairs), *elsewhere(verdict)]
+            pairs, others = str(verdict.pairs), elsewhere(verdict, table.metric)
+            cells = [text, *found, formats.probability(verdict.p), pairs, *others]
         lines.append([f"{claim.contrast.name}: {claim.contrast.of} − {claim.contrast.against}", *cells])
     if not lines:
         return []
@@ -142,16 +143,17 @@ def claim_tables(report: Report, place: int) -> list[TextTable]:
     return [TextTable(title, names, lines)]
 
 
-def elsewhere(verdict: verdicts.Verdict) -> tuple[str, str]:
-    """The standard error of a verdict's difference for new seeds and new test rows, and the mean difference of the same
-    pairs of runs on dev, with a separate 95 % interval. Neither before the verdict has an interval."""
+def elsewhere(verdict: verdicts.Verdict, metric: str) -> tuple[str, str]:
+    """The standard error of a verdict's difference for new seeds and new test rows, if it is one of accuracies, and the
+    mean difference of the same pairs of runs on dev, with a separate 95 % interval. Neither before the verdict has an
+    interval."""
     comparison = verdict.comparison
     if verdict.interval is None:
         return formats.BLANK, formats.BLANK
     ours, theirs = ({run.seed: run.dev for run in row.runs} for row in comparison.rows or ())
     pairs = [(ours[seed], theirs[seed]) for seed in sorted({run.seed for run in comparison.runs})]
     estimate = stats.paired([a - b for a, b in pairs if a is not None and b is not None])
-    both = [cells[-1] for cells in items.rows([verdict])[0]] or [formats.BLANK]
+    both = [cells[-1] for cells in items.rows([verdict])[0] if metric == "accuracy"] or [formats.BLANK]
     return both[0], f"{formats.metric(estimate.mean, '+')} {formats.span(stats.interval(estimate, verdicts.LEVEL))}"
 
 
