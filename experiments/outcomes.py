@@ -78,7 +78,8 @@ def diverged(folder: Path) -> list[tuple[str, float]]:
 
 
 def choose(trials: Sequence[Outcome], rates: Iterable[float], lost: Sequence[float] = ()) -> dict[str, Any]:
-    """The rate with the best mean on dev, the mean of every rate, and whether the best lies at the edge of its grid.
+    """The rate with the best mean on dev, the mean of every rate, and whether the best lies at the edge of its grid; a
+    grid of one rate has no edge, since its rate was set beforehand.
 
     lost: the rate of each trial that diverged; such a rate has no mean and is never chosen. Trials of rates outside the
     grid do not count. Raises SettingError if rates differ in their number of trials, or all of them diverged."""
@@ -91,7 +92,7 @@ def choose(trials: Sequence[Outcome], rates: Iterable[float], lost: Sequence[flo
     if not known:
         raise SettingError(f"at least one rate must have no diverged trials (got {list(means)})")
     best = (max if trials[0].higher_is_better else min)(known, key=lambda rate: known[rate])
-    edge = best in (min(means), max(means))
+    edge = len(means) > 1 and best in (min(means), max(means))
     count = sum(counts.values())
     return {"rate": best, "means": [[r, m] for r, m in means.items()], "at_the_edge": edge, "trials": count}
 

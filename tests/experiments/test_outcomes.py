@@ -25,6 +25,10 @@ def test_the_rate_of_the_best_mean_is_chosen_and_the_edge_said():
     assert (outcomes.ends({"a": chosen}), outcomes.ends({"a": chosen, "b": worse})) == (set(), {"high"})
 
 
+def test_a_grid_of_one_rate_has_no_edge():
+    assert outcomes.choose([trial(2, 0.6), trial(2, 0.5)], [2])["at_the_edge"] is False
+
+
 def test_trials_of_another_grid_do_not_count():
     earlier = [trial(1, 0.9), trial(2, 0.6), trial(3, 0.2), trial(3, 0.3)]
     assert outcomes.choose(earlier, [1, 2])["trials"] == 2
