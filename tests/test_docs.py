@@ -314,7 +314,8 @@ def test_the_pages_print_the_claims_of_the_central_comparison_and_what_its_runs_
     from experiments.pages import report_of
     from experiments.study import load
 
-    findings, own, readme = map(text_of, ("docs/findings.md", "docs/studies/central.md", "README.md"))
+    pages = ("docs/findings.md", "docs/studies/central.md", "README.md")
+    findings, own, readme = (text_of(page).replace(" points [", " [") for page in pages)
     planned = len(load(ROOT / "experiments" / "studies" / "central.yaml").seeds)
     (verdicts,) = report_of("central", tmp_path).family.verdicts
     whole = [verdict for verdict in verdicts if verdict.pairs == planned]
