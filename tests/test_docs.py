@@ -310,23 +310,30 @@ def difference(records, of, against, name):
     return middle, middle - half, middle + half
 
 
-def test_the_pages_print_the_claims_of_the_central_comparison_and_what_its_runs_say_elsewhere(tmp_path):
+def page_of(path):
+    return text_of(path).replace(" points [", " [")
+
+
+@pytest.mark.parametrize("study", ["central"])
+def test_the_findings_print_every_claim_of_a_study_that_has_all_its_seeds(study, tmp_path):
     from experiments.pages import report_of
     from experiments.study import load
 
-    pages = ("docs/findings.md", "docs/studies/central.md", "README.md")
-    findings, own, readme = (text_of(page).replace(" points [", " [") for page in pages)
-    planned = len(load(ROOT / "experiments" / "studies" / "central.yaml").seeds)
-    (verdicts,) = report_of("central", tmp_path).family.verdicts
+    planned = len(load(ROOT / "experiments" / "studies" / f"{study}.yaml").seeds)
+    (verdicts,) = report_of(study, tmp_path).family.verdicts
     whole = [verdict for verdict in verdicts if verdict.pairs == planned]
     assert whole
     for verdict in whole:
         shown = points(100 * verdict.difference, *(100 * end for end in verdict.interval))
-        assert shown in findings, verdict.comparison.name
+        assert shown in page_of("docs/findings.md"), verdict.comparison.name
+
+
+def test_the_pages_print_what_the_runs_of_the_central_comparison_say_elsewhere():
+    findings, own, readme = map(page_of, ("docs/findings.md", "docs/studies/central.md", "README.md"))
     folder = RESULTS / "central" / "seeds" / "supersense"
     records = {path.name: [run for _, run in read_records(path)] for path in folder.iterdir()}
     same_rate = difference(records, "adalora", "uniform_same_rate", "test_last")
-    assert f"{points(*same_rate)}, {planned} seeds" in findings
+    assert f"{points(*same_rate)}, 8 seeds" in findings
     assert f"{same_rate[0]:.2f} points below it (exploratory)" in own
     by_rate = difference(records, "uniform_same_rate", "uniform", "test_last")
     assert f"4e-3 is better by {by_rate[0]:.2f} points" in findings
