@@ -51,15 +51,16 @@ def adapt(
             starts at 0; arXiv 2106.09685), "svd_dora" and "dora" (the same with DoRA's magnitude for every output;
             arXiv 2402.09353), the name of another file in adarank/adapters, or a `Parametrisation`.
         rank: triplets per module at creation, one number or {module name: number}.
-        targets: a list of module names' endings, one ending or regular expression, or "all-linear" (`find_targets`).
+        targets: a list of module-name endings, a single ending or regular expression, or "all-linear" (`find_targets`).
             "experts", alone or in a list, selects every matrix of every expert that Transformers stacks in one tensor,
-            each with a separate adapter (`…mlp.experts.gate_up_proj.3`); nothing else selects them. Layers inside the
-            modules in `train` are left out; a target that matches no others is refused.
+            each with a separate adapter (`…mlp.experts.gate_up_proj.3`); otherwise only a matrix's full name selects
+            it. Layers inside the modules in `train` are skipped, and a target that matches only such layers is refused.
         alpha: the scale is s = alpha / rank, fixed at creation; None: 2·rank, so that s = 2 ("vera": rank,
             s = 1; "matryoshka": √rank, s = 1/√rank).
         dropout: probability of dropping an input of the low-rank path in training.
-        init: the name of an init in `adarank.inits`, or a configured one. EVA and GoRA measure where rank is needed and
-            may move it between modules; the scale remains that of the requested rank.
+        init: the name of an init in `adarank.inits`, or a configured one. eva, gora, fisher and ralora measure where
+            rank is needed and may move it between modules; the scale remains that of the requested rank (except with
+            gora's own_scale).
         batches: data for inits that measure. Each batch is passed as model(**batch) or, if it is not a mapping, as
             model(*batch); the output needs a .loss if an init needs gradients.
         train: endings of the names of modules that stay trainable as a whole, such as the head.
@@ -72,8 +73,8 @@ def adapt(
     Raises:
         SettingError: an argument cannot be used. The message is one sentence, and the model is unchanged.
 
-    Warns of matrices in the blocks that no adapter can wrap (see `reach`), and of modules in `train` that are stored in
-    half precision, whose rounding loses most updates.
+    Warns about frozen matrices in the blocks that no adapter wraps (see `reach`), and about modules in `train` that are
+    stored in half precision, whose rounding loses most updates.
 
     Example:
         >>> from torch import nn
@@ -266,8 +267,8 @@ def trainable_parameters(model: nn.Module) -> dict[str, int]:
 
     adapter: in the low-rank factors and bottlenecks; kept: the same without pruned triplets; other:
     trainable outside the adapters (the head, BitFit's biases, everything in full fine-tuning); trainable = adapter +
-    other; frozen; total = trainable + frozen. Parameters shared by several modules count once, and those of a 4-bit
-    layer count as the weights that they store.
+    other; frozen; total = trainable + frozen. Parameters shared by several modules count once, and a 4-bit layer counts
+    its weights, not the bytes that pack them.
 
     Example:
         >>> from torch import nn

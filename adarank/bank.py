@@ -217,7 +217,7 @@ class Bank:
 
         Idempotent. A parameter without a gradient gets one of zeros, and one that does not require a gradient gets
         none, so that optimisers skip it; gradients that autograd allocated are copied in one foreach operation. Raises
-        RuntimeError if an adapter's Parameters were replaced without the bank.
+        RuntimeError if anything but the bank replaced an adapter's Parameters or resized its tensors.
         """
         if any(slot.owner[slot.part] is not slot.tensor for slot in self._slots if slot.grad is not None):
             raise RuntimeError(

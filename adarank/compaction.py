@@ -22,7 +22,7 @@ def compact(model: nn.Module, optimizer: Any = None) -> dict[str, int]:
     """Remove all pruned triplets from every adapter of `model`; returns {module name: remaining triplets}.
 
     optimizer: the optimiser that trains the adapters, if there is one, or a list of several; its parameters and state
-    shrink with them, and so does a RankController attached to it. Its state may hold scalars and tensors of the
+    shrink with them, and so does a RankController attached to it. Its state may hold only scalars and tensors of the
     parameter's shape. A module without remaining triplets computes only its base. Raises SettingError, before anything
     changes, for a model without adapters and for any other optimiser state.
     """

@@ -26,11 +26,11 @@ class Compressed(NamedTuple):
 def compress(model: nn.Module, budget: int) -> Compressed:
     """Keep the `budget` largest singular values of all ΔW together and drop the rest; returns the ranks and the loss.
 
-    For use after training, without data: PARA (arXiv 2604.27796). The singular values come from QR and SVD of the
+    Works after training and without data (PARA, arXiv 2604.27796). The singular values come from QR and SVD of the
     factors and include the scale s, so that modules with different scales can be compared; pruned triplets do not
-    count. Of all ranks that add up to the budget these have the smallest Σ ‖ΔW − ΔW'‖²_F (Eckart–Young in each).
-    If an init subtracted ΔW₀ from the base, ΔW is the whole change of the original weight, and the base gets ΔW₀ back.
-    Fewer triplets than `budget` remain if fewer singular values exceed rounding error.
+    count. Of all ranks that add up to the budget, these give the smallest Σ ‖ΔW − ΔW'‖²_F (Eckart–Young in each
+    module). If an init subtracted ΔW₀ from the base, ΔW is the whole change of the original weight, and the base gets
+    ΔW₀ back. Fewer triplets than `budget` remain if fewer singular values exceed rounding error.
 
     The adapters get new Parameters: create the optimiser and the controller afterwards. Raises SettingError if
     `budget` is not a whole number of at least 1, or the model has no adapters that can be compressed.

@@ -54,28 +54,28 @@ class RankController:
     """Scores the triplets of `adapters`, prunes to the schedule's budget and then keeps the final mask.
 
     adapters: {module name: adapter}, as `adarank.adapt` returns it.
-    score: of `adarank.scores`, or a plain function bank -> [triplets] (see `adarank.bank.Bank`).
-    schedule: of `adarank.schedules`. None: no allocations; the controller applies the penalty alone and needs no score.
-        A schedule that starts below what the adapters hold starts with an even share (pruned_triplets "frozen" or
-        "masked").
-    allocator: of `adarank.allocators`, or a function `Request` -> mask. None: the variant's own, `threshold` for
+    score: from `adarank.scores`, or a plain function bank -> [triplets] (see `adarank.bank.Bank`).
+    schedule: from `adarank.schedules`. None: no allocations; the controller applies the penalty alone and needs no
+        score. If the initial budget is below the adapters' total, it is divided evenly between the modules; this needs
+        pruned_triplets "frozen" or "masked".
+    allocator: from `adarank.allocators`, or a function `Request` -> mask. None: the variant's own, `threshold` for
         "original" and `global_top` otherwise.
-    penalty: of `adarank.penalties`.
-    variant: "exact", "original" or "paper"; see the module's table.
+    penalty: from `adarank.penalties`.
+    variant: "exact", "original" or "paper"; see the table in `adarank.controller`.
     unit: what budgets count, "triplets" or "parameters" (d_in + d_out + 1 per triplet).
-    pruned_triplets: "trainable", a pruned triplet's λ is zeroed at each allocation and trains until the next, so that
-        it may come back. "frozen", it stays zero, its gradient is dropped and its score is −∞; if an allocator
-        activates it, it starts again with fresh factors, zeroed averages and zeroed optimiser state. "masked", λ does
-        not change and the forward pass leaves the triplet out. Adapters with constant λ ("lora") need one of the last
-        two.
-    svd_before_allocation: replaces every module's factors by the singular value decomposition of its ΔW before each
-        allocation, without touching optimiser state: for pruning after training (PARA).
+    pruned_triplets: "trainable": a pruned triplet's λ is zeroed at each allocation and trains until the next, so that
+        the triplet may come back. "frozen": λ stays zero, its gradient is dropped and the triplet's score is −∞; if an
+        allocator activates the triplet, it restarts with fresh factors, zeroed averages and zeroed optimiser state.
+        "masked": λ does not change, and the forward pass leaves the triplet out. Adapters with constant λ ("lora") need
+        "frozen" or "masked".
+    svd_before_allocation: replaces every module's factors with the singular value decomposition of its ΔW before each
+        allocation, but leaves optimiser state unchanged. For pruning after training (PARA).
     magnitude_after_pruning: what an allocation does to the magnitudes m of adapters that have them ("dora",
-        "svd_dora"): "keep", nothing; "rescale", m / ‖W + ΔW‖ stays; "reset", m = ‖W + ΔW‖ (see
+        "svd_dora"). "keep": nothing; "rescale": keeps m / ‖W + ΔW‖; "reset": sets m = ‖W + ΔW‖ (see
         `adarank.adapters.magnitude`).
-    compaction: "off", pruned triplets stay in memory. "final", they are removed once the budget is final.
-        "progressive", also earlier, each after `compact_after` consecutive allocations without it (None: never); it
-        cannot come back then, and each allocation reads a flag back from the device. Compaction creates new
+    compaction: "off": pruned triplets stay in memory. "final": they are removed once the budget is final.
+        "progressive": also earlier, as soon as `compact_after` consecutive allocations have left a triplet out (None:
+        never); it cannot come back then, and each allocation reads a flag back from the device. Compaction creates new
         Parameters, in the modules and in the optimiser's param_groups: clip those in param_groups, and wrap the model
         in DDP again.
     seed: for allocators that draw random numbers, and for fresh factors.
@@ -85,9 +85,9 @@ class RankController:
     settings that cannot be used.
 
     A factor that does not require a gradient never changes, whatever penalty, allocator or `pruned_triplets` is used.
-    An adapter whose λ is frozen (kind "lora", whose λ is constant: Q and P) keeps its mask: its active triplets count
-    in the budget, and the allocator divides the rest among the other adapters. `requires_grad_` may be called at any
-    time. `attach` and `after_backward` raise SettingError if the budget cannot hold the frozen adapters.
+    An adapter with a frozen λ (for "lora", with frozen Q and P) keeps its mask: its active triplets count in the
+    budget, and the allocator divides the rest among the other adapters. `requires_grad_` may be called at any time.
+    `attach` and `after_backward` raise SettingError if the budget cannot hold the frozen adapters.
 
     Example:
         >>> import adarank
@@ -166,14 +166,14 @@ class RankController:
         self._steps = StepOrder()  # of no optimiser yet
         self._fixed: Tensor | None = None  # the bank's `fixed` that the next two were derived from
         self._free: Tensor | None = None  # int64, the triplets that allocators decide on; None: all
-        self._held = 0  # what the other, active ones cost
+        self._held = 0  # the cost of the other active ones
         self._before: Tensor | None = None  # the weights at after_backward, if triplets may finish
         self._recorder: ActivationRecorder | None = None
         self.holds_decisions = False  # a captured step calls `decide` itself, outside its graphs
-        self.smallest_removal = 0.0  # progressive compaction waits for so large a share of the triplets
+        self.smallest_removal = 0.0  # the smallest share of the triplets that progressive compaction removes
 
     def _check_pieces(self, allocates: bool) -> None:
-        """Raise SettingError if schedule, allocator, penalty and adapters do not go together."""
+        """Raise SettingError if schedule, allocator, penalty and adapters cannot be combined."""
         adapters, schedule, unit = self.bank.adapters, self.schedule, self.unit
         total = int(self.cost.sum())
         if frozen := next((a.kind for a in adapters if not isinstance(a.Q, nn.Parameter)), None):
@@ -236,11 +236,11 @@ class RankController:
 
     @property
     def optimizers(self) -> list[Optimizer]:
-        """Those that it is attached to."""
+        """The optimisers that it is attached to."""
         return self._steps.optimizers
 
     def forget_gradients(self) -> None:
-        """Drop what `after_backward` has noted, without a step: it may be called again."""
+        """Forget the last `after_backward` without a step, so that it may be called again."""
         self._steps.reset()
 
     @property
@@ -250,7 +250,7 @@ class RankController:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the ranks are what they will be at the end of the schedule."""
+        """Whether the ranks are final."""
         if self.schedule.initial == self.schedule.final == int(self.cost.sum()):
             return True
         return self.last_allocation is not None and self.last_allocation.step >= self.schedule.settled
@@ -307,10 +307,11 @@ class RankController:
     def attach(self, *optimizers: Any) -> "RankController":
         """Prepare the adapters and register hooks on the optimiser, or on the one inside accelerate's wrapper.
 
-        Several optimisers may share the adapters' parameters, each with its own; all of them then step once after every
-        `after_backward`, and zero_grad follows the last. To resume a run, attach first and then call `load_state_dict`
-        of each optimiser, whose state holds the controller's. Returns the controller. Raises RuntimeError if the
-        controller or an optimiser is attached already, or if a parameter of an adapter is in none or two of them.
+        Several optimisers may divide the adapters' parameters among themselves; each must then step once after every
+        `after_backward`, and zero_grad must follow the last of these steps. To resume a run, attach first and then call
+        `load_state_dict` of each optimiser, whose state holds the controller's. Returns the controller. Raises
+        RuntimeError if the controller or an optimiser is attached already, or if an adapter's parameter is in several
+        optimisers or, unless it is frozen, in none.
         """
         if self._steps.optimizers:
             raise RuntimeError("this RankController is attached already; create a new one for another optimiser")
@@ -332,7 +333,7 @@ class RankController:
         return list(zip(self.bank.names, self.bank.adapters, strict=True))
 
     def _watch(self) -> None:
-        """Detect backward passes by λ's gradient, zero only if gradients were dropped (P's also is while λ = 0)."""
+        """Detect backward passes by λ's gradient, zero only if gradients were dropped (P's is also zero while λ is)."""
         for adapter in self.bank.adapters:
             watched = adapter.lam if adapter.learns_lambda else adapter.P
             trains = watched.requires_grad
@@ -343,9 +344,9 @@ class RankController:
     def after_backward(self, grad_scale: float | Tensor | None = None) -> None:
         """Add the penalty's gradient. Call it once per optimiser step, after the last backward pass, before clipping.
 
-        Inside the closure, where optimizer.step is given one. grad_scale: of gradients that are still scaled. The first
-        call warns of adapters that no gradient has reached. Raises RuntimeError before `attach`, twice for one step, or
-        where only some of several optimisers have stepped since the last call.
+        If optimizer.step is given a closure, call it inside the closure. grad_scale: the scale of gradients that are
+        still scaled. The first call warns about adapters that no gradient has reached. Raises RuntimeError if called
+        before `attach` or twice for one step, or if only some of several optimisers have stepped since the last call.
         """
         self._steps.check_gradients()
         if not self._begun and self.step == 0:
@@ -395,8 +396,8 @@ class RankController:
     def _hold_frozen(self) -> None:
         """Leave frozen adapters out of what allocators decide on. Raises SettingError if the budget cannot hold them.
 
-        Their training passes compute with λ ⊙ mask, as evaluation does: λ of a pruned triplet may not be zero, and it
-        can no longer be set to zero.
+        Their training passes compute with λ ⊙ mask, as evaluation does, because a pruned triplet's λ may be non-zero
+        and can no longer be zeroed.
         """
         bank, schedule, allocator = self.bank, self.schedule, self.allocator
         frozen = [not any(p.requires_grad for p in ([a.lam] if a.learns_lambda else [a.Q, a.P])) for a in bank.adapters]
@@ -465,7 +466,7 @@ class RankController:
                 self.decide()
 
     def _update(self, optimizer: Optimizer) -> None:
-        """The device's part of a step: nothing is read back, and nothing depends on the step but `observes`."""
+        """The device's part of a step: nothing is read back, and only `observes` depends on the step number."""
         self._check_state()
         if self.finishes and self._before is not None:  # momentum and weight decay moved them
             finished = self.bank.broadcast_to_parameters(self.finished)
@@ -504,7 +505,7 @@ class RankController:
             self.buffers["path"].fill_(1.0)
 
     def _check_state(self) -> None:
-        """After the first step, when optimisers have their state: can it be gathered later on?"""
+        """After the first step, when the optimisers have their state, check that it can be gathered later."""
         if self._state_checked:
             return
         self._state_checked = True
@@ -534,7 +535,7 @@ class RankController:
         self.last_allocation = self._record(self.step, mask, scores=scores, module=bank.module, parameters=cost)
 
     def _new_mask(self, allocator: Callable[[Request], Tensor], scores: Tensor, budget: int) -> Tensor:
-        """What `allocator` keeps; frozen adapters keep their masks, and the others share the rest of the budget."""
+        """The mask from `allocator`; frozen adapters keep their masks, and the others share the rest of the budget."""
         bank, begin, settled, free = self.bank, self.schedule.begin, self.schedule.settled, self._free
         progress = min(max((self.step - begin) / max(settled - begin, 1), 0.0), 1.0)
         parts = (scores, bank.mask, self.cost, bank.module, self.finished)

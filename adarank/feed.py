@@ -67,7 +67,7 @@ class Feed:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """After the backward pass, compute every factor's gradient in the bank, and set .grad of those that it
+        """After the backward pass, compute every factor's gradient in the bank, and set .grad of those that the pass
         reached."""
         weight, grad = self.bank.weight, self.bank.grad
         if self.casts:

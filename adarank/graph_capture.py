@@ -1,7 +1,7 @@
 """The whole optimiser step as CUDA graphs, so that no GPU waits for its host.
 
     graph A, one for each shape of the batch    forward, backward, gradients at fixed addresses
-    graph B, two: scores observed or not        penalty, clipping, the optimiser, the score's averages
+    graph B, with and without observed scores   penalty, clipping, the optimiser, the score's averages
     the host, when they are due                 allocation and compaction; the learning rate and the batch are copied in
 
 The bank feeds the adapters (see `adarank.feed`). Without graphs the same code runs step by step.
@@ -25,9 +25,9 @@ from adarank.feed import feed_of
 from adarank.optimizers import unwrap
 
 Loss = Callable[[Any, Mapping[str, Tensor]], Tensor]
-SHAPES = 8  # of batches that have a graph; others run without
-WARM_UP = 2  # steps before the first graph: they make the optimiser's state and the libraries' workspaces
-SMALLEST_REMOVAL = 0.1  # of the triplets, for which graphs are recaptured while the budget still falls
+SHAPES = 8  # batch shapes that get a graph; others run without one
+WARM_UP = 2  # steps before the first graph, which create the optimiser's state and the libraries' workspaces
+SMALLEST_REMOVAL = 0.1  # share of the triplets worth recapturing graphs for while the budget still falls
 
 
 def capture(
@@ -50,24 +50,26 @@ def capture(
         optimizer.step()
         optimizer.zero_grad()
 
-    model: with adapters of adarank or without. controller: attached to `optimizer` here, if it is not yet; None for
-    fixed ranks. loss: (model, batch) -> scalar; None: model(**batch).loss. max_grad_norm: 0 switches clipping off.
-    autocast: the dtype of autocast in the forward pass; None for none. batch: {name: tensor}; the first `SHAPES` shapes
-    get a graph each, so pad to few lengths (`pad_to_multiple_of=16` in Transformers' collators).
+    model: with or without adapters of adarank.
+    controller: attached to `optimizer` here, if it is not yet; None for fixed ranks.
+    loss: (model, batch) -> scalar; None: model(**batch).loss.
+    max_grad_norm: 0 switches clipping off.
+    autocast: the dtype of autocast in the forward pass; None for none.
+    batch: {name: tensor}; the first `SHAPES` shapes get a graph each, so pad to few lengths (`pad_to_multiple_of=16` in
+        Transformers' collators).
+    graphs: "auto": CUDA graphs on a CUDA device if the step can be captured; otherwise a warning says why not. True:
+        raises SettingError instead of warning. False, and "auto" on other devices: no graphs. For tests: a class with
+        `recording()`, a context manager that records and computes, and `replay()`.
 
-    graphs: "auto", CUDA graphs on a CUDA device, if the step can be captured, else a warning says why not. True: raises
-    SettingError in place of the warning. False, and "auto" on other devices: no graphs. For tests: a class with
-    `recording()`, a context manager that records and computes, and `replay()`.
+    A step cannot be captured if its score records activations, its penalty declares `reads_back`, several processes or
+    devices share the model (DDP, FSDP2), bitsandbytes computes a layer, activations are recomputed, the optimiser has
+    no `capturable` form, or anything reads a value back from the device. With graphs, progressive compaction waits
+    until it can remove a tenth of the triplets.
 
-    A step cannot be captured if its score records activations, if its penalty declares `reads_back`, if processes share
-    it (DDP, FSDP2), if bitsandbytes computes in it, if activations are recomputed, if the optimiser has no `capturable`
-    form, and wherever a value is read back from the device. With graphs, progressive compaction waits until a tenth of
-    the triplets can go.
-
-    Learning rates may change between steps, by hand or by a scheduler. Create the scheduler before this call; the steps
-    of a later one wait for the device. The model's weights and the optimiser's state may change by `load_state_dict`. A
-    score, a penalty and a loss must be functions of tensors, because anything else that they read is read only once.
-    Pass `autocast` in place of calling the step under autocast, which would also reach the penalty.
+    Learning rates may change between steps, by hand or by a scheduler. Create the scheduler before this call; each step
+    of a scheduler created later waits for the device. `load_state_dict` may change the model's weights and the
+    optimiser's state. A score, a penalty and a loss must be functions of tensors, because anything else that they read
+    is read only once. Pass `autocast` instead of calling the step under autocast, which would also affect the penalty.
 
     Example:
         >>> import adarank
@@ -108,7 +110,7 @@ def capture(
 
 
 def why_not(model: nn.Module, optimizer: Optimizer, controller: RankController | None) -> str | None:
-    """Why a step of these cannot be captured in CUDA graphs, as far as it shows before one is tried."""
+    """Why this step cannot be captured in CUDA graphs; None if no reason is known before an attempt."""
     if (
         torch.distributed.is_available()
         and torch.distributed.is_initialized()
@@ -136,7 +138,7 @@ def _own_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 class CudaGraph:
-    """One CUDA graph, in the memory pool of all graphs of a step, which runs on the current stream."""
+    """One CUDA graph, which runs on the current stream and uses the memory pool of all graphs of a step."""
 
     def __init__(self, pool: Any) -> None:
         self.graph, self.pool = torch.cuda.CUDAGraph(), pool
@@ -153,7 +155,7 @@ class CudaGraph:
 
 
 class CapturedStep:
-    """What `capture` returns: step(batch) -> loss. make: makes a graph; None where the step runs without."""
+    """What `capture` returns: step(batch) -> loss. make: creates a graph; None if the step runs without graphs."""
 
     def __init__(
         self,
@@ -204,7 +206,7 @@ class CapturedStep:
                 self._warm += 1
                 if self.controller is not None:
                     self.controller.decide()
-                return loss.clone()  # the next replay writes another one into it
+                return loss.clone()  # the next replay overwrites it
         finally:
             if self.controller is not None:
                 self.controller.holds_decisions = False
@@ -218,7 +220,7 @@ class CapturedStep:
         return loss
 
     def _replayed(self, batch: Mapping[str, Tensor], shape: Any) -> Tensor:
-        """A step by graphs, which are made where they are missing."""
+        """A step by graphs, which are recorded first if they are missing."""
         if shape in self._passes:
             graph, inputs, loss = self._passes[shape]
             for name, tensor in batch.items():
@@ -246,8 +248,8 @@ class CapturedStep:
         return loss
 
     def _record(self, work: Callable[[], Any]) -> tuple[Any, Any]:
-        """(a graph of `work`, what `work` returned), with the work done; (None, None), nothing done and no more graphs,
-        where it cannot be captured."""
+        """Record and do `work`: (its graph, its result). If it cannot be captured: (None, None), the work is not done,
+        and no graph is recorded from then on."""
         assert self.make is not None
         graph = self.make()
         try:
@@ -302,8 +304,8 @@ class CapturedStep:
         self.optimizer.step()
 
     def _note_gradients(self) -> None:
-        """After a backward pass without a graph: which parameters get a gradient, and memory for those outside the
-        bank."""
+        """After a backward pass without a graph: note which parameters get a gradient, and allocate memory for the
+        gradients outside the bank."""
         if self.controller is not None:
             self._modules = [True] * len(self.controller.bank.adapters)
         elif self.feed is not None:
@@ -316,7 +318,7 @@ class CapturedStep:
         self._given = [p for p in self._others if p.grad is not None]
 
     def _point_gradients(self) -> None:
-        """Make every .grad what graph B reads."""
+        """Point every .grad at the memory that graph B reads."""
         if self._factors():
             assert self.bank is not None
             self.bank.point_gradients(self._modules)
@@ -324,7 +326,7 @@ class CapturedStep:
             parameter.grad = gradient
 
     def _lay_out(self) -> None:
-        """Begin without graphs, on the bank's current layout."""
+        """Start over without graphs, with the bank's current layout."""
         adapters = adapters_of(self.model)
         if self.controller is not None:
             self.controller.sync_views()
@@ -384,14 +386,14 @@ class CapturedStep:
 
     @staticmethod
     def _as_before(_: Optimizer, state: dict[str, Any]) -> None:
-        """A state dict with numbers in place of the tensors that graphs read."""
+        """Put numbers into a state dict in place of the tensors that graphs read."""
         for group in state["param_groups"]:
             group |= {name: float(group[name]) for name in ("lr", "initial_lr") if isinstance(group.get(name), Tensor)}
             group |= {"capturable": False} if "capturable" in group else {}
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        """Everything runs on the stream of the captures, between what the caller has queued and will queue."""
+        """Run on the stream of the captures, after the work that the caller has queued and before its later work."""
         if self.stream is None:
             yield
             return

@@ -178,7 +178,7 @@ class StepOrder:
     def overflow(self, optimizer: Optimizer) -> Tensor | None:
         """A flag on the device that tells whether this step overflowed; None if that is unknown.
 
-        On overflow a gradient scaler only calls the hooks of *fused* optimisers, and leaves its flag in `found_inf`
+        On overflow a gradient scaler runs the step hooks of *fused* optimisers only, and leaves its flag in `found_inf`
         (other steps have unscaled gradients by then). The step counts, because reading the flag would synchronise.
         """
         return self._not_finite if len(self.optimizers) > 1 else getattr(optimizer, "found_inf", None)
@@ -199,7 +199,7 @@ def before_load(optimizer: Optimizer, load: Callable[[Optimizer, dict[str, Any]]
 
 
 def check_state(optimizers: Sequence[Optimizer], tensors: Sequence[Tensor], operation: str = "compaction") -> None:
-    """Raise SettingError if an optimiser's state of one of `tensors` cannot be gathered or zeroed row by row.
+    """Raise SettingError if an optimiser's state for one of `tensors` cannot be gathered or zeroed row by row.
 
     operation: "compaction" or "growth", for the message.
     """

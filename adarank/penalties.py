@@ -18,13 +18,13 @@ NEWTON_STEPS = 20  # of `inverse_root`
 class Penalty(NamedTuple):
     """A penalty, as one function or two; either may be None.
 
-    ends: whether `add` is left out from the step on at which the budget is final.
+    ends: whether `add` is no longer called once the budget is final.
 
     add(bank, grad_scale, squared): adds the penalty's gradient to `bank.grad`, times grad_scale (None: 1) if gradients
     are still scaled; squared: the paper's form of the penalty (variant="paper").
     proximal(bank, lr): changes the weights in place after the optimiser's step; lr: the learning rate of λ. It follows
     the `add` of the same step, which may keep what it needs.
-    reads_back: whether it reads values back from the device, as an SVD does; no CUDA graph can hold such a step.
+    reads_back: whether it reads values back from the device, as an SVD does; CUDA graphs cannot capture such a step.
     fills_pruned: whether it puts new directions into pruned triplets, which must be trainable for that.
     """
 
@@ -122,8 +122,8 @@ def stiefel(width: int | None = None) -> Penalty:
     Any optimiser's step becomes one on the Stiefel manifold. For factors that start there (init="orthonormal") and
     adapters whose λ is trained ("svd"). Rows of pruned triplets stay on it, too, unless they are frozen.
 
-    width: the paper's reference for the size of steps, the model's hidden size; None: the most frequent row length of
-    all factors. Raises SettingError unless it is a whole number of at least 1, or None.
+    width: the reference dimension for the size of steps, in the paper the model's hidden size; None: the most frequent
+    row length of all factors. Raises SettingError unless it is a whole number of at least 1, or None.
     """
     if width is not None:
         valid = "a whole number of at least 1, or null for the most frequent row length"
@@ -131,7 +131,7 @@ def stiefel(width: int | None = None) -> Penalty:
     before: list[Tensor] = []  # the factors at `add`, block by block
 
     def rows(bank: Bank, block: Block, values: Tensor) -> Tensor:
-        """Of a tensor laid out as block.weight, [modules, r, d] with zeros for padding and frozen pruned rows."""
+        """A tensor laid out like block.weight as [modules, r, d], with zeros for padding and frozen pruned rows."""
         stack = block._replace(weight=values).stack()
         return stack * bank.mask[block.triplets].unsqueeze(2) if bank.frozen else stack
 
@@ -160,7 +160,7 @@ def stiefel(width: int | None = None) -> Penalty:
 
 
 def low_rank_manifold() -> Penalty:
-    """GeoLoRA (arXiv 2410.18720; the step of the authors' code that augments): steps along the manifold of low-rank
+    """GeoLoRA (arXiv 2410.18720; the augmenting step of the authors' code): steps along the manifold of low-rank
     matrices, in place of a penalty.
 
     With U = Pᵀ and V = Qᵀ, whose columns are orthonormal, S = diag(λ), K = U S and L = V S:
@@ -169,9 +169,9 @@ def low_rank_manifold() -> Penalty:
                           Û = [U, Ũ], V̂ = [V, Ṽ]: orthonormal bases of U and ΔK, of V and ΔL         (augmentation)
                           Û Ŝ V̂ᵀ with Ŝ = [S + ΔS, ΔLᵀ Ṽ; Ũᵀ ΔK, 0]: its r largest singular triplets are the new
                           U, S, V, where r is the number of slots in the adapter                       (truncation)
-    ΔS is the full Uᵀ ΔK, averaged with ΔLᵀ V (with SGD both are −η Uᵀ ∂L/∂W V), its diagonal the optimiser's own
-    change of λ. Columns with λ = 0 have no ∂L/∂K. A pruned triplet counts as absent, so that new directions take its
-    place; active triplets come first. For truncation by a tolerance see `adarank.allocators.tolerance`.
+    ΔS is the mean of Uᵀ ΔK and ΔLᵀ V (with SGD both are −η Uᵀ ∂L/∂W V), but its diagonal is the optimiser's own change
+    of λ. Columns with λ = 0 have no ∂L/∂K. A pruned triplet counts as absent, so that new directions take its place;
+    active triplets get the largest singular values. For truncation by a tolerance see `adarank.allocators.tolerance`.
 
     Any optimiser's step becomes a step on the manifold. Signs follow the old rows, so that momentum keeps its meaning.
     Requires factors that start orthonormal (init="orthonormal"), adapters with trained λ ("svd") and trainable pruned
@@ -236,10 +236,10 @@ def _retracted(factors: list[Tensor], moved: list[Tensor], mask: Tensor) -> tupl
 
 
 def inverse_root(gram: Tensor) -> Tensor:
-    """gram^(−½) of positive semi-definite matrices [modules, r, r], by Newton and Schulz's coupled iteration.
+    """gram^(−½) of positive semi-definite matrices [modules, r, r], by the coupled Newton–Schulz iteration.
 
-    Products alone, so that nothing is read back from the device, as `torch.linalg.eigh` does. Eigenvalues far below the
-    largest row sum (by more than 1e-5) are too small for its number of steps; those of a retraction are at least 1.
+    It uses only products, so it reads nothing back from the device, unlike `torch.linalg.eigh`. Eigenvalues below about
+    1e-5 of the largest row sum do not converge in its number of steps; a retraction's are at least 1.
     """
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     bound = gram.abs().sum(-1, keepdim=True).amax(1, keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)

@@ -119,10 +119,10 @@ def widening(
     """b(t) = b_0 − (b_0 − b_T)·T(t)/T_f, T(t) = T_f + (T_0 − T_f)(1 − (t − t_i)/(T − t_i − t_f))³, rounded.
 
     SalientLoRA's time-series windows: T_0 = interval is the number of steps before the first allocation, and T_f =
-    last_interval that between the last ones: after an allocation at step t the next one follows at t + T(t). The budget
-    falls by the share T_0/T_f at the first allocation and then similarly to `cubic`. (The authors' code divides t − t_i
-    by T − t_f, so that it ends above b_T.) Other arguments and errors: see the module; initial >= final; last_interval:
-    at least interval.
+    last_interval the number between the last ones: after an allocation at step t the next one follows at t + T(t). The
+    budget falls by the share T_0/T_f at the first allocation and then similarly to `cubic`. (The authors' code divides
+    t − t_i by T − t_f, so that it ends above b_T.) Other arguments and errors: see the module; initial >= final;
+    last_interval: at least interval.
     """
     initial, final = _falling(initial, final)
     t_i, t_f, total, interval = _steps(t_i, t_f, total, interval)
@@ -203,11 +203,11 @@ def one_shot(initial: int, final: int, t: int, total: int) -> Schedule:
 
 
 def late(initial: int, final: int, total: int, t_f: int = 1, interval: int = 0) -> Schedule:
-    """`initial` up to step T − t_f and `final` from then on, in one allocation.
+    """`initial` before step T − t_f and `final` from then on, by one allocation.
 
     For pruning after training (PARA, arXiv 2604.27796) and for training every rank until then (DyLoRA, arXiv
-    2210.07558). initial > final >= 1; t_f: steps at the end with the final budget, at least 1, which applies it after
-    the last step; interval: steps between earlier allocations of the initial budget, 0 for none. Raises SettingError
+    2210.07558). initial > final >= 1; t_f: steps at the end with the final budget, at least 1 (1: it applies only after
+    the last step); interval: steps between earlier allocations of the initial budget, 0 for none. Raises SettingError
     outside these ranges and for a final budget that no allocation would ever apply.
     """
     initial, final = _budgets(initial, final)

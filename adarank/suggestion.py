@@ -1,4 +1,4 @@
-"""Measures ranks before training, for LoRA that any other library trains: see `suggest_ranks`."""
+"""Measures ranks before training, for a LoRA trained by any other library: see `suggest_ranks`."""
 
 import re
 from collections.abc import Iterable
@@ -50,7 +50,7 @@ def suggest_ranks(
         batches: as for `adarank.adapt`: model(**batch) or model(*batch), with a .loss if the method needs gradients.
         budget: the mean rank per module, kept exactly; at most the smaller side of every target.
         method: the name of an init in `adarank.inits` that moves ranks between modules, or a configured one. "eva"
-            needs no labels; the others need gradients, of which the device holds only one weight's at a time.
+            needs no labels; the others need gradients, which the device holds for only one weight at a time.
         targets: as for `adarank.adapt`; by default every linear in the blocks.
         steps: the maximum number of batches to read; a configured init has its own.
 

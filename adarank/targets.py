@@ -24,10 +24,10 @@ from adarank.runs.modules import place_of
 
 Targets = str | Sequence[str]
 
-# The meaning of `targets` in architectures (Transformers' model_type) whose runs got their names before projections
-# were recognised (`projections`), as regular expressions for whole names, of q, k and v (with {0} for the letter, {1}
-# for the word), of the attention's output projection and of the MLP. They enter a run's identity, so existing entries
-# never change; a new architecture needs an entry only if it is not recognised.
+# The meaning of `targets` in architectures (Transformers' model_type) that already had named runs when `projections`
+# was added: regular expressions for the whole names of q, k and v (with {0} for the letter, {1} for the word), of the
+# attention's output projection and of the MLP. They enter a run's identity, so existing entries never change; a new
+# architecture needs an entry only if its projections are not recognised.
 _BERT = (
     r".*\.attention\.self\.{1}",
     r".*\.attention\.output\.dense",
@@ -118,8 +118,8 @@ def resolve_targets(
 ) -> str | list[str]:
     """The argument of `adarank.adapt` for targets=qv|qkv|attention|mlp|all|experts; target_modules take precedence.
 
-    A model's base.targets, if any, take precedence over those of the architecture. Architectures with named runs have
-    their strings in a table; the projections of any other are recognised in `base.skeleton(task_type)`. Raises
+    A model's base.targets, if any, take precedence over those of the architecture. Architectures with earlier runs have
+    their expressions in a table; in any other, the projections are recognised in `base.skeleton(task_type)`. Raises
     SettingError for a shorthand that is undefined or cannot be adapted.
     """
     if target_modules:
@@ -163,7 +163,7 @@ def recognise_targets(model: nn.Module, targets: str, architecture: str = "of th
 
 
 def _of_parts(parts: Mapping[str, str], targets: str, architecture: str) -> str:
-    """The alternatives among `parts`, {projections in a matrix: expression}, that make up a shorthand."""
+    """The expressions in `parts`, {projections in a matrix: expression}, that make up a shorthand, joined by |."""
     wanted = set(TARGETS[targets])
     for key, expression in parts.items():
         held = _held(key)
@@ -214,9 +214,10 @@ def projections(model: nn.Module) -> dict[str, list[str]]:
     """The projections of a model's blocks, {projections in a matrix: module names}, recognised by names and positions.
 
     "q", "k" and "v" or, if one matrix computes several, "kv", "qkv", …: linears with such names (q_proj, query, Wq,
-    q_lin, to_q, qkv_proj, …) in a module that has all three, and in every module of its class; for projections in two
-    steps, such as DeepSeek's, both. "o": linears with an output's name in the same module or, as in BERT, next to it.
-    "mlp": the linears of feed-forward layers, without routers. Projections that are not found have no entry.
+    q_lin, to_q, qkv_proj, …) in a module that has all three, and in every module of its class; both linears of a
+    projection in two steps, such as DeepSeek's. "o": linears with an output's name in the same module or, as in BERT,
+    next to it. "mlp": the linears of feed-forward layers, without routers. Projections that are not found have no
+    entry.
     """
     modules = dict(model.named_modules())
     elements = {child for stack in modules.values() if isinstance(stack, nn.ModuleList) for child in stack}
@@ -273,7 +274,7 @@ def _named_layers(model: nn.Module) -> list[str]:
 
 
 def _attention_free(model: nn.Module) -> bool:
-    """Whether no layer or parameter of the model is named query, as in Mamba, RWKV (only key and value) and FNet."""
+    """Whether no layer or parameter is named like a query, or like key and value in one, as in Mamba, RWKV and FNet."""
     if any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
         return False
     names = [name for name, _ in model.named_modules()] + [name for name, _ in model.named_parameters()]

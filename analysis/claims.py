@@ -156,8 +156,8 @@ def arm_at(method: str, rank: int | None, known: Collection[str]) -> str:
 
 
 def read(content: Any, tasks: Iterable[str] | None = None, arms: Iterable[str] | None = None) -> Claims:
-    """The checked claims. tasks, arms: all of the study; a contrast then compares on all tasks and at all budgets that
-    its methods share unless it names some. Raises ClaimsError."""
+    """The checked claims. tasks, arms: all those of the study; if they are given, a contrast that names no tasks or
+    budgets covers all tasks and all budgets that its methods share. Raises ClaimsError."""
     parts = {each.name for each in fields(Claims)}
     required = {"contrasts", "assay", "margins", "seeds"}
     content = _mapping(content, "claims", parts, required)

@@ -30,7 +30,7 @@ class Forgotten(NamedTuple):
 
 
 def header(table: Table, first: str = "run") -> tuple[str, ...]:
-    """The column names; first: what a line is about."""
+    """The column names; first: the name of the first column."""
     return (first, f"{table.metric}, {table.split}", "measure", "before", "after", "forgotten", NORM)
 
 
@@ -40,7 +40,7 @@ def read(run: Run) -> list[Forgotten]:
 
 
 def rows(table: Table) -> Lines:
-    """A line for `header` of every run and measure."""
+    """A line for `header` for every run and measure."""
 
     def cells(run: Run, forgotten: Forgotten) -> list[str]:
         before, after, lost = map(formats.metric, (forgotten.before, forgotten.after, forgotten.lost), ("", "", "+"))
@@ -69,7 +69,7 @@ def over_seeds(table: Table) -> Lines:
 
 
 def against_lora(table: Table) -> list[Comparison]:
-    """What every tuned row forgot against what its LoRA row forgot, where they have a measured seed in common."""
+    """Every tuned row's forgetting against that of its LoRA row, if they have a measured seed in common."""
     comparisons = []
     for row in table.tuned:
         if row is (baseline := table.baselines.get(row)) or baseline is None:
@@ -104,10 +104,10 @@ def norm(run: Run) -> float | None:
 
 
 def at_equal_norm(table: Table) -> list[Comparison]:
-    """What every tuned row forgot against what its LoRA would have forgotten at the same norm of ΔW.
+    """Every tuned row's forgetting against that of its LoRA at the same norm of ΔW.
 
-    LoRA's loss for a seed is interpolated linearly over the logarithm of the norm between its learning rates, of which
-    it needs two; a norm outside their range makes no pair.
+    LoRA's forgetting for a seed is interpolated linearly over the logarithm of the norm between its learning rates, of
+    which it needs two; a norm outside their range makes no pair.
     """
     by_row = {row: search for search in searches(table) for row in search.tried.values()}
     comparisons = []
@@ -134,7 +134,7 @@ def at_equal_norm(table: Table) -> list[Comparison]:
 
 
 def _curves(search: Search, measure: str) -> dict[int, list[tuple[float, float]]]:
-    """{seed: (log of the norm, what was forgotten) at every learning rate}."""
+    """{seed: (log of the norm, forgetting) at every learning rate}."""
     curves: dict[int, list[tuple[float, float]]] = {}
     for row in search.tried.values():
         for seed, point in _changes(row, measure).items():
@@ -143,7 +143,7 @@ def _curves(search: Search, measure: str) -> dict[int, list[tuple[float, float]]
 
 
 def _changes(row: Row, measure: str) -> dict[int, tuple[float, float]]:
-    """{seed: (log of the norm of ΔW, what was forgotten)} of the row's runs that have both."""
+    """{seed: (log of the norm of ΔW, forgetting)} of the row's runs that have both."""
     norms = {run.seed: value for run in row.runs if (value := norm(run))}
     forgotten = _by_measure(row).get(measure, {})
     return {seed: (math.log(norms[seed]), forgotten[seed].lost) for seed in norms.keys() & forgotten.keys()}

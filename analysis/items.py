@@ -33,8 +33,8 @@ def right(run: Run) -> NDArray[np.bool_] | None:
 
 
 def pairs(verdict: Verdict) -> list[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]:
-    """(seed, which rows the first method has right, which the other) for the comparison's seeds with predictions of
-    both on the same number of rows."""
+    """(seed, whether the first method is right on each row, the same for the other) for the comparison's seeds with
+    predictions of both on the same number of rows."""
     if verdict.comparison.rows is None:
         return []
     ours, theirs = ({run.seed: run for run in row.runs} for row in verdict.comparison.rows)
@@ -61,8 +61,8 @@ def rows(verdicts: Sequence[Verdict]) -> Lines:
 def errors(gain: NDArray[np.float64]) -> tuple[float, float, float]:
     """The standard errors of the mean of `gain` [seeds, rows] over seeds, over rows, and over both.
 
-    The first two both contain what is left of a seed and a row together, which the third, for new seeds and new rows,
-    counts once: √(seeds² + rows² − left²), of a two-way layout with random effects."""
+    The first two both contain the residual, the interaction of seeds and rows. The third, for new seeds and new rows,
+    counts it once: √(seeds² + rows² − residual²), in a two-way layout with random effects."""
     n, m = gain.shape
     by_seed, by_row = gain.mean(1), gain.mean(0)
     left = ((gain - by_seed[:, None] - by_row + gain.mean()) ** 2).sum() / ((n - 1) * (m - 1) * n * m)

@@ -1,4 +1,4 @@
-"""Claims about the measurements of `adarank probe`, such as forgetting: a family of their own, declared and judged like
+"""Claims about the measurements of `adarank probe`, such as forgetting: a separate family, declared and judged like
 other claims.
 
 The file `probe_claims.json` has the form of `claims.json`; its `metrics` name one of MEASURES for each task.
@@ -15,12 +15,12 @@ from analysis.formats import metric, percent, span
 from analysis.tables import Table
 
 FILE = "probe_claims.json"
-PREFIXES, SVD = "_prefixes", "_svd"  # of one LoRA run, its first triplets and best approximations; lora: a run per rank
+PREFIXES, SVD = "_prefixes", "_svd"  # suffixes of cut runs: first triplets, best approximations of ΔW
 Values = dict[str, dict[int, float]]  # {arm or method: {seed: value}}
 
 
 class Measure(NamedTuple):
-    """values: those of every measured arm; names: the names, among the arms of a study, that claims may compare."""
+    """values: those of every measured arm; names: the names that claims may compare in a study with these arms."""
 
     title: str
     higher_is_better: bool
@@ -150,7 +150,7 @@ def _after(name: str) -> Callable[[Table], Values]:
 
 
 def _areas(table: Table) -> Values:
-    """AURAC of each method with one run per rank at several ranks, and of the cuts of single runs to these ranks."""
+    """AURAC of each method that has runs at several ranks, and of single runs cut to these ranks."""
     by_method: dict[str, dict[float, Any]] = {}
     for row in table.rows:
         method, _, rank = (row.arm or "").partition("@")

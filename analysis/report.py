@@ -277,7 +277,7 @@ def _section(report: Report, place: int, name: str) -> Section:
 
 
 def _verdicts(report: Report, place: int) -> list[TextTable]:
-    """The verdicts on the metric of table number `place`, then those on what was measured of it."""
+    """The verdicts on the metric of table number `place`, then those on its measurements by `adarank probe`."""
     table, judged = report.tables[place], report.family.verdicts[place]
     return [*verdict_table(table, report.family, judged), *(report.measured[place] if report.measured else [])]
 

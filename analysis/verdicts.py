@@ -244,7 +244,7 @@ def judge(
 
     responds: whether an assay showed that a difference can be seen; without it nothing is called equivalent. pooled:
     the spread over all methods and its freedom, by default of these comparisons. planned: whether the number of seeds
-    was declared; then no verdict says how many more would decide, since seeds until p is small find what is not there.
+    was declared; if so, no verdict asks for more, since adding seeds until p is small finds differences by chance.
     """
     pooled = pooled or _pooled_spread(comparisons)
     return [_judge(c, margin, 1.0 if higher_is_better else -1.0, level, responds, pooled, planned) for c in comparisons]
@@ -490,7 +490,7 @@ def _claimed(
 
 
 def not_all_run(verdict: Verdict, seeds: int) -> Verdict:
-    """The verdict on a claim before its time: none, and no interval, which would be a look that was not planned."""
+    """A claim whose planned seeds have not all run: no verdict, and no interval, which would be an unplanned look."""
     text = f"undecided ({verdict.pairs} of {seeds} planned seeds have run)"
     return replace(verdict, kind="undecided", text=text, interval=None, p=1.0, more=None)
 
@@ -520,7 +520,7 @@ def _assays(table: Table, claims: Claims | None) -> list[Assay]:
 
 
 def assay(comparison: Comparison, margin: float | None, sign: float) -> Assay:
-    """Whether a contrast shows, by three margins at least. sign: −1 where lower is better."""
+    """Whether a contrast shows a difference of at least three margins. sign: −1 where lower is better."""
     estimate = stats.paired(sign * comparison.differences)
     interval = stats.interval(estimate, LEVEL) if estimate.pairs >= FEWEST else None
     return Assay(f"{comparison.label} − {comparison.against}", estimate, interval, 3 * (margin or 0.0))

@@ -1,8 +1,8 @@
-"""The table of docs/methods.md: every method on the embedded task, from the packed runs of studies/every_method.yaml.
+"""Prints docs/methods.md's table: every method on rotten_tomatoes, from the packed runs of studies/every_method.yaml.
 
     python experiments/every_method.py
 
-prints it. A rate with * lies at the edge of its grid. Scores are those of the last checkpoint on the test rows.
+A rate with * lies at the edge of its grid. Scores are those of the last checkpoint on the test rows.
 """
 
 import sys

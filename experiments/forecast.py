@@ -20,8 +20,8 @@ seeds:
 
 AdaLoRA's warm-up ends after 10 % of the steps, so that without train.observe_scores=0.05 its runs have no such record.
 The script prints each feature's AUROC (.5: no information) with a separate 95 % interval: Newcombe's, or, where several
-cases share a setting, that of a bootstrap over settings; and the AUROC over pairs of cases in one stratum alone, which
-a feature does not owe to telling strata apart, with the interval of a bootstrap over settings.
+cases share a setting, that of a bootstrap over settings; and the AUROC over pairs of cases in one stratum, to which
+telling strata apart does not contribute, with the interval of a bootstrap over settings.
 """
 
 import argparse
@@ -59,7 +59,7 @@ FEWEST = 5  # the smallest number of cases with a gain, and without, for an info
 
 class Case(NamedTuple):
     """features: {name: value, None if unknown}; difference, margin: None if the source has only the gain; setting,
-    stratum: as above, None if the case stands for itself."""
+    stratum: as above, None if the case has none."""
 
     case: str
     features: Mapping[str, float | None]

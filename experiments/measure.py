@@ -1,4 +1,4 @@
-"""The part `probe` of a study: what `adarank probe` measures of its runs, and the claims about that."""
+"""The part `probe` of a study: the measurements of its runs by `adarank probe`, and the claims about them."""
 
 import os
 import re
@@ -24,7 +24,7 @@ PROBE = str(Path(__file__).resolve().parent / "probe.py")
 @dataclass(frozen=True)
 class Measurement:
     """options: of `adarank probe`, in which $NAME is an environment variable; arms: those that are measured; trials:
-    whether the trials are, too; claims: about what was measured (None: none)."""
+    whether the trials are, too; claims: about the measurements (None: none)."""
 
     options: str
     arms: tuple[str, ...]
@@ -69,7 +69,7 @@ def read(content: Any, tasks: Collection[str], arms: Sequence[str], seeds: int) 
 
 
 def measure(found: Measurement, folder: Path) -> None:
-    """Measure every finished run in `folder` that is of a measured arm and lacks a file; exits where one cannot be."""
+    """Measure every finished run in `folder` that is of a measured arm and lacks a file; exits if that fails."""
     words = found.words
     names = cli.files(cli.arguments().parse_args(["-", *words]))
     runs = [run for run in _finished(folder, found.arms) if any(not (run / name).is_file() for name in names)]

@@ -3,7 +3,7 @@ second call changes nothing.
 
     python experiments/migrate_results.py --data GLUE [experiments/results]
 
-Runs that lie in files of their own, as experiments/pack.py wrote them formerly (`<run>.json.gz`, and before that plain
+Runs in separate files, as experiments/pack.py used to write them (`<run>.json.gz`, and before that plain
 JSON), are joined in one file for each folder; --join does only this. Then every packed run gets the current names of
 its settings and the name that experiments/run.py now gives the run, `<method>-<digest>-s<seed>`. The digest covers the
 data, so --data names the folder with GLUE's tasks. Summaries of classification runs gain `metric.majority`, the
@@ -108,7 +108,7 @@ def with_majority(summary: Mapping[str, Any], spec: Spec, data: Path | None) -> 
 
 
 def join(results: Path) -> int:
-    """Join the runs that lie in files of their own below `results`. Returns how many there were."""
+    """Join the runs that lie in separate files below `results`. Returns how many there were."""
     alone = [*results.rglob("*-s*.json.gz"), *results.rglob("*-s*.json")]
     for folder in sorted({file.parent for file in alone}):
         files = {file.name.partition(".json")[0]: file for file in alone if file.parent == folder}
@@ -150,7 +150,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="?", default=RESULTS)
     parser.add_argument("--data", type=Path, help="the folder with GLUE's tasks")
-    parser.add_argument("--join", action="store_true", help="only join runs that lie in files of their own")
+    parser.add_argument("--join", action="store_true", help="only join runs that are stored in separate files")
     options = parser.parse_args()
     runs = join(options.results) if options.join else migrate(options.results, options.data)
     print(f"{runs} runs below {options.results} changed")

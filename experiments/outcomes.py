@@ -54,7 +54,7 @@ def _outcome(study: Study, method: str, folder: Path, record: Mapping[str, Any])
 
 
 def _arm_by_rank(study: Study, method: str, rank: int) -> str:
-    """The arm of a run from before runs recorded theirs; that without a budget if none of the study's arms fits."""
+    """The arm of a run so old that it did not record one; the arm without a budget if none of the study's fits."""
     if method not in study.methods:
         return method
     found = [

@@ -3,8 +3,8 @@
     python experiments/pages.py docs/studies/*.md
 
 A page has the name of its study, whose results lie in experiments/results. Its tables are the declared claims with
-their verdicts, the assay, every arm, the trials that chose its learning rate and, where a study measured its runs, what
-came of that.
+their verdicts, the assay, every arm, the trials that chose its learning rate and, if the study measured its runs, the
+measurements.
 """
 
 import argparse
@@ -33,7 +33,7 @@ MARKER = "<!-- tables -->"
 
 
 def rewrite(page: Path, tables: Sequence[str]) -> None:
-    """Replace what a Markdown page has between its two MARKERs. Raises SettingError if it does not have both."""
+    """Replace the text between the two MARKERs of a Markdown page. Raises SettingError unless it has exactly two."""
     if not page.is_file():
         raise SettingError(f"PAGE must be a file that exists (got {page})")
     parts = page.read_text(encoding="utf-8").split(MARKER)
@@ -108,7 +108,7 @@ def trial_tables(study: str) -> list[TextTable]:
 
 
 def claim_tables(report: Report, place: int) -> list[TextTable]:
-    """The declared claims on the task of a table, also those without a verdict yet; none if no claims were declared."""
+    """The declared claims on a table's task, including those without a verdict yet; none if no claims were declared."""
     if report.declared is None:
         return []
     table, declared = report.tables[place], report.declared.claims
@@ -145,8 +145,8 @@ def claim_tables(report: Report, place: int) -> list[TextTable]:
 
 def elsewhere(verdict: verdicts.Verdict, metric: str) -> tuple[str, str]:
     """The standard error of a verdict's difference for new seeds and new test rows, if it is one of accuracies, and the
-    mean difference of the same pairs of runs on dev, with a separate 95 % interval. Neither before the verdict has an
-    interval."""
+    mean difference of the same pairs of runs on dev, with a separate 95 % interval. Both are blank if the verdict has
+    no interval."""
     comparison = verdict.comparison
     if verdict.interval is None:
         return formats.BLANK, formats.BLANK
@@ -158,7 +158,7 @@ def elsewhere(verdict: verdicts.Verdict, metric: str) -> tuple[str, str]:
 
 
 def arm_table(table: Table) -> TextTable:
-    """A line for each arm: its rate, the metric over the seeds, what it keeps."""
+    """A line for each arm: its learning rate, the metric over the seeds, the ranks and parameters it keeps."""
     lines = []
     for row in sorted(table.rows, key=lambda row: row.mean, reverse=table.higher_is_better):
         scores = list(row.scores.values())

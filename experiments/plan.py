@@ -20,7 +20,7 @@ FEWEST = 3  # pairs; with fewer, their spread is unknown
 
 class Spread(NamedTuple):
     """The spread of paired differences. value: their standard deviation (None: unknown); source: the runs behind it;
-    paired: whether from paired runs; if not, it is an upper bound if paired runs correlate."""
+    paired: whether from paired runs; if not, it is an upper bound if paired runs correlate positively."""
 
     value: float | None
     source: str

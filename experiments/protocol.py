@@ -9,9 +9,9 @@ measured once, at the end of a run of the comparison. Finished runs are packed i
 --jobs trains several runs at a time. Further words go to experiments/run.py. At the end it writes a report of the
 trials and one of the comparison; --read writes both from --results alone.
 
-Claims of the study are declared in --results before its first run. --plan trains nothing and says how many seeds and
-minutes they need, by the runs that --results holds, or those of an earlier study (--from). --looks judges them at each
-of the study's looks, and runs further seeds only of the methods that an undecided claim needs.
+Claims of the study are declared in --results before its first run. --plan trains nothing and estimates how many
+seeds and minutes they need, from the runs in --results or, with --from, in the results of an earlier study. --looks
+judges them at each of the study's looks, and runs further seeds only of the methods that an undecided claim needs.
 """
 
 import argparse
@@ -59,7 +59,7 @@ class Place:
 def run(
     study: Study, place: Place, stage: str, task: str, cell: Cell, rates: Any, seeds: Any, backwards: bool = False
 ) -> None:
-    """Run every pair of a rate and a seed, except finished ones, and pack them; exits where run.py failed, unless
+    """Run every pair of a rate and a seed, except finished ones, and pack them; exits if run.py fails, unless
     trials merely diverged, which says enough about their rate.
 
     stage: "tuning" or "seeds", which keeps the trials out of the comparison. Trials do not measure test, unless the
@@ -85,8 +85,8 @@ def run(
 
 
 def side_by_side(calls: Sequence[Callable[..., None]], jobs: int) -> None:
-    """Do the calls, `jobs` at a time; a job without a call of its own helps those under way (`backwards=True`). The
-    first failure is raised, after the calls that have begun are finished."""
+    """Do the calls, `jobs` at a time; once none is left to begin, idle jobs help those under way (`backwards=True`).
+    The first failure is raised, after the calls that have begun are finished."""
 
     def help_with(future: Future[None], call: Callable[..., None]) -> None:
         if not future.done():
@@ -104,8 +104,8 @@ def side_by_side(calls: Sequence[Callable[..., None]], jobs: int) -> None:
 
 
 def tune(study: Study, place: Place, task: str) -> dict[str, Any]:
-    """{arm, or method where it has one rate for all budgets: the result of `choose`}, written to
-    tuning/TASK/rates.json.
+    """Tune a task's methods; return {arm, or method if all its budgets share a rate: the result of `choose`}, and write
+    it to tuning/TASK/rates.json.
 
     While a best rate lies at the edge of its grid, every grid grows by one rate at that end, so that each method has as
     many trials, up to `extend` times. Raises SettingError if the study refuses a rate that stays at the edge."""
@@ -211,7 +211,7 @@ def look(study: Study, place: Place, task: str, chosen: Mapping[str, Any]) -> No
 
 
 def declare(study: Study, place: Place) -> None:
-    """Write the study's claims into --results, before the first run of the comparison; says so where they changed."""
+    """Write the study's claims into --results, before the first run of the comparison; says so if they changed."""
     of_probe = None if study.probe is None else study.probe.claims
     for name, asked in ((claims.FILE, study.claims), (measures.FILE, of_probe)):
         try:
@@ -230,7 +230,7 @@ def declare(study: Study, place: Place) -> None:
 
 
 def probe(study: Study, place: Place, stage: str, task: str) -> None:
-    """Measure the finished runs of a stage as the study's `probe` says, and pack what was found."""
+    """Measure the finished runs of a stage as the study's `probe` says, and pack the results."""
     if study.probe is None or (stage == "tuning" and not study.probe.trials):
         return
     for method in study.methods:
@@ -303,8 +303,8 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the folder for the runs")
     parser.add_argument("--results", type=Path, required=True, help="the folder for the finished runs, packed")
-    parser.add_argument("--read", action="store_true", help="train nothing, read what --results holds")
-    parser.add_argument("--tasks", type=lambda text: text.split(","), help="some of the study's tasks, t1,t2")
+    parser.add_argument("--read", action="store_true", help="train nothing; read the runs in --results")
+    parser.add_argument("--tasks", type=lambda text: text.split(","), help="only these tasks of the study, t1,t2")
     parser.add_argument("--jobs", type=int, default=1, help="how many runs train at a time (default 1)")
     return parser
 
@@ -312,7 +312,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("study", type=Path, help="a YAML file of experiments/studies/")
-    parser.add_argument("--plan", action="store_true", help="train nothing, say what the claims need")
+    parser.add_argument("--plan", action="store_true", help="train nothing; estimate the seeds and minutes needed")
     parser.add_argument("--from", dest="source", type=Path, help="with --plan: the results of an earlier study")
     parser.add_argument("--looks", action="store_true", help="judge the claims at the study's looks")
     options, overrides = parser.parse_known_args()

@@ -93,7 +93,7 @@ def read(content: Any, name: str = "") -> Study:
 
 
 def _check_rates(study: Study) -> None:
-    """Every method has rates or the name of a method that has; all grids of a task are equally long."""
+    """Raise SettingError unless every method has rates or names one that has, and a task's grids are equally long."""
     for name, method in study.methods.items():
         if "@" in name:
             raise SettingError(f"methods must have names without @, which separates the budget (got {name})")

@@ -95,8 +95,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="the folder with WordNet's data.noun, or with the task")
     parser.add_argument("out", type=Path, help="the folder for train.jsonl, dev.jsonl and test.jsonl")
-    parser.add_argument("--seed", type=int, default=SEED, help=f"of the division ({SEED})")
-    parser.add_argument("--test", type=int, default=TEST, help=f"rows of test ({TEST:,})")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"seed of the division into splits ({SEED})")
+    parser.add_argument("--test", type=int, default=TEST, help=f"number of test rows ({TEST:,})")
     options = parser.parse_args()
     try:
         found = rows(options.source)

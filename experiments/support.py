@@ -108,7 +108,7 @@ def _version(package: str) -> str | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", help="of this environment; without it, the table is printed")
+    parser.add_argument("name", nargs="?", help="name for this environment's record; without it, print the table")
     name = parser.parse_args().name
     if name is None:
         print(table(records()))

@@ -18,11 +18,11 @@ SMALLEST = 2**-24  # the smallest fp16 number above 0
 
 
 def unwrapped(model: nn.Module, changes: bool = False) -> nn.Module:
-    """The model inside torch.compile's wrapper, DataParallel and DistributedDataParallel, where names begin.
+    """The model inside torch.compile's wrapper, DataParallel and DistributedDataParallel, without their name prefixes.
 
     changes: whether the caller adds, removes or replaces modules or Parameters, which DistributedDataParallel would not
-    notice. Raises SettingError for that, for FullyShardedDataParallel, which replaces Parameters itself, and for a
-    wrapper further inside, which would become part of the names.
+    notice. Raises SettingError for changes inside it, for FullyShardedDataParallel, which replaces Parameters itself,
+    and for a wrapper further inside, which would become part of the names.
     """
     while (wrapper := _wrapper(model)) is not None:
         if changes and wrapper == "DistributedDataParallel":
@@ -52,7 +52,7 @@ def _wrapper(module: nn.Module) -> str | None:
 
 
 def base_name(name: str, wrapped: Collection[str]) -> str:
-    """The name in the plain base of a parameter or buffer of the base. wrapped: the names of wrapped layers."""
+    """The name that a parameter or buffer of the base has in the plain base. wrapped: the names of wrapped layers."""
     module, _, part = name.rpartition(".base.")
     return f"{module}.{part}" if module in wrapped else name
 

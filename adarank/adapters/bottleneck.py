@@ -109,14 +109,15 @@ def bottlenecks(
 ) -> dict[str, Bottleneck]:
     """Put a bottleneck after each of `places` and freeze everything else (arXiv 1902.00751, 2005.00247).
 
-    places: the layers to follow: "houlsby" or "pfeiffer" for the positions in those papers, given the model's
-    architecture, or the endings of names or a regular expression, like `targets` of `adarank.adapt`, for output
-    projections (see `bottleneck`) or the LayerNorms of a post-norm model. rank, targets: the width gives the number of
-    parameters closest to that of LoRA with this rank on these targets (see `width_like_lora`). norms: whether to train
-    the LayerNorms, too, which then count against the budget (as in Houlsby's paper; AdapterHub leaves them frozen).
-    train: endings of the names of modules that stay trainable, such as the head.
+    places: the layers to follow. "houlsby" or "pfeiffer": that paper's positions in the model's architecture; otherwise
+    name endings or a regular expression, as for `targets` of `adarank.adapt`, that select output projections or the
+    LayerNorms of a post-norm model (see `adarank.adapters.bottleneck`). rank, targets: the width is chosen so that the
+    number of parameters is closest to that of LoRA with this rank on these targets (see `width_like_lora`). norms:
+    whether to train the LayerNorms, too, which then count against the budget (as in Houlsby's paper; AdapterHub leaves
+    them frozen). train: endings of the names of modules that stay trainable, such as the head.
 
-    Returns {module name: bottleneck}, in the model's order. Raises SettingError, before anything is changed.
+    Returns {module name: bottleneck}, in the model's order. Raises SettingError, before anything is changed, if an
+    argument cannot be used.
     """
     model = unwrapped(model, changes=True)
     check_unadapted(model)

@@ -199,8 +199,8 @@ def keep_names(model: nn.Module) -> None:
     """Make save_pretrained of the Transformers models inside `model` keep the names of their parameters while experts
     in them have adapters; undo that if they have none.
 
-    Otherwise it splits the stacks, and everything whose name contains a stack's, into the layout of the published
-    checkpoints.
+    Otherwise save_pretrained splits the stacks, and everything whose name contains a stack's, into the layout of the
+    published checkpoints.
     """
     for module in model.modules():
         own = module.__dict__

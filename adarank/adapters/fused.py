@@ -161,7 +161,7 @@ def lowrank_linear(
     Shapes: x [..., d_in], weight [d_out, d_in], bias [d_out] or None, Q [r, d_in], lam [r], P [r, d_out];
     returns [..., d_out]. If `dropped` is given, the low-rank path reads it instead of x (x after dropout). weight and
     bias get no gradient. Under autocast everything is computed in the autocast dtype; otherwise the factors are cast to
-    x's dtype. The gradients have the dtype of each input.
+    x's dtype. Each gradient has the dtype of its input.
     """
     device = x.device.type
     if torch.is_autocast_enabled(device):

@@ -25,7 +25,7 @@ class Magnitude(LowRank):
     """A low-rank adapter with a trained magnitude for every output. magnitude: m [d_out]."""
 
     magnitude: Tensor
-    merged_with: Tensor | None = None  # m / ‖W + ΔW‖ [d_out] of the last merge, which W' does not reveal
+    merged_with: Tensor | None = None  # m / ‖W + ΔW‖ [d_out] of the last merge, unknown from W' alone
 
     def output(self, x: Tensor, dropped: Tensor | None, lam: Tensor) -> Tensor:
         """W' x + b. As in the authors' code, dropout affects everything that differs from W x: W x + (m/‖W + ΔW‖ − 1) W

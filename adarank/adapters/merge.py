@@ -107,8 +107,8 @@ def _correct_marks(model: nn.Module) -> list[tuple[Any, str, Any]]:
 def unmerge(model: nn.Module) -> None:
     """Undo the last `merge` within rounding: subtract ΔW from the weights and put the adapters back.
 
-    Raises SettingError, before anything is changed, if the model was not merged, or has been adapted again or had a
-    merged module replaced since. See `merge` for an example.
+    Raises SettingError, before anything is changed, if the model was not merged, or if it has since been adapted again
+    or a merged module has been replaced. See `merge` for an example.
     """
     model = unwrapped(model, changes=True)
     merged = model.__dict__.get(_MERGED)

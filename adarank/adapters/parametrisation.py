@@ -30,8 +30,8 @@ class Parametrisation(NamedTuple):
     learns_lambda: whether λ is trained; otherwise it is the constant 1.
     split: (V [k, d_in], σ [k], U [k, d_out]) -> (Q, λ, P) of the same shapes with Pᵀ diag(λ) Q = Uᵀ diag(σ) V.
     draw: (adapter, part, tensor, generator) -> None fills one tensor in place with the initial values of init=default.
-        part is "Q", "lam", "P" or a name in `extra`, which is drawn first, for every init; generator: None for torch's
-        global one.
+        part is "Q", "lam", "P" or a name in `extra`; extra parts are drawn first, with every init. generator: None for
+        torch's global one.
     module: the class of the adapters, for a parametrisation that computes something other than W + s·Pᵀ diag(λ) Q; it
         overrides `LowRank.output` and `LowRank.delta`, and `LowRank.unmerged` if ΔW depends on the base's weight.
         One that differs only in training overrides `LowRank.training_lam`. None: `LowRank` itself.

@@ -54,12 +54,12 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, description) of a model's adapters and of all its other trainable parameters, on the CPU.
 
     Tensors: "<module>.Q" [r, d_in], "<module>.lam" [r], "<module>.P" [r, d_out] of the r kept triplets, and the further
-    parameters of its parametrisation; "<module>.start_Q", "<module>.start_P" if an init subtracted ΔW₀ from the
-    base, which a freshly loaded base still contains; "<module>.down" [m, d], "<module>.down_bias" [m], "<module>.up"
-    [d, m] and "<module>.up_bias" [d] of a bottleneck; and "<parameter>" or "<buffer>" for each other trainable
-    parameter and each buffer that training has changed, by its name in the base. BitFit and a trained head have only
-    the last. Raises SettingError if nothing was adapted: there is no adapter, and either all or none of the model's
-    parameters are trainable.
+    parameters of the parametrisation; "<module>.start_Q", "<module>.start_P" if an init subtracted ΔW₀ from the base,
+    which a freshly loaded base still contains; "<module>.down" [m, d], "<module>.down_bias" [m], "<module>.up" [d, m]
+    and "<module>.up_bias" [d] of a bottleneck; and "<parameter>" or "<buffer>" for each other trainable parameter and
+    each buffer that training has changed, by its name in the base. BitFit and a trained head have only the last. Raises
+    SettingError if nothing was adapted: there is no adapter, and either all or none of the model's parameters are
+    trainable.
     """
     model = unwrapped(model)
     adapters, bottlenecks = adapters_of(model), bottlenecks_of(model)

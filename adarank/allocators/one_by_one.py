@@ -12,9 +12,9 @@ def one_by_one(threshold: float = 1e-3) -> Allocator:
     """Once every module's newest triplet has settled, add one triplet to each module and freeze the earlier ones.
 
     A module's newest triplets are those that still train. They have settled if their scores are at least 0 (see
-    `adarank.scores.settling`); as long as any module has a negative one, nothing changes. Then each module whose newest
-    score is below `threshold` drops that triplet and has converged: it never grows again. The budget is ignored. A
-    module that uses all its slots keeps its last triplet.
+    `adarank.scores.settling`); while any of them has a negative score, nothing changes. Then each module whose newest
+    score is below `threshold` drops that triplet and has converged: it never grows again. A module without free slots
+    keeps its triplets and stops growing. The budget is ignored.
 
     threshold: ε of the outer loop, at least 0. Raises SettingError for other values.
     """

@@ -11,7 +11,7 @@ from adarank.errors import whole_number
 
 
 def prefix(minimum: int = 1) -> Callable[[Request], Tensor]:
-    """Keep the first b triplets of every module, with b ~ U{minimum, …, r_max} while the budget allows all (DyLoRA).
+    """Keep each module's first b triplets, with b ~ U{minimum, …, r_max} while the budget allows all triplets (DyLoRA).
 
     A smaller budget keeps the longest prefix that fits. r_max: the rank of the largest module. Scores are ignored.
 

@@ -75,7 +75,7 @@ def _parameters(opened: Opened, name: str) -> int:
 
 
 def _heading(opened: Opened) -> str:
-    """A line about how the adapter was trained, as far as its folder tells."""
+    """A line about how the adapter was trained, as far as its folder records it."""
     summary, base = opened.summary, opened.description.get("base") or {}
     words = [f"{'PEFT' if opened.peft else 'adarank'} adapter, kind {opened.description['kind']}"]
     scales = sorted({f"{i['scale']:.4g}" for i in opened.description["modules"].values() if "scale" in i})

@@ -32,8 +32,8 @@ PROCESSOR = (  # a base with one of these files has a tokenizer or an image proc
 
 
 def merge_folder(folder: Path, out: Path, base: str | None = None) -> str:
-    """Write the merged model, its tokenizer or image processor and a run's class names to OUT, which needs no other
-    files, and return the sentence to print. Raises SettingError if the base cannot be loaded or is not the
+    """Write the merged model, its tokenizer or image processor and a run's class names to OUT, so that OUT is
+    self-contained, and return the sentence to print. Raises SettingError if the base cannot be loaded or is not the
     adapter's."""
     opened = open_folder(folder)
     if opened.description["kind"] == BOTTLENECK:

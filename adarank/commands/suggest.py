@@ -71,9 +71,9 @@ def suggest_folder(
 
 
 def peft_config(model: Any, ranks: SuggestedRanks, budget: int, head: Sequence[str] = ()) -> dict[str, Any]:
-    """adapter_config.json of a LoRA that has yet to be trained; head: modules that train as a whole.
+    """The content of adapter_config.json for an untrained LoRA; head: modules to train in full.
 
-    r and lora_alpha are those of the budget, and the patterns hold every module's own. The scale is the same for all,
+    r and lora_alpha follow from the budget; the patterns hold each module's own values. The scale is the same for all,
     so that engines that read only lora_alpha / r, such as vLLM, compute what PEFT computes. Raises SettingError if
     PEFT, which matches the endings of names, would adapt another module as well.
     """

@@ -17,7 +17,7 @@ PLAN = "sweep.json"  # in the sweep's folder: the number of jobs, when they bega
 PARTS = 20  # a sweep prints its progress at least this often
 PAUSE = 2.0  # seconds between two looks at the jobs
 WIDTH = 20  # characters of the bar
-STEPS = 0.95  # share of a job that its steps are; evaluation and saving follow the last one
+STEPS = 0.95  # the steps' share of a job; evaluation and saving follow the last step
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ def corda(steps: int = 256, mode: Literal["ipm", "kpm"] = "ipm") -> Init:
 
     "lora": A = √(S/s) Vᵀ C⁻¹, B = U √(S/s); "svd": A's rows are split into direction (Q) and length (λ). mode: "ipm",
     instruction-previewed, takes the first r triplets, for inputs of the new task; "kpm", knowledge-preserved, takes the
-    last r, which are used least by the inputs whose knowledge should be preserved. As in the authors' code, each batch
-    is divided by its largest entry, and C gets a damping that doubles until its inverse is accurate. Padding is
-    excluded. The model is unchanged.
+    last r, which matter least to inputs whose knowledge is to be preserved. As in the authors' code, each batch is
+    divided by its largest entry, and C gets a damping that doubles until its inverse is accurate. Padding is excluded.
+    The model is unchanged.
     """
     if mode not in ("ipm", "kpm"):
         raise SettingError(f"init.mode must be one of ipm, kpm (got {mode!r})")

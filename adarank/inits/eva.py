@@ -27,12 +27,11 @@ def eva(steps: int = 32, rho: float = 2.0, tau: float = 0.99) -> Init:
     """A = the layer's first r principal input directions, B = 0: the model is unchanged (Algorithm 1).
 
     Runs an incremental PCA (see `inputs.update`) of each layer's centred inputs, without padding, over at most `steps`
-    batches. It keeps round(rho·r) directions and ends once no direction that would be used has turned by more than
-    arccos(tau) in the last batch, with a warning if the batches ran out first. ranks: the directions of all layers are
-    sorted by explained variance ratio, and the first ones are kept up to the total of the requested ranks; a layer gets
-    0 to round(rho·r). "svd": Q = A, λ = 0, P ~ N(0, 0.02²) as in AdaLoRA's code. The scale remains that of the
-    requested rank. Raises SettingError for an embedding, whose inputs are not vectors, and if the batches have too few
-    rows.
+    batches. It keeps round(rho·r) directions and stops once no direction that would be used has turned by more than
+    arccos(tau) in the last batch; it warns if the batches run out first. ranks: the directions of all layers are sorted
+    by explained variance ratio, and the first ones are kept up to the total of the requested ranks; a layer gets 0 to
+    round(rho·r). "svd": Q = A, λ = 0, P ~ N(0, 0.02²) as in AdaLoRA's code. The scale remains that of the requested
+    rank. Raises SettingError for an embedding, whose inputs are not vectors, and if the batches have too few rows.
     """
     rho = number("init.rho", rho, "at least 1", lambda r: r >= 1)
     tau = number("init.tau", tau, "a cosine from 0 to 1", lambda t: 0 <= t <= 1)

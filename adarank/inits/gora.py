@@ -38,8 +38,9 @@ def gora(
     clipped; the total is not kept.
     factors: A ~ U(±1/√d_in), B = −ξ·G Aᵀ(AAᵀ)⁻¹ with s·ξ = step·√(d_in / r): the
     projection keeps about r/d_in of ‖G‖², so that ‖ΔW₀‖ ≈ step·‖G‖. G: the mean over `steps` batches. The paper does
-    *not* subtract ΔW₀ from the base: training starts one step further, with the same ΔW₀ whatever s is. own_scale: s =
-    α/r_i of the module's own rank (α/√r_i with rslora, the scripts' scale) instead of the requested rank; needs alpha.
+    *not* subtract ΔW₀ from the base: training starts one step ahead, with the same ΔW₀ whatever s is. own_scale: s
+    follows the module's own rank, α/r_i (α/√r_i with rslora, the scripts' scale), instead of the requested one; needs
+    alpha.
     """
     if shares not in (known := ("paper", "script")):
         raise SettingError(f"init.shares must be one of {', '.join(known)} (got {shares!r})")
@@ -82,8 +83,9 @@ def gora(
 def share(weights: Sequence[float], low: Sequence[int], high: Sequence[int], total: int) -> list[int]:
     """Whole numbers in proportion to `weights`, within [low, high], that sum to `total` (Σ low ≤ total ≤ Σ high).
 
-    x_i = t·w_i, clipped, with the t at which they sum to `total`, are rounded down, and the rest goes to the largest
-    remainders (ties to the first). Weights are raised to 1e-9 of the largest; if all are 0, they count as equal.
+    The shares t·w_i are clipped, with t chosen so that they sum to `total`, and rounded down; the rest goes to the
+    largest remainders (ties to the first). Weights are raised to 1e-9 of the largest; if all are 0, they count as
+    equal.
     """
     top = max(weights)
     w = [max(x / top, 1e-9) if top > 0 else 1.0 for x in weights]

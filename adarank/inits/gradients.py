@@ -1,4 +1,4 @@
-"""The gradient of the loss with respect to the target weights before training, from which GoRA and LoRA-GA start."""
+"""The gradient of the loss with respect to the target weights before training, for inits such as GoRA and LoRA-GA."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial

@@ -53,7 +53,7 @@ def update(before: PCA | None, x: Tensor, k: int) -> PCA:
 
 
 class Inputs(Generic[S]):
-    """Statistics of each layer's inputs; layers with the same input share one.
+    """Statistics of each layer's inputs; layers with the same input share theirs.
 
     add(statistics so far or None, rows [n, d_in]) -> statistics. responses: whether to skip the positions that the loss
     of a language model ignores. owner: {layer: the layer whose statistics it shares}; seen: {owner: statistics}.

@@ -16,7 +16,7 @@ def lora_one(steps: int = 8, gamma: float = 128.0) -> Init:
     """−G = U S Vᵀ, the mean gradient of `steps` batches: B = U_r √(S_r/S₁) / √γ, A = √(S_r/S₁) V_rᵀ / √γ.
 
     So ΔW₀ = −(s / (γ S₁))·[G]_r, the best rank-r approximation of one step of gradient descent with the step size s/(γ
-    S₁); it is *not* subtracted from the base, so that training starts one step further. The division by S₁ follows the
+    S₁); it is *not* subtracted from the base, so that training starts one step ahead. The division by S₁ follows the
     authors' code (the formula in their README has none). The full SVD replaces that code's randomised one. With a
     gradient of 0, ΔW starts at 0.
     """

@@ -11,8 +11,8 @@ from adarank.inits.init import Init, matrix, take_out, write
 def milora() -> Init:
     """W = U diag(σ) Vᵀ: the adapter gets the *last* r triplets, and the base keeps the principal ones.
 
-    Like `pissa`, but with the smallest singular values: "lora": A = √(σ/s) Vᵀ, B = U √(σ/s); "svd": Q
-    = Vᵀ, P = U, λ = σ/s. Training starts in the subspace that pre-training uses least, and the model is unchanged.
+    Like `pissa`, but with the smallest singular values: "lora": A = √(σ/s) Vᵀ, B = U √(σ/s); "svd": Q = Vᵀ,
+    P = U, λ = σ/s. Training starts in the subspace that pre-training uses least, and the model is unchanged.
     """
 
     def fill(adapter: LowRank, found: Any) -> None:

@@ -9,8 +9,7 @@ from adarank.inits.init import Init, matrix, take_out, write
 
 
 def olora() -> Init:
-    """W = Q̂ R: B = the first r columns of Q̂, A = the first r rows of R; s·BA is subtracted from the base (Algorithm
-    1).
+    """W = Q̂ R: B = first r columns of Q̂, A = first r rows of R; s·BA is subtracted from the base (Algorithm 1).
 
     "svd": P = Bᵀ, which is orthonormal, and A's rows are split into direction (Q) and length (λ).
     """

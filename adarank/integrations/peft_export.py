@@ -15,7 +15,7 @@ each expert are padded with zeros to the largest of the stack:
 
     A [E·r, d_in], expert by expert        B [d_out, r·E], triplet by triplet, one entry per expert
 
-It wraps a module of experts once for each of its stacks, the first one innermost. Its LoRA of a parameter has no
+PEFT wraps a module of experts once for each of its stacks, the first one innermost. Its LoRA of a parameter has no
 dropout.
 """
 
@@ -56,8 +56,8 @@ def to_peft(model: nn.Module, folder: str | os.PathLike[str], uniform_rank: bool
     Pruned triplets are left out. Where an init subtracted ΔW₀ from the base, the change of the original weight, ΔW −
     ΔW₀ of rank ≤ 2r, is decomposed by QR and SVD in fp64, and singular values below rounding error are dropped. Experts
     are padded with zeros to the largest rank in their stack, and the exported adapter has no dropout, which PEFT cannot
-    apply to experts. uniform_rank: pad all modules with zeros to the largest rank, for engines that accept only one; no
-    patterns.
+    apply to experts. uniform_rank: pad all modules with zeros to the largest rank, for engines that accept only one;
+    the config then has no patterns.
 
     Raises SettingError, before anything is written, for anything that a LoRA adapter cannot hold: bottlenecks, modules
     trained in part, a model with no rank left; with uniform_rank also for other trained modules.
@@ -84,7 +84,7 @@ def to_peft(model: nn.Module, folder: str | os.PathLike[str], uniform_rank: bool
 def peft_state(
     tensors: Mapping[str, Tensor], description: Mapping[str, Any], uniform_rank: bool = False
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(adapter_config.json, adapter_model.safetensors) from what `adarank.adapters.saving.read_adapter` returns."""
+    """(adapter_config.json, adapter_model.safetensors) from the result of `adarank.adapters.saving.read_adapter`."""
     if description["kind"] == BOTTLENECK:
         raise SettingError(
             "a bottleneck adapter cannot be exported to PEFT, because it is not a low-rank change of a weight; keep it "

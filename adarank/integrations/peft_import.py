@@ -4,8 +4,8 @@
     DoRA      m·(W + s·B A)/‖W + s·B A‖, s as LoRA's                     kind dora: the same, and m
     AdaLoRA   W + s·B (E ⊙ A)          s = α / (init_r + 1e-5)           kind svd:  Q = A, λ = E, P = Bᵀ
 
-`alpha_pattern` and `rank_pattern` give the α and r of single modules. AdaLoRA's rank_pattern holds a list of booleans
-for each module, its scale stays that of init_r, and it has no rsLoRA.
+`alpha_pattern` and `rank_pattern` give the α and r of individual modules. AdaLoRA's rank_pattern holds a list of
+booleans for each module, its scale stays that of init_r, and it has no rsLoRA.
 """
 
 import math

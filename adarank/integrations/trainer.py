@@ -39,7 +39,7 @@ TRAINED = "trained.safetensors"  # in a checkpoint, next to the Trainer's own fi
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without the base's frozen parameters; a frozen adapter was trained or drawn, too."""
+    """The state dict without the base's frozen parameters, but with frozen adapters, which were trained or drawn."""
     factors = {id(p) for wrapper in wrappers_of(model).values() for p in wrapper.parameters(recurse=False)}
     named = model.named_parameters(remove_duplicate=False)
     frozen = {name for name, p in named if not p.requires_grad and id(p) not in factors}
@@ -47,7 +47,7 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
 
 
 class RankTrainerMixin(Trainer):
-    """Inherit from it before a Trainer class; the keyword `controller` is a RankController over the model's adapters.
+    """A mixin to list before a Trainer class; the keyword `controller` is a RankController over the model's adapters.
 
     The schedule's total must be the number of optimiser steps that the Trainer takes (`max_steps`, or epochs × steps
     per epoch). Raises SettingError if it is not, for FSDP, DeepSpeed and nn.DataParallel, and for compaction if the

@@ -23,7 +23,7 @@ def resume(
 
     head: identifies the measurement; a journal with another head is discarded. parse: makes a part from its JSON.
     total, noun: the number and name of the parts in the printed progress. A truncated last line is measured again.
-    `rest` sees every part that is added.
+    `rest` gets the list of parts, which grows with every new part.
     """
     lines: list[Any] = []
     for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():

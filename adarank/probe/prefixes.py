@@ -28,8 +28,8 @@ def measure(folder: Path, ranks: Sequence[int]) -> dict[str, Any]:
     `ranks`, ascending, on both splits (test: None if the run did not measure it). The weights are those of its best
     checkpoint.
 
-    "svd" has "dev" and "test" for the best approximation of every module's ΔW at these ranks, which is what a run whose
-    prefixes were not trained can offer; None if ΔW is more than its triplets.
+    "svd" has "dev" and "test" with every module's ΔW replaced by its best approximation at these ranks, to which a run
+    can be cut even if its prefixes were not trained; None if ΔW is more than its triplets.
 
     Raises SettingError if the run has no triplets, or a rank is above that of its largest module.
     """

@@ -36,7 +36,7 @@ from adarank.runs.files import JOURNAL, PROBE, PRUNING_JOURNAL, read_object, wri
 
 UNPRUNED = "unpruned"
 ORACLE, STEPWISE, WORST = "oracle", "oracle_stepwise", "worst_first"  # orders by measured losses
-SEED_OFFSET = 2**30  # further training draws other rows than training did, and the same ones for every order
+SEED_OFFSET = 2**30  # further training draws different rows than training did, the same for every order
 
 
 def shares(text: str) -> list[float]:
@@ -120,8 +120,9 @@ def stepwise(
     increase: Sequence[float],
     done: Sequence[Mapping[str, Any]],
 ) -> list[float]:
-    """The values by which a stepwise oracle orders, [triplets]: the loss increase without each triplet in the model of
-    its last state in `done`, −inf for pruned ones; at first `increase`, the values in the unpruned model."""
+    """The values by which the stepwise oracle orders triplets, [triplets]: the loss increase without each triplet, in
+    the model pruned as in the oracle's last state in `done`, and −inf for triplets pruned there. Without such a state,
+    `increase`, which was measured in the unpruned model."""
     earlier = [state for state in done if state["order"] == STEPWISE]
     if not earlier:
         return list(increase)
@@ -186,8 +187,8 @@ def trained_on(
 ) -> nn.Module:
     """A copy of the model after `steps` further steps with the run's settings, in which pruned triplets stay pruned.
 
-    The optimiser starts again, whose first steps at a full rate would undo more than pruning did: the learning rate
-    rises to the run's over the first half of these steps and falls to 0 over the second.
+    The optimiser's state is new, and its first steps at the full learning rate would do more damage than pruning.
+    Therefore the rate rises to the run's over the first half of these steps and falls to 0 over the second.
     """
     trained = copy.deepcopy(model)
     adapters = adapters_of(trained)

@@ -210,7 +210,7 @@ def _holder_of(path: Path) -> dict[str, Any] | None:
 
 
 def _is_alive(pid: int, started: str | None) -> bool:
-    """Whether process `pid` of this host exists and, if /proc tells, is the one that started at `started`."""
+    """Whether process `pid` exists on this host and, if /proc says when it started, started at `started`."""
     try:
         os.kill(pid, 0)
     except PermissionError:

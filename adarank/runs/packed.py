@@ -1,5 +1,5 @@
-"""Packed runs: experiments/pack.py joins the finished runs of a folder in one small file, `runs.jsonl.xz`, a line per
-run. Runs of one method share most of their text, which xz stores once."""
+"""Packed runs: experiments/pack.py joins the finished runs of a folder in one small file, `runs.jsonl.xz`, with one
+line per run. Runs of one method share most of their text, which xz stores once."""
 
 import json
 import lzma

@@ -22,11 +22,11 @@ def igu(
     eps: float = 1e-6,
     seed: int | None = None,
 ) -> Score:
-    """Ī/Ū of |w·g| with g at a random point c on the path, where s(w) is summed per triplet as in AdaLoRA's eq. 7.
+    """s(w) = Ī/Ū of |w·g|, with g at a random point c on the path, summed per triplet as in AdaLoRA's eq. 7.
 
     Integrated gradients average g over the path c·(P, λ, Q), c from 0 to 1, on which ΔW becomes c³ΔW. The authors' code
     uses one point per step, c ~ U{1/points, …, 1}: the whole training pass computes with c³ΔW, so that training, too,
-    is at c, and the moving average Ī replaces the integral. Once the ranks are final, c is 1. points=1: no path.
+    happens at c, and the moving average Ī replaces the integral. Once the ranks are final, c is 1. points=1: no path.
 
     form: "ratio", (Ī + eps)/(Ū + eps), the authors' code; "product", Ī·Ū, AdaLoRA's form on these gradients. Ī, Ū: as
     in `adalora`. seed: the seed of c; None means the run's seed in the laboratory, and 0 elsewhere. The points are a

@@ -14,7 +14,8 @@ def random(seed: int | None = None) -> Score:
     """A random number in (0, 1] for every triplet, the same at every step.
 
     The rank map is random, but training is as stable as with an informed score, because a pruned triplet stays pruned
-    while the budget falls. The numbers are a hash of seed and index, equal on every device and new for a fresh triplet.
+    while the budget falls. The numbers are a hash of seed and index, equal on every device; a triplet that restarts
+    gets a number again.
 
     seed: None means the run's seed in the laboratory, and 0 elsewhere.
     """

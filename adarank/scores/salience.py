@@ -19,12 +19,12 @@ def salience(window: int = 200, correlation: float = 0.9, slope: float = 2.0, in
         others.
 
     The paper first removes the weakest edge of every cycle (Algorithm 1). There are no cycles: b_ij = r_ij σ_j/σ_i, so
-    that the product of the slopes around a cycle equals that of the correlations, at most 1, but is at least slopeᵏ >
-    1. Sorted by σ, the graph is triangular, and d is the solution of one triangular system.
+    that the product of the slopes around a cycle equals that of the correlations, at most 1, but would have to be at
+    least slopeᵏ > 1. Sorted by σ, the graph is triangular, and d is the solution of one triangular system.
 
-    window: the most steps of the series. correlation: above 0, at most 1. slope: above 1. influence: at least 0, the
-    weight of the domain (the authors' code: 1). Raises SettingError for other values; `init` raises it for adapters
-    with constant λ.
+    window: the maximum length of the series in steps. correlation: above 0, at most 1. slope: above 1. influence: at
+    least 0, the weight of the domain (the authors' code: 1). Raises SettingError for other values; `init` raises it for
+    adapters with constant λ.
     """
     window = whole_number("score.window", window)
     correlation = number("score.correlation", correlation, "above 0 and at most 1", lambda r: 0 < r <= 1)

@@ -25,7 +25,7 @@ class Score(NamedTuple):
     state dict, shrink with compaction and are zeroed for a triplet that restarts. A scalar called "path" multiplies λ
     in training passes, for plain adapters only, until the last observed step; afterwards it is 1.
 
-    observe(buffers, bank): updates them in place from `bank.weight` and `bank.grad`, once per optimiser step.
+    observe(buffers, bank): updates the buffers in place from `bank.weight` and `bank.grad`, once per optimiser step.
 
     score(buffers, bank) -> [triplets]: the importance of every triplet, at least fp32. It changes nothing.
 

@@ -34,7 +34,7 @@ COSTS = {
 @style.styled
 def draw(table: Table, cost: Cost) -> "style.Figure | None":
     """The tuned rows of `table` (if more than POINTS, the best on dev of every kind and rank) as points, with a line
-    joining those of a kind; the legend names each, or beyond NAMED the kinds. More than FEW kinds are listed.
+    joining those of a kind; the legend names each, or beyond NAMED the kinds. More than FEW kinds become a list.
 
     The seeds' values are small dots and set the frame; an interval that would leave it is not drawn, since one from two
     seeds may be wider than any metric. None without costs, and if a measured cost comes from more than one device.

@@ -22,9 +22,9 @@ def auroc(values: ArrayLike, positive: ArrayLike) -> float:
 def auroc_interval(area: float, positives: int, negatives: int, level: float = 0.95) -> tuple[float, float]:
     """The interval of an `auroc`, valid for few cases and for an area of 1, too (Newcombe 2006, part 2, method 5).
 
-    All areas θ with (area − θ)² ≤ z² V(θ), V(θ) = θ(1−θ) [1 + ((m+n)/2 − 1) ((1−θ)/(2−θ) + θ/(1+θ))] / (mn): Hanley and
-    McNeil's variance of exponential scores, at θ and not at the estimate. DeLong's interval and the bootstrap's have
-    width 0 if all pairs are in order.
+    It holds all areas θ with (area − θ)² ≤ z² V(θ), V(θ) = θ(1−θ) [1 + ((m+n)/2 − 1) ((1−θ)/(2−θ) + θ/(1+θ))] / (mn):
+    Hanley and McNeil's variance of exponential scores, at θ and not at the estimate. DeLong's interval and the
+    bootstrap's have width 0 if all pairs are in order.
     """
     from scipy.special import ndtri  # type: ignore[import-untyped]
 

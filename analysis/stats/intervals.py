@@ -32,8 +32,8 @@ def bootstrap_interval(
     level: float = 0.95,
     samples: int = 5_000,
 ) -> tuple[float, float] | None:
-    """BCa interval of `statistic` over resamples of the finite `values` [n]; None for fewer than
-    FEWEST values.
+    """BCa interval of `statistic` over resamples of the finite `values` [n]; None for fewer than FEWEST
+    values.
 
     Efron 1987, with the acceleration from the jackknife.
     """
@@ -47,7 +47,7 @@ def bootstrap_interval(
     drawn = np.sort(statistic(x[generator.integers(0, x.size, size=(samples, x.size))]))
     if drawn[0] == drawn[-1]:
         return observed, observed
-    # half of the resamples that equal the observed value lie below it; without rounding they would be ties
+    # resamples that equal the observed value up to rounding are ties, half of which count as below it
     near = 1e-9 * max(abs(drawn[0]), abs(drawn[-1]))
     below = np.mean(drawn < observed - near) + 0.5 * np.mean(np.abs(drawn - observed) <= near)
     shift = float(ndtri(np.clip(below, 0.5 / samples, 1 - 0.5 / samples)))

@@ -4,8 +4,8 @@ Lan and DeMets 1983 (Biometrika 70:659) with their spending function like O'Brie
 of Jennison and Turnbull 2000 (Group Sequential Methods, §7.2): 2 − 2 Φ(z / √t) of alpha is spent when the share t of
 the planned seeds has been run, z the normal quantile of 1 − alpha / 2. The boundaries come from numerical integration
 (Armitage, McPherson and Rowe 1969) and become levels for the p of a paired t test (the significance-level approach of
-Jennison and Turnbull, §4.4). With few seeds the p of successive t tests vary more than those of normal scores, by which
-0.05 would become 0.053; so the level of the last look is what a fixed simulation of t tests leaves of alpha.
+Jennison and Turnbull, §4.4). With few seeds, the p of successive t tests vary more than those of normal scores, and an
+error rate of 0.05 would become 0.053; so the last look's level is what a fixed simulation of t tests leaves of alpha.
 experiments/bench/looks.py simulates the errors.
 """
 
@@ -40,7 +40,7 @@ class Judgement(NamedTuple):
 
 
 def judge(differences: ArrayLike, looks: Sequence[int], alpha: float, margin: float) -> Judgement:
-    """Judge the first n paired differences [n], higher is better, n one of `looks`, whose last is the planned number.
+    """Judge the first n paired differences [n] (higher is better); n is in `looks`, whose last is the planned number.
 
     Hopeless means that the chance to prove a difference at the last look, if the true one is the larger of the margin
     and the observed one, and the chance to prove equivalence, if the true difference is 0, are both below HOPELESS.
@@ -106,7 +106,7 @@ def boundaries(times: Sequence[float], spent: Sequence[float]) -> list[float]:
 
 
 def _last_level(looks: Sequence[int], alpha: float, earlier: Sequence[float]) -> float:
-    """The level of the last look at which the share of simulated t tests that cross at any look is alpha.
+    """The level of the last look that makes alpha the share of simulated series of t tests that cross at any look.
 
     The values between two looks enter through their sum and sum of squares, which are independent.
     """

@@ -3,8 +3,8 @@
     python experiments/bench/gpu.py --json experiments/results/gpu.json       # on a GPU with 40 GB or more
     python experiments/bench/gpu.py --device cpu --tiny                       # the same script, before a GPU is rented
 
-Contenders: the frozen floor, full fine-tuning, PEFT LoRA, our LoRA and AdaLoRA, before and after compaction; each as a
-user's own loop and captured (`adarank.capture`; of PEFT's model, too), and ours also fed (the captured step's code
+Contenders: the frozen floor, full fine-tuning, PEFT LoRA, our LoRA and AdaLoRA, before and after compaction; each in a
+user's own loop and captured (`adarank.capture`; PEFT's model, too), and ours also fed (the captured step's code
 without graphs). Cases: a Llama of 1.1B in bf16 at 4 × 256 tokens, and a BERT of 6 layers in fp32 under bf16 autocast at
 16 × 32 and 64 tokens with padding. Every contender has the GPU to itself and is freed before the next one; one pass
 goes through the contenders forwards and one backwards, so that `drift`, a contender's second median over its first,

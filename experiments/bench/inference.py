@@ -68,7 +68,7 @@ def main() -> int:
         type=lambda text: tuple(map(int, text.split("x"))),
         default=[(1, 128), (16, 64)],
         metavar="ROWSxTOKENS",
-        help="1x128 16x64",
+        help="batches as ROWSxTOKENS, such as 1x128 16x64",
     )
     arguments.add_argument("--rounds", type=int, default=60)
     options = arguments.parse_args()

@@ -3,9 +3,9 @@
     python experiments/bench/looks.py --json experiments/results/looks.json
 
 Each cell draws paired differences with a true effect (in standard deviations of a difference), judges them at every
-look until the word is not "go on", and counts the words. `worse`, or `better` if the effect is 0, is an error, and so
-is `equivalent` if the effect is at least the margin. For comparison, it reports the findings of a t test over all seeds
-at the same level.
+look until the judgement is not "go on", and counts the judgements. `worse`, or `better` if the effect is 0, is an
+error, and so is `equivalent` if the effect is at least the margin. For comparison, it reports how often a t test over
+all seeds at the same level finds a difference.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SPREADS = {"normal": 1.0, "heavy tails": math.sqrt(3.0)}  # the second: Student'
 def simulate(
     looks: Sequence[int], alpha: float, margin: float, effect: float, tails: str, simulations: int, seed: int
 ) -> dict[str, Any]:
-    """The shares of the words, the mean and quartiles of the number of seeds at the last look, and the plain test."""
+    """The share of each judgement, the seeds at the last look (mean and quartiles), and the findings of a t test."""
     draws = np.random.default_rng(seed)
     size = (simulations, looks[-1])
     noise = draws.standard_normal(size) if tails == "normal" else draws.standard_t(3, size) / SPREADS[tails]
@@ -47,7 +47,7 @@ def simulate(
 
 
 def _end(differences: NDArray[np.float64], looks: Sequence[int], alpha: float, margin: float) -> tuple[str, int]:
-    """The first word other than "go on", and the number of seeds at that look."""
+    """The first judgement other than "go on", and the number of seeds at that look."""
     for n in looks:
         word = stats.looks.judge(differences[:n], looks, alpha, margin).word
         if word != stats.looks.GO_ON:

@@ -16,7 +16,7 @@ from adarank.runs.files import write_json
 def interleave(measure: Mapping[str, Callable[[], float]], rounds: int, warmup: int) -> dict[str, list[float]]:
     """The seconds of every contender in every round, after `warmup` uncounted rounds; a round measures each once.
 
-    The order alternates between rounds, so that no contender always follows the same other.
+    The order alternates between rounds, so that no contender always follows the same one.
     """
     found: dict[str, list[float]] = {name: [] for name in measure}
     for i in range(warmup + rounds):

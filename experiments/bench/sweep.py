@@ -92,7 +92,7 @@ def main() -> int:
     arguments.add_argument("--jobs", type=int, default=12)
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--threads", type=int, default=1, help="threads per job")
-    arguments.add_argument("--whole", type=float, default=60.0, help="seconds of the run of which the start is a share")
+    arguments.add_argument("--whole", type=float, default=60.0, help="seconds of the run that start-up is a share of")
     arguments.add_argument(
         "words", nargs="*", default=["method=adalora", "train.steps=100"], help="settings of one job, as for run.py"
     )

@@ -7,12 +7,14 @@ plus noise, such that the difference of two methods has a standard deviation of 
 1,000 rows. Every page is judged by the code that judges a folder without declared claims (analysis/verdicts.py), so
 that all 15 comparisons are one family. A page counts as wrong when any verdict calls a method better although none is.
 
-    null          no method differs skewed        no method differs, and the noise is exponential unequal       no
-    method differs, and one has three times as much noise collapse      no method differs, but 15 % of one method's runs
-    end at the majority class better        one method of every task is 1.5 standard deviations better; reports the
-    share of these that is found, on
-                  a page of three tasks and on a page of a single one
-    margin        one method differs by the margin; reports how often it is called equivalent if an assay shows
+    null        no method differs
+    skewed      no method differs, and the noise is exponential
+    unequal     no method differs, and one has three times as much noise
+    collapse    no method differs, but 15 % of one method's runs end at the majority class
+    better      one method of every task is 1.5 standard deviations better; reports how often it is found, on a page of
+                three tasks and on a page of a single one
+    margin      one method differs by the margin; reports how often it is called equivalent if an assay shows a
+                difference
 """
 
 import argparse

@@ -3,12 +3,12 @@
     python experiments/rankbench/early.py [--json RANKBENCH] [--cases FILE]
     python experiments/forecast.py experiments/results/rankbench_early.json
 
-A case is AdaLoRA at a setting and mean rank for which rankbench.json has its uniform control, too. It has a gain where
-its loss is lower by the margin, in the geometric mean over seeds. For every seed the first steps are run at the second
-rate of the grid, since the rate that whole runs chose would not be known; `agreement` compares them with a run of
-another seed on the same problem. docs/protocol.md names the features. Two more need no step: `low_budget` (minus the
+A case is AdaLoRA at a setting and mean rank for which rankbench.json also has its uniform control. It has a gain if its
+loss is lower by the margin, in the geometric mean over seeds. For every seed the first steps are run at the second rate
+of the grid, since the rate that whole runs choose would not be known yet; `agreement` compares them with a run of
+another seed on the same problem. docs/protocol.md explains the features. Two more need no step: `low_budget` (minus the
 mean rank), and `few_modules` (minus the number of planted modules), which only the designer of a benchmark knows. Cases
-of one setting share it, and its number of planted modules is the stratum.
+at one setting have the same `setting`, and their `stratum` is its number of planted modules.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from experiments.rankbench.settings import Setting, parse
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 ADAPTIVE = "adalora"
 CONTROL = read.control_of(ADAPTIVE)
-OTHER = 1000  # added to a seed: the run whose scores are compared, on the same problem
+OTHER = 1000  # added to a seed for the second run on the same problem, whose scores are compared
 
 
 def first_steps(problem: Problem, case: Case, seed: int, rate: float, batch: int) -> tuple[float, dict[str, float]]:

@@ -15,7 +15,7 @@ LIMIT = 6.0  # of the colour scale, in powers of two
 
 
 class Panel(NamedTuple):
-    """One contrast at one noise: {(budget, planted modules): ratio}."""
+    """One contrast at one noise level: {(budget, planted modules): ratio}."""
 
     title: str
     noise: float
@@ -23,8 +23,8 @@ class Panel(NamedTuple):
 
 
 def panels(record: Mapping[str, Any], method: str = "adalora") -> list[Panel]:
-    """Four contrasts at every noise: the method against itself with uniform ranks, if it has such a control, and
-    against uniform LoRA, and LoRA with the method's final map and with the planted map against uniform LoRA."""
+    """Four contrasts at every noise level: the method against itself with uniform ranks, if it has such a control; and
+    against uniform LoRA: the method, LoRA with the method's final map, and LoRA with the planted map."""
     found = []
     for noise in NOISES:
         contrasts: list[tuple[str, dict[tuple[float, int], Ratio]]] = [

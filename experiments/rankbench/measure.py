@@ -25,14 +25,14 @@ from experiments.rankbench.problems import Problem, bound, draw, oracle_map, out
 from experiments.rankbench.settings import Scale, Setting
 
 UNIFORM, ORACLE = "lora", "oracle"  # LoRA with the same rank everywhere, and with the planted ranks
-START = 12  # times the mean rank that is asked for: the most triplets an adaptive method may hold in a module
+START = 12  # times the requested mean rank: the most triplets an adaptive method may hold in a module
 TUNING_SEED = 100  # the first of those that choose learning rates and enter no result
 EXTENSIONS = 2  # rates by which a grid may grow at either end
 
 
 @dataclass(frozen=True)
 class Case:
-    """What runs: a method with its overrides, at a mean rank. budgeted: whether it ends with that many triplets."""
+    """A method with its overrides, at a mean rank. budgeted: whether it ends at that mean rank."""
 
     name: str
     spec: Spec
@@ -46,10 +46,10 @@ class Case:
 def make_case(name: str, setting: Setting, rank: int, steps: int) -> Case:
     """The case `name`, a method and overrides ("adalora, score=fisher"), at a mean rank.
 
-    An adaptive method may hold START times the mean rank in every module, or as many triplets as a module has, unless
-    the overrides name an init_rank; the planted ranks do not enter. One that keeps a triplet of every module has a mean
-    rank of at least 2, so that there are some to place; one without a budget starts at the most it may hold. Raises
-    SettingError where the method has no triplets.
+    An adaptive method may hold up to START times the mean rank in every module, as far as its weight allows, unless the
+    overrides name an init_rank; this does not depend on the planted ranks. A growing method keeps a triplet in every
+    module, so its mean rank is at least 2; one without a budget starts at the most it may hold. Raises SettingError if
+    the method has no triplets or quantises its base.
     """
     method, *overrides = [word.strip() for word in name.split(",")]
     overrides = [f"method={UNIFORM if method == ORACLE else method}", *overrides, f"train.steps={steps}"]
@@ -70,9 +70,9 @@ def make_case(name: str, setting: Setting, rank: int, steps: int) -> Case:
 
 
 def mean_rank(setting: Setting, budget: float, modules: int | None = None) -> int:
-    """The mean rank of `budget` times the planted number of triplets. Raises SettingError where it is not whole.
+    """The mean rank of `budget` times the planted number of triplets. Raises SettingError if it is not whole.
 
-    modules: how many the base has, where that is known; a text model is loaded to count them."""
+    modules: how many the base has; if that is not known, a text model is loaded to count them."""
     modules = modules or module_count(setting.base)
     rank = budget * setting.planted / modules
     if rank < 1 or rank != int(rank):
@@ -94,8 +94,8 @@ def batches(rows: Mapping[str, Tensor], size: int, seed: int) -> Iterator[dict[s
 def start(
     problem: Problem, spec: Spec, seed: int, lr: float, size: int, ranks: Mapping[str, int] | None = None
 ) -> tuple[nn.Module, RankController | None, Iterator[float]]:
-    """A run that has not begun: its model, its controller, and an iterator that makes one step for each training loss
-    it gives.
+    """A run before its first step: its model, its controller, and an iterator that makes a step and yields its
+    training loss.
 
     ranks: fixed ranks from the first step, in place of the method's own."""
     config = replace(spec.train, lr=lr)
@@ -131,7 +131,7 @@ def start(
 def train(
     problem: Problem, spec: Spec, seed: int, lr: float, size: int, ranks: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """One run: dev and test loss ÷ the untrained base's without noise, and {module: rank at the end}; `ranks` as in
+    """One run: dev and test loss, without noise, ÷ the untrained base's, and {module: rank at the end}; `ranks` as in
     `start`."""
     model, _, losses = start(problem, spec, seed, lr, size, ranks)
     for _ in losses:
@@ -181,9 +181,8 @@ def measure(
     the final ranks; map_rate, map_dev and map_loss are LoRA's with the case's own final ranks, fixed from the first
     step, for a method whose ranks differ from uniform LoRA's.
 
-    rank: the mean rank that was asked for, which is that of the uniform LoRA with which a case without a budget is
-    compared; known: the cell so far, whose seeds are kept
-    and whose rates are not chosen again."""
+    rank: the requested mean rank, that of the uniform LoRA with which a case without a budget is compared; known: the
+    cell so far, whose seeds are kept and whose rates are not chosen again."""
     cell: dict[str, Any] = (
         copy.deepcopy(dict(known)) if known else {"rank": case.rank, "budgeted": case.budgeted, "seeds": {}}
     )
@@ -220,7 +219,7 @@ def measure(
 
 
 def facts(setting: Setting, ranks: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
-    """What is known of the truth: module names, every seed's planted ranks, and on the linear base, for every mean
+    """The known truth: module names, every seed's planted ranks, and on the linear base, for every mean
     rank, the smallest possible loss of the best map and of uniform ranks (the same for all seeds)."""
     problems = {seed: draw(setting, seed) for seed in seeds}
     found: dict[str, Any] = {

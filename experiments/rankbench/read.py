@@ -1,4 +1,4 @@
-"""The results of RankBench: a row per case, ratios over paired seeds, and the Markdown tables.
+"""The results of RankBench: one row per case, ratios over paired seeds, and the Markdown tables.
 
 A difference counts only beyond MARGIN, which was declared before the committed grid ran: a ratio of two losses is
 "better" if its whole 95 % interval (Student's t over the paired seeds' log ratios) lies below 1 / MARGIN, "worse" if it
@@ -85,8 +85,8 @@ def _verdict(ends: tuple[float, float] | None) -> str:
 
 
 def own_map(cells: Mapping[str, Cell], case: str) -> dict[str, float]:
-    """{seed: loss of LoRA with the case's final map}, which is that of uniform LoRA where the map is uniform; without
-    the seeds whose map was not retrained."""
+    """{seed: loss of LoRA with the case's final map}; if the map is uniform, that of uniform LoRA. Seeds whose map was
+    not retrained are omitted."""
     uniform = losses(cells.get(UNIFORM))
     flat = {s for s, row in cells[case]["seeds"].items() if len(set(row["ranks"])) == 1 and cells[case]["budgeted"]}
     return {seed: uniform[seed] for seed in flat & uniform.keys()} | losses(cells[case], "map_loss")

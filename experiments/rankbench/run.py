@@ -3,18 +3,19 @@
     python experiments/rankbench/run.py [--setting …] [--method …] [--seeds N] [--jobs N] [--json FILE] [--figure FILE]
 
 A teacher is a base plus low-rank changes planted in some of its modules; students must find them by regression on its
-outputs. Every method of conf/method whose adapter has triplets runs with its own YAML, through the harness's `prepare`,
-with the same learning rates, the best of which is chosen on dev rows without noise of seeds of its own, and grids grow
-where the best lies at an end; then the seeds run, the same for all. For every case the tables show the share of its
+outputs. Every method of conf/method whose adapter has triplets runs with its own YAML, through the harness's `prepare`.
+All methods try the same learning rates; the best is chosen on noise-free dev rows of separate seeds, and a grid grows
+if its best rate lies at an end. Then every method runs the same seeds. For every case the tables show the share of its
 triplets in the planted modules, the distance of its map from the truth, and its held-out loss against that of the same
 method with the same rank everywhere, against uniform LoRA's at the same budget, against LoRA's with the planted map,
-and against LoRA's with its own final map from step 0. A new method enters by being in conf/method.
+and against LoRA's with its own final map from step 0. A new method in conf/method is included automatically.
 
 --setting: groups (planted, linear, even, phase, start, strength, depth, encoder, decoder; default: the first seven) or
-lines of knobs, such as network,ranks=8x3,noise=0.1,depth=late. --budget: multiples of the planted triplets, for lines
-of knobs. --method: methods, "all", "scores", "controls", or a method with overrides ("adalora, score=fisher").
-Finished cells are read from --json, which is written after each cell, so that the same command continues where it
-stopped. Differences within 10 % count as none (MARGIN in read.py, declared before the first grid ran).
+single settings, such as network,ranks=8x3,noise=0.1,depth=late. --budget: multiples of the planted triplets (default:
+the group's, else 1). --method: methods, "all", "scores", "controls", or a method with overrides ("adalora,
+score=fisher"). Finished cells are read from --json, which is written after each cell, so that the same command
+continues where it stopped. Differences within 10 % count as none (MARGIN in read.py, declared before the first grid
+ran).
 """
 
 import argparse
@@ -47,7 +48,7 @@ DEFAULT = ("planted", "linear", "even", "phase", "start", "strength", "depth")
 
 
 class Job(NamedTuple):
-    """A cell to be measured: what `measure` takes, with the mean rank that was asked for."""
+    """A cell to be measured: the arguments of `measure`, with the requested mean rank."""
 
     setting: Setting
     rank: int
@@ -75,7 +76,7 @@ def expand(cases: Sequence[str]) -> list[str]:
 def wanted(
     record: Mapping[str, Any], settings: Sequence[str], methods: Sequence[str], budgets: Sequence[float]
 ) -> list[tuple[Setting, int, str]]:
-    """(setting, mean rank, case) of every cell that is asked for, references first. Raises SettingError."""
+    """(setting, mean rank, case) of every requested cell, references first. Raises SettingError."""
     cells: dict[tuple[Setting, int, str], None] = {}
     known = [ORACLE, *options("method")]
     for case in expand(methods):
@@ -94,8 +95,8 @@ def wanted(
 def pending(
     record: dict[str, Any], cells: Sequence[tuple[Setting, int, str]], seeds: Sequence[int], steps: int | None
 ) -> list[Job]:
-    """A job for every cell that lacks a seed and was not skipped, and for the references of cases that needed another
-    mean rank than was asked for."""
+    """A job for every cell that lacks a seed and was not skipped, and for the references of cases that needed a
+    different mean rank than requested."""
     asked = list(cells)
     for setting, rank, case in cells:
         cell = record["settings"].get(setting.name, {}).get("cells", {}).get(str(rank), {}).get(case)
@@ -117,7 +118,7 @@ def sized(setting: Setting, steps: int | None) -> Scale:
 
 
 def work(job: Job) -> tuple[Job, dict[str, Any] | None, str]:
-    """(the job, its cell, ""), or (the job, None, why the case has no place there)."""
+    """(the job, its cell, ""), or (the job, None, why the case cannot run there)."""
     torch.set_num_threads(1)
     try:
         case = make_case(job.case, job.setting, job.rank, job.scale.steps)
@@ -142,7 +143,7 @@ def finished(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, dict[st
 def run(record: dict[str, Any], cells: Sequence[tuple[Setting, int, str]], arguments: argparse.Namespace) -> None:
     """Measure what is missing, and write the record after each cell."""
     seeds = range(arguments.seeds)
-    for setting, _, case in cells:  # what was skipped once may have a place by now
+    for setting, _, case in cells:  # a case that was skipped earlier may be possible now
         record["settings"].get(setting.name, {}).get("skipped", {}).pop(case, None)
     while jobs := pending(record, cells, seeds, arguments.steps):
         for setting in dict.fromkeys(job.setting for job in jobs):
@@ -164,7 +165,7 @@ def run(record: dict[str, Any], cells: Sequence[tuple[Setting, int, str]], argum
 
 
 def opened(file: Path, steps: int | None) -> dict[str, Any]:
-    """The record in a file, or a new one. Raises SettingError where the file holds anything else."""
+    """The record in a file, or a new one. Raises SettingError if the file holds anything else."""
     sizes = {"small": SMALL, "encoder": ENCODER, "decoder": DECODER}
     scales = {name: asdict(replace(s, steps=steps or s.steps)) for name, s in sizes.items()}
     scales = {name: {**scale, "rates": list(scale["rates"])} for name, scale in scales.items()}
@@ -183,7 +184,7 @@ def opened(file: Path, steps: int | None) -> dict[str, Any]:
 
 
 def show(record: dict[str, Any], cells: Sequence[tuple[Setting, int, str]], arguments: argparse.Namespace) -> None:
-    """Print the tables of the cells that were measured, and write the page and the figure that are asked for."""
+    """Print the tables of the measured cells, and write the page and the figure if they are requested."""
     places = dict.fromkeys((setting.name, rank) for setting, rank, _ in cells)
     tables = [read.table(record, *place) for place in places if read.rows_of(record, *place)]
     print("\n" + "\n".join(tables))
@@ -199,16 +200,16 @@ def show(record: dict[str, Any], cells: Sequence[tuple[Setting, int, str]], argu
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--setting", nargs="+", default=list(DEFAULT), help="groups or lines of knobs")
-    parser.add_argument("--method", nargs="+", default=[], help='methods, "all", "scores"; default: those of the group')
+    parser.add_argument("--setting", nargs="+", default=list(DEFAULT), help="groups or single settings")
+    parser.add_argument("--method", nargs="+", default=[], help='methods, "all", "scores" or "controls"')
     parser.add_argument("--budget", nargs="+", type=float, default=[], help="multiples of the planted triplets")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--steps", type=int, help="of every run, for a quick look; needs a --json of its own")
-    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--steps", type=int, help="steps of every run, for a quick look; needs a separate --json")
+    parser.add_argument("--jobs", type=int, default=1, help="number of single-threaded processes")
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--figure", type=Path, help="draw the phase diagram of the first --method, or of AdaLoRA")
-    parser.add_argument("--page", type=Path, help="a Markdown page whose tables are replaced, between its two markers")
-    parser.add_argument("--read", action="store_true", help="train nothing: the tables and the figure of --json")
+    parser.add_argument("--page", type=Path, help="a Markdown page, whose tables between the two markers are replaced")
+    parser.add_argument("--read", action="store_true", help="train nothing; show the tables and the figure from --json")
     arguments = parser.parse_args(words)
     torch.set_num_threads(1)
     try:

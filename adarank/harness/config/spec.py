@@ -267,7 +267,7 @@ class Spec:
         choices=("none", "within_family", "all", "reversed"),
     )
     ranks_shuffle_seed: int = setting(
-        0, "Seed of what ranks_shuffle draws: the permutation, or the order of equal ranks.", at_least=0
+        0, "Seed of ranks_shuffle, which draws the permutation, or the order of equal ranks.", at_least=0
     )
     seed: int = setting(0, "Seed of the head, the factors, the order of the rows and dropout.", at_least=0)
     holdout: int | float | None = setting(
@@ -316,8 +316,8 @@ class Spec:
     )
     pruned_triplets: str = setting(
         "trainable",
-        "Whether a pruned triplet is trainable between allocations (so that it may return), frozen, or masked in the "
-        "forward pass.",
+        "Between allocations, a pruned triplet is trainable (so that it may return), frozen, or masked in the forward "
+        "pass.",
         choices=("trainable", "frozen", "masked"),
     )
     svd_before_allocation: bool = setting(
@@ -384,8 +384,9 @@ class Spec:
         return found is not None and found.module is magnitude.Magnitude
 
     def without_effect(self) -> dict[str, str]:
-        """{setting: reason} for each setting that has no effect on this run. rank, targets and budget.unit, the terms
-        of a comparison, are never refused on these grounds, but do not enter the run's name either."""
+        """{setting: reason} for each setting that has no effect on this run. rank, targets and budget.unit, which
+        a comparison gives to all its methods, are never refused on these grounds, but do not enter the run's name
+        either."""
         idle: dict[str, str] = {}
         if not self.adaptive:
             idle |= {"init_rank": "its rank is fixed", "max_rank_factor": "its rank is fixed"}

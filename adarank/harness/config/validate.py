@@ -228,8 +228,8 @@ def _value(spec: Spec, name: str) -> Any:
 
 
 def _check_effects(spec: Spec, typed: set[str]) -> None:
-    """Refuse settings that would be ignored. rank, targets and budget.unit, the terms of a comparison, are always
-    accepted."""
+    """Refuse settings that would be ignored. rank, targets and budget.unit, which a comparison gives to all its
+    methods, are always accepted."""
     groups = {group: getattr(spec, group) for group in GROUPS}
 
     def refuse(name: str, why: str) -> None:

@@ -30,7 +30,7 @@ def decides(
 
     The effect of a setting counts, not how it was typed: local data, local models and the ranks of another run enter by
     their content, `targets` as the adapter gets them, and settings without effect do not enter. dtype: that of the
-    frozen weights; it enters unless the checkpoint and the weights are both in fp32, or both in fp64.
+    frozen weights; it enters unless it and the checkpoint's are both fp32 or both fp64.
     """
     idle = spec.without_effect()
     if not spec.train.skipped_evaluations(len(task.dev)):
@@ -61,7 +61,7 @@ def decides(
         found["ranks"] = rank_map._asdict()
     train = {key: value for key, value in spec.train.identity().items() if f"train.{key}" not in idle}
     rows = {"fingerprint": task.fingerprint, "metrics": list(task.metrics), "max_length": task.max_length}
-    if {base.stored, dtype} & {"bf16", "fp16"}:
+    if (base.stored, dtype) not in (("fp32", "fp32"), ("fp64", "fp64")):
         found["dtype"] = dtype
     if base.attention != "auto":
         found["attention"] = base.attention

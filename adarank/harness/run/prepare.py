@@ -143,8 +143,8 @@ def _ranks(limits: Mapping[str, int], spec: Spec) -> int | dict[str, int]:
 
 
 def _keep_scale(adapters: Mapping[str, LowRank], spec: Spec) -> None:
-    """Set s = α / r with the larger of the initial and final rank, whatever number of triplets a growing method holds
-    in memory. With ranks_from, the ranks of its run count, not the one that it gives each module."""
+    """Set s = α / r (rsLoRA: α / √r), where r is the larger of the initial and final rank, however many triplets a
+    growing method holds in memory. With ranks_from, these are the source run's mean ranks, not each module's rank."""
     alpha = (spec.adapter.settings if spec.adapter else {}).get("alpha")
     mapped = spec.ranks_from is not None
     if alpha is None or (spec.held_rank == spec.initial_rank and not mapped):

@@ -228,10 +228,12 @@ def test_a_null_setting_that_the_run_supplies_enters_no_name():
     assert decides("score=random", "score.seed=3")["score"]["seed"] == 3
 
 
-def test_the_dtype_enters_where_checkpoint_or_weights_are_in_half_precision():
+def test_the_dtype_enters_unless_checkpoint_and_weights_are_both_in_fp32_or_fp64():
     half = replace(BASE, stored="bf16")
     assert decides(base=replace(BASE, dtype="fp32"), dtype="fp32") == decides()
-    assert decides(base=replace(BASE, stored="fp64"), dtype="fp64") == decides()
+    double = replace(BASE, stored="fp64")
+    assert decides(base=double, dtype="fp64") == decides()
+    assert decides(base=double, dtype="fp32") == {**decides(), "dtype": "fp32"}
     assert {**decides(), "dtype": "fp32"} == decides(base=half) == decides(base=replace(BASE, stored="fp16"))
     assert {**decides(), "dtype": "bf16"} == decides(base=half, dtype="bf16") == decides(dtype="bf16")
 

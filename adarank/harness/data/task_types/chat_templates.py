@@ -77,7 +77,7 @@ def labelled(tokenizer: Any, template: str, turns: Sequence[Turn], what: str) ->
     """(tokens, labels) of a conversation; a token that does not count has the label IGNORED.
 
     what: names the row in messages. Raises SettingError if the template refuses the conversation, or if it has no marks
-    and its rendered prefixes do not nest.
+    and writes a turn differently when other turns follow.
     """
     with refusing(f"the chat template cannot write {what}"):
         if GENERATION.search(template):

@@ -275,7 +275,7 @@ def evaluate_texts(
     texts: Callable[[], list[str]],
     per_row: Callable[[Columns], None] | None = None,
 ) -> dict[str, float]:
-    """The loss, its mean over all tokens that count (whose exp is the perplexity), and the other metrics if texts are
+    """The loss (the mean over all tokens that count; its exp is the perplexity), and the other metrics if texts are
     answered. losses: see `token_losses`; texts: generates the answers; per_row: receives for every pair of a text and a
     reference the mean loss over the tokens that count, as `score`, float32. Pruned triplets are excluded (λ ⊙ mask)."""
     model.eval()

@@ -96,7 +96,7 @@ class Task:
 
 
 def hold_out(task: Task, size: float | None) -> Task:
-    """`task` with `size` of its training rows as dev, drawn once, so that the reported rows select nothing.
+    """`task` with `size` of its training rows, the same in every run, as dev, so that the reported rows select nothing.
 
     size: a number of rows, or a fraction between 0 and 1; None leaves the task unchanged. The reported rows, which are
     the labelled test set or else the task's own dev set, become test: they are measured at the end and select neither a

@@ -59,8 +59,8 @@ def images(
     its splits).
 
     path holds the folders train and optionally dev (or val, validation) and test, each with one folder of images per
-    class, or only the classes' folders. A missing dev takes a tenth of train's images in every class, in a salted order
-    of their content; if there are only classes' folders, so does test. metric: accuracy, f1 or matthews; None:
+    class, or only the classes' folders. A missing dev is taken from train: a tenth of each class, in a salted order of
+    the content; if there are only classes' folders, so is test. metric: accuracy, f1 or matthews; None:
     accuracy. Raises SettingError, naming the folder or row, for unusable data.
     """
     if (path is None) == (name is None):
