@@ -20,6 +20,7 @@ from adarank.runs.files import read_json, read_object, write_json
 FILE = "claims.json"
 LOOKS = "looks.json"
 RATES = "rates.json"  # for all tasks, next to the runs of the comparison
+ASSAY = "assay"  # the name of the assay in looks.json, which no contrast may have
 FAMILIES = ("page", "table")
 CHECKPOINTS = ("last", "best")
 
@@ -35,6 +36,12 @@ class Claim(NamedTuple):
     task: str
     rank: int | None
     margin: float
+
+    @property
+    def name(self) -> str:
+        """The contrast's name, with the budget if the contrast has several."""
+        several = len(self.contrast.ranks or ()) > 1
+        return f"{self.contrast.name}, r = {self.rank}" if several else self.contrast.name
 
     def arms(self, known: Collection[str]) -> tuple[str, str]:
         """The two arms to compare, of and against; known: every arm, which shows which methods have budgets."""
@@ -139,6 +146,7 @@ def read_looks(folder: Path, declared: Declared) -> dict[tuple[str, str, str], L
             for task, looks in tasks.items()
             for look in looks
             for row in look["claims"]
+            if row.get("name") != ASSAY
         }
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ClaimsError(f"{folder / LOOKS} cannot be used: it is not a looks file; restore it") from None
@@ -191,7 +199,10 @@ def read(content: Any, tasks: Iterable[str] | None = None, arms: Iterable[str] |
     )
     if list(claims.looks) != sorted(set(claims.looks)) or any(look > seeds for look in claims.looks):
         raise ClaimsError(f"claims.looks must rise and end at or below the {seeds} planned seeds (got {list(looks)})")
-    _once("claims.contrasts must have different names", [contrast.name for contrast in contrasts])
+    names = [contrast.name for contrast in contrasts]
+    _once("claims.contrasts must have different names", names)
+    if ASSAY in names:
+        raise ClaimsError(f"claims.contrasts must have names other than that of the assay (got {ASSAY})")
     compares = [" and ".join(sorted((c.contrast.of, c.contrast.against))) for c in claims.each]
     stated = [f"{pair} on {c.task}, budget {c.rank}" for pair, c in zip(compares, claims.each, strict=True)]
     _once("claims.contrasts must state each comparison once", stated)

@@ -15,7 +15,7 @@ LONGEST = 80  # characters of a file's name
 NARROW = 16  # characters below which a first column is no longer wrapped
 GREEK = {
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "λ": "lambda", "μ": "mu", "ξ": "xi",
-    "ρ": "rho", "σ": "sigma", "φ": "varphi", "Δ": "Delta", "Σ": "Sigma", "Φ": "Phi",
+    "ρ": "rho", "σ": "sigma", "τ": "tau", "φ": "varphi", "Δ": "Delta", "Σ": "Sigma", "Φ": "Phi",
 }  # fmt: skip
 LATEX = {letter: rf"$\{name}$" for letter, name in GREEK.items()} | {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

@@ -1,6 +1,7 @@
 """Learning and forgetting: the run's metric, and how much the base model's abilities declined."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from adarank.runs.files import FORGETTING
 from analysis import formats, stats, weight_change
 from analysis.load import Run, mean, number, read_measurement
 from analysis.rows import Row
-from analysis.tables import Lines, Search, Table, lines_per_run, searches
+from analysis.tables import Lines, Table, lines_per_run
 from analysis.verdicts import Comparison, compare_by_key
 
 MEASURES = {"stsb": ("zero-shot STS-B, Spearman", 1.0), "text": ("held-out text, nats per token", -1.0)}
@@ -109,14 +110,13 @@ def at_equal_norm(table: Table) -> list[Comparison]:
     LoRA's forgetting for a seed is interpolated linearly over the logarithm of the norm between its learning rates, of
     which it needs two; a norm outside their range makes no pair.
     """
-    by_row = {row: search for search in searches(table) for row in search.tried.values()}
     comparisons = []
     for row in table.tuned:
         if row is (baseline := table.baselines.get(row)) or baseline is None:
             continue
         for measure in _by_measure(row):
             ours, theirs = {}, {}
-            curves = _curves(by_row[baseline], measure)
+            curves = _curves(table.trials(baseline), measure)
             for seed, (at, lost) in _changes(row, measure).items():
                 points = sorted(curves.get(seed, ()))
                 if len(points) > 1 and points[0][0] <= at <= points[-1][0]:
@@ -133,10 +133,10 @@ def at_equal_norm(table: Table) -> list[Comparison]:
     return comparisons
 
 
-def _curves(search: Search, measure: str) -> dict[int, list[tuple[float, float]]]:
+def _curves(trials: Sequence[Row], measure: str) -> dict[int, list[tuple[float, float]]]:
     """{seed: (log of the norm, forgetting) at every learning rate}."""
     curves: dict[int, list[tuple[float, float]]] = {}
-    for row in search.tried.values():
+    for row in trials:
         for seed, point in _changes(row, measure).items():
             curves.setdefault(seed, []).append(point)
     return curves

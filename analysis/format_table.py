@@ -66,9 +66,10 @@ def verdict_table(table: Table, family: Family, judged: Sequence[Verdict]) -> li
         return []
     what = "Declared beforehand" if family.declared else "Not declared beforehand: each method against its reference"
     together = formats.percent(1 - family.alpha)
-    each = formats.percent(1 - judged[0].level)
+    each = " or ".join(sorted({formats.percent(1 - verdict.level) for verdict in judged}))
+    family_of = "of this table" if family.per_table else "of the family"
     margin = f"; margin ±{verdict_margin:g}" if (verdict_margin := judged[0].margin) else ""
-    title = f"{what} ({table.title}; {each} intervals, all of the family hold together in {together}{margin})"
+    title = f"{what} ({table.title}; {each} intervals, all {family_of} hold together in {together}{margin})"
     rows = list(map(verdicts.verdict_cells, judged))
     return [TextTable(title, verdicts.HEADER, rows, [verdict.comparison.runs for verdict in judged], VERDICT)]
 

@@ -38,7 +38,8 @@ def pairs(verdict: Verdict) -> list[tuple[int, NDArray[np.bool_], NDArray[np.boo
     if verdict.comparison.rows is None:
         return []
     ours, theirs = ({run.seed: run for run in row.runs} for row in verdict.comparison.rows)
-    found = [(seed, right(ours[seed]), right(theirs[seed])) for seed in sorted(ours.keys() & theirs.keys())]
+    seeds = sorted({run.seed for run in verdict.comparison.runs})
+    found = [(seed, right(ours[seed]), right(theirs[seed])) for seed in seeds]
     return [(seed, a, b) for seed, a, b in found if a is not None and b is not None and a.shape == b.shape]
 
 

@@ -116,7 +116,7 @@ def _judge(table: Table, task: str, declared: claims.Claims) -> Judged:
     margin = declared.margins[task]
 
     def compare(of: str, against: str) -> verdicts.Comparison:
-        runs = [run for row in table.rows if row.arm in (of, against) for run in row.runs]
+        runs = [run for arm in (of, against) for row in table.arms.get(arm, ()) for run in row.runs]
         return verdicts.compare_by_key(of, against, (of, against), values[of], values[against], runs)
 
     assay, sides = None, (declared.assay.of, declared.assay.against)
@@ -130,7 +130,9 @@ def _judge(table: Table, task: str, declared: claims.Claims) -> Judged:
             continue
         comparison, responds = compare(*arms), assay is not None and assay.shows
         level = declared.level(task)
-        (verdict,) = verdicts.judge([comparison], margin, measure.higher_is_better, level, responds, planned=True)
+        (verdict,) = verdicts.judge(
+            [comparison], margin, measure.higher_is_better, level, responds, planned=True, alpha=declared.alpha
+        )
         measured = comparison.scores.size >= declared.seeds
         found.append((claim, verdict if measured else verdicts.not_all_run(verdict, declared.seeds)))
     return Judged(table, measure, found, assay, missing)
@@ -141,9 +143,10 @@ def _after(name: str) -> Callable[[Table], Values]:
     title = forgetting.MEASURES[name][0]
 
     def values(table: Table) -> Values:
+        rows = {arm: table.row_of(arm) for arm in table.arms}
         return _known(
-            (row.arm, {run.seed: one.after for run in row.runs for one in forgetting.read(run) if one.measure == title})
-            for row in table.rows
+            (arm, {run.seed: one.after for run in row.runs for one in forgetting.read(run) if one.measure == title})
+            for arm, row in rows.items()
         )
 
     return values
@@ -152,15 +155,16 @@ def _after(name: str) -> Callable[[Table], Values]:
 def _areas(table: Table) -> Values:
     """AURAC of each method that has runs at several ranks, and of single runs cut to these ranks."""
     by_method: dict[str, dict[float, Any]] = {}
-    for row in table.rows:
-        method, _, rank = (row.arm or "").partition("@")
+    rows = {arm: table.row_of(arm) for arm in table.arms}
+    for arm, row in rows.items():
+        method, _, rank = arm.partition("@")
         if rank:
             by_method.setdefault(method, {})[float(rank)] = row
     several = {method: dict(sorted(rows.items())) for method, rows in by_method.items() if len(rows) > 1}
     ranks = set().union(*several.values())
     values = {method: prefixes.tuned_areas(rows) for method, rows in several.items() if rows.keys() == ranks}
-    for row in table.rows:
-        method = (row.arm or "").partition("@")[0]
+    for arm, row in rows.items():
+        method = arm.partition("@")[0]
         for name, svd in ((f"{method}{PREFIXES}" if method in several else method, False), (f"{method}{SVD}", True)):
             measured = prefixes.by_seed(row, svd)
             if measured and (not ranks or ranks <= set(next(iter(measured.values())))):

@@ -419,9 +419,10 @@ def _how_sure(judged: Sequence[Judged], family: Family, tables: Sequence[Table],
     pairs = sorted({each.verdict.pairs for each in judged if each.verdict.interval is not None})
     known = sum(each.verdict.interval is not None for each in judged)
     together = formats.percent(1 - family.alpha)
+    whole = "The intervals of each task hold" if family.per_table and len(tables) > 1 else f"All {known} intervals hold"
     if known:
         seeds = f"{pairs[0]} pairs of seeds" if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]} pairs of seeds"
-        intervals = f"All {known} intervals hold together" if known > 1 else "The interval holds"
+        intervals = f"{whole} together" if known > 1 else "The interval holds"
         lines = [f"{intervals} with {together} confidence, from {seeds}."]
     else:
         lines = ["Too few pairs of seeds for an interval, so nothing is decided."]

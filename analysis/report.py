@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -62,7 +62,8 @@ LEGEND = (
     "distribution, not corrected; with n pairs it cannot be below 2/2ⁿ.",
     "P(better): the share of pairs won, with ties counting half, and Wilson's interval. g: Hedges' g, paired. "
     "detectable: the true difference that the test would find four times in five.",
-    "Of several learning rates of one configuration, only the best on dev is compared.",
+    "Of several learning rates of one configuration, only the best on dev is compared, among those over the most seeds "
+    "and, if there are any, without diverged runs.",
     "budget: triplets over all modules, at creation, averaged over the steps, and at the end; parameters as in kept; "
     "in brackets relative to the LoRA row. A configuration may match LoRA's in one count but not in the others.",
     "within a point of the best: the range of learning rates around the best one whose dev value is at most 0.01 below "
@@ -120,10 +121,12 @@ def load(out: Path, times: Path | None = None) -> Report:
     runs = read_runs(out, declared.claims.checkpoint if declared else "last")
     if not any(run.state == "finished" for run in runs):
         raise FolderError(f"{out} holds no finished run: {state_counts(runs)}.")
-    found = tables(runs)
+    tasks = {task for each in (declared, of_probe) if each is not None for task in each.claims.margins}
+    rates, _ = read_object(out / RATES)
+    found = tables(runs, tasks, rates)
     judged = family(found, declared.claims if declared else None, looks)
     measured = tuple(measures.text_tables([table], of_probe) if of_probe else [] for table in found)
-    return Report(runs, found, judged, declared, _edges(out), read_times(times) if times else {}, measured)
+    return Report(runs, found, judged, declared, _edges(rates), read_times(times) if times else {}, measured)
 
 
 def as_text(report: Report, width: int = WIDTH, everything: bool = True) -> str:
@@ -207,7 +210,10 @@ def write_report(out: Path, report: Report) -> Path:
     pictures = [*(picture for section in sections for picture in section.pictures), *profiles]
     files = {name: content for picture in pictures for name, content in picture.files.items()}
     for section in sections:
-        of_section = export.csv_files([*section.tables, section.further[-1]], section.table.title)
+        within = section.table.title
+        if [each.table.title for each in sections].count(within) > 1:
+            within += f", {section.table.metric} on {section.table.split}"
+        of_section = export.csv_files([*section.tables, section.further[-1]], within)
         files |= {f"tables/{name}": text.encode() for name, text in of_section.items()}
     files |= {f"tables/{name}": text.encode() for name, text in export.csv_files(across, "over tasks").items()}
     files["tables.md"], files["tables.tex"] = export.markdown(every_table).encode(), export.latex(every_table).encode()
@@ -251,9 +257,8 @@ def main(arguments: Sequence[str], show: bool = False) -> int:
     return 0
 
 
-def _edges(out: Path) -> tuple[str, ...]:
-    """A sentence for every arm of a study whose best rate lies at the edge of its grid, from OUT/rates.json."""
-    rates, _ = read_object(out / RATES)
+def _edges(rates: Mapping[str, Any]) -> tuple[str, ...]:
+    """A sentence for every arm of a study whose best rate lies at the edge of its grid; rates: as in rates.json."""
     return tuple(
         f"{task}, {arm}: the best learning rate, {chosen['rate']:g}, lies at the edge of its grid."
         for task, arms in rates.items()

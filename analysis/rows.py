@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from adarank.runs.files import ALLOCATIONS
 from analysis import formats, stats
-from analysis.load import Run, mean, number, read_config, read_counts, text
+from analysis.load import SEED, Run, mean, number, read_config, read_counts, text
 
 # Settings, or groups of settings, without their own column. First those that other columns show.
 HIDDEN = {"seed", "method", "arm", "targets", "rank", "init_rank", "test"}
@@ -235,10 +235,11 @@ def pool_rank_maps(rows: Iterable[Row]) -> list[Row]:
 
 
 def _map_key(row: Row, without: set[str]) -> Hashable:
-    """The properties that pooled rows must share, including the triplets, since a table may hold maps of several
-    budgets."""
+    """The properties that pooled rows must share, including the triplets and the configuration of the runs whose maps
+    they have, since a table may hold maps of several budgets and methods."""
     settings: dict[str, Any] = {key: value for key, value in row.visible.items() if key not in without}
-    return (row.method, row.targets, row.triplets, *sorted(settings.items()))
+    of = SEED.sub("", source(row.runs[0]))
+    return (row.method, row.targets, row.arm or "", of, row.triplets, *sorted(settings.items()))
 
 
 def _pool(rows: list[Row]) -> Row | None:

@@ -1,14 +1,15 @@
 """Turns runs into tables: one table per model, task, targets and metric, with one row per configuration."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
-from typing import NamedTuple
+from pathlib import PurePath
+from typing import Any, NamedTuple
 
 from analysis import formats
-from analysis.load import Run, identity
+from analysis.load import FolderError, Run, identity
 from analysis.rows import Budget, Row, budget, make_row, pool_rank_maps
 from analysis.settings import REFERENCE, baselines, differing, in_order, kinds, labels
 
@@ -21,7 +22,8 @@ class Table:
 
     settings: those in which the rows differ; labels: a short name for each row; kinds: the kind of each row, regardless
     of its ranks and learning rate; baselines: the LoRA row against which each row is measured, empty if there is none;
-    budgets: the budget of each row.
+    budgets: the budget of each row; arms: the rows of each arm of a study, those at its chosen learning rate if that
+    is known.
     """
 
     model: str
@@ -36,6 +38,7 @@ class Table:
     kinds: dict[Row, str] = field(default_factory=dict)
     baselines: dict[Row, Row] = field(default_factory=dict)
     budgets: dict[Row, Budget] = field(default_factory=dict)
+    arms: dict[str, list[Row]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -46,21 +49,42 @@ class Table:
         sign = -1.0 if self.higher_is_better else 1.0
         return sorted(rows, key=lambda row: (row.dev is None, sign * (row.dev or 0.0)))
 
+    def chosen_first(self, rows: Iterable[Row]) -> list[Row]:
+        """Rows in the order in which a search would choose them: without diverged runs, over the most seeds, and then
+        by dev value; one lucky seed chooses no learning rate."""
+        return sorted(self.best_first(rows), key=lambda row: (row.dev is None, bool(row.diverged), -len(row.scores)))
+
     def best(self, key: Callable[[Row], Hashable]) -> tuple[Row, ...]:
         """For each value of `key` the row that is best on dev, in reading order."""
-        best: dict[Hashable, Row] = {}
-        for row in self.best_first(self.rows):
-            best.setdefault(key(row), row)
-        chosen = set(best.values())
+        return self._first(key, self.best_first(self.rows))
+
+    def _first(self, key: Callable[[Row], Hashable], rows: Iterable[Row]) -> tuple[Row, ...]:
+        """For each value of `key` the first of `rows`, in reading order."""
+        first: dict[Hashable, Row] = {}
+        for row in rows:
+            first.setdefault(key(row), row)
+        chosen = set(first.values())
         return tuple(row for row in self.rows if row in chosen)
+
+    def row_of(self, arm: str) -> Row:
+        """The row of an arm of a study. Raises FolderError if runs with several configurations have its name."""
+        row, *others = self.arms[arm]
+        if others:
+            got = " and ".join(str(PurePath(each.runs[0].name).parent / each.configuration) for each in (row, *others))
+            raise FolderError(f"Runs of arm {arm} must differ only in their seeds (got {got}); move the others away.")
+        return row
+
+    def trials(self, row: Row) -> tuple[Row, ...]:
+        """The rows that differ from `row` at most in the learning rate."""
+        return tuple(each for each in self.rows if _all_but_learning_rate(each) == _all_but_learning_rate(row))
 
     @cached_property
     def tuned(self) -> tuple[Row, ...]:
-        """The rows to judge: of those that differ only in the learning rate, the one that is best on dev.
+        """The rows to judge: of those that differ only in the learning rate, the first of `chosen_first`.
 
         A trial of a search is not a separate method, and judging it would only raise the others' corrected p values.
         """
-        return self.best(_all_but_learning_rate)
+        return self._first(_all_but_learning_rate, self.chosen_first(self.rows))
 
     @cached_property
     def shown(self) -> tuple[Row, ...]:
@@ -104,8 +128,13 @@ class Search(NamedTuple):
         return len(rates) > 1 and self.chosen.dev is not None and self.chosen in ends
 
 
-def tables(runs: Iterable[Run]) -> list[Table]:
+def tables(
+    runs: Iterable[Run], tasks: Collection[str] = (), rates: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Table]:
     """The tables of the finished runs among `runs`.
+
+    tasks: those of a study, which are the folders of its runs; each has a separate table, even if several read the same
+    data. rates: {task: {arm or method: what its trials chose}}, as in a study's rates.json.
 
     Methods without a rank (full fine-tuning) have no targets: they appear in the tables of all targets.
     """
@@ -119,7 +148,9 @@ def tables(runs: Iterable[Run]) -> list[Table]:
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for key, same in seeds.items():
         configuration, _, model, task, _, _, name, split = key
-        groups[model, task, name, split].append(make_row(same, diverged[configuration]))
+        folder = same[0].name.partition("/")[0]
+        of_study = folder if folder in tasks else task
+        groups[model, of_study, name, split].append(make_row(same, diverged[configuration]))
     result = []
     for (model, task, name, split), unpooled in sorted(groups.items()):
         rows = pool_rank_maps(unpooled)
@@ -127,19 +158,20 @@ def tables(runs: Iterable[Run]) -> list[Table]:
         higher = metric.get("higher_is_better") is not False
         for targets in sorted({row.targets for row in rows if row.ranks}) or [""]:
             chosen = [row for row in rows if not row.ranks or row.targets == targets]
-            result.append(_complete(Table(model, task, targets, name, split, higher, tuple(chosen))))
+            table = Table(model, task, targets, name, split, higher, tuple(chosen))
+            result.append(_complete(table, (rates or {}).get(task, {})))
     return result
 
 
 def searches(table: Table) -> list[Search]:
-    """The search of every kind of row at its ranks, over at least one rate; for equal rates, the row best on dev."""
+    """The search of every kind of row at its ranks, over at least one rate; for equal rates, the one that is chosen."""
     tried: dict[tuple[str, ...], dict[float, Row]] = {
         (table.kinds[row], *row.requested_ranks): {} for row in table.rows
     }
-    for row in table.best_first(table.rows):
+    for row in table.chosen_first(table.rows):
         if (rate := formats.as_number(row.settings.get("train.lr"))) is not None:
             tried[table.kinds[row], *row.requested_ranks].setdefault(rate, row)
-    chosen = [(rates, next(iter(rates.values()))) for rates in tried.values() if rates]  # the best on dev comes first
+    chosen = [(rates, next(iter(rates.values()))) for rates in tried.values() if rates]  # the chosen one comes first
     return [Search(kind_and_ranks(table, best), dict(sorted(rates.items())), best) for rates, best in chosen]
 
 
@@ -164,8 +196,9 @@ def kind_and_ranks(table: Table, row: Row) -> str:
     return ", ".join([f"{method} {formats.ranks(row.initial_rank, row.final_rank)}", *words])
 
 
-def _complete(table: Table) -> Table:
-    """Complete the table: order its rows, choose its settings, name its rows and find each row's baseline."""
+def _complete(table: Table, rates: Mapping[str, Any]) -> Table:
+    """Complete the table: order its rows, choose its settings, name its rows and find each row's baseline and those of
+    each arm."""
     rows = in_order(table.rows)
     settings = differing(rows)
     return replace(
@@ -174,9 +207,23 @@ def _complete(table: Table) -> Table:
         settings=settings,
         labels=labels(rows, settings),
         kinds=kinds(rows, settings),
-        baselines=baselines(table.best_first(rows), rows),
+        baselines=baselines(table.chosen_first(rows), rows),
         budgets={row: budget(row) for row in rows},
+        arms=_arms(rows, rates),
     )
+
+
+def _arms(rows: Iterable[Row], rates: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """The rows of each arm. Of several, those at the learning rate that its trials chose, if that is known."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.arm:
+            found[row.arm].append(row)
+    for arm, several in found.items():
+        choice = rates.get(arm) or rates.get(arm.partition("@")[0]) or {}
+        chosen = [row for row in several if formats.as_number(row.settings.get("train.lr")) == choice.get("rate")]
+        found[arm] = chosen or several
+    return dict(found)
 
 
 def _all_but_learning_rate(row: Row) -> Hashable:

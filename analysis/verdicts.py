@@ -132,13 +132,14 @@ class Verdict:
 class Family(NamedTuple):
     """The comparisons judged on a page. declared: whether a study declared them before it was run; alpha: the chance of
     any false difference; verdicts, assays: those of each table, in the tables' order; missing: declared comparisons
-    without runs."""
+    without runs; per_table: whether alpha holds in each table and not over all of them."""
 
     declared: bool
     alpha: float
     verdicts: list[list[Verdict]]
     assays: list[list[Assay]]
     missing: list[Claim]
+    per_table: bool = False
 
 
 class AcrossTasks(NamedTuple):
@@ -221,14 +222,17 @@ def family(
     for table, of_assays in zip(tables, assays, strict=True):
         claimed = _claimed(table, claims, looks or {})
         pooled, responds = _pooled_spread([c for _, c, _ in claimed]), any(assay.shows for assay in of_assays)
+        pooled = None if looks else pooled  # the levels of looks are those of plain t tests
         of_table = []
         for claim, comparison, level_now in claimed:
             level = level_now or claims.level(claim.task)
-            (verdict,) = judge([comparison], claim.margin, table.higher_is_better, level, responds, pooled, True)
+            of = ([comparison], claim.margin, table.higher_is_better)
+            (verdict,) = judge(*of, level, responds, pooled, planned=True, alpha=claims.alpha)
             of_table.append(verdict if level_now else not_all_run(verdict, claims.seeds))
             run.append(claim)
         verdicts.append(of_table)
-    return Family(True, claims.alpha, verdicts, assays, [claim for claim in claims.each if claim not in run])
+    missing = [claim for claim in claims.each if claim not in run]
+    return Family(True, claims.alpha, verdicts, assays, missing, claims.family == "table")
 
 
 def judge(
@@ -239,15 +243,18 @@ def judge(
     responds: bool = False,
     pooled: tuple[float, int] | None = None,
     planned: bool = False,
+    alpha: float = LEVEL,
 ) -> list[Verdict]:
     """A verdict on each comparison of one table. level: of each test, already divided by the size of the family.
 
     responds: whether an assay showed that a difference can be seen; without it nothing is called equivalent. pooled:
     the spread over all methods and its freedom, by default of these comparisons. planned: whether the number of seeds
     was declared; if so, no verdict asks for more, since adding seeds until p is small finds differences by chance.
+    alpha: the level before it was divided, by which p is corrected.
     """
     pooled = pooled or _pooled_spread(comparisons)
-    return [_judge(c, margin, 1.0 if higher_is_better else -1.0, level, responds, pooled, planned) for c in comparisons]
+    sign = 1.0 if higher_is_better else -1.0
+    return [_judge(c, margin, sign, level, responds, pooled, planned, alpha) for c in comparisons]
 
 
 def exploratory(comparisons: Iterable[Comparison], higher_is_better: bool = True) -> list[list[str]]:
@@ -363,7 +370,7 @@ def collapse_cells(verdict: Verdict) -> list[str]:
     if verdict.comparison.rows is None or not any(row.failures[0] for row in verdict.comparison.rows):
         return []
     ours, theirs = (row.failures for row in verdict.comparison.rows)
-    learned = verdict.learned or stats.paired([])
+    learned = verdict.learned or verdict.estimate  # all pairs, if runs diverged but none collapsed
     return [
         f"{verdict.comparison.label} − {verdict.comparison.against}",
         f"{ours[0]} of {ours[1]} against {theirs[0]} of {theirs[1]}",
@@ -383,6 +390,7 @@ def _judge(
     responds: bool,
     pooled: tuple[float, int] | None,
     planned: bool,
+    alpha: float,
 ) -> Verdict:
     estimate = stats.paired(c.differences)
     pools = pooled is not None and FEWEST <= estimate.pairs <= POOLED
@@ -391,7 +399,7 @@ def _judge(
     learned = None if c.learned is None or c.learned.all() else stats.paired(c.differences[c.learned])
     enough = min(estimate.pairs, estimate.pairs if learned is None else learned.pairs) >= FEWEST
     interval = stats.interval(estimate, level) if enough else None
-    p = min(1.0, stats.p_value(estimate) * LEVEL / level) if interval else 1.0
+    p = min(1.0, stats.p_value(estimate) * alpha / level) if interval else 1.0
     more = _more(estimate, margin, level) if interval else None
     kind, text = _text(c, estimate, interval, sign, margin, responds, more)
     if planned and kind == "undecided" and more is not None:
@@ -473,17 +481,17 @@ def _claimed(
 ) -> list[tuple[Claim, Comparison, float | None]]:
     """The declared comparisons of the table's task between arms that have runs, each with the level of its test, which
     is None if not all planned seeds have run and no look has judged it."""
-    rows = {row.arm: row for row in table.rows if row.arm}
     task = study_task(table, claims)
     found: list[tuple[Claim, Comparison, float | None]] = []
     for claim in (claim for claim in claims.each if claim.task == task):
-        of, against = claim.arms(rows.keys())
-        if of not in rows or against not in rows:
+        of, against = claim.arms(table.arms.keys())
+        if of not in table.arms or against not in table.arms:
             continue
+        rows = table.row_of(of), table.row_of(against)
         look = looks.get((claim.task, of, against))
         most = None if look is None else look.seeds
-        comparison = compare(table, rows[of], rows[against], claim.contrast.name, most=most)
-        all_run = comparison.scores.size + len(rows[of].diverged | rows[against].diverged) >= claims.seeds
+        comparison = compare(table, *rows, claim.name, most=most)
+        all_run = comparison.scores.size + len(rows[0].diverged | rows[1].diverged) >= claims.seeds
         level = look.level if look else claims.level(claim.task) if all_run else None
         found.append((claim, comparison, level))
     return found
@@ -500,9 +508,9 @@ def _assays(table: Table, claims: Claims | None) -> list[Assay]:
     with allocator=global_bottom, which prunes the most important triplets first."""
     margin, sign = margin_of(table, claims), 1.0 if table.higher_is_better else -1.0
     if claims is not None:
-        rows = {row.arm: row for row in table.rows if row.arm}
         of, against = claims.assay.of, claims.assay.against
-        pairs = [(rows[of], rows[against])] if of in rows and against in rows else []
+        known = of in table.arms and against in table.arms
+        pairs = [(table.row_of(of), table.row_of(against))] if known else []
     else:
         pairs = []
         lora = [row for row in table.tuned if row.method == REFERENCE and row.final_rank]
@@ -533,8 +541,9 @@ def _middle(units: NDArray[np.float64]) -> tuple[float, tuple[float, float] | No
 
 
 def _best_by_kind(table: Table) -> dict[tuple[str, ...], Row]:
-    def key(row: Row) -> tuple[str, ...]:
-        return (table.kinds[row], *row.requested_ranks)
+    def key(row: Row) -> tuple[str, ...]:  # a kind names only what differs within its table
+        pieces = (row.visible.get(piece, "") for piece in ("allocator", "score", "init", "penalty"))
+        return (table.kinds[row], *row.requested_ranks, *pieces)
 
     return {key(row): row for row in table.best(key)}
 

@@ -85,7 +85,7 @@ def cases_of(source: Path, share: float) -> list[Case]:
         found = []
         try:
             declared = load_claims(source) or load_claims(root)
-            listed = tables(read_runs(root))
+            listed = tables(read_runs(root), declared.claims.margins if declared else ())
         except (FolderError, ClaimsError) as error:
             raise SettingError(str(error)) from None
         for table in listed:
@@ -93,7 +93,9 @@ def cases_of(source: Path, share: float) -> list[Case]:
             found += [
                 _case(table, comparison, margin, share)
                 for comparison in against_uniform(table)
-                if comparison.rows and comparison.rows[0].settings.get("allocator") not in CONTROLS
+                if comparison.scores.size
+                and comparison.rows
+                and comparison.rows[0].settings.get("allocator") not in CONTROLS
             ]
     return found
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from adarank.errors import SettingError
 from adarank.runs.files import read_object, write_json
 from analysis import claims, stats
+from analysis.claims import ASSAY
 from experiments.outcomes import Outcome, outcomes
 from experiments.study import Study, cells, tuned_as
 
-ASSAY = "assay"
 ASSAY_MARGINS = 3  # a margin is at most a third of the assay's difference
 
 

@@ -116,7 +116,7 @@ def claim_tables(report: Report, place: int) -> list[TextTable]:
     judged = {verdict.comparison.name: verdict for verdict in report.family.verdicts[place]}
     lines = []
     for claim in (claim for claim in declared.each if claim.task == task):
-        verdict = judged.get(claim.contrast.name)
+        verdict = judged.get(claim.name)
         cells = ["no runs yet", *[formats.BLANK] * 6]
         if verdict is not None:
             found = formats.metric(verdict.difference, "+"), formats.span(verdict.interval)
@@ -124,10 +124,11 @@ def claim_tables(report: Report, place: int) -> list[TextTable]:
             text = f"{winner} better" if verdict.winner else verdict.text
             pairs, others = str(verdict.pairs), elsewhere(verdict, table.metric)
             cells = [text, *found, formats.probability(verdict.p), pairs, *others]
-        lines.append([f"{claim.contrast.name}: {claim.contrast.of} − {claim.contrast.against}", *cells])
+        lines.append([f"{claim.name}: {claim.contrast.of} − {claim.contrast.against}", *cells])
     if not lines:
         return []
-    level = formats.percent(1 - declared.level(task or ""))
+    levels = {verdict.level for verdict in judged.values()} or {declared.level(task or "")}
+    level = " or ".join(sorted(formats.percent(1 - level) for level in levels))
     margin = f"margin ±{declared.margins[task]:g}" if task else ""
     title = f"Declared {report.declared.declared[:10]}: {table.task}, {table.metric}, {level} intervals, {margin}"
     names = [

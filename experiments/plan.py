@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from adarank.errors import SettingError
 from analysis import claims, stats
-from experiments.looks import ASSAY, ASSAY_MARGINS, Pair, pairs
+from analysis.claims import ASSAY
+from experiments.looks import ASSAY_MARGINS, Pair, pairs
 from experiments.outcomes import STAGES, Outcome, outcomes
 from experiments.study import Study, cells, rates_of, trials, tuned_cell
 

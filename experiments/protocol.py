@@ -29,7 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from adarank.errors import SettingError, whole_number
-from adarank.runs.files import STATUS, read_json, write_json
+from adarank.runs.files import STATUS, read_json, read_object, write_json
 from adarank.runs.packed import read_records
 from analysis import claims, measures
 from analysis.load import FolderError, read_runs
@@ -294,7 +294,9 @@ def reports(place: Place) -> None:
             raise SettingError(f"{error}") from None
         print(f"report: {page}", flush=True)
     if (declared := measures.load(place.results)) is not None and (place.out / "seeds").is_dir():
-        found = measures.judge(tables(read_runs(place.out / "seeds", declared.claims.checkpoint)), declared)
+        folder = place.out / "seeds"
+        runs, (rates, _) = read_runs(folder, declared.claims.checkpoint), read_object(folder / claims.RATES)
+        found = measures.judge(tables(runs, declared.claims.margins, rates), declared)
         write_json(place.results / MEASURED, {"hash": declared.hash, "claims": measures.plain(found)})
 
 

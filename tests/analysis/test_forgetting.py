@@ -108,6 +108,19 @@ def test_lora_forgets_at_the_norm_of_another_method_what_its_rates_say(grid):
     assert sorted(row[-1] for row in rows if row[0].startswith("lora")) == ["0.01", "0.02", "0.04"]
 
 
+def test_the_curve_is_that_of_the_lora_with_the_same_settings(tmp_path, write_run):
+    """LoRA at another number of steps and the same rates ended in a traceback."""
+    for steps, more in ((100, 0.0), (200, 1.0)):
+        for place, lr in enumerate((1e-3, 2e-3)):
+            folder = write_run(tmp_path, "lora", 0, config={"train.lr": lr, "train.steps": steps})
+            measured(folder, more + 0.1 * place, 0.01 * 2**place)
+        folder = write_run(tmp_path, "adalora", 0, config={"train.steps": steps})
+        measured(folder, 0.02, 0.01 * 2**0.5)
+    (table,) = tables(read_runs(tmp_path))
+    found = {c.label: c.others for c in forgetting.at_equal_norm(table)}
+    assert sorted(float(each[0]) for each in found.values()) == pytest.approx([0.05, 1.05])
+
+
 def test_the_figure_joins_the_rates_of_a_method(grid, quickstart):
     lines = {line.get_label(): line for line in plot.draw(grid).axes[0].lines}
     assert lines["lora 8"].get_xdata() == pytest.approx([0.06, 0.16, 0.26])

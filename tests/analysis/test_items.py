@@ -5,7 +5,7 @@ from scipy.stats import binomtest
 from analysis import items
 from analysis.load import read_runs
 from analysis.tables import tables
-from analysis.verdicts import family
+from analysis.verdicts import compare, family, judge
 
 ROWS = 40
 
@@ -55,6 +55,15 @@ def test_the_error_over_both_is_that_of_new_seeds_and_new_rows(tmp_path, write_r
     over_seeds, over_rows, both = np.mean(np.square(errors), axis=0)
     assert both == pytest.approx(np.var(means), rel=0.15)
     assert max(over_seeds, over_rows) < both < over_seeds + over_rows
+
+
+def test_errors_are_those_of_the_pairs_that_were_judged(tmp_path, write_run):
+    """A look judges the first seeds; the errors were those of all."""
+    write_pairs(tmp_path, write_run)
+    (table,) = tables(read_runs(tmp_path))
+    adalora, lora = sorted(table.rows, key=lambda row: row.method)
+    (verdict,) = judge([compare(table, adalora, lora, most=2)], None, True)
+    assert [seed for seed, *_ in items.pairs(verdict)] == [0, 1]
 
 
 def test_mcnemar_of_every_pair_of_runs(tmp_path, write_run):

@@ -86,6 +86,16 @@ def test_kinds_of_shuffle_stay_apart(tmp_path, write_run):
     assert sorted(row.settings["ranks_shuffle"] for row in rows) == ["all", "none"]
 
 
+def test_maps_of_two_methods_stay_apart(tmp_path, write_run):
+    """Maps by two scores, of the same seeds or not, were torn into single runs or joined in one row."""
+    for seed in range(3):
+        for source, first in (("adalora-0123456789", 0), ("adalora-abcdef0123", 3)):
+            config = map_settings(f"/elsewhere/{source}-s{seed + first}", "none", 0)
+            write_run(tmp_path, "adalora", seed + first, config=config, digest=f"{source[-4:]}{seed:06x}")
+    _, rows = mapped(tmp_path)
+    assert sorted(tuple(row.scores) for row in rows) == [(0, 1, 2), (3, 4, 5)]
+
+
 def test_maps_of_another_budget_stay_apart(tmp_path, write_run):
     for seed in range(2):
         write_run(tmp_path, "adalora", seed)

@@ -363,17 +363,18 @@ def test_another_setting_is_a_comparison_of_its_own(tmp_path, write_run):
 PIECES = ("adarank.allocators.global_top", "adarank.allocators.uniform")
 
 
-def write_arms(out, write_run, task="cola", seeds=8, gain=0.03, ranks=(8,), rates=(0.01,), arms=False):
+def write_arms(out, write_run, task="cola", seeds=8, gain=0.03, ranks=(8,), rates=(0.01,), arms=False, steps=100):
     """LoRA, the uniform control half of `gain` above it, AdaLoRA `gain` above it; arms: as a study names them."""
     for seed in range(seeds):
         for rank in ranks:
             level = 0.6 + 0.01 * seed
             named = {"arm": f"lora@{rank}"} if arms else {}
-            write_run(out, "lora", seed, rank, config={"task": task}, task=task, metric__test=level, **named)
+            config = {"task": task, "train.steps": steps}
+            write_run(out, "lora", seed, rank, config=config, task=task, metric__test=level, **named)
             for place, target in enumerate(PIECES):
                 named = {"arm": f"{('adalora', 'uniform')[place]}@{rank}"} if arms else {}
                 for rate in rates:
-                    config = {"task": task, "allocator._target_": target, "train.lr": rate}
+                    config = {**config, "allocator._target_": target, "train.lr": rate}
                     value = level + (gain if place == 0 else gain / 2) + 0.0003 * (seed % 3)
                     write_run(out, "adalora", seed, rank, config=config, task=task, metric__test=value,
                               metric__last=value + (0.01 if rate == 0.01 else 0), **named)  # fmt: skip
@@ -454,8 +455,8 @@ def test_declared_claims_are_judged_and_nothing_else(tmp_path, write_run):
     found = report.load(tmp_path)
     (judged,) = found.family.verdicts
     assert [(v.comparison.name, v.text, v.level, v.margin) for v in judged] == [
-        ("where the rank goes", "adalora, allocator global_top better", 0.05 / 3, 0.004)
-    ] * 2
+        (f"where the rank goes, r = {rank}", "adalora, allocator global_top better", 0.05 / 3, 0.004) for rank in (2, 8)
+    ]
     assert [claim.contrast.name for claim in found.family.missing] == ["not run"]
     assert [(assay.label, assay.shows) for assay in found.family.assays[0]] == [("lora 8 − lora 2", False)]
     text = report.as_text(found)
@@ -481,6 +482,86 @@ def test_a_claim_is_judged_when_its_seeds_are_run_or_by_its_look(tmp_path, write
     (tmp_path / "looks.json").write_text("[]")
     with pytest.raises(FolderError, match=r"looks\.json cannot be used"):
         report.load(tmp_path)
+
+
+def test_the_assay_s_look_is_not_that_of_a_claim_on_the_same_arms(tmp_path, write_run):
+    """The assay's level, which is not divided by the number of claims, replaced the claim's."""
+    declared = claims.write(tmp_path, claims.read({**CLAIMS, "seeds": 10, "looks": [6]}), "study", 0)
+    write_arms(tmp_path, write_run, ranks=(2, 8), arms=True)
+    arms = {"of": "adalora@2", "against": "uniform@2", "seeds": 6}
+    rows = [{"name": "where the rank goes", **arms, "level": 0.001}, {"name": claims.ASSAY, **arms, "level": 0.05}]
+    content = {"hash": declared.hash, "tasks": {"cola": [{"seeds": 6, "arms": [], "claims": rows}]}}
+    (tmp_path / "looks.json").write_text(json.dumps(content))
+    assert report.load(tmp_path).family.verdicts[0][0].level == 0.001
+    contrast = {**CLAIMS["contrasts"][0], "name": claims.ASSAY}
+    with pytest.raises(claims.ClaimsError, match=r"names other than that of the assay \(got assay\)"):
+        claims.read({**CLAIMS, "contrasts": [contrast]})
+
+
+def test_a_claim_is_judged_at_the_chosen_rate_or_refused(tmp_path, write_run):
+    """Runs that were left at an earlier rate, worse by .05, were judged in place of those at the chosen one."""
+    claims.write(tmp_path, claims.read(CLAIMS), "study", 0)
+    write_arms(tmp_path, write_run, ranks=(2, 8), arms=True)
+    for seed in range(8):
+        config = {"task": "cola", "allocator._target_": PIECES[0], "train.lr": 0.02}
+        value = 0.55 + 0.01 * seed
+        write_run(tmp_path, "adalora", seed, 2, config=config, task="cola", metric__test=value, arm="adalora@2")
+    with pytest.raises(
+        FolderError, match=r"Runs of arm adalora@2 must differ only in their seeds \(got adalora-.* and"
+    ):
+        report.load(tmp_path)
+    (tmp_path / "rates.json").write_text(json.dumps({"rotten_tomatoes": {}, "cola": {"adalora@2": {"rate": 0.01}}}))
+    judged = report.load(tmp_path).family.verdicts[0]
+    assert [v.text for v in judged] == ["adalora, allocator global_top better"] * 2
+
+
+def test_two_tasks_of_a_study_on_the_same_data_are_judged_apart(tmp_path, write_run):
+    """The claim on the small task was judged by the runs of the large one."""
+    contrast = {**CLAIMS["contrasts"][0], "tasks": ["small", "large"], "ranks": [8]}
+    asked = {**CLAIMS, "contrasts": [contrast], "margins": {"small": 0.004, "large": 0.002}, "family": "table"}
+    claims.write(tmp_path, claims.read(asked), "study", 0)
+    for task, gain, steps in (("small", 0.03, 100), ("large", -0.03, 200)):
+        write_arms(tmp_path / task, write_run, gain=gain, arms=True, steps=steps)
+    found = report.load(tmp_path)
+    judged = {table.task: (v.text, v.margin) for table, (v,) in zip(found.tables, found.family.verdicts, strict=True)}
+    assert judged == {
+        "small": ("adalora, allocator global_top better", 0.004),
+        "large": ("adalora, allocator uniform better", 0.002),
+    }
+    assert found.family.missing == []
+    text = " ".join(report.as_text(found).split())
+    assert "The intervals of each task hold together with 95% confidence" in text
+    assert "all of this table hold together in 95%" in text
+
+
+def test_a_corrected_p_is_multiplied_by_the_number_of_claims_whatever_alpha_is(tmp_path, write_run):
+    write_arms(tmp_path, write_run, ranks=(2, 8), arms=True, gain=0.001)
+    claims.write(tmp_path, claims.read({**CLAIMS, "alpha": 0.1}), "study", 0)
+    for verdict in report.load(tmp_path).family.verdicts[0]:
+        assert verdict.p == pytest.approx(min(1.0, 3 * stats.p_value(verdict.estimate)))
+
+
+def test_a_rate_that_diverged_or_has_one_lucky_seed_is_not_the_tuned_one(tmp_path, write_run):
+    for seed in range(4):
+        write_run(tmp_path, "lora", seed, metric__last=0.8)
+        write_run(tmp_path, "adalora", seed, metric__last=0.8)
+        folder = write_run(tmp_path, "adalora", seed, config={"train.lr": 0.1}, metric__last=0.9)
+        if seed:
+            (folder / "status.json").write_text(json.dumps({"state": "diverged"}))
+    write_run(tmp_path, "adalora", 0, config={"train.lr": 0.03}, metric__last=0.95)
+    (table,) = tables(read_runs(tmp_path))
+    assert {row.method: row.settings["train.lr"] for row in table.tuned} == {"lora": "0.002", "adalora": "0.01"}
+    assert {search.chosen for search in searches(table)} == set(table.tuned)
+
+
+def test_pairs_beside_diverged_runs_are_those_where_both_learned(tmp_path, write_run):
+    pair(tmp_path, write_run, CLEAR)
+    folder = write_run(tmp_path, "adalora", 99)
+    (folder / "status.json").write_text(json.dumps({"state": "diverged"}))
+    (verdict,) = judge(tmp_path).values()
+    cells = dict(zip(verdicts.COLLAPSE_HEADER, verdicts.collapse_cells(verdict), strict=True))
+    assert cells["pairs where both learned"] == str(verdict.pairs)
+    assert cells["difference where both learned"] == cells["difference over all"]
 
 
 def test_rates_at_the_edge_of_a_study_s_grid_are_told_first(tmp_path, write_run):
