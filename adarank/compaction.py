@@ -22,7 +22,7 @@ def compact(model: nn.Module, optimizer: Any = None) -> dict[str, int]:
     """Remove all pruned triplets from every adapter of `model`; returns {module name: remaining triplets}.
 
     optimizer: the optimiser that trains the adapters, if there is one, or a list of several; its parameters and state
-    shrink with them, and so does a RankController attached to it. Its state may hold only scalars and tensors of the
+    shrink with them, and so do RankControllers attached to it. Its state may hold only scalars and tensors of the
     parameter's shape. A module without remaining triplets computes only its base. Raises SettingError, before anything
     changes, for a model without adapters and for any other optimiser state.
     """
@@ -31,11 +31,13 @@ def compact(model: nn.Module, optimizer: Any = None) -> dict[str, int]:
         raise SettingError("the model has no adapters to compact; call adarank.adapt or adarank.load_adapter first")
     several = optimizer if isinstance(optimizer, list | tuple) else [optimizer] if optimizer is not None else []
     optimizers = [unwrap(o) for o in several]
-    controller = next((c for o in optimizers if (c := getattr(o, CONTROLLER, None)) is not None), None)
-    if controller is not None:
+    check_state(optimizers, [getattr(a, part) for a in adapters.values() for part in FACTORS])
+    attached = {c for o in optimizers if (c := getattr(o, CONTROLLER, None)) is not None}
+    for controller in attached:
         controller.compact()
-    else:
-        drop(list(adapters.values()), [a.mask for a in adapters.values()], optimizers)
+    held = {id(a) for controller in attached for a in controller.bank.adapters}
+    others = [a for a in adapters.values() if id(a) not in held]
+    drop(others, [a.mask for a in others], optimizers)
     return {name: adapter.rank for name, adapter in adapters.items()}
 
 

@@ -29,7 +29,7 @@ from adarank import allocators, schedules
 from adarank.activations import ActivationRecorder
 from adarank.adapters.lowrank import FACTORS, LowRank, to_singular
 from adarank.adapters.magnitude import AFTER_PRUNING, Magnitude
-from adarank.allocators.allocator import Allocation, Allocator, Request, check_run
+from adarank.allocators.allocator import Allocation, Allocator, Request, check_progressive, check_run
 from adarank.bank import Bank
 from adarank.compaction import drop
 from adarank.errors import SettingError, number, whole_number
@@ -75,9 +75,9 @@ class RankController:
         `adarank.adapters.magnitude`).
     compaction: "off": pruned triplets stay in memory. "final": they are removed once the budget is final.
         "progressive": also earlier, as soon as `compact_after` consecutive allocations have left a triplet out (None:
-        never); it cannot come back then, and each allocation reads a flag back from the device. Compaction creates new
-        Parameters, in the modules and in the optimiser's param_groups: clip those in param_groups, and wrap the model
-        in DDP again.
+        never); it cannot come back then, so that neither the budget nor the allocator may grow, and each allocation
+        reads a flag back from the device. Compaction creates new Parameters, in the modules and in the optimiser's
+        param_groups: clip those in param_groups, and wrap the model in DDP again.
     seed: for allocators that draw random numbers, and for fresh factors.
 
     Creating a controller moves the factors into a shared buffer and changes no value. `attach` changes the adapters:
@@ -161,6 +161,7 @@ class RankController:
         self.step = 0
         self.last_allocation: Allocation | None = None
         self._prepared = False  # prepare_adapters was called
+        self._initial: tuple[Tensor, Tensor] | None = None  # before training: the weights before and after `attach`
         self._begun = False  # after_backward was called once
         self._state_checked = False  # the optimisers' state was checked after a step
         self._steps = StepOrder()  # of no optimiser yet
@@ -215,6 +216,7 @@ class RankController:
                 f"(got {self.pruned_triplets!r})"
             )
         if allocates:
+            check_progressive(self.compaction, self.compact_after, self.allocator, schedule.initial, schedule.final)
             self._check_allocator(adapters, schedule.initial, schedule.final)
 
     def _check_allocator(self, adapters: Sequence[LowRank], initial: int, final: int) -> None:
@@ -302,7 +304,10 @@ class RankController:
             self._recorder = ActivationRecorder(self.bank, self.score.activation)
         if self.schedule.initial < int(self.cost.sum()):
             scores = torch.zeros(self.bank.triplets, device=self.bank.mask.device)
+            before = self.bank.weight.clone()
             self._set_mask(self._new_mask(allocators.uniform(), scores, self.schedule.initial))
+            if self.pruned_triplets == "frozen":
+                self._initial = before, self.bank.weight.clone()
 
     def attach(self, *optimizers: Any) -> "RankController":
         """Prepare the adapters and register hooks on the optimiser, or on the one inside accelerate's wrapper.
@@ -351,7 +356,7 @@ class RankController:
         self._steps.check_gradients()
         if not self._begun and self.step == 0:
             self._warn_of_unreached()
-        self._begun = True
+        self._begun, self._initial = True, None
         self.sync_views()
         if self.bank.fixed is not self._fixed:
             self._hold_frozen()
@@ -446,10 +451,7 @@ class RankController:
     def _proximal(self, optimizer: Optimizer) -> None:
         if self.penalty is None or self.penalty.proximal is None:
             return
-        groups = [group for o in self._steps.optimizers for group in o.param_groups]
-        rates = {id(p): group["lr"] for group in groups for p in group["params"] if p.requires_grad}
-        rate = next((rates[id(p)] for a in self.bank.adapters for p in (a.lam, a.Q) if id(p) in rates), None)
-        if rate is None:
+        if (rate := self._rate_of_lam()) is None:
             return  # everything is frozen
         weight, fixed = self.bank.weight, self.bank.fixed
         before = None if fixed is None else weight.clone()
@@ -457,6 +459,17 @@ class RankController:
         update_unless_overflow(self._steps.overflow(optimizer), [weight], step)
         if fixed is not None and before is not None:
             weight.copy_(torch.where(fixed, before, weight))
+
+    def _rate_of_lam(self) -> Any:
+        """The learning rate of every λ, one per triplet, [triplets], if the modules' differ; None if none trains."""
+        groups = [group for o in self._steps.optimizers for group in o.param_groups]
+        rates = {id(p): group["lr"] for group in groups for p in group["params"] if p.requires_grad}
+        own = [next((rates[id(p)] for p in (a.lam, a.Q) if id(p) in rates), None) for a in self.bank.adapters]
+        trained = {rate for rate in own if rate is not None}  # tensors, which graphs read, are not compared by value
+        if len(trained) < 2:
+            return next(iter(trained), None)
+        like = self.bank.triplet_buffer()
+        return torch.stack([torch.as_tensor(0.0 if rate is None else rate).to(like) for rate in own])[self.bank.module]
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -577,6 +590,16 @@ class RankController:
                     if isinstance(value, Tensor) and value.shape == rows.shape:
                         value.masked_fill_(rows, 0.0)
 
+    def _undo_initial_mask(self) -> None:
+        """Give back what the initial mask overwrote if nothing has changed since: the weights were then loaded before
+        `attach`, and the mask is now theirs."""
+        if self._initial is not None:
+            before, after = (weights.to(self.bank.weight) for weights in self._initial)
+            if torch.equal(self.bank.weight, after):
+                self.bank.weight.copy_(before)
+                self.bank.zero_pruned()
+            self._initial = None
+
     def _record(self, step: int, mask: Tensor, **tensors: Any) -> Allocation:
         budget, names = self.schedule.budget(step), tuple(self.bank.names)
         return Allocation(step, budget, self.unit, mask.sum(), mask=mask, names=names, **tensors)
@@ -638,6 +661,8 @@ class RankController:
         if not torch.equal(remaining, self.remaining):
             self._drop(remaining[self.remaining])
         self.bank.mask.copy_(saved["mask"])
+        if saved["step"]:  # accelerate loads an optimiser's own state into it
+            self._undo_initial_mask()
         self.pruned_for.copy_(saved["pruned_for"])
         if self.finishes:
             self.finished.copy_(saved["finished"])
@@ -646,8 +671,8 @@ class RankController:
         self.generator.set_state(saved["generator"].cpu())
         self.step = saved["step"]
         self._steps.reset()
-        self._fixed = None  # what frozen adapters hold follows from the mask
         self.last_allocation = None
         if (last := saved.get("last")) is not None:
             moved = {k: v.to(self.remaining.device) for k, v in last.items() if isinstance(v, Tensor)}
             self.last_allocation = self._record(last["step"], **moved)
+        self._hold_frozen()  # what they hold follows from the mask

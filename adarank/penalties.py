@@ -22,14 +22,15 @@ class Penalty(NamedTuple):
 
     add(bank, grad_scale, squared): adds the penalty's gradient to `bank.grad`, times grad_scale (None: 1) if gradients
     are still scaled; squared: the paper's form of the penalty (variant="paper").
-    proximal(bank, lr): changes the weights in place after the optimiser's step; lr: the learning rate of λ. It follows
-    the `add` of the same step, which may keep what it needs.
+    proximal(bank, lr): changes the weights in place after the optimiser's step; lr: the learning rate of λ, or one for
+    every triplet, [triplets], where the modules' differ. It follows the `add` of the same step, which may keep what it
+    needs.
     reads_back: whether it reads values back from the device, as an SVD does; CUDA graphs cannot capture such a step.
     fills_pruned: whether it puts new directions into pruned triplets, which must be trainable for that.
     """
 
     add: Callable[[Bank, float | Tensor | None, bool], None] | None = None
-    proximal: Callable[[Bank, float], None] | None = None
+    proximal: Callable[[Bank, float | Tensor], None] | None = None
     ends: bool = False
     reads_back: bool = False
     fills_pruned: bool = False
@@ -104,7 +105,7 @@ def l1_proximal(sparsity: float = 0.5, times_lr: bool = True) -> Penalty:
     """
     sparsity = number("penalty.sparsity", sparsity, "at least 0", lambda xi: xi >= 0)
 
-    def proximal(bank: Bank, lr: float) -> None:
+    def proximal(bank: Bank, lr: float | Tensor) -> None:
         shrunk = (bank.lam.abs() - (lr * sparsity if times_lr else sparsity)).clamp_min_(0.0)
         bank.lam.copy_(torch.sign(bank.lam) * shrunk)
 
@@ -144,7 +145,7 @@ def stiefel(width: int | None = None) -> Penalty:
             A, G = rows(bank, block, held), rows(bank, block, block.grad)
             block.add_product(A @ G.mT, A, -1.0)
 
-    def proximal(bank: Bank, lr: float) -> None:
+    def proximal(bank: Bank, lr: float | Tensor) -> None:
         lengths = Counter(d for adapter in bank.adapters for d in (adapter.in_features, adapter.out_features))
         reference = max(lengths, key=lambda d: (lengths[d], -d)) if width is None else width
         for held, block in zip(before, bank.blocks, strict=True):
@@ -189,7 +190,7 @@ def low_rank_manifold() -> Penalty:
         bank.grad.mul_(bank.broadcast_to_parameters(inverse))
         bank.lam_grad.copy_(lam_grad)
 
-    def proximal(bank: Bank, lr: float) -> None:
+    def proximal(bank: Bank, lr: float | Tensor) -> None:
         old, new = bank.unflatten(before[0]), bank.unflatten(bank.weight)
         masks = bank.mask.split([a.rank for a in bank.adapters])
         alike = defaultdict(list)

@@ -170,6 +170,22 @@ def test_without_a_controller_an_optimiser_follows():
     optimizer.step()
 
 
+@pytest.mark.parametrize("controllers", [1, 2])
+def test_every_adapter_is_compacted_whichever_controller_it_has(controllers):
+    """Only those of the first optimiser's controller were."""
+    torch.manual_seed(0)
+    net = Net()
+    adapters = adarank.adapt(net, rank=4)
+    optimizers = []
+    for part in (list(adapters)[:3], list(adapters)[3:])[:controllers]:
+        some = {name: adapters[name] for name in part}
+        optimizers.append(torch.optim.SGD([p for a in some.values() for p in a.parameters(recurse=False)], lr=0.1))
+        adarank.RankController(some, penalty=adarank.penalties.orthogonality()).attach(optimizers[-1])
+    for adapter in adapters.values():
+        adapter.mask[1] = False
+    assert set(adarank.compact(net, optimizers).values()) == {3}
+
+
 class Rows(torch.optim.SGD):
     """Keeps state that is neither a scalar nor parameter-shaped."""
 

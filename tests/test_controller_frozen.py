@@ -283,3 +283,14 @@ def test_stopped_and_resumed_is_bit_identical(options, tmp_path):
     train(again, resumed, fresh, range(17, STEPS))
     assert torch.equal(resumed.bank.weight, controller.bank.weight)
     assert torch.equal(resumed.bank.mask, controller.bank.mask)
+
+
+@pytest.mark.parametrize("thaws", [True, False])
+def test_what_is_frozen_or_thawed_before_a_state_is_loaded_is_held_or_trains(thaws):
+    """Loading forgot which adapters had been frozen when the controller was attached."""
+    _, _, _, optimizer, _ = setup()
+    _, adapters, controller, fresh, freeze = setup(early=thaws)
+    freeze(trains=thaws)
+    fresh.load_state_dict({**optimizer.state_dict(), "param_groups": fresh.state_dict()["param_groups"], "state": {}})
+    assert adapters[FROZEN].masked is not thaws
+    assert controller._held == (0 if thaws else 4)

@@ -1,6 +1,8 @@
 """The controller where ranks grow or triplets are frozen or masked, where the budget counts parameters, where ΔW is
 decomposed before allocating, and where nothing is allocated at all."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -36,11 +38,14 @@ def setup(
     schedule="constant",
     pruned_triplets="frozen",
     start=START,
+    before=lambda net: None,
     **options,
 ):
+    """before: what is done to the adapted model before the controller exists."""
     torch.manual_seed(0)
     net = Net()
     adapters = adarank.adapt(net, adapter, rank=HELD, train=["head"])
+    before(net)
     n = len(adapters)
     final = 3 if schedule == "growing" else start
     options = {"penalty": adarank.penalties.orthogonality(0.1), "score": adarank.scores.adalora(), **options}
@@ -466,3 +471,43 @@ def test_without_a_free_slot_there_is_nothing_to_grow(allocator):
         adarank.RankController(
             adapters, score=adarank.scores.adalora(), schedule=schedule, allocator=allocator, pruned_triplets="frozen"
         )
+
+
+@pytest.mark.parametrize("adapter", ["svd", "lora"])
+@pytest.mark.parametrize("stop", [2, 23])
+def test_a_model_loaded_before_the_controller_is_attached_keeps_its_weights(adapter, stop):
+    """The initial mask zeroed λ, and drew factors anew, of triplets that the loaded mask keeps."""
+    more = {"allocator": adarank.allocators.grow(), "schedule": "growing", "adapter": adapter}
+    net, _, controller, optimizer = setup(**more)
+    run(net, controller, optimizer, range(stop))
+    saved, state = copy.deepcopy(net.state_dict()), copy.deepcopy(optimizer.state_dict())
+    run(net, controller, optimizer, range(stop, STEPS))
+    again, _, resumed, fresh = setup(before=lambda net: net.load_state_dict(saved), **more)
+    fresh.load_state_dict(fresh.state_dict())  # as accelerate does with every optimiser
+    fresh.load_state_dict(state)
+    assert all(torch.equal(value, saved[name]) for name, value in again.state_dict().items())
+    run(again, resumed, fresh, range(stop, STEPS))
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), net.state_dict().values(), strict=True))
+
+
+def test_a_state_saved_before_the_first_step_is_loaded_as_it_is():
+    """Nothing tells its weights from those that the initial mask leaves here, which must then stay, too."""
+    net, _, _, optimizer = setup(adapter="lora", schedule="growing", allocator=adarank.allocators.grow())
+    again, _, _, fresh = setup(adapter="lora", schedule="growing", allocator=adarank.allocators.grow())
+    again.load_state_dict(net.state_dict())
+    fresh.load_state_dict(optimizer.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), net.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"schedule": "growing", "allocator": adarank.allocators.global_top()},
+        {"allocator": adarank.allocators.prune_expand()},
+    ],
+)
+def test_what_grows_is_not_compacted_progressively(options):
+    """The free triplets were removed before they could be activated, and the final budget was missed without a word."""
+    with pytest.raises(SettingError, match=r"^compaction must be off or final with a schedule or an allocator that"):
+        setup(compaction="progressive", **options)
+    setup(compaction="progressive", compact_after=None, **options)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import adarank
@@ -97,3 +98,21 @@ def test_gamma_0_adds_nothing_and_a_negative_one_is_refused(adapters):
     assert not bank.grad.any()
     with pytest.raises(adarank.SettingError, match=r"penalty\.gamma must be at least 0 \(got -1\)"):
         orthogonality(-1)
+
+
+def test_each_module_shrinks_by_its_own_learning_rate():
+    """The proximal step took the first module's for all of them."""
+    adapters = adarank.adapt(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), rank=2, targets=["0", "1"])
+    groups = [
+        {"params": [*adapters[name].parameters(recurse=False)], "lr": lr} for name, lr in (("0", 0.1), ("1", 0.01))
+    ]
+    for a in adapters.values():
+        nn.init.ones_(a.lam)
+    controller = adarank.RankController(adapters, penalty=adarank.penalties.l1_proximal(sparsity=0.5))
+    optimizer = torch.optim.SGD(groups)
+    controller.attach(optimizer)
+    sum(a.lam.sum() * 0 for a in adapters.values()).backward()
+    controller.after_backward()
+    optimizer.step()
+    torch.testing.assert_close(adapters["0"].lam.detach(), torch.full((2,), 0.95))
+    torch.testing.assert_close(adapters["1"].lam.detach(), torch.full((2,), 0.995))

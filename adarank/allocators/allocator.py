@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,6 +95,17 @@ class Allocator:
 
     def __call__(self, request: Request) -> Tensor:
         return self.allocate(request)
+
+
+def check_progressive(compaction: str, compact_after: int | None, allocator: Any, initial: int, final: int) -> None:
+    """Raise SettingError if progressive compaction would remove triplets before a growing budget or allocator activates
+    them."""
+    grows = final > initial or getattr(allocator, "grows", False)
+    if grows and compaction == "progressive" and compact_after is not None:
+        raise SettingError(
+            "compaction must be off or final with a schedule or an allocator that activates further triplets, because "
+            "progressive removes those that are not used yet (got progressive)"
+        )
 
 
 def check_run(

@@ -86,10 +86,14 @@ def ranked(model, targets=("query", "value"), train=("classifier",), total=STEPS
     torch.manual_seed(1)
     adapters = adarank.adapt(model, "svd", rank=START, targets=list(targets), train=list(train))
     n = len(adapters)
+    if options.get("pruned_triplets") == "frozen":  # 2 -> 3 triplets a module
+        schedule = adarank.schedules.growing(FINAL * n, 3 * n, t_i=2, t_f=4, total=total)
+    else:
+        schedule = adarank.schedules.cubic(initial=START * n, final=FINAL * n, t_i=2, t_f=4, total=total, interval=1)
     return adarank.RankController(
         adapters,
         score=adarank.scores.adalora(),
-        schedule=adarank.schedules.cubic(initial=START * n, final=FINAL * n, t_i=2, t_f=4, total=total, interval=1),
+        schedule=schedule,
         penalty=adarank.penalties.orthogonality(gamma=GAMMA),
         **options,
     )
@@ -243,6 +247,19 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path):
     same(weights(whole), weights(again))
     assert a.last_allocation.ranks == b.last_allocation.ranks
     same(a.buffers, b.buffers)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_whose_budget_grows_is_the_run_that_never_stopped(tmp_path):
+    """The Trainer loads the model before it makes the optimiser, and the controller's initial mask then changed it."""
+    options, runs = {"save_strategy": "steps", "save_steps": 8}, []
+    for folder, resume in (("a", None), ("b", tmp_path / "a" / "checkpoint-8")):
+        model = bert()
+        controller = ranked(model, pruned_triplets="frozen", allocator=adarank.allocators.grow(1))
+        run(tmp_path / folder, model=model, controller=controller, resume=resume, **options)
+        runs.append((model, controller))
+    same(weights(runs[0][0]), weights(runs[1][0]))
+    assert runs[0][1].last_allocation.ranks == runs[1][1].last_allocation.ranks
 
 
 def test_a_checkpoint_without_optimiser_state_is_not_resumed_from(tmp_path):

@@ -343,12 +343,16 @@ def _check_pieces(spec: Spec) -> None:
             f"init_rank must be at least rank={spec.rank}, the mean final rank, with pruned_triplets=trainable "
             f"(got {spec.init_rank})"
         )
-    spec.schedule(initial=spec.initial_rank, final=spec.rank, total=spec.train.steps)
-    if getattr(spec.allocator(), "grows", False) and spec.held_rank == spec.initial_rank >= spec.rank:
+    schedule = spec.schedule(initial=spec.initial_rank, final=spec.rank, total=spec.train.steps)
+    allocator = spec.allocator()
+    if getattr(allocator, "grows", False) and spec.held_rank == spec.initial_rank >= spec.rank:
         raise SettingError(
             f"max_rank_factor must be above 1 with allocator={spec.allocator.name}, which activates further triplets "
             f"(got {spec.max_rank_factor})"
         )
+    from adarank.allocators.allocator import check_progressive  # imports torch, which other settings do not need
+
+    check_progressive(spec.compaction, spec.compact_after, allocator, schedule.initial, schedule.final)
 
 
 def _check_processes(spec: Spec) -> None:

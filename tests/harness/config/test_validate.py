@@ -206,6 +206,10 @@ def test_tiny_shrinks_whole_steps_with_the_run():
             ["method=increlora", "max_rank_factor=1", "init_rank=8"],
             "max_rank_factor must be above 1 with allocator=grow",
         ),
+        (
+            ["method=increlora", "compaction=progressive"],
+            "compaction must be off or final with a schedule or an allocator that activates further triplets",
+        ),
         (["train.batch_size=8", "train.optimizer=sgd"], "train.optimizer must be one of adamw, adamw_8bit"),
         (["train.chunked_loss=maybe"], "train.chunked_loss must be one of auto, true, false (got maybe)"),
         (["score.beta1=2"], "score.beta1"),

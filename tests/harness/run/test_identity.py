@@ -128,8 +128,14 @@ def test_every_setting_of_a_run_enters_the_name_but_those_that_decide_no_result_
     """On a run in which each has an effect: DoRA's ranks that grow, are permuted, and are compacted away."""
     piece = Piece("init", "adarank.inits.default", {})
     spec = replace(
-        settled("method=increlora", "adapter=svd_dora", "compaction=progressive", "init_rank=6", *OLD_DEFAULTS),
-        **{"ranks_from": "/a", "ranks_shuffle": "all", "quantization": piece, "tracker": piece},
+        settled("method=increlora", "adapter=svd_dora", "init_rank=6", *OLD_DEFAULTS),
+        **{
+            "compaction": "progressive",
+            "ranks_from": "/a",
+            "ranks_shuffle": "all",
+            "quantization": piece,
+            "tracker": piece,
+        },
         **{"target_modules": ["query"], "holdout": 5, "arm": "adalora@8"},
     )
     rank_map = RankMap(8, 6, {"a": 3})
