@@ -26,11 +26,9 @@ class Feed:
         self.bank, weight = bank, bank.weight
         self.casts = dtype != weight.dtype
         self.learns_lambda, self.masked = bank.adapters[0].learns_lambda, bank.adapters[0].masked
-        self.gains = self.learns_lambda or self.masked
         end = bank.Q_segments[-1][1] if bank.Q_segments else 0
         self.factors = torch.empty_like(weight, dtype=dtype) if self.casts else weight
-        own = self.gains and not self.casts
-        self.gained_Q = torch.empty(end, dtype=dtype, device=weight.device) if own else self.factors[:end]
+        self.gained_Q = self.factors[:end] if self.casts else torch.empty_like(weight[:end])
         self.gradients = torch.zeros_like(weight, dtype=dtype) if self.casts else bank.grad
         anchor = torch.zeros((), requires_grad=True)
         factors, gradients = bank.unflatten(self.factors), bank.unflatten(self.gradients)
@@ -49,13 +47,11 @@ class Feed:
         """Prepare the tensors for the next forward pass and hand them to the adapters."""
         weight = self.bank.weight
         if self.casts:
-            start = len(self.gained_Q) if self.gains else 0
-            self.factors[start:].copy_(weight[start:])
-        if self.gains:
-            lam = self._lam()
-            for (start, end, d), rows in zip(self.bank.Q_segments, self.rows, strict=True):
-                Q, gained = (flat[start:end].view(-1, d) for flat in (weight, self.gained_Q))
-                torch.mul(Q, lam[rows].unsqueeze(1), out=gained)
+            self.factors[len(self.gained_Q) :].copy_(weight[len(self.gained_Q) :])
+        lam = self._lam()
+        for (start, end, d), rows in zip(self.bank.Q_segments, self.rows, strict=True):
+            Q, gained = (flat[start:end].view(-1, d) for flat in (weight, self.gained_Q))
+            torch.mul(Q, lam[rows].unsqueeze(1), out=gained)
         for adapter, fed in zip(self.bank.adapters, self.fed, strict=True):
             fed.reached[0] = False
             adapter.fed = fed if adapter.rank else None
@@ -72,17 +68,16 @@ class Feed:
         weight, grad = self.bank.weight, self.bank.grad
         if self.casts:
             grad.copy_(self.gradients)
-        if self.gains:
-            lam, d_lam = self._lam(), []
-            for (start, end, d), rows in zip(self.bank.Q_segments, self.rows, strict=True):
-                Q, A = (flat[start:end].view(-1, d) for flat in (weight, grad))
-                if self.learns_lambda:
-                    d_lam.append(torch.linalg.vecdot(A, Q))
-                A.mul_(lam[rows].unsqueeze(1))
-            if d_lam:
-                self.bank.lam_grad.index_copy_(0, self.bank.Q_triplets, torch.cat(d_lam))
-                if self.masked:
-                    self.bank.lam_grad.masked_fill_(~self.bank.mask, 0.0)
+        lam, d_lam = self._lam(), []
+        for (start, end, d), rows in zip(self.bank.Q_segments, self.rows, strict=True):
+            Q, A = (flat[start:end].view(-1, d) for flat in (weight, grad))
+            if self.learns_lambda:
+                d_lam.append(torch.linalg.vecdot(A, Q))
+            A.mul_(lam[rows].unsqueeze(1))
+        if d_lam:
+            self.bank.lam_grad.index_copy_(0, self.bank.Q_triplets, torch.cat(d_lam))
+            if self.masked:
+                self.bank.lam_grad.masked_fill_(~self.bank.mask, 0.0)
         self.bank.point_gradients([fed.reached[0] for fed in self.fed])
 
     def _lam(self) -> Tensor:
@@ -91,10 +86,11 @@ class Feed:
 
 
 def feed_of(bank: Bank, autocast: torch.dtype | None) -> Feed | None:
-    """The feed of `bank` under autocast to that dtype; None if any of its adapters cannot be fed."""
+    """The feed of `bank` under autocast to that dtype; None if any of its adapters cannot be fed or is in evaluation
+    mode."""
     adapters = bank.adapters
     alike = len({(a.learns_lambda, a.masked) for a in adapters}) == 1
     dtypes = {a.layer.matrix(a.base).dtype for a in adapters} if autocast is None else {autocast}
-    if not alike or len(dtypes) > 1 or not all(a.can_be_fed for a in adapters):
+    if not alike or len(dtypes) > 1 or not all(a.can_be_fed and a.training for a in adapters):
         return None
     return Feed(bank, dtypes.pop())

@@ -335,6 +335,7 @@ class CapturedStep:
             self.bank = Bank(adapters) if adapters and all(a.can_be_fed for a in adapters.values()) else None
         self.optimizer.zero_grad()
         self.feed = None if self.bank is None else feed_of(self.bank, self.autocast)
+        self._all = list(self.model.modules())
         factors = self._factors()
         self._others = [p for p in self._trained() if id(p) not in factors]
         self._weight = None if self.bank is None else self.bank.weight
@@ -355,10 +356,12 @@ class CapturedStep:
 
     def _layout_now(self) -> tuple[Any, ...]:
         trained = self._trained()
-        return trained[0].data_ptr(), [(id(p), p.requires_grad) for p in trained]
+        modes = [module.training for module in self._all]
+        return trained[0].data_ptr(), [(id(p), p.requires_grad) for p in trained], modes
 
     def _has_moved(self) -> bool:
-        """Whether compaction, a move to another device or requires_grad_ has changed what graphs take for granted."""
+        """Whether compaction, a move to another device, requires_grad_, train or eval has changed what graphs take for
+        granted."""
         return (
             None if self.bank is None else self.bank.weight
         ) is not self._weight or self._layout_now() != self._layout

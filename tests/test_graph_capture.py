@@ -181,10 +181,26 @@ def test_a_rate_set_by_hand_is_the_next_step_s():
     assert runs[0] == runs[1]
 
 
-def loop(model, optimizer, controller, autocast=None, clip=1.0):
+def test_rates_of_single_modules_stay_on_the_device():
+    """The proximal step compares no rates, since it would read them back."""
+    runs = []
+    for graphs in (False, Kept):
+        model, _, controller = setup(penalty=adarank.penalties.l1_proximal(0.1))
+        factors = [[*a.parameters(recurse=False)] for a in controller.bank.adapters]
+        groups = [{"params": part, "lr": 1e-2 / (1 + i % 2)} for i, part in enumerate(factors)]
+        optimizer = torch.optim.AdamW(groups, fused=True)
+        rates_as_tensors(optimizer)
+        step = adarank.capture(model, optimizer, controller, graphs=graphs)
+        runs.append([step(batch).item() for batch in batches(12)])
+    assert runs[0] == runs[1]
+    assert tapes
+    assert not any(tape.syncs for tape in tapes)
+
+
+def loop(model, optimizer, controller, autocast=None, clip=1.0, steps=None):
     """What the step replaces, written out."""
     losses = []
-    for batch in batches(20):
+    for batch in batches(20) if steps is None else steps:
         with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
             loss = model(**batch).loss
         loss.backward()
@@ -208,11 +224,13 @@ FED = {
         "penalty": None,
         "score": adarank.scores.sensitivity(),
     },
+    "frozen lora": {"kind": "lora", "pruned_triplets": "frozen", "score": adarank.scores.sensitivity()},
 }
 
 
-@pytest.mark.parametrize("case", representatives(FED, ["svd", "lora"]))
+@pytest.mark.parametrize("case", representatives(FED, ["svd", "lora", "frozen lora"]))
 def test_a_fed_step_is_the_ordinary_loop_s(case):
+    """With "frozen lora", whose λ is constant but zero where it is pruned, the pruned triplets stayed in the pass."""
     runs = []
     for fed in (True, False):
         model, _, controller = setup(**FED[case])
@@ -254,6 +272,27 @@ def test_dropout_of_the_path_is_drawn_again_in_every_replay():
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     assert len({step(batch).item() for _ in range(8)}) > 4
+
+
+@pytest.mark.parametrize("graphs", [False, Tape])
+@pytest.mark.parametrize("adapts", [True, False])
+def test_in_evaluation_mode_it_trains_as_the_ordinary_loop_does(adapts, graphs):
+    """The factors got no gradient, since only adapters in training mode are fed."""
+    modes = [False] * 5 + [True] * 5 + [False]
+    runs = []
+    for captured in (True, False):
+        model, optimizer, controller = setup(adapts=adapts)
+        rates_as_tensors(optimizer)
+        if captured:
+            step = adarank.capture(model, optimizer, controller, graphs=graphs)
+        elif adapts:
+            controller.attach(optimizer)
+        for mode, batch in zip(modes, batches(len(modes)), strict=True):
+            model.train(mode)
+            step(batch) if captured else loop(model, optimizer, controller, steps=[batch])
+        runs.append(model.state_dict())
+    for name, value in runs[0].items():
+        torch.testing.assert_close(value, runs[1][name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("what", ["full fine-tuning", "unreached"])
