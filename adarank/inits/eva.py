@@ -53,7 +53,7 @@ def eva(steps: int = 32, rho: float = 2.0, tau: float = 0.99) -> Init:
                 if sum(len(f.V) for f in found.values()) < sum(asked.values()):
                     continue
                 needed = _ranks(found, asked)
-                turning = [n for n, o in inputs.owner.items() if _turns(before.get(o), inputs.seen[o], needed[n], tau)]
+                turning = [n for n in asked if _turns(before.get(n), inputs.seen[n], needed[n], tau)]
                 if not turning:
                     break
         held = sum(len(f.V) for f in found.values())

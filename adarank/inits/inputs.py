@@ -56,12 +56,12 @@ class Inputs(Generic[S]):
     """Statistics of each layer's inputs; layers with the same input share theirs.
 
     add(statistics so far or None, rows [n, d_in]) -> statistics. responses: whether to skip the positions that the loss
-    of a language model ignores. owner: {layer: the layer whose statistics it shares}; seen: {owner: statistics}.
+    of a language model ignores. seen: {layer: statistics}, one object for the layers that have had the same inputs so
+    far.
     """
 
     def __init__(self, init: str, add: Callable[[S | None, Tensor], S], responses: bool) -> None:
         self.init, self.add, self.responses = init, add, responses
-        self.owner: dict[str, str] = {}
         self.seen: dict[str, S] = {}
 
     @contextmanager
@@ -84,9 +84,9 @@ class Inputs(Generic[S]):
 
     def of(self, name: str) -> S:
         """The statistics of a layer so far. Raises SettingError if it has received no input."""
-        if self.owner.get(name) not in self.seen:
+        if name not in self.seen:
             raise SettingError(f"init={self.init}: the batches give {name} no input; remove it from targets")
-        return self.seen[self.owner[name]]
+        return self.seen[name]
 
     def begin(self, batch: Any) -> None:
         """Remember which positions of the batch are padding or, with `responses`, ignored by a language model's
@@ -97,18 +97,22 @@ class Inputs(Generic[S]):
             labels = batch.get("labels")
             if self.responses and labels is not None and labels.shape == self.mask.shape:
                 self.mask = self.mask & (labels != -100)
-        self.last: tuple[Tensor, int, str] | None = None
+        self.last: tuple[Tensor, int] | None = None  # the last input and its version
+        self.made: list[tuple[S | None, S | None]] = []  # statistics before and after it
 
     def record(self, name: str, base: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
-        same = self.last is not None and self.last[0] is x and self.last[1] == x._version  # query, key, value
-        owner = self.owner.setdefault(name, self.last[2] if same and self.last is not None else name)
-        if not same:
-            self.last = (x, x._version, owner)
-        if owner == name:
+        if self.last is None or self.last[0] is not x or self.last[1] != x._version:
+            self.last, self.made = (x, x._version), []
+        before = self.seen.get(name)
+        own = layer_of(base) is CONV2D  # whose rows depend on its kernel, too
+        shared = [after for earlier, after in self.made if earlier is before and not own]  # query, key, value
+        if not shared:
             rows = _rows(base, x, self.mask)
-            if len(rows):
-                self.seen[name] = self.add(self.seen.get(name), rows)
+            shared = [self.add(before, rows) if len(rows) else before]
+            self.made += [] if own else [(before, shared[0])]
+        if shared[0] is not None:
+            self.seen[name] = shared[0]
 
 
 def _rows(base: Any, x: Tensor, mask: Tensor | None) -> Tensor:

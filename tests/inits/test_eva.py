@@ -1,6 +1,7 @@
 """EVA against NumPy's SVD of all inputs stacked, scikit-learn's incremental PCA and PEFT."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import adarank
 from adarank import SettingError
 from adarank.inits import eva
 from adarank.inits.eva import Found
-from adarank.inits.inputs import update
+from adarank.inits.inputs import Inputs, update
 from tests.experiments.test_run import inside
 from tests.inits.conftest import Classifier, some_batches
 
@@ -140,6 +141,39 @@ def test_layers_of_one_input_have_one_set_of_directions_and_padding_is_left_out(
         np.abs((adapters["query"].Q[:most].detach().numpy() * principal(real)[1][:most]).sum(1)), 1, atol=1e-3
     )
     assert sum(a.rank for a in adapters.values()) == 12
+
+
+class Twice(Attention):
+    """Its query also meets the input of `out`, as projections of DeBERTa meet its relative positions."""
+
+    def forward(self, x, attention_mask=None):
+        return self.query(super().forward(x))
+
+
+@quiet
+def test_a_layer_that_is_called_again_leaves_the_statistics_of_the_others_alone():
+    """Layers with one first input shared their statistics for good, so that `value` had what only `query` met."""
+    found = []
+    for names in (["value"], ["query", "key", "value"]):
+        init = eva(rho=1.0, tau=1.0)
+        adapters = adarank.adapt(Twice(), "lora", 3, names, init=init, batches=masked_batches(4))
+        found.append(adapters["value"].Q.detach())
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("order", [["query", "key", "value"], ["key", "query", "value"]])
+def test_layers_share_statistics_as_long_as_their_inputs_are_the_same(order):
+    model, inputs = nn.ModuleDict({name: nn.Linear(6, 6) for name in order}), Inputs("eva", partial(update, k=6), True)
+    with inputs.recording(model):
+        for count in (1, 2):
+            inputs.begin(None)
+            x = torch.randn(10, 6)
+            for name in order:
+                model[name](x)
+            assert len({id(inputs.of(name)) for name in order}) == count
+            model["key"](torch.randn(10, 6))
+            assert inputs.of("query") is inputs.of("value") is not inputs.of("key")
+    assert (inputs.of("query").rows, inputs.of("key").rows) == (20, 40)
 
 
 @quiet
@@ -282,6 +316,24 @@ def test_a_convolution_s_input_is_its_patches(how):
     torch.testing.assert_close(rows @ W.t(), out, rtol=1e-4, atol=1e-5)
     directions = principal(rows.detach().numpy().astype(np.float64))[1][:3]
     np.testing.assert_allclose(np.abs((adapter.Q[:3].detach().numpy() * directions).sum(1)), 1, atol=1e-3)
+
+
+@quiet
+def test_convolutions_of_one_input_have_the_patches_of_their_own_kernels():
+    """The second shared the first's, whose length is another, and the init ended in a traceback."""
+
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.narrow = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)
+
+        def forward(self, x):
+            return self.wide(x) + self.narrow(x)
+
+    torch.manual_seed(0)
+    batches = [(torch.randn(4, 3, 6, 6),) for _ in range(2)]
+    adapters = adarank.adapt(Beside(), "lora", 2, ["wide", "narrow"], init=eva(), batches=batches)
+    assert {name: a.Q.shape[1] for name, a in adapters.items()} == {"wide": 27, "narrow": 3}
 
 
 def eva_rows(base, x):
