@@ -76,7 +76,7 @@ def compress_saved(
         factors = (tensors[f"{name}.{part}"] for part in FACTORS)
         changes[name] = original_change(info["scale"], *factors, *(tensors.get(f"{name}.{part}") for part in START))
     triplets, compressed = largest(changes, budget, [parametrisation])
-    kept = {name: tensors[name] for name in description["trained"]}
+    kept = {name: tensors[name] for name in (*description["trained"], *description.get("buffers", ()))}
     for name, (V, sigma, U) in triplets.items():
         values = parametrisation.split(V, sigma / modules[name]["scale"], U)
         kept |= {f"{name}.{part}": value.contiguous() for part, value in zip(FACTORS, values, strict=True)}

@@ -1,6 +1,5 @@
 """Measures ranks before training, for a LoRA trained by any other library: see `suggest_ranks`."""
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ from adarank.adaptation import checked_ranks, measured
 from adarank.adapters.base import unwrapped
 from adarank.adapters.layers import check_unadapted
 from adarank.errors import SettingError
+from adarank.integrations.peft_export import rank_pattern
 from adarank.targets import Targets, find_targets
 
 
@@ -28,7 +28,7 @@ class SuggestedRanks(dict[str, int]):
 
     @property
     def rank_pattern(self) -> dict[str, int]:
-        return {re.escape(name): self[name] for name in self.target_modules}
+        return rank_pattern({name: self[name] for name in self.target_modules})
 
     @property
     def alpha_pattern(self) -> dict[str, int]:

@@ -101,6 +101,18 @@ def test_peft_gives_every_module_its_rank_and_one_scale(build):
     assert all(module.lora_B["default"].weight.abs().sum() > 0 for module in layers.values())
 
 
+def test_a_name_that_is_the_ending_of_another_does_not_stand_for_both():
+    """PEFT, which compares the keys with the endings of names, gave block.proj the rank of proj."""
+    peft = pytest.importorskip("peft")
+    model = torch.nn.ModuleDict({"proj": torch.nn.Linear(4, 4), "block": torch.nn.ModuleDict()})
+    model["block"]["proj"] = torch.nn.Linear(4, 4)
+    ranks = SuggestedRanks({"proj": 3, "block.proj": 2})
+    assert list(ranks.rank_pattern) == ["^proj", r"block\.proj"]
+    config = peft.LoraConfig(rank_pattern=ranks.rank_pattern, target_modules=ranks.target_modules)
+    adapted = peft.get_peft_model(model, config).base_model.model
+    assert {name: adapted.get_submodule(name).r["default"] for name in ranks} == ranks
+
+
 def test_a_module_of_rank_0_that_peft_would_adapt_all_the_same_is_refused():
     model = torch.nn.ModuleDict({"query": torch.nn.Linear(4, 4), "block": torch.nn.ModuleDict()})
     model["block"]["query"] = torch.nn.Linear(4, 4)

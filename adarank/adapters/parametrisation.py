@@ -55,6 +55,10 @@ class Parametrisation(NamedTuple):
     fold: Callable[[Tensor, Mapping[str, Tensor]], Tensor] | None = None
     scale: float | Callable[[int], float] = 2.0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what a file defines by its name, since its functions may be local to it."""
+        return (find, (self.name,)) if lookup(self.name) is self else (Parametrisation, tuple(self))
+
     @property
     def is_plain(self) -> bool:
         """Whether the change of the weight is s·Pᵀ diag(λ) Q, so that its factors can be compressed and exported."""

@@ -202,15 +202,16 @@ def put_adapter(
     plan: Any = (_bottleneck_plan if into_bottlenecks else _lowrank_plan)(model, description, tensors, path)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     tied = description.get("tied")
-    sources = {**{name: name for name in description["trained"]}, **(tied or {})}
-    buffers = description.get("buffers", {})
+    named = {name: name for name in (*description["trained"], *description.get("buffers", ()))}
+    values = {**named, **(tied or {})}
     others: dict[str, Tensor] = {**parameters, **dict(model.named_buffers())}
-    for name, source in {**sources, **{name: name for name in buffers}}.items():
+    for name, source in values.items():
         if name not in others:
             raise SettingError(
                 f"{path} contains a trained {name}, which the model lacks; similar names: {near(name, others)}"
             )
         _check_shape(path, source, tensors, others[name].shape)
+    sources = {name: source for name, source in values.items() if name in parameters}
     _check_ties(path, parameters, sources, tensors, every=tied is not None)
     if differing := differs_from(model, (description.get("base") or {}).get("fingerprint", {})):
         sentence = (
@@ -231,10 +232,10 @@ def put_adapter(
                 adapter.original_scale = adapter.scale  # the scale with which its factors were trained
             for part in bottleneck.PARTS if into_bottlenecks else (*FACTORS, *find(kind).extra):
                 getattr(adapter, part).copy_(tensors[f"{name}.{part}"])
-        for name, source in sources.items():
-            parameters[name].copy_(tensors[source]).requires_grad_(True)
-        for name in buffers:
-            others[name].copy_(tensors[name])
+        for name, source in values.items():
+            others[name].copy_(tensors[source])
+        for name in sources:
+            parameters[name].requires_grad_(True)
     labels = description.get("labels") or []
     if len(getattr(getattr(model, "config", None), "id2label", None) or {}) == len(labels):
         name_classes(model, labels)

@@ -134,7 +134,7 @@ def peft_state(
         )
     state |= {PREFIX + name: tensors[name] for name in (*description["trained"], *buffers)}
     state |= {PREFIX + name: tensors[source].clone() for name, source in description.get("tied", {}).items()}
-    differing = {} if uniform_rank else {re.escape(name): r for name, r in ranks.items() if r != common}
+    differing = {} if uniform_rank else {k: r for k, r in rank_pattern(ranks).items() if r != common}
     base = description.get("base") or {}
     config = {
         "peft_type": "LORA",
@@ -161,6 +161,13 @@ def peft_state(
                 f"PEFT would ignore the adapter of {name}, because {outer[0]} was trained as a whole; merge it"
             )
     return config, {key: value.contiguous() for key, value in state.items()}
+
+
+def rank_pattern(ranks: Mapping[str, int]) -> dict[str, int]:
+    """{regular expression: rank} for PEFT, which compares it with the endings of names; it begins with ^ if the name is
+    the ending of another."""
+    endings = {name[i + 1 :] for name in ranks for i, letter in enumerate(name) if letter == "."}
+    return {("^" if name in endings else "") + re.escape(name): rank for name, rank in ranks.items()}
 
 
 def lora_factors(tensors: Mapping[str, Tensor], name: str, info: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

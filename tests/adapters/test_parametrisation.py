@@ -1,5 +1,6 @@
 """A new parametrisation is one file: `adapt`, save, load, merge and the counts find it by its name."""
 
+import pickle
 from copy import deepcopy
 
 import pytest
@@ -137,6 +138,15 @@ def test_one_that_is_defined_elsewhere_is_passed_as_it_is(model):
     assert {a.kind for a in adapters.values()} == {"own"}
     assert all(p.eq(0.5).all() for a in adapters.values() for p in (a.Q, a.lam, a.P))
     deepcopy(model)
+
+
+@pytest.mark.parametrize("kind", ["svd", "lora", "dora", "svd_dora", "matryoshka", "vera"])
+def test_an_adapted_model_can_be_pickled(model, kind):
+    """The parametrisations' own functions could not, since some are local to their files' functions."""
+    adapters = adarank.adapt(model, kind, rank=2)
+    again = pickle.loads(pickle.dumps(model))  # noqa: S301
+    assert all(again.get_submodule(name).parametrisation is a.parametrisation for name, a in adapters.items())
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
 
 
 def test_every_parametrisation_splits_a_matrix_into_factors_of_it(folder):

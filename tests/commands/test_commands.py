@@ -265,6 +265,18 @@ def test_compress_keeps_the_largest_singular_values_and_says_what_is_lost(tmp_pa
         assert np.sqrt(found / (every**2).sum()) == pytest.approx(lost, rel=1e-4)
 
 
+def test_compress_keeps_the_buffers_that_training_changed(tmp_path, capsys):
+    """The result could not be loaded, because the description still named them."""
+    base = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))
+    model = copy.deepcopy(base)
+    torch.nn.init.normal_(adarank.adapt(model, "lora", rank=4, targets=["0"])["0"].P)
+    model(torch.randn(16, 8))
+    adarank.save_adapter(model, tmp_path / "adapter")
+    command(capsys, "compress", tmp_path / "adapter", tmp_path / "small", "--budget", 2)
+    adarank.load_adapter(base, tmp_path / "small")
+    assert torch.equal(base[1].running_mean, model[1].running_mean)
+
+
 def test_compress_cuts_to_a_prefix_in_either_format(tmp_path, capsys):
     base = gpt2()
     model = copy.deepcopy(base)

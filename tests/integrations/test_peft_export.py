@@ -231,6 +231,21 @@ def test_pattern_keys_are_escaped(tmp_path):
     assert config["rank_pattern"] == config["alpha_pattern"] == {r"layers\.a_b": 3}
 
 
+def test_a_pattern_is_for_one_module_even_if_its_name_is_the_ending_of_another(tmp_path):
+    """PEFT gave block.proj the rank of proj, because it compares keys with the endings of names."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"proj": nn.Linear(6, 6), "block": nn.ModuleDict({"proj": nn.Linear(6, 6)})})
+    model["last"] = nn.Linear(6, 6)
+    base = copy.deepcopy(model)
+    ranks = {"proj": 3, "block.proj": 2, "last": 2}
+    adapters = adarank.adapt(model, "lora", rank=ranks, targets=list(ranks))
+    disturb(model, adapters, pruned=False)
+    adarank.to_peft(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["rank_pattern"] == config["alpha_pattern"] == {"^proj": 3}
+    assert {n: a.rank for n, a in adarank.from_peft(base, tmp_path).items()} == ranks
+
+
 def refused(model, folder, **options):
     with pytest.raises(SettingError) as error:
         adarank.to_peft(model, folder / "out", **options)

@@ -1,5 +1,6 @@
 """Adapters that PEFT itself made in a separate process: the same logits here, and training goes on."""
 
+import copy
 import json
 import shutil
 
@@ -230,3 +231,19 @@ def test_a_changed_copy_of_an_embedding_is_refused(made):
     assert "its copy of bert.embeddings.word_embeddings.weight differs" in refused(
         model, made / "embedding" / "adapter"
     )
+
+
+def test_a_head_with_buffers_comes_back(tmp_path):
+    """They were taken for parameters, which ended in a KeyError in the middle of loading."""
+    head = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2))
+    base = torch.nn.ModuleDict({"fc": torch.nn.Linear(8, 8), "head": head})
+    model = copy.deepcopy(base)
+    torch.nn.init.normal_(adarank.adapt(model, "lora", rank=2, targets=["fc"], train=["head"])["fc"].P)
+    model["head"](torch.randn(16, 8))
+    adarank.to_peft(model, tmp_path)
+    adarank.from_peft(base, tmp_path)
+    state = model["head"].state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in base["head"].state_dict().items())
+    assert [n for n, p in base.named_parameters() if p.requires_grad] == [
+        n for n, p in model.named_parameters() if p.requires_grad
+    ]
