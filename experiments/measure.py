@@ -8,7 +8,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from adarank.errors import SettingError
 from adarank.probe import cli
@@ -17,7 +17,9 @@ from adarank.runs.packed import FINISHED
 from analysis import measures
 from analysis.claims import Claims, ClaimsError
 from analysis.claims import read as read_claims
+from experiments import kinds
 
+VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 PROBE = str(Path(__file__).resolve().parent / "probe.py")
 
 
@@ -35,25 +37,23 @@ class Measurement:
     def words(self) -> list[str]:
         """The options with the values of environment variables. Raises SettingError for one that is not set."""
         expanded = os.path.expandvars(self.options)
-        if missing := re.search(r"\$\{?(\w+)", expanded):
+        if missing := VARIABLE.search(expanded):
             raise SettingError(f"probe.options needs the environment variable {missing[1]}, which is not set")
-        return shlex.split(expanded)
+        return _words(expanded)
 
 
 def read(content: Any, tasks: Collection[str], arms: Sequence[str], seeds: int) -> Measurement:
     """The checked part of a study. Raises SettingError."""
-    parts = {"options", "arms", "trials", "claims"}
-    if not isinstance(content, Mapping) or "options" not in content or not content.keys() <= parts:
-        raise SettingError(f"probe must have the part options, and may have arms, trials and claims (got {content})")
-    options = str(content["options"])
-    if bad := [word for word in shlex.split(options) if word in ("-h", "--help", "--with")]:
-        raise SettingError(f"probe.options must be options of adarank probe for single runs (got {bad[0]})")
+    optional = {"arms": kinds.TEXTS, "trials": kinds.FLAG, "claims": kinds.ANY}
+    kinds.check("probe", content, {"options": kinds.TEXT}, optional, of="probe.")
+    options = content["options"]
+    _words(VARIABLE.sub("1", options))
     chosen = tuple(content.get("arms", arms))
     if unknown := [arm for arm in chosen if arm not in arms]:
         raise SettingError(f"probe.arms must be arms of the study: {', '.join(arms)} (got {unknown[0]})")
     claims = content.get("claims")
     if claims is None:
-        return Measurement(options, chosen, bool(content.get("trials", False)))
+        return Measurement(options, chosen, content.get("trials", False))
     try:
         if not isinstance(claims, Mapping) or "looks" in claims:
             raise ClaimsError("probe.claims must have the parts of claims except looks")
@@ -65,7 +65,27 @@ def read(content: Any, tasks: Collection[str], arms: Sequence[str], seeds: int) 
         raise SettingError(
             str(error).replace("claims.", "probe.claims.", 1).replace("probe.probe.", "probe.")
         ) from None
-    return Measurement(options, chosen, bool(content.get("trials", False)), found)
+    return Measurement(options, chosen, content.get("trials", False), found)
+
+
+def _words(options: str) -> list[str]:
+    """The words of the options. Raises SettingError unless `adarank probe` takes them for a single run."""
+
+    def refuse(why: str) -> NoReturn:
+        raise SettingError(f"probe.options must be options of adarank probe for single runs (got {options}: {why})")
+
+    parser = cli.arguments()
+    parser.error = refuse  # type: ignore[method-assign]
+    try:
+        words = shlex.split(options)
+    except ValueError as error:
+        refuse(str(error))
+    if shown := [word for word in words if word.startswith(("-h", "--h"))]:  # which would end this process
+        refuse(shown[0])
+    asked = parser.parse_args(["-", *words])
+    if asked.others or len(asked.runs) > 1:
+        refuse("it names another run")
+    return words
 
 
 def measure(found: Measurement, folder: Path) -> None:

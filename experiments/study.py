@@ -4,19 +4,46 @@ docs/protocol.md describes its parts; experiments/protocol.py runs it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from adarank.errors import SettingError, whole_number
+from adarank.errors import SettingError
 from analysis.claims import CHECKPOINTS, Claims, ClaimsError, arm_name
 from analysis.claims import read as read_claims
-from experiments import measure
+from experiments import kinds, measure
 from experiments.measure import Measurement
 
 Settings = Mapping[str, Any]
+
+# The kinds of a study's parts, and those of a method and a task besides settings.
+REQUIRED = {
+    "settings": kinds.SETTINGS,
+    "tasks": kinds.PARTS,
+    "budgets": kinds.wholes(1),
+    "methods": kinds.PARTS,
+    "tuning": kinds.wholes(0),
+    "seeds": kinds.wholes(0),
+}
+OPTIONAL = {
+    "claims": kinds.ANY,
+    "checkpoint": kinds.one_of(*CHECKPOINTS),
+    "rates_per": kinds.one_of("cell", "method"),
+    "extend": kinds.whole(0),
+    "edge": kinds.one_of("refuse", "accept"),
+    "probe": kinds.ANY,
+}
+METHOD = {
+    "rates": kinds.RATES,
+    "tuned_as": kinds.TEXT,
+    "map_of": kinds.TEXT,
+    "times": kinds.POSITIVE,
+    "ranked": kinds.FLAG,
+    "adaptive": kinds.FLAG,
+}
+TASK = {"adaptive": kinds.SETTINGS, "rates": kinds.SETTINGS}
 
 
 @dataclass(frozen=True)
@@ -66,24 +93,15 @@ def load(path: Path) -> Study:
 
 
 def read(content: Any, name: str = "") -> Study:
-    """The checked study. Raises SettingError if a part is missing or unknown, methods differ in their number of
-    rates, seeds are used twice, or the claims cannot be judged."""
-    parts = {field.name: field.default is MISSING for field in fields(Study) if field.name != "name"}
-    required = {part for part, needed in parts.items() if needed}
-    given = content.keys() if isinstance(content, Mapping) else set()
-    if wrong := (given - parts.keys()) | (required - given):
-        named = f"{', '.join(sorted(map(str, wrong)))} missing or unknown" if given else "no parts"
-        optional = ", ".join(sorted(parts.keys() - required))
-        valid = f"the parts {', '.join(sorted(required))}, and may have {optional}"
-        raise SettingError(f"the study must have {valid} (got {named})")
+    """The checked study. Raises SettingError if a part is missing, unknown or of the wrong kind, methods differ in
+    their number of rates, seeds are used twice, or the claims cannot be judged."""
+    kinds.check("the study", content, REQUIRED, OPTIONAL)
+    for part, optional in (("methods", METHOD), ("tasks", TASK)):
+        for each, about in content[part].items():
+            kinds.check(f"{part}.{each}", about, {"settings": kinds.SETTINGS}, optional, of=f"{part}.{each}.")
     declares = content.get("claims") is not None
     stricter = {"rates_per": "cell", "extend": 2, "edge": "refuse"} if declares else {}
     study = Study(**{**stricter, **content, "claims": None, "probe": None}, name=name)
-    choices = {"rates_per": ("cell", "method"), "edge": ("refuse", "accept"), "checkpoint": CHECKPOINTS}
-    for part, allowed in choices.items():
-        if getattr(study, part) not in allowed:
-            raise SettingError(f"{part} must be {' or '.join(allowed)} (got {getattr(study, part)})")
-    whole_number("extend", study.extend, least=0)
     _check_rates(study)
     _check_seeds(study)
     if (probe := content.get("probe")) is not None:
@@ -93,14 +111,18 @@ def read(content: Any, name: str = "") -> Study:
 
 
 def _check_rates(study: Study) -> None:
-    """Raise SettingError unless every method has rates or names one that has, and a task's grids are equally long."""
+    """Raise SettingError unless every method has rates or names one that has, a task's grids are equally long, and
+    every map has the budgets of its source."""
     for name, method in study.methods.items():
         if "@" in name:
             raise SettingError(f"methods must have names without @, which separates the budget (got {name})")
         if ("rates" in method) == ("tuned_as" in method):
             raise SettingError(f"methods.{name} must have either rates or tuned_as, the method whose rate it takes")
     tuned = [name for name, method in study.methods.items() if "rates" in method]
-    for task in study.tasks:
+    for task, about in study.tasks.items():
+        kinds.check(
+            f"tasks.{task}.rates", about.get("rates", {}), {}, dict.fromkeys(tuned, kinds.RATES), f"tasks.{task}.rates."
+        )
         counts = {name: len(rates_of(study, task, name)) for name in tuned}
         if len(set(counts.values())) > 1:
             raise SettingError(f"every method must have the same number of rates for {task} (got {counts})")
@@ -112,13 +134,16 @@ def _check_rates(study: Study) -> None:
         sources = [method[key] for key in ("tuned_as", "map_of") if key in method]
         if absent := [source for source in sources if source not in tuned]:
             raise SettingError(f"methods.{name} must refer to one of {', '.join(tuned)} (got {absent[0]})")
+        if "map_of" in method and "rates" in method:
+            raise SettingError(f"methods.{name} must have tuned_as, since its map does not exist before the trials")
+        if "map_of" in method and budgets_of(study, name) != budgets_of(study, method["map_of"]):
+            raise SettingError(f"methods.{name}.map_of must be a method with its budgets (got {method['map_of']})")
 
 
 def _check_seeds(study: Study) -> None:
     if both := set(study.tuning) & set(study.seeds):
         raise SettingError(f"tuning must have seeds that no comparison uses (got {sorted(both)} in both)")
-    least = 1 if study.rates_per == "cell" else len(study.budgets)
-    if len(study.tuning) < least:
+    if study.rates_per == "method" and len(study.tuning) < len(study.budgets):
         raise SettingError(f"tuning must have at least one seed for each budget (got {list(study.tuning)})")
 
 

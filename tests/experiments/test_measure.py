@@ -63,10 +63,16 @@ def test_areas_are_compared_by_method_and_by_the_prefixes_of_its_runs():
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        ({"options": None}, r"probe must have the part options, and may have arms, trials and claims \(got"),
+        ({"options": None}, r"probe must have the part options, and may have arms, claims, trials \(got"),
         ({"option": 1}, r"probe must have the part options"),
         ({"arms": ["lora"]}, r"probe.arms must be arms of the study: full, lora@2, .* \(got lora\)"),
-        ({"options": "--with b"}, r"probe.options must be options of adarank probe for single runs \(got --with\)"),
+        ({"options": "--with b"}, r"probe.options must be options of adarank probe for single runs \(got --with b: "),
+        ({"options": "--help"}, r"probe.options must be .* \(got --help: --help\)"),
+        ({"options": "--stsb 'b"}, r"probe.options must be .* \(got --stsb 'b: No closing quotation\)"),
+        ({"options": "--dleta"}, r"probe.options must be .* \(got --dleta: unrecognized arguments: --dleta\)"),
+        ({"options": "--delta --rows many"}, r"probe.options must be .* invalid int value: 'many'\)"),
+        ({"arms": "lora@2"}, r"probe.arms must be a list of distinct names \(got lora@2\)"),
+        ({"trials": "no"}, r"probe.trials must be true or false \(got no\)"),
         ({"claims": {**CLAIMS, "looks": [3]}}, r"probe.claims must have the parts of claims except looks"),
         ({"claims": {**CLAIMS, "metrics": {}}}, r"^probe.claims.metrics.t must be one of stsb, text, aurac \(got None"),
         ({"claims": {**CLAIMS, "margins": {}}}, r"^probe.claims.margins must have the part t"),
