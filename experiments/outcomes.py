@@ -2,23 +2,29 @@
 choose."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from functools import reduce
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from adarank.errors import SettingError
+from adarank.harness.config.spec import NEVER, TrainConfig, identity_default
 from adarank.runs.files import CONFIG, STATUS, SUMMARY, read_object
 from adarank.runs.packed import read_records
-from experiments.study import Cell, Study, budgets_of, rank_of
+from experiments.study import Cell, Study, budgets_of, cells, rank_of, settings_of
 
 STAGES = ("tuning", "seeds")
 DIVERGED, FAILED = "diverged", "failed"
+# Settings that the sweep of the trials sets, and those of the training loop that never change a run.
+UNCHANGING = {"train.lr", "seed", *(f"train.{f.name}" for f in fields(TrainConfig) if identity_default(f) is NEVER)}
 
 
 class Outcome(NamedTuple):
     """A finished run. dev, value: its metric on dev, which chooses rates, and the metric that is judged (on test if it
-    was measured), both with the study's checkpoint; minutes: those of training and evaluation."""
+    was measured), both with the study's checkpoint; minutes: those of training and evaluation; config: its settings."""
 
     arm: str
     rate: float
@@ -29,11 +35,29 @@ class Outcome(NamedTuple):
     metric: str
     higher_is_better: bool
     minutes: float
+    config: Mapping[str, Any] = {}
 
 
-def outcomes(study: Study, results: Path, stage: str, task: str, method: str) -> list[Outcome]:
-    """Every finished run of a method; stage: one of STAGES."""
-    return [_outcome(study, method, *run) for run in read_records(results / stage / task / method)]
+class Lost(NamedTuple):
+    """A run whose loss became infinite or NaN."""
+
+    arm: str
+    rate: float
+    seed: int
+    config: Mapping[str, Any]
+
+
+def outcomes(
+    study: Study, results: Path, stage: str, task: str, method: str, every_seed: bool = False
+) -> list[Outcome]:
+    """Every finished run of a method with a seed of the stage, one of STAGES. every_seed: also with other seeds, as an
+    earlier study may have."""
+    found = [_outcome(study, method, *run) for run in read_records(results / stage / task / method)]
+    return [outcome for outcome in found if every_seed or outcome.seed in _seeds(study, stage)]
+
+
+def _seeds(study: Study, stage: str) -> Sequence[int]:
+    return study.tuning if stage == "tuning" else study.seeds
 
 
 def _outcome(study: Study, method: str, folder: Path, record: Mapping[str, Any]) -> Outcome:
@@ -50,6 +74,7 @@ def _outcome(study: Study, method: str, folder: Path, record: Mapping[str, Any])
         metric=metric["name"],
         higher_is_better=metric["higher_is_better"],
         minutes=(summary["time"]["train_s"] + summary["time"]["eval_s"]) / 60,
+        config=config,
     )
 
 
@@ -68,13 +93,46 @@ def states(folder: Path) -> dict[Path, str]:
     return {file.parent: str(read_object(file)[0].get("state")) for file in sorted(folder.glob(f"*/{STATUS}"))}
 
 
-def diverged(folder: Path) -> list[tuple[str, float]]:
-    """(arm, rate) of every run in `folder` whose loss became infinite or NaN."""
+def diverged(study: Study, out: Path, stage: str, task: str, method: str) -> list[Lost]:
+    """Every run of a method with a seed of the stage whose loss became infinite or NaN."""
     found = []
-    for run in (run for run, state in states(folder).items() if state == DIVERGED):
+    for run in (run for run, state in states(out / stage / task / method).items() if state == DIVERGED):
         config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-        found.append((str(read_object(run / SUMMARY)[0].get("arm")), float(config["train"]["lr"])))
-    return found
+        arm = str(read_object(run / SUMMARY)[0].get("arm"))
+        found.append(Lost(arm, float(config["train"]["lr"]), config["seed"], config))
+    return [lost for lost in found if lost.seed in _seeds(study, stage)]
+
+
+def refuse_other_settings(
+    study: Study, results: Path, out: Path, tasks: Iterable[str], words: Iterable[str] = ()
+) -> None:
+    """Raise SettingError if a run that counts was made with other settings than the study has for it now, as far as its
+    config tells. words: further words of every run, whose settings take precedence over those of the study."""
+    arms = {cell.arm: cell for cell in cells(study)}
+    free = UNCHANGING | {word.partition("=")[0].lstrip("+~") for word in words}
+    for stage, task, method in product(STAGES, tasks, study.methods):
+        made = [*outcomes(study, results, stage, task, method), *diverged(study, out, stage, task, method)]
+        for run in (run for run in made if run.arm in arms):
+            for key, asked in settings_of(study, task, arms[run.arm]).items():
+                found = reduce(_part, key.split("."), run.config)
+                if key not in free and _differ(asked, found):
+                    raise SettingError(
+                        f"the study must keep the settings of its runs, {key}={found} for {run.arm} on {task} (got "
+                        f"{asked}); name other folders with --out and --results"
+                    )
+
+
+def _part(config: Any, name: str) -> Any:
+    return config.get(name) if isinstance(config, Mapping) else None
+
+
+def _differ(asked: Any, found: Any) -> bool:
+    """Whether two values of a setting differ, as far as their forms can be compared: a config holds a group's choice as
+    its parts and a fraction as the steps that it came to, and an absolute path may lead to the same data elsewhere."""
+    if isinstance(asked, str) and isinstance(found, str):
+        return not Path(asked).is_absolute() and Path(asked).name != Path(found).name
+    numbers = isinstance(asked, int | float) and isinstance(found, int | float)
+    return numbers and asked != found and not (0 < asked < 1 and isinstance(found, int))
 
 
 def choose(trials: Sequence[Outcome], rates: Iterable[float], lost: Sequence[float] = ()) -> dict[str, Any]:

@@ -28,11 +28,11 @@ class Spread(NamedTuple):
     paired: bool
 
 
-def plan(study: Study, source: Path) -> dict[str, Any]:
+def plan(study: Study, source: Path, earlier: bool = False) -> dict[str, Any]:
     """The content of plan.json: seeds and minutes of every claim and arm, without seeds for a study that claims nothing
-    about its metric. source: results, packed, of this study or of an earlier one. Raises SettingError without a
-    finished run of one of the study's tasks."""
-    known = {task: _by_arm(study, source, task) for task in study.tasks}
+    about its metric. source: results, packed, of this study or, if `earlier`, of another one, whose seeds may differ.
+    Raises SettingError without a finished run of one of the study's tasks."""
+    known = {task: _by_arm(study, source, task, earlier) for task in study.tasks}
     if not any(any(stages.values()) for stages in known.values()):
         raise SettingError(
             f"--plan must find finished runs of the study's tasks in --results or --from (got {source}); run the "
@@ -61,12 +61,12 @@ def plan(study: Study, source: Path) -> dict[str, Any]:
     }
 
 
-def _by_arm(study: Study, source: Path, task: str) -> dict[str, dict[str, list[Outcome]]]:
+def _by_arm(study: Study, source: Path, task: str, earlier: bool) -> dict[str, dict[str, list[Outcome]]]:
     """{stage: {arm: its finished runs}} of a task, including the arms that only an earlier study has."""
     found: dict[str, dict[str, list[Outcome]]] = {stage: {} for stage in STAGES}
     for stage in STAGES:
         for folder in sorted(path for path in (source / stage / task).glob("*") if path.is_dir()):
-            for outcome in outcomes(study, source, stage, task, folder.name):
+            for outcome in outcomes(study, source, stage, task, folder.name, every_seed=earlier):
                 found[stage].setdefault(outcome.arm, []).append(outcome)
     return found
 

@@ -37,7 +37,18 @@ from analysis.report import load as load_runs
 from analysis.report import write_report
 from analysis.tables import tables
 from experiments import looks, measure, plan
-from experiments.outcomes import DIVERGED, FAILED, STAGES, choose, diverged, ends, extended, outcomes, states
+from experiments.outcomes import (
+    DIVERGED,
+    FAILED,
+    STAGES,
+    choose,
+    diverged,
+    ends,
+    extended,
+    outcomes,
+    refuse_other_settings,
+    states,
+)
 from experiments.pack import pack, unpack
 from experiments.study import Cell, Study, cells, load, rates_of, settings_of, trials, tuned_as, with_map, words
 
@@ -142,14 +153,15 @@ def choices(study: Study, place: Place, task: str, grids: Mapping[str, Sequence[
     """`choose` for every arm whose method has a grid, or for every such method."""
     found: dict[str, Any] = {}
     for name, grid in grids.items():
-        tried, lost = outcomes(study, place.results, "tuning", task, name), diverged(place.out / "tuning" / task / name)
+        tried = outcomes(study, place.results, "tuning", task, name)
+        lost = diverged(study, place.out, "tuning", task, name)
         asked = study.claims.metrics.get(task) if study.claims else None
         if asked and (other := [outcome.metric for outcome in tried if outcome.metric != asked]):
             raise SettingError(f"claims.metrics.{task} must be the metric of its runs, {other[0]} (got {asked})")
         for cell in (cell for cell in cells(study) if cell.method == name):
             whole = study.rates_per == "method"
             mine = [trial for trial in tried if whole or trial.arm == cell.arm]
-            gone = [rate for arm, rate in lost if whole or arm == cell.arm]
+            gone = [trial.rate for trial in lost if whole or trial.arm == cell.arm]
             found.setdefault(tuned_as(study, cell), choose(mine, grid, gone))
     return found
 
@@ -266,6 +278,7 @@ def follow(study: Study, place: Place, tasks: Sequence[str] | None = None, looki
         pack(place.out, place.results)
     if place.results.is_dir():
         unpack(place.results, place.out)
+    refuse_other_settings(study, place.results, place.out, tasks or study.tasks, place.words)
     declare(study, place)
     for task in tasks or study.tasks:
         chosen = tune(study, place, task)
@@ -322,7 +335,7 @@ def main() -> int:
         whole_number("--jobs", options.jobs)
         place = Place(options.out, options.results, overrides, options.jobs)
         if options.plan:
-            found = plan.plan(load(options.study), options.source or options.results)
+            found = plan.plan(load(options.study), options.source or options.results, options.source is not None)
             print(plan.text(found))
             options.results.mkdir(parents=True, exist_ok=True)
             write_json(options.results / plan.FILE, found)

@@ -82,7 +82,8 @@ class Runner:
         rank = int(settings.get("rank", 8))
         if source := settings.get("ranks_from"):
             rank = yaml.safe_load((Path(source.strip("'")) / "config.yaml").read_text())["rank"]
-        config = {"method": settings["method"], "rank": rank, "train": {"lr": rate}, "seed": seed}
+        plain = {key: yaml.safe_load(value) for key, value in settings.items() if key in ("holdout", "tiny")}
+        config = {**plain, "method": settings["method"], "rank": rank, "train": {"lr": rate}, "seed": seed}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         value = self.value({**settings, "arm": arm}, rate, seed)
         tested = {} if settings.get("test") == "false" else {"test": value, "test_last": value}

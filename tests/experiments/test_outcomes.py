@@ -58,21 +58,21 @@ def test_a_grid_grows_by_its_own_ratio():
     assert outcomes.extended(grid, []) == grid
 
 
-def record(folder, name, rank, metric, **summary):
+def record(folder, name, rank, metric, seed=1, config=None, **summary):
     time = {"train_s": 90.0, "eval_s": 30.0}
     metric = {"name": "accuracy", "higher_is_better": True, "best": 0.6, "last": 0.5, **metric}
-    config = {"rank": rank, "seed": 3, "train": {"lr": 0.01}}
+    config = {"rank": rank, "seed": seed, "train": {"lr": 0.01}, **(config or {})}
     record = {"config": config, "summary": {"metric": metric, "time": time, **summary}}
-    add_records(folder / FILE, {f"{name}-s3": record})
+    add_records(folder / FILE, {f"{name}-s{seed}": record})
 
 
 def test_the_study_s_checkpoint_is_the_one_that_counts(tmp_path):
     record(tmp_path / "seeds" / "t" / "lora", "a", 2, {"test": 0.4, "test_last": 0.3}, arm="lora@2")
-    record(tmp_path / "tuning" / "t" / "lora", "b", 2, {}, arm="lora@2")
+    record(tmp_path / "tuning" / "t" / "lora", "b", 2, {}, seed=100, arm="lora@2")
     for checkpoint, dev, test in (("last", 0.5, 0.3), ("best", 0.6, 0.4)):
         asked = read(study(checkpoint=checkpoint))
         (seed,), (tuning,) = (outcomes.outcomes(asked, tmp_path, stage, "t", "lora") for stage in ("seeds", "tuning"))
-        assert (seed.dev, seed.value, seed.minutes, seed.rate, seed.seed, seed.run) == (dev, test, 2.0, 0.01, 3, "a-s3")
+        assert (seed.dev, seed.value, seed.minutes, seed.rate, seed.seed, seed.run) == (dev, test, 2.0, 0.01, 1, "a-s1")
         assert (tuning.dev, tuning.value) == (dev, dev), "where test was not measured, dev is what there is"
 
 
@@ -83,3 +83,46 @@ def test_a_run_without_an_arm_is_known_by_its_rank(tmp_path):
         record(tmp_path / "seeds" / "t" / method, f"{method}{rank}", rank, {"test": 0.4})
     arms = {m: [o.arm for o in outcomes.outcomes(asked, tmp_path, "seeds", "t", m)] for m in ("lora", "high", "full")}
     assert arms == {"lora": ["lora", "lora@8"], "high": ["high@8"], "full": ["full"]}
+
+
+def test_runs_of_seeds_that_the_study_does_not_have_do_not_count(tmp_path):
+    """Pilots, and the trials of an earlier list of seeds, took part in the choice of the rate."""
+    for seed in (0, 1, 100, 900):
+        for stage in outcomes.STAGES:
+            record(tmp_path / stage / "t" / "lora", "a", 2, {}, seed, arm="lora@2")
+
+    def seeds(stage, **more):
+        return [run.seed for run in outcomes.outcomes(read(STUDY), tmp_path, stage, "t", "lora", **more)]
+
+    assert (seeds("tuning"), seeds("seeds")) == ([100], [0, 1])
+    assert sorted(seeds("seeds", every_seed=True)) == [0, 1, 100, 900]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"train.steps": 200}, r"train.steps=100 for lora@2 on t \(got 200\); name other folders"),
+        ({"targets": "qv"}, r"targets=all for lora@2 on t \(got qv\)"),
+        ({"task.path": "other"}, r"task.path=data for lora@2 on t \(got other\)"),
+        ({"train.steps": 100.0, "targets": "all", "task.path": "../data", "holdout": 0.25}, None),
+        ({"schedule.t_i": 0.1, "model": "m", "penalty": "none", "train.shard": "fsdp2", "train.lr": 1.0}, None),
+        ({"task.path": "/elsewhere/glue", "train.batch_size": 8, "test": True}, None),
+    ],
+)
+def test_runs_that_were_made_with_other_settings_are_refused(settings, says, tmp_path):
+    """Trials of 100 steps counted for a study that had come to ask for 200."""
+    config = {"targets": "all", "holdout": 0.25, "penalty": None, "schedule": {"t_i": 10}, "model": {"_target_": "a.m"}}
+    config |= {"train": {"lr": 0.01, "steps": 100, "shard": "none"}, "task": {"path": "data"}}
+    record(tmp_path / "tuning" / "t" / "lora", "a", 2, {}, seed=100, config=config, arm="lora@2")
+    record(tmp_path / "tuning" / "t" / "lora", "b", 2, {}, seed=100, config={"targets": "no"}, arm="no longer there")
+    asked = read(study(settings={"tiny": True, **settings}))
+
+    def check(*words):
+        outcomes.refuse_other_settings(asked, tmp_path, tmp_path / "out", asked.tasks, words)
+
+    if says is None:
+        check()
+    else:
+        with pytest.raises(SettingError, match=f"the study must keep the settings of its runs, {says}"):
+            check()
+    check("train.steps=100", "+targets=all", "task.path=data")

@@ -72,6 +72,18 @@ def test_a_second_call_trains_nothing_also_where_only_the_results_are(runner, pl
     assert {path: path.read_bytes() for path in place.results.rglob("*") if path.is_file()} == before
 
 
+def test_a_study_whose_settings_changed_does_not_take_its_earlier_runs(runner, place):
+    """They counted by arm and rate alone, together with the new ones or instead of them."""
+    runner.state = lambda settings, rate, seed: "diverged" if settings["arm"] == "full" else "finished"
+    with pytest.raises(SettingError, match="at least one rate must have no diverged trials"):
+        protocol.follow(read(STUDY), place)
+    trained = runner.trained
+    changed = read(study(settings={**STUDY["settings"], "holdout": 0.5}))
+    with pytest.raises(SettingError, match=r"holdout=0.25 for full on t \(got 0.5\); name other folders with --out"):
+        protocol.follow(changed, place)
+    assert runner.trained == trained
+
+
 def test_several_jobs_train_the_same_runs_with_a_share_of_the_cores_each(runner, place, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(protocol.os, "cpu_count", lambda: 8)
