@@ -84,7 +84,7 @@ def run(
     sweep = {"train.lr": rates, "seed": seeds}
     jobs = [f"{key}={','.join(map(str, values))}" for key, values in sweep.items()]
     where = Path(stage, task, cell.method)
-    jobs.append(f"out={place.out / where}")
+    jobs += words({"out": str(place.out / where)})
     command = [RUN, "-m", *words(settings), *jobs, *place.words]
     print(f"$ {shlex.join(command)}", flush=True)
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // place.jobs))} if place.jobs > 1 else {}

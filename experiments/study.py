@@ -3,12 +3,14 @@
 docs/protocol.md describes its parts; experiments/protocol.py runs it.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from hydra.core.override_parser.types import Quote, QuotedString
 
 from adarank.errors import SettingError
 from analysis.claims import CHECKPOINTS, Claims, ClaimsError, arm_name
@@ -17,6 +19,8 @@ from experiments import kinds, measure
 from experiments.measure import Measurement
 
 Settings = Mapping[str, Any]
+# What Hydra takes for the same text without quotes: words and plain paths, but neither numbers nor null, true, …
+UNQUOTED = re.compile(r"(?!(?:null|true|false|inf|nan)$)[a-z_/][\w/.-]*", re.ASCII | re.IGNORECASE)
 
 # The kinds of a study's parts, and those of a method and a task besides settings.
 REQUIRED = {
@@ -231,6 +235,6 @@ def _value(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str) and not value.replace("_", "").isalnum():
-        return "'" + value.replace("'", r"\'") + "'"
+    if isinstance(value, str) and not UNQUOTED.fullmatch(value):
+        return QuotedString(value, Quote.single).with_quotes()
     return str(value)

@@ -27,6 +27,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from adarank.errors import SettingError  # noqa: E402
 from adarank.runs.files import CONFIG, SUMMARY, read_json, write_json  # noqa: E402
 from analysis import export, format_table, rank_maps, report, verdicts  # noqa: E402
+from experiments.study import words as overrides  # noqa: E402
 
 
 def run(words: Sequence[str]) -> int:
@@ -70,11 +71,11 @@ def measure(
     method: str, seeds: Sequence[int], shuffles: int, adaptive: Sequence[str], out: Path, words: list[str]
 ) -> int:
     """Train the missing runs. Returns the first exit status that is not 0, or 0."""
-    common = [f"method={method}", *words, f"out={out}"]
+    common = [f"method={method}", *words, *overrides({"out": str(out)})]
     if status := run(["-m", *common, *adaptive, f"seed={','.join(map(str, seeds))}"]):
         return status
     for seed in seeds:
-        mapped = [f"ranks_from='{source(out, method, seed)}'", f"seed={seed}"]
+        mapped = overrides({"ranks_from": str(source(out, method, seed)), "seed": seed})
         draws = f"ranks_shuffle_seed={','.join(map(str, range(shuffles)))}"
         for more in ([], ["ranks_shuffle=within_family,all", draws]):
             if status := run(["-m", *common, *mapped, *more]):

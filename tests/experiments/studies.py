@@ -61,7 +61,7 @@ class Runner:
         self.threads.add(env.get("OMP_NUM_THREADS"))
         self.before()
         settings = dict(word.split("=", 1) for word in command[3:])
-        out, arm = Path(settings.pop("out")), settings.pop("arm").strip("'")
+        out, arm = Path(settings.pop("out").strip("'")), settings.pop("arm").strip("'")
         rates = [float(rate) for rate in settings.pop("train.lr").split(",")]
         seeds = [int(seed) for seed in settings.pop("seed").split(",")]
         self.calls.append((out.parent.parent.name, arm, rates, seeds, settings))

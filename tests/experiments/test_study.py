@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from adarank.errors import SettingError
 from experiments import study as studies
@@ -172,6 +173,29 @@ def test_claims_make_a_study_stricter_and_fill_in_its_arms():
 def test_claims_that_do_not_fit_the_study_are_refused(content, message):
     with pytest.raises(SettingError, match=message):
         studies.read(content)
+
+
+def test_hydra_reads_every_string_as_it_was_meant():
+    """A folder with a comma became a sweep over two folders, and é, = and ( were refused."""
+    texts = [
+        "x/y z",
+        "a,b",
+        "a=b",
+        "(é)",
+        "é",
+        "it's",
+        "back\\",
+        "\\'",
+        "1e-4",
+        "12",
+        "true",
+        "null",
+        "${a}",
+        "/a/b.c-d_1",
+    ]
+    words = studies.words({f"k{i}": text for i, text in enumerate(texts)})
+    assert [override.value() for override in OverridesParser.create().parse_overrides(words)] == texts
+    assert words[-1] == "k13=/a/b.c-d_1", "plain paths stay readable"
 
 
 def test_strings_are_quoted_for_hydra():
