@@ -151,28 +151,36 @@ def _folder(
     targets: dict[str, list[str]] | None,
     allow_bin: bool = False,
 ) -> Base:
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights and (bins := sorted(folder.glob("pytorch_model*.bin"))):
-        if not allow_bin:
-            raise _pickles_alone(f"model.path={folder}", bins[0].name)
-        weights = bins
+    weights = _weights(folder)
+    if weights and weights[0].suffix == ".bin" and not allow_bin:
+        raise _pickles_alone(f"model.path={folder}", weights[0].name)
     for file, found in (("config.json", (folder / "config.json").is_file()), (".safetensors weights", weights)):
         if not found:
             raise SettingError(
                 f"model.path must be a folder that save_pretrained wrote, tokenizer included ({folder} has no {file}; "
                 "pickles are not loaded)"
             )
-    digest = hashlib.sha256()
-    extra = [file for pattern in PROCESSOR_FILES for file in sorted(folder.glob(pattern)) if file.is_file()]
-    for path in (folder / "config.json", *weights, *extra):
-        with path.open("rb") as stream:
-            digest.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
     what = f"the model in {folder}"
-    fingerprint = digest.hexdigest() + _dropout_mark(head_dropout)
+    fingerprint = _digest(folder) + _dropout_mark(head_dropout)
     build = _pretrained(str(folder), None, what, head_dropout, allow_bin)
     architecture = _config(what, str(folder)).model_type
     skeleton = _skeleton(str(folder), None, what)
     return Base(name, fingerprint, architecture, build, targets, _stored(weights), skeleton=skeleton)
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files with the weights in a folder: safetensors, or pickles if there are none."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def _digest(folder: Path) -> str:
+    """The digest of the config, the weights and the processor of a model in a folder."""
+    digest = hashlib.sha256()
+    extra = [file for pattern in PROCESSOR_FILES for file in sorted(folder.glob(pattern)) if file.is_file()]
+    for path in (folder / "config.json", *_weights(folder), *extra):
+        with path.open("rb") as stream:
+            digest.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _pickles_alone(what: str, file: str) -> SettingError:
@@ -227,14 +235,16 @@ def hub(
     attention: Attention = "auto",
     allow_bin: bool = False,
 ) -> Base:
-    """A model from the Hugging Face hub. Its fingerprint is the name with the commit in the hub or the cache.
-    allow_bin: also load weights that exist only as pickles (`torch.load` with weights_only=True)."""
+    """A model from the Hugging Face hub, or in a folder. Its fingerprint is the name with the commit in the hub or the
+    cache; that of a folder is its content, as for `local`. allow_bin: also load weights that exist only as pickles
+    (`torch.load` with weights_only=True)."""
     what = f"model.name={name}"
     config = _config(what, name, revision=revision)
     commit = getattr(config, "_commit_hash", None) or revision or "unknown"
-    source = str(Path(name).absolute()) if Path(name).is_dir() else name  # saved adapters name it as their base
+    is_folder = Path(name).is_dir()
+    source = str(Path(name).absolute()) if is_folder else name  # saved adapters name it as their base
     build = _pretrained(source, revision, what, head_dropout, allow_bin)
-    fingerprint = f"{name}@{commit}{_dropout_mark(head_dropout)}"
+    fingerprint = (_digest(Path(name)) if is_folder else f"{name}@{commit}") + _dropout_mark(head_dropout)
     said = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     stored = next((short for short, full in DTYPES.items() if str(said).removeprefix("torch.") == full), "fp32")
     skeleton = _skeleton(source, revision, what)

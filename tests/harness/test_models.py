@@ -182,6 +182,15 @@ def test_a_hub_model_with_pickles_alone_is_read_where_that_is_allowed(tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in found.items() if name.startswith("deberta."))
 
 
+def test_a_folder_given_as_a_name_is_known_by_its_content(tmp_path):
+    """It was known by its path, so that new weights in it took the runs of the old ones for theirs."""
+    folder = save(tmp_path / "a")
+    before = hub(str(folder)).fingerprint
+    assert before == local(str(folder)).fingerprint
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + b" ")
+    assert hub(str(folder)).fingerprint != before
+
+
 def test_safetensors_win_over_pickles(tmp_path):
     folder = save(tmp_path / "a")
     before = local(str(folder)).fingerprint
