@@ -105,6 +105,7 @@ class Saver:
     def __init__(self, folder: Path, seconds: float | str | None, resume: bool) -> None:
         self.folder, self.seconds = folder, seconds
         self.step: int | None = None
+        self._loaded_best = 0  # the step of the best checkpoint that the loaded state refers to
         if resume and (folder / STATE).is_file():
             with _opened(folder / STATE) as file:
                 self.step = dict(json.loads(file.metadata()["outline"])["map"])["step"]
@@ -152,7 +153,7 @@ class Saver:
         began = time.monotonic()
         write_sharded(self._best(step), trained_tensors(model))
         if self.seconds is None:
-            on_main(partial(self._drop_best, step))
+            on_main(partial(self._drop_best, step, self._loaded_best))
         self._spent += time.monotonic() - began
 
     def load_best(self, model: nn.Module, step: int) -> None:
@@ -182,9 +183,9 @@ class Saver:
     def _best(self, step: int) -> Path:
         return self.folder / f"best-{step}.safetensors"
 
-    def _drop_best(self, but: int) -> None:
+    def _drop_best(self, *but: int) -> None:
         for path in self.folder.glob("best-*.safetensors"):
-            if path != self._best(but):
+            if path not in map(self._best, but):
                 path.unlink()
 
     def load(self, model: nn.Module, optimizer: Any, scheduler: Any) -> Progress | None:
@@ -213,13 +214,14 @@ class Saver:
         found = Progress(**state["progress"])
         if found.best_step and not self._best(found.best_step).is_file():
             raise RunFailed(f"{self._best(found.best_step)} is missing; force=true starts the run from the beginning")
+        self._loaded_best = found.best_step
         return found
 
     def remove(self) -> None:
         """Delete the files, which a finished run no longer needs."""
         for name in (STATE, LAST):
             (self.folder / name).unlink(missing_ok=True)
-        self._drop_best(0)
+        self._drop_best()
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 

@@ -198,6 +198,21 @@ def test_one_best_checkpoint_stays_beside_the_state(seconds, tmp_path, net):
     assert not (tmp_path / "c").exists()
 
 
+def test_a_resumed_run_that_saves_no_more_keeps_what_its_state_needs(tmp_path, net):
+    """checkpoint_seconds=null deleted the state's best checkpoint, so that the next resumption was refused."""
+    saver = Saver(tmp_path, 0.0, resume=False)
+    optimizer = torch.optim.AdamW(net.parameters())
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    saver.keep_best(net, 1)
+    saver.save(net, optimizer, scheduler, Progress(best=0.5, step=1, best_step=1))
+    for _ in range(2):
+        saver = Saver(tmp_path, None, resume=True)
+        assert saver.load(net, optimizer, scheduler).best_step == 1
+        for step in (2, 3):
+            saver.keep_best(net, step)
+        assert {path.name for path in tmp_path.glob("best-*")} == {"best-1.safetensors", "best-3.safetensors"}
+
+
 def test_a_damaged_file_is_refused_in_a_sentence(tmp_path):
     (tmp_path / STATE).write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
     with pytest.raises(RunFailed, match=r"is damaged .*force=true starts the run from the beginning"):
