@@ -1,6 +1,7 @@
 """The outcomes of a study's finished runs, as packed by experiments/pack.py, and the learning rate that the trials
 choose."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import reduce
@@ -24,7 +25,8 @@ UNCHANGING = {"train.lr", "seed", *(f"train.{f.name}" for f in fields(TrainConfi
 
 class Outcome(NamedTuple):
     """A finished run. dev, value: its metric on dev, which chooses rates, and the metric that is judged (on test if it
-    was measured), both with the study's checkpoint; minutes: those of training and evaluation; config: its settings."""
+    was measured), both with the study's checkpoint and NaN if unknown; minutes: those of training and evaluation;
+    config: its settings."""
 
     arm: str
     rate: float
@@ -69,8 +71,8 @@ def _outcome(study: Study, method: str, folder: Path, record: Mapping[str, Any])
         rate=config["train"]["lr"],
         seed=config["seed"],
         run=folder.name,
-        dev=dev,
-        value=dev if test is None else test,
+        dev=math.nan if dev is None else dev,
+        value=next((value for value in (test, dev) if value is not None), math.nan),
         metric=metric["name"],
         higher_is_better=metric["higher_is_better"],
         minutes=(summary["time"]["train_s"] + summary["time"]["eval_s"]) / 60,
@@ -139,9 +141,11 @@ def choose(trials: Sequence[Outcome], rates: Iterable[float], lost: Sequence[flo
     """The rate with the best mean on dev, the mean of every rate, and whether the best lies at the edge of its grid; a
     grid of one rate has no edge, since its rate was set beforehand.
 
-    lost: the rate of each trial that diverged; such a rate has no mean and is never chosen. Trials of rates outside the
-    grid do not count. Raises SettingError if rates differ in their number of trials, or all of them diverged."""
-    by_rate = {rate: [trial.dev for trial in trials if trial.rate == rate] for rate in sorted(rates)}
+    lost: the rate of each trial that diverged; such a rate has no mean and is never chosen, nor is one whose metric is
+    unknown in a trial. Trials of rates outside the grid do not count. Raises SettingError if rates differ in their
+    number of trials, or all of them diverged."""
+    lost = [*lost, *(trial.rate for trial in trials if math.isnan(trial.dev))]
+    by_rate = {rate: [t.dev for t in trials if t.rate == rate and not math.isnan(t.dev)] for rate in sorted(rates)}
     counts = {rate: len(values) + lost.count(rate) for rate, values in by_rate.items()}
     if len(set(counts.values())) != 1 or not all(counts.values()):
         raise SettingError(f"the trials must try each rate equally often (got {counts})")

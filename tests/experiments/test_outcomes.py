@@ -1,5 +1,7 @@
 """What finished runs came to: the rate that trials choose, the edge of a grid, the checkpoint, the arm."""
 
+import math
+
 import pytest
 
 from adarank.errors import SettingError
@@ -51,6 +53,14 @@ def test_a_rate_at_which_a_trial_diverged_is_never_chosen():
         outcomes.choose(found, [1, 2, 3])
 
 
+def test_a_rate_without_a_metric_is_never_chosen():
+    """A trial that diverged in its last update was called finished, and its metric, null, ended in a traceback."""
+    found = [trial(1, 0.5), trial(1, 0.5), trial(2, 0.9), trial(2, math.nan)]
+    assert outcomes.choose(found, [1, 2])["means"] == [[1, 0.5], [2, None]]
+    with pytest.raises(SettingError, match="at least one rate must have no diverged trials"):
+        outcomes.choose([trial(1, math.nan)], [1])
+
+
 def test_a_grid_grows_by_its_own_ratio():
     grid = [3e-4, 8e-4, 2e-3, 5e-3]
     assert outcomes.extended(grid, ["high"]) == [*grid, 1.25e-2]
@@ -74,6 +84,13 @@ def test_the_study_s_checkpoint_is_the_one_that_counts(tmp_path):
         (seed,), (tuning,) = (outcomes.outcomes(asked, tmp_path, stage, "t", "lora") for stage in ("seeds", "tuning"))
         assert (seed.dev, seed.value, seed.minutes, seed.rate, seed.seed, seed.run) == (dev, test, 2.0, 0.01, 1, "a-s1")
         assert (tuning.dev, tuning.value) == (dev, dev), "where test was not measured, dev is what there is"
+
+
+def test_a_metric_that_was_no_number_is_read_as_one(tmp_path):
+    record(tmp_path / "seeds" / "t" / "lora", "a", 2, {"last": None, "test": None, "test_last": None}, arm="lora@2")
+    (found,) = outcomes.outcomes(read(STUDY), tmp_path, "seeds", "t", "lora")
+    assert math.isnan(found.dev)
+    assert math.isnan(found.value)
 
 
 def test_a_run_without_an_arm_is_known_by_its_rank(tmp_path):

@@ -130,6 +130,11 @@ def train(
     model.train()
     started = clock(device)
 
+    def stop_if_infinite(loss: float, step: int, where: str = "") -> None:
+        if not np.isfinite(loss):
+            bar.close()
+            raise Diverged(f"the loss{where} became {loss} by step {step}; try a train.lr below {config.lr:g}")
+
     for step in range(at.step + 1, config.steps + 1):
         rows = next(batches)
         at.rows += len(rows)
@@ -185,9 +190,7 @@ def train(
         at.seconds.append((clock(device) - started) / (len(losses) / config.gradient_accumulation_steps))
         at.train_s += at.seconds[-1] * len(losses) / config.gradient_accumulation_steps
         losses.clear()
-        if not np.isfinite(mean_loss):
-            bar.close()
-            raise Diverged(f"the loss became {mean_loss} by step {step}; try a train.lr below {config.lr:g}")
+        stop_if_infinite(mean_loss, step)
         for allocation in pending:
             log.allocation(allocation_record(allocation))
         pending.clear()
@@ -209,6 +212,7 @@ def train(
             before = clock(device)
             at.last = last = task_type.evaluate(model, splits["dev"], metrics, config, device)
             at.eval_s += clock(device) - before
+            stop_if_infinite(last["loss"], step, " on dev")  # only this shows what the last update did
             log.metrics(step, "dev", last)
             better = last[name] > at.best if higher else last[name] < at.best
             if is_settled(controller) and (not at.best_step or better):

@@ -312,6 +312,13 @@ def test_a_loss_that_is_no_number_ends_the_run():
         train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None)
 
 
+def test_a_loss_that_is_no_number_after_the_last_step_ends_the_run_too():
+    """No training loss follows the last update, so that such a run was called finished, with metrics that were null."""
+    prepared, splits, spec = setup("full", steps=1, lr=1e30, max_grad_norm=0.0, warmup=0)
+    with pytest.raises(Diverged, match=r"the loss on dev became nan by step 1; try a train.lr below 1e\+30"):
+        train(prepared, splits, spec, ("accuracy",), Recorder(), lambda _: None, lambda _: None)
+
+
 @pytest.mark.usefixtures("safe_bf16")
 def test_bf16_autocast_trains_fp32_weights():
     prepared, splits, spec = setup("adalora", steps=30, precision="bf16")
