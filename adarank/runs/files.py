@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import sys
 import traceback
 import uuid
@@ -33,6 +34,7 @@ CHECKPOINT = "checkpoint"  # folder
 WANDB = "wandb"  # folder
 
 
+TEMPORARY = re.compile(r"\..+\.(?:[0-9a-f]{12}|\d+)\.tmp")  # of `replacing`, and of adarank.adapters.saving
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # errors of a full or broken disk
 
 
@@ -104,6 +106,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """The temporary files below `folder`, which processes left that were killed while writing, unless one still
+    writes."""
+    return [path for path in folder.rglob(".*.tmp") if TEMPORARY.fullmatch(path.name) and path.is_file()]
 
 
 def write_bytes(path: Path, data: bytes) -> None:

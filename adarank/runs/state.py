@@ -62,6 +62,13 @@ def make_folder(folder: Path) -> None:
         raise unwritable(folder.parent, error) from None
 
 
+def clean(folder: Path) -> None:
+    """Remove from the run's folder what an earlier attempt was writing when it was killed, and its traceback. Only the
+    holder of the lock may do this."""
+    for path in [folder / files.TRACEBACK, *files.leftovers(folder)]:
+        path.unlink(missing_ok=True)
+
+
 def begin(folder: Path) -> None:
     """Remove the files of an earlier attempt from the run's folder; keep everything else in it."""
     try:

@@ -57,6 +57,16 @@ def test_begin_clears_an_earlier_attempt_and_nothing_else(tmp_path):
     assert runs.read_status(folder)["state"] == "running"
 
 
+def test_what_a_killed_or_failed_attempt_left_is_removed_and_nothing_else(tmp_path):
+    """A kill while a file was written left the half of it for ever, and traceback.txt outlived a successful retry."""
+    (tmp_path / "checkpoint").mkdir()
+    left = [".status.json.0123456789ab.tmp", "checkpoint/.state.safetensors.ba9876543210.tmp", "traceback.txt"]
+    for name in [*left, "checkpoint/.adapter_model.safetensors.4711.tmp", "mine.tmp", ".mine.tmp", "status.json"]:
+        (tmp_path / name).write_text("half")
+    runs.clean(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {"checkpoint", "mine.tmp", ".mine.tmp", "status.json"}
+
+
 @pytest.mark.parametrize("make_file", [True, False])
 def test_an_out_folder_that_cannot_be_written_is_refused(tmp_path, make_file):
     out = tmp_path / "file" / "out" if make_file else None

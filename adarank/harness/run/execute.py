@@ -160,6 +160,7 @@ def train_in_folder(
     any. Any failure during or after training counts as the run's failure, and its checkpoint stays for retry=failed."""
     spec, folder, metrics = run.spec, run.folder, run.task.metrics
     record = spec.record()
+    on_main(partial(state.clean, folder))
     resumes = on_main(partial(state.is_resumable, folder)) and not spec.force
     saver = Saver(folder / CHECKPOINT, spec.checkpoint_seconds, resumes)
     if saver.step is None:

@@ -104,6 +104,7 @@ def test_a_failure_at_test_keeps_what_was_trained_and_retry_trains_no_step_again
     assert (folder / "metrics.jsonl").read_text().startswith(trained)
     assert result(out) == result(tmp_path / "whole")
     assert not (folder / "checkpoint").exists()
+    assert not (folder / "traceback.txt").exists()
 
 
 @pytest.mark.slow
