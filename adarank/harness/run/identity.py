@@ -29,8 +29,8 @@ def decides(
     """Everything but the seed that affects a run's result and differs from its identity default.
 
     The effect of a setting counts, not how it was typed: local data, local models and the ranks of another run enter by
-    their content, `targets` as the adapter gets them, and settings without effect do not enter. dtype: that of the
-    frozen weights; it enters unless it and the checkpoint's are both fp32 or both fp64.
+    their content, `targets` as the adapter gets them (a list in any order), and settings without effect do not enter.
+    dtype: that of the frozen weights; it enters unless it and the checkpoint's are both fp32 or both fp64.
     """
     idle = spec.without_effect()
     if not spec.train.skipped_evaluations(len(task.dev)):
@@ -52,7 +52,7 @@ def decides(
     if spec.takes("rank"):
         found["adapter"]["rank"] = spec.held_rank
     if spec.takes("targets"):
-        found["adapter"]["targets"] = targets
+        found["adapter"]["targets"] = sorted(set(targets)) if isinstance(targets, list) else targets
     if spec.adaptive:
         found["budget"] = {"initial_rank": spec.initial_rank, "rank": spec.rank}
         if spec.budget.unit != "triplets":

@@ -188,6 +188,7 @@ def test_data_model_and_targets_enter_by_their_content():
     assert decides(task=replace(TASK, task_type="generate")) != decides()
     assert decides()["model"] == "model"
     assert decides(targets="query|value") != decides()
+    assert decides(targets=["query", "value"]) == decides(targets=["value", "query", "value"]) != decides()
 
 
 DECIDING = {"train": {"lr": 0.001, "steps": 10}, "adapter": {"rank": 8}, "score": None}
