@@ -29,12 +29,8 @@ def _mapping(of: str, fits: Callable[[Mapping[str, Any]], bool] = lambda _: True
 
 def _distinct(of: str, fits: Callable[[Any], bool]) -> Kind:
     def distinct(values: Any) -> bool:
-        return (
-            isinstance(values, list | tuple)
-            and bool(values)
-            and all(map(fits, values))
-            and len(set(values)) == len(values)
-        )
+        listed = isinstance(values, list | tuple) and bool(values)
+        return listed and all(map(fits, values)) and len(set(values)) == len(values)
 
     return Kind(f"a list of distinct {of}", distinct)
 

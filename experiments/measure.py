@@ -71,8 +71,9 @@ def read(content: Any, tasks: Collection[str], arms: Sequence[str], seeds: int) 
 def _words(options: str) -> list[str]:
     """The words of the options. Raises SettingError unless `adarank probe` takes them for a single run."""
 
-    def refuse(why: str) -> NoReturn:
-        raise SettingError(f"probe.options must be options of adarank probe for single runs (got {options}: {why})")
+    def refuse(message: str) -> NoReturn:
+        valid = "options of adarank probe for single runs"
+        raise SettingError(f"probe.options must be {valid} (got {options}: {message})")
 
     parser = cli.arguments()
     parser.error = refuse  # type: ignore[method-assign]

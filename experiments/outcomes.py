@@ -19,8 +19,8 @@ from experiments.study import Cell, Study, budgets_of, cells, rank_of, settings_
 
 STAGES = ("tuning", "seeds")
 DIVERGED, FAILED = "diverged", "failed"
-# Settings that the sweep of the trials sets, and those of the training loop that never change a run.
-UNCHANGING = {"train.lr", "seed", *(f"train.{f.name}" for f in fields(TrainConfig) if identity_default(f) is NEVER)}
+IDLE = {f"train.{f.name}" for f in fields(TrainConfig) if identity_default(f) is NEVER}
+FREE = {"train.lr", "seed", "checkpoint_seconds"} | IDLE  # the sweep sets them, or they never change a run
 
 
 class Outcome(NamedTuple):
@@ -111,9 +111,10 @@ def refuse_other_settings(
     """Raise SettingError if a run that counts was made with other settings than the study has for it now, as far as its
     config tells. words: further words of every run, whose settings take precedence over those of the study."""
     arms = {cell.arm: cell for cell in cells(study)}
-    free = UNCHANGING | {word.partition("=")[0].lstrip("+~") for word in words}
+    free = FREE | {word.partition("=")[0].lstrip("+~") for word in words}
     for stage, task, method in product(STAGES, tasks, study.methods):
-        made = [*outcomes(study, results, stage, task, method), *diverged(study, out, stage, task, method)]
+        made: list[Outcome | Lost] = [*outcomes(study, results, stage, task, method)]
+        made += diverged(study, out, stage, task, method)
         for run in (run for run in made if run.arm in arms):
             for key, asked in settings_of(study, task, arms[run.arm]).items():
                 found = reduce(_part, key.split("."), run.config)
