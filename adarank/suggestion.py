@@ -10,8 +10,7 @@ from adarank.adaptation import checked_ranks, measured
 from adarank.adapters.base import unwrapped
 from adarank.adapters.layers import check_unadapted
 from adarank.errors import SettingError
-from adarank.integrations.peft_export import rank_pattern
-from adarank.targets import Targets, find_targets
+from adarank.targets import Targets, find_targets, rank_pattern
 
 
 class SuggestedRanks(dict[str, int]):

@@ -480,3 +480,10 @@ def sides(model: nn.Module, name: str) -> tuple[int, int]:
     """(d_in, d_out) of the matrix of a layer that an adapter can wrap."""
     module = layer_at(model, name)
     return known_layer(module).size(module)
+
+
+def rank_pattern(ranks: Mapping[str, int]) -> dict[str, int]:
+    """{regular expression: rank} for PEFT, which compares it with the endings of names; it begins with ^ if the name is
+    the ending of another."""
+    endings = {name[i + 1 :] for name in ranks for i, letter in enumerate(name) if letter == "."}
+    return {("^" if name in endings else "") + re.escape(name): rank for name, rank in ranks.items()}

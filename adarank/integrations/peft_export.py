@@ -35,6 +35,7 @@ from adarank.adapters.magnitude import Magnitude
 from adarank.adapters.parametrisation import lookup
 from adarank.adapters.saving import BOTTLENECK, adapter_state, write_files
 from adarank.errors import SettingError
+from adarank.targets import rank_pattern
 
 PREFIX = "base_model.model."
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -161,13 +162,6 @@ def peft_state(
                 f"PEFT would ignore the adapter of {name}, because {outer[0]} was trained as a whole; merge it"
             )
     return config, {key: value.contiguous() for key, value in state.items()}
-
-
-def rank_pattern(ranks: Mapping[str, int]) -> dict[str, int]:
-    """{regular expression: rank} for PEFT, which compares it with the endings of names; it begins with ^ if the name is
-    the ending of another."""
-    endings = {name[i + 1 :] for name in ranks for i, letter in enumerate(name) if letter == "."}
-    return {("^" if name in endings else "") + re.escape(name): rank for name, rank in ranks.items()}
 
 
 def lora_factors(tensors: Mapping[str, Tensor], name: str, info: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
