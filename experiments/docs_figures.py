@@ -1,5 +1,5 @@
 """The figures of the README and docs/: ranks moving in a committed run, the schedule of a numbered example, the claims
-of the central comparison and, with --report, the first screen of a report page, which needs Chromium.
+of the central comparisons and, with --report, the first screen of a report page, which needs Chromium.
 
 python experiments/docs_figures.py docs
 python experiments/docs_figures.py docs --report runs/controls/seeds/report/index.html
@@ -29,6 +29,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 RUN = RESULTS / "adalora_table1" / "seeds" / "sst2" / "adalora" / "adalora-b6ba7dc8e2-s0"
 KINDS = ("query", "key", "value", "attn. out", "MLP up", "MLP down")  # of a BERT block, in the model's order
 EXAMPLE = schedules.cubic(initial=432, final=288, t_i=100, t_f=300, total=1000, interval=10)  # docs/how_it_works.md
+COMPARISONS = ("central", "central_mpnet")  # studies whose claims are drawn
 SIZE = 110  # dots per inch: small files
 
 
@@ -94,10 +95,10 @@ def three_phases(schedule: schedules.Schedule = EXAMPLE) -> "style.Figure | None
     return figure
 
 
-def central() -> "style.Figure | None":
-    """The declared claims of the central comparison that have runs, with simultaneous intervals and the margin."""
+def claims_of(study: str) -> "style.Figure | None":
+    """The declared claims of a study on one task that have runs, with simultaneous intervals and the margin."""
     with tempfile.TemporaryDirectory() as folder:
-        (verdicts,) = report_of("central", Path(folder)).family.verdicts
+        (verdicts,) = report_of(study, Path(folder)).family.verdicts
     return forest.draw(verdicts, "test accuracy", verdicts[0].margin)
 
 
@@ -124,7 +125,8 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {"rank_moves": rank_moves(read_record(RUN)), "three_phases": three_phases(), "central": central()}
+    figures = {"rank_moves": rank_moves(read_record(RUN)), "three_phases": three_phases()}
+    figures |= {study: claims_of(study) for study in COMPARISONS}
     for name, figure in figures.items():
         assert figure is not None
         figure.savefig(folder / f"{name}.png", dpi=SIZE)

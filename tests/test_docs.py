@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
 
 import numpy as np
 import pytest
@@ -314,7 +314,7 @@ def page_of(path):
     return text_of(path).replace(" points [", " [")
 
 
-@pytest.mark.parametrize("study", ["central"])
+@pytest.mark.parametrize("study", ["central", "central_mpnet"])
 def test_the_findings_print_every_claim_of_a_study_that_has_all_its_seeds(study, tmp_path):
     from experiments.pages import report_of
     from experiments.study import load
@@ -348,10 +348,39 @@ def test_the_pages_print_what_the_runs_of_the_central_comparison_say_elsewhere()
         better = points(*difference(records, "lora", arm, "test_last"))
         assert all(better in page for page in (findings, own)), arm
     for of, against, pages in (
-        ("wide", "wide_uniform", (findings, own, readme)),
+        ("wide", "wide_uniform", (findings, own)),
         ("wide", "lora", (findings, own, readme)),
         ("adalora", "lora", (own,)),
     ):
         assert all(points(*difference(records, of, against, "last")) in page for page in pages), (of, against)
     for arm in ("adalora", "uniform_same_rate", "wide"):
         assert f"{mean(run['summary']['parameters']['kept'] for run in records[arm]):,.0f}" in findings, arm
+
+
+def test_the_pages_print_what_the_runs_with_mpnet_say_elsewhere():
+    findings, own = map(page_of, ("docs/findings.md", "docs/studies/central_mpnet.md"))
+    folder = RESULTS / "central_mpnet" / "seeds" / "supersense"
+    records = {path.name: [run for _, run in read_records(path)] for path in folder.iterdir()}
+    assert points(*difference(records, "adalora", "lora", "last")) in findings
+    assert points(*difference(records, "wide_uniform", "lora", "test_last")) in findings
+    for page in (findings, own):
+        assert points(*difference(records, "wide", "worst_first", "test_last")).removeprefix("+") in page
+    for of, against, name in (
+        ("adalora", "lora", "last"),
+        ("wide", "lora", "last"),
+        ("wide_uniform", "lora", "test_last"),
+    ):
+        assert points(*difference(records, of, against, name)) in own, (of, against)
+    values = {
+        arm: {run["config"]["seed"]: 100 * run["summary"]["metric"]["test_last"] for run in records[arm]}
+        for arm in ("adalora", "lora")
+    }
+    apart = [values["adalora"][seed] - values["lora"][seed] for seed in range(8)]
+    spreads = [*(stdev(values[arm].values()) for arm in ("adalora", "lora")), stdev(apart)]
+    for page in (findings, own):
+        assert f"{spreads[0]:.2f} points" in page
+        assert all(f"{spread:.2f}" in page for spread in spreads)
+    assert f"from {max(apart):.2f} to {min(apart):.2f}" in own
+    kept = {arm: mean(run["summary"]["parameters"]["kept"] for run in records[arm]) for arm in records}
+    assert f"{kept['wide'] - kept['wide_uniform']:,.0f} adapter parameters more" in own
+    assert f"LoRA {kept['wide_uniform'] - kept['lora']:,.0f} fewer" in own
