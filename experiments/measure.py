@@ -17,7 +17,7 @@ from adarank.runs.packed import FINISHED
 from analysis import measures
 from analysis.claims import Claims, ClaimsError
 from analysis.claims import read as read_claims
-from experiments import kinds
+from experiments import schema
 
 VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 PROBE = str(Path(__file__).resolve().parent / "probe.py")
@@ -44,8 +44,8 @@ class Measurement:
 
 def read(content: Any, tasks: Collection[str], arms: Sequence[str], seeds: int) -> Measurement:
     """The checked part of a study. Raises SettingError."""
-    optional = {"arms": kinds.TEXTS, "trials": kinds.FLAG, "claims": kinds.ANY}
-    kinds.check("probe", content, {"options": kinds.TEXT}, optional, of="probe.")
+    optional = {"arms": schema.TEXTS, "trials": schema.FLAG, "claims": schema.ANY}
+    schema.check("probe", content, {"options": schema.TEXT}, optional, of="probe.")
     options = content["options"]
     _words(VARIABLE.sub("1", options))
     chosen = tuple(content.get("arms", arms))

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from adarank.errors import SettingError
 from analysis.claims import CHECKPOINTS, Claims, ClaimsError, arm_name
 from analysis.claims import read as read_claims
-from experiments import kinds, measure
+from experiments import measure, schema
 from experiments.measure import Measurement
 
 Settings = Mapping[str, Any]
@@ -24,30 +24,30 @@ UNQUOTED = re.compile(r"(?!(?:null|true|false|inf|nan)$)[a-z_/][\w/.-]*", re.ASC
 
 # The kinds of a study's parts, and those of a method and a task besides settings.
 REQUIRED = {
-    "settings": kinds.SETTINGS,
-    "tasks": kinds.PARTS,
-    "budgets": kinds.wholes(1),
-    "methods": kinds.PARTS,
-    "tuning": kinds.wholes(0),
-    "seeds": kinds.wholes(0),
+    "settings": schema.SETTINGS,
+    "tasks": schema.PARTS,
+    "budgets": schema.wholes(1),
+    "methods": schema.PARTS,
+    "tuning": schema.wholes(0),
+    "seeds": schema.wholes(0),
 }
 OPTIONAL = {
-    "claims": kinds.ANY,
-    "checkpoint": kinds.one_of(*CHECKPOINTS),
-    "rates_per": kinds.one_of("cell", "method"),
-    "extend": kinds.whole(0),
-    "edge": kinds.one_of("refuse", "accept"),
-    "probe": kinds.ANY,
+    "claims": schema.ANY,
+    "checkpoint": schema.one_of(*CHECKPOINTS),
+    "rates_per": schema.one_of("cell", "method"),
+    "extend": schema.whole(0),
+    "edge": schema.one_of("refuse", "accept"),
+    "probe": schema.ANY,
 }
 METHOD = {
-    "rates": kinds.RATES,
-    "tuned_as": kinds.TEXT,
-    "map_of": kinds.TEXT,
-    "times": kinds.POSITIVE,
-    "ranked": kinds.FLAG,
-    "adaptive": kinds.FLAG,
+    "rates": schema.RATES,
+    "tuned_as": schema.TEXT,
+    "map_of": schema.TEXT,
+    "times": schema.POSITIVE,
+    "ranked": schema.FLAG,
+    "adaptive": schema.FLAG,
 }
-TASK = {"adaptive": kinds.SETTINGS, "rates": kinds.SETTINGS}
+TASK = {"adaptive": schema.SETTINGS, "rates": schema.SETTINGS}
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ def load(path: Path) -> Study:
 def read(content: Any, name: str = "") -> Study:
     """The checked study. Raises SettingError if a part is missing, unknown or of the wrong kind, methods differ in
     their number of rates, seeds are used twice, or the claims cannot be judged."""
-    kinds.check("the study", content, REQUIRED, OPTIONAL)
+    schema.check("the study", content, REQUIRED, OPTIONAL)
     for part, optional in (("methods", METHOD), ("tasks", TASK)):
         for each, about in content[part].items():
-            kinds.check(f"{part}.{each}", about, {"settings": kinds.SETTINGS}, optional, of=f"{part}.{each}.")
+            schema.check(f"{part}.{each}", about, {"settings": schema.SETTINGS}, optional, of=f"{part}.{each}.")
     declares = content.get("claims") is not None
     stricter = {"rates_per": "cell", "extend": 2, "edge": "refuse"} if declares else {}
     study = Study(**{**stricter, **content, "claims": None, "probe": None}, name=name)
@@ -124,8 +124,12 @@ def _check_rates(study: Study) -> None:
             raise SettingError(f"methods.{name} must have either rates or tuned_as, the method whose rate it takes")
     tuned = [name for name, method in study.methods.items() if "rates" in method]
     for task, about in study.tasks.items():
-        kinds.check(
-            f"tasks.{task}.rates", about.get("rates", {}), {}, dict.fromkeys(tuned, kinds.RATES), f"tasks.{task}.rates."
+        schema.check(
+            f"tasks.{task}.rates",
+            about.get("rates", {}),
+            {},
+            dict.fromkeys(tuned, schema.RATES),
+            f"tasks.{task}.rates.",
         )
         counts = {name: len(rates_of(study, task, name)) for name in tuned}
         if len(set(counts.values())) > 1:

@@ -1,4 +1,4 @@
-"""What the parts of a study's YAML file may hold, checked by tables of {part: kind}."""
+"""The schema of a study's YAML file: what its parts may hold, checked by tables of {part: kind}."""
 
 import math
 from collections.abc import Callable, Mapping
