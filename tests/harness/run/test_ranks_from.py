@@ -192,7 +192,7 @@ def test_alpha_over_the_rank_that_the_run_had(source, tmp_path):
         (("init_rank=4",), "init_rank=4 has no effect with method=adalora: its rank is fixed"),
         (("init=eva",), "init=eva moves ranks between modules, but ranks_from fixes them; choose another init"),
         (("rank=2",), "rank must equal that of the run in ranks_from, 1, or be omitted (got 2)"),
-        (("ranks_shuffle=rows",), "ranks_shuffle must be one of none, within_family, all (got rows)"),
+        (("ranks_shuffle=rows",), "ranks_shuffle must be one of none, within_family, all, reversed (got rows)"),
         (("ranks_shuffle_seed=4",), "ranks_shuffle_seed=4 has no effect with method=adalora: ranks_shuffle=none draws"),
         (("targets=all",), "ranks_from must be a run with this model and these targets"),
     ], 4),
