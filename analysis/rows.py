@@ -235,11 +235,11 @@ def pool_rank_maps(rows: Iterable[Row]) -> list[Row]:
 
 
 def _map_key(row: Row, without: set[str]) -> Hashable:
-    """The properties that pooled rows must share, including the triplets and the configuration of the runs whose maps
-    they have, since a table may hold maps of several budgets and methods."""
+    """The properties that pooled rows must share, including the configuration of the runs whose maps they have, and the
+    arm or, outside a study, the triplets, since a table may hold maps of several budgets and methods."""
     settings: dict[str, Any] = {key: value for key, value in row.visible.items() if key not in without}
     of = SEED.sub("", source(row.runs[0]))
-    return (row.method, row.targets, row.arm or "", of, row.triplets, *sorted(settings.items()))
+    return (row.method, row.targets, row.arm or row.triplets, of, *sorted(settings.items()))
 
 
 def _pool(rows: list[Row]) -> Row | None:

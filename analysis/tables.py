@@ -220,9 +220,9 @@ def _arms(rows: Iterable[Row], rates: Mapping[str, Any]) -> dict[str, list[Row]]
         if row.arm:
             found[row.arm].append(row)
     for arm, several in found.items():
-        choice = rates.get(arm) or rates.get(arm.partition("@")[0]) or {}
-        chosen = [row for row in several if formats.as_number(row.settings.get("train.lr")) == choice.get("rate")]
-        found[arm] = chosen or several
+        if choice := rates.get(arm) or rates.get(arm.partition("@")[0]):
+            chosen = [row for row in several if formats.as_number(row.settings.get("train.lr")) == choice["rate"]]
+            found[arm] = chosen or several
     return dict(found)
 
 

@@ -44,8 +44,8 @@ def test_the_grid_counts_four_ways_relative_to_lora(quickstart):
     assert adalora["mean over training"] == f"{total / 100:,.0f} ({total / 100 / 288:.2f}×)"
 
 
-def write_map(out, write_run, seed, shuffle_seed, arm="all", **how):
-    config = map_settings(f"/elsewhere/adalora-0123456789-s{seed}", arm, shuffle_seed)
+def write_map(out, write_run, seed, shuffle_seed, shuffle="all", **how):
+    config = map_settings(f"/elsewhere/adalora-0123456789-s{seed}", shuffle, shuffle_seed)
     digest = f"{len(list(out.glob('*'))):010x}"
     return write_run(out, "adalora", seed, config=config, digest=digest, **how)
 
@@ -81,7 +81,7 @@ def test_kinds_of_shuffle_stay_apart(tmp_path, write_run):
     for seed in range(2):
         write_run(tmp_path, "adalora", seed)
         for arm in ("none", "all"):
-            write_map(tmp_path, write_run, seed, shuffle_seed=seed, arm=arm)
+            write_map(tmp_path, write_run, seed, shuffle_seed=seed, shuffle=arm)
     _, rows = mapped(tmp_path)
     assert sorted(row.settings["ranks_shuffle"] for row in rows) == ["all", "none"]
 
@@ -94,6 +94,14 @@ def test_maps_of_two_methods_stay_apart(tmp_path, write_run):
             write_run(tmp_path, "adalora", seed + first, config=config, digest=f"{source[-4:]}{seed:06x}")
     _, rows = mapped(tmp_path)
     assert sorted(tuple(row.scores) for row in rows) == [(0, 1, 2), (3, 4, 5)]
+
+
+def test_maps_of_an_arm_are_one_row_whatever_their_triplets(tmp_path, write_run):
+    """A budget in parameters leaves every seed another number of triplets."""
+    for seed in range(3):
+        write_map(tmp_path, write_run, seed, shuffle_seed=seed, rank__final={"a": seed + 1, "b": 1}, arm="map@2")
+    _, (row,) = mapped(tmp_path)
+    assert (len(row.scores), row.triplets) == (3, 3.0)
 
 
 def test_maps_of_another_budget_stay_apart(tmp_path, write_run):
