@@ -535,10 +535,16 @@ def test_two_tasks_of_a_study_on_the_same_data_are_judged_apart(tmp_path, write_
 
 
 def test_a_corrected_p_is_multiplied_by_the_number_of_claims_whatever_alpha_is(tmp_path, write_run):
-    write_arms(tmp_path, write_run, ranks=(2, 8), arms=True, gain=0.001)
     claims.write(tmp_path, claims.read({**CLAIMS, "alpha": 0.1}), "study", 0)
-    for verdict in report.load(tmp_path).family.verdicts[0]:
-        assert verdict.p == pytest.approx(min(1.0, 3 * stats.p_value(verdict.estimate)))
+    for seed in range(8):
+        for target, arm, more in zip(
+            PIECES, ("adalora@2", "uniform@2"), (0.01 * (-1) ** (seed % 4 == 0), 0.0), strict=True
+        ):
+            config = {"task": "cola", "allocator._target_": target}
+            write_run(tmp_path, "adalora", seed, 2, config=config, task="cola", metric__test=0.7 + more, arm=arm)
+    (verdict,) = report.load(tmp_path).family.verdicts[0]
+    assert 0.01 < verdict.p < 0.9
+    assert verdict.p == pytest.approx(3 * stats.p_value(verdict.estimate))
 
 
 def test_a_rate_that_diverged_or_has_one_lucky_seed_is_not_the_tuned_one(tmp_path, write_run):
