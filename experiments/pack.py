@@ -69,14 +69,14 @@ def pack(out: Path, results: Path) -> list[Path]:
 
 
 def unpack(results: Path, out: Path) -> list[Path]:
-    """Create a run folder below `out` for every packed run below `results` except existing ones; returns the new
-    ones."""
+    """Write a run folder below `out` for every packed run below `results` except existing ones; returns the new
+    ones. A folder without status.json, which an interrupted call leaves, is completed."""
     new = []
     for place, record in read_records(results):
         folder = out / place.relative_to(results)
-        if folder.exists():
+        if (folder / files.STATUS).exists():
             continue
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_run(record, folder)
         new.append(folder)
     return new

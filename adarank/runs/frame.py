@@ -127,9 +127,11 @@ def _pandas() -> Any:
 
 
 def _runs(out: Path) -> Iterator[Run]:
-    """The runs sorted by name, one at a time, so that thousands of packed runs are never in memory together."""
-    folders = ((folder, None) for folder in sorted(run_folders(out)))
-    for place, record in heapq.merge(folders, packed.read_records(out), key=lambda found: found[0]):
+    """The runs sorted by name, one at a time, so that thousands of packed runs are never in memory together. Of a run
+    that is packed in place, the folder counts."""
+    folders = dict.fromkeys(sorted(run_folders(out)))
+    records = (found for found in packed.read_records(out) if found[0] not in folders)
+    for place, record in heapq.merge(folders.items(), records, key=lambda found: found[0]):
         name = out.absolute().name if place == out else place.relative_to(out).as_posix()
         yield _folder_run(name, place) if record is None else _packed_run(name, record)
 

@@ -85,8 +85,12 @@ def test_nothing_is_written_twice_and_unfinished_runs_are_left_out(out, tmp_path
     assert pack(tmp_path / "runs", tmp_path / "results") == []
     assert len(pack(out, tmp_path / "results")) == 1
     assert pack(out, tmp_path / "results") == []
-    assert len(unpack(tmp_path / "results", tmp_path / "back")) == 1
+    (back,) = unpack(tmp_path / "results", tmp_path / "back")
     assert unpack(tmp_path / "results", tmp_path / "back") == []
+    (back / "status.json").unlink()  # as if the call had been killed
+    (back / "summary.json").unlink()
+    assert unpack(tmp_path / "results", tmp_path / "back") == [back]
+    assert pack(tmp_path / "back", tmp_path / "results") == []
 
 
 def test_what_was_measured_of_a_run_later_is_added_to_its_file(out, tmp_path):

@@ -47,6 +47,13 @@ def test_packed_runs_are_read_as_the_folders_that_they_are_unpacked_into(results
     assert len(adarank.frame(tmp_path, kind)) == both.sum()
 
 
+def test_a_run_that_is_packed_in_place_is_listed_once(results, tmp_path):
+    unpack(results, tmp_path)
+    folders = adarank.frame(tmp_path)
+    shutil.copytree(results, tmp_path, dirs_exist_ok=True)
+    assert_frame_equal(adarank.frame(tmp_path), folders)
+
+
 def test_a_run_is_one_row_with_typed_settings_results_and_costs(results):
     table = adarank.frame(results).set_index("run")
     types = {name: str(kind) for name, kind in table.dtypes.items()}
