@@ -105,18 +105,18 @@ def norm(run: Run) -> float | None:
 
 
 def at_equal_norm(table: Table) -> list[Comparison]:
-    """Every tuned row's forgetting against that of its LoRA at the same norm of ΔW.
+    """Every row's forgetting against that of its LoRA at the same norm of ΔW, at every learning rate of the row.
 
     LoRA's forgetting for a seed is interpolated linearly over the logarithm of the norm between its learning rates, of
     which it needs two; a norm outside their range makes no pair.
     """
     comparisons = []
-    for row in table.tuned:
-        if row is (baseline := table.baselines.get(row)) or baseline is None:
+    for row in table.rows:
+        if (baseline := table.baselines.get(row)) is None or row in (trials := table.trials(baseline)):
             continue
         for measure in _by_measure(row):
             ours, theirs = {}, {}
-            curves = _curves(table.trials(baseline), measure)
+            curves = _curves(trials, measure)
             for seed, (at, lost) in _changes(row, measure).items():
                 points = sorted(curves.get(seed, ()))
                 if len(points) > 1 and points[0][0] <= at <= points[-1][0]:

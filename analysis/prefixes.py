@@ -47,7 +47,7 @@ def areas(measured: Mapping[int, Mapping[float, float]]) -> dict[int, float]:
 def rows(table: Table) -> Lines:
     """A line for HEADER for every row with measured prefixes."""
     lines, runs = [], []
-    for row, measured in measured_rows(table).items():
+    for row, measured in ((row, measured) for row in table.rows if (measured := by_seed(row))):
         ranks = list(next(iter(measured.values())))
         found, cut = list(areas(measured).values()), list(areas(by_seed(row, svd=True)).values())
         beside = _lora(table, ranks)

@@ -229,4 +229,4 @@ def _arms(rows: Iterable[Row], rates: Mapping[str, Any]) -> dict[str, list[Row]]
 def _all_but_learning_rate(row: Row) -> Hashable:
     """A key that the trials of one search share; a row whose settings cannot be read has a unique key."""
     rest = sorted(item for item in row.visible.items() if item[0] != "train.lr")
-    return (row.method, row.requested_ranks, None if row.settings else row.configuration, *rest)
+    return (row.method, row.arm, row.requested_ranks, None if row.settings else row.configuration, *rest)

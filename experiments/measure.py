@@ -8,11 +8,13 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from adarank.errors import SettingError
 from adarank.probe import cli
-from adarank.runs.files import STATUS, read_object
+from adarank.probe.reload import has_weights
+from adarank.runs.files import STATUS, SUMMARY, read_object
 from adarank.runs.packed import FINISHED
 from analysis import measures
 from analysis.claims import Claims, ClaimsError
@@ -89,16 +91,34 @@ def _words(options: str) -> list[str]:
     return words
 
 
-def measure(found: Measurement, folder: Path) -> None:
-    """Measure every finished run in `folder` that is of a measured arm and lacks a file; exits if that fails."""
+def measure(
+    found: Measurement,
+    folder: Path,
+    arm: str,
+    seeds: Collection[int],
+    threads: Mapping[str, str] = MappingProxyType({}),
+    backwards: bool = False,
+) -> None:
+    """Measure every finished run in `folder` that is of this arm and one of these seeds and lacks a file; exits if that
+    fails. Leaves out runs without weights and names them, since a packed run has none.
+
+    threads: environment variables for the process; backwards: begin with the last run, to help a process that began
+    with the first."""
     words = found.words
     names = cli.files(cli.arguments().parse_args(["-", *words]))
-    runs = [run for run in _finished(folder, found.arms) if any(not (run / name).is_file() for name in names)]
+    lacking = [run for run in _finished(folder, arm, seeds) if any(not (run / name).is_file() for name in names)]
+    runs = [run for run in lacking if has_weights(run)]
+    if lost := [run.name for run in lacking if run not in runs]:
+        print(
+            f"{folder}: {', '.join(lost)} cannot be measured without weights, which packed runs do not hold; to train "
+            "such a run again, delete its folder and its line in the packed results",
+            flush=True,
+        )
     if not runs:
         return
-    command = [PROBE, *map(str, runs), *words]
-    print(f"$ {shlex.join([PROBE, f'{folder}/*', *words])}", flush=True)
-    if status := subprocess.run([sys.executable, *command]).returncode:
+    command = [PROBE, *map(str, reversed(runs) if backwards else runs), "--missing", *words]
+    print(f"$ {shlex.join([PROBE, f'{folder}/*', '--missing', *words])}", flush=True)
+    if status := subprocess.run([sys.executable, *command], env={**threads, **os.environ}).returncode:
         sys.exit(status)
 
 
@@ -106,7 +126,8 @@ def _names(measure: str, arms: Sequence[str]) -> list[str]:
     return measures.MEASURES[measure].names(arms)
 
 
-def _finished(folder: Path, arms: Collection[str]) -> list[Path]:
-    """The finished runs in `folder` of these arms."""
+def _finished(folder: Path, arm: str, seeds: Collection[int]) -> list[Path]:
+    """The finished runs in `folder` of this arm and these seeds."""
     finished = [f.parent for f in sorted(folder.glob(f"*/{STATUS}")) if read_object(f)[0].get("state") == FINISHED]
-    return [run for run in finished if read_object(run / "summary.json")[0].get("arm") in arms]
+    summaries = {run: read_object(run / SUMMARY)[0] for run in finished}
+    return [run for run, about in summaries.items() if about.get("arm") == arm and about.get("seed") in seeds]

@@ -8,7 +8,6 @@ measurements.
 """
 
 import argparse
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,13 +19,14 @@ import numpy as np
 
 from adarank.errors import SettingError
 from adarank.runs.files import read_json, write_text
-from analysis import claims, forgetting, formats, items, measures, prefixes, pruning, stats, verdicts
+from analysis import claims, forgetting, formats, items, prefixes, pruning, stats, verdicts
 from analysis.export import markdown
 from analysis.format_table import TextTable
 from analysis.load import FolderError, read_runs
 from analysis.report import Report, assay_lines, load
 from analysis.tables import Table, tables
 from experiments.pack import unpack
+from experiments.protocol import Place, publish
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MARKER = "<!-- tables -->"
@@ -58,9 +58,7 @@ def report_of(study: str, out: Path) -> Report:
     FolderError if no run is finished."""
     unpack(RESULTS / study, out)
     (out / "seeds").mkdir(exist_ok=True)
-    for name in (claims.FILE, claims.LOOKS, measures.FILE):
-        if (RESULTS / study / name).is_file():
-            shutil.copy(RESULTS / study / name, out / "seeds" / name)
+    publish(Place(out, RESULTS / study, ()))
     return load(out / "seeds")
 
 
@@ -159,7 +157,8 @@ def elsewhere(verdict: verdicts.Verdict, metric: str) -> tuple[str, str]:
 
 
 def arm_table(table: Table) -> TextTable:
-    """A line for each arm: its learning rate, the metric over the seeds, the ranks and parameters it keeps."""
+    """A line for each arm: its learning rate, its seeds and how many did not learn, the metric over the seeds, the
+    ranks and parameters it keeps."""
     lines = []
     for row in sorted(table.rows, key=lambda row: row.mean, reverse=table.higher_is_better):
         scores = list(row.scores.values())
@@ -167,7 +166,7 @@ def arm_table(table: Table) -> TextTable:
         lines.append([
             row.arm or row.method,
             row.settings["train.lr"],
-            str(len(scores)),
+            f"{len(scores)} ({row.failures[0]} did not learn)" if row.failures[0] else str(len(scores)),
             formats.interval(row.mean, row.half_width),
             spread,
             formats.metric(row.dev),

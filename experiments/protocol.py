@@ -66,11 +66,16 @@ class Place:
     words: Sequence[str]
     jobs: int = 1
 
+    @property
+    def threads(self) -> dict[str, str]:
+        """The environment variables that give a job its share of the cores."""
+        return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))} if self.jobs > 1 else {}
+
 
 def run(
     study: Study, place: Place, stage: str, task: str, cell: Cell, rates: Any, seeds: Any, backwards: bool = False
 ) -> None:
-    """Run every pair of a rate and a seed, except finished ones, and pack them; exits if run.py fails, unless
+    """Run every pair of a rate and a seed, except finished ones, pack and measure them; exits if run.py fails, unless
     trials merely diverged, which says enough about their rate.
 
     stage: "tuning" or "seeds", which keeps the trials out of the comparison. Trials do not measure test, unless the
@@ -87,12 +92,12 @@ def run(
     jobs += words({"out": str(place.out / where)})
     command = [RUN, "-m", *words(settings), *jobs, *place.words]
     print(f"$ {shlex.join(command)}", flush=True)
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // place.jobs))} if place.jobs > 1 else {}
-    status = subprocess.run([sys.executable, *command], env={**threads, **os.environ}).returncode
+    status = subprocess.run([sys.executable, *command], env={**place.threads, **os.environ}).returncode
     pack(place.out / where, place.results / where)
     found = set(states(place.out / where).values())
     if status and not (stage == "tuning" and status == 1 and DIVERGED in found and FAILED not in found):
         sys.exit(status)
+    probe(study, place, stage, task, cell, seeds, backwards)
 
 
 def side_by_side(calls: Sequence[Callable[..., None]], jobs: int) -> None:
@@ -241,15 +246,16 @@ def declare(study: Study, place: Place) -> None:
         publish(place)
 
 
-def probe(study: Study, place: Place, stage: str, task: str) -> None:
-    """Measure the finished runs of a stage as the study's `probe` says, and pack the results."""
-    if study.probe is None or (stage == "tuning" and not study.probe.trials):
+def probe(
+    study: Study, place: Place, stage: str, task: str, cell: Cell, seeds: Collection[int], backwards: bool = False
+) -> None:
+    """Measure the finished runs of a cell as the study's `probe` says, and pack the results."""
+    asked = study.probe
+    if asked is None or cell.arm not in asked.arms or (stage == "tuning" and not asked.trials):
         return
-    for method in study.methods:
-        where = Path(stage, task, method)
-        if (place.out / where).is_dir():
-            measure.measure(study.probe, place.out / where)
-            pack(place.out / where, place.results / where)
+    where = Path(stage, task, cell.method)
+    measure.measure(asked, place.out / where, cell.arm, seeds, place.threads, backwards)
+    pack(place.out / where, place.results / where)
 
 
 def publish(place: Place) -> None:
@@ -283,12 +289,13 @@ def follow(study: Study, place: Place, tasks: Sequence[str] | None = None, looki
     for task in tasks or study.tasks:
         chosen = tune(study, place, task)
         publish(place)
-        probe(study, place, "tuning", task)
         if looking and looks.pairs(study, task):
             look(study, place, task, chosen)
         else:
             compare(study, place, task, chosen)
-        probe(study, place, "seeds", task)
+        for cell in cells(study):  # runs that a helping process finished last
+            probe(study, place, "tuning", task, cell, study.tuning)
+            probe(study, place, "seeds", task, cell, study.seeds)
 
 
 def reports(place: Place) -> None:

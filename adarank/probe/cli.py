@@ -9,13 +9,14 @@
     adarank probe RUN … --prefixes 1,2,4,8       how good are the first triplets alone?                 prefixes.json
 
 docs/probes.md describes the files. Ablating and pruning take minutes; an interrupted measurement resumes with the same
-command.
+command. With --missing, several processes can share the same list of runs.
 Exit status: 0 done, 1 a run failed, 2 something cannot be measured.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from adarank.runs.files import (
     SIMILARITY,
     write_json,
 )
+from adarank.runs.lock import RunLocked, locked
 
 JOURNALS = {PROBE: JOURNAL, PRUNING: PRUNING_JOURNAL}  # deleted once the measurement is complete
 
@@ -38,17 +40,31 @@ JOURNALS = {PROBE: JOURNAL, PRUNING: PRUNING_JOURNAL}  # deleted once the measur
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `adarank probe`. argv: its arguments; None: those of the process. Returns the exit status."""
     options = arguments(None if argv is None else "adarank probe").parse_args(argv)
+    return max([_measure(folder, options) for folder in options.runs])
+
+
+def _measure(folder: Path, options: argparse.Namespace) -> int:
+    """Measure one run, while no other process trains or measures it, and write its files. Returns the exit status."""
     status = 0
-    for folder in options.runs:
-        for name, measure in measurements(folder, options):
-            try:
-                write_json(folder / name, measure())
-                if name in JOURNALS:
-                    (folder / JOURNALS[name]).unlink(missing_ok=True)
-                print(folder / name)
-            except (SettingError, RunFailed, OSError) as error:
-                print(f"error: {error}", file=sys.stderr)
-                status = max(status, 1 if isinstance(error, RunFailed) else 2)
+    try:
+        with locked(folder) if folder.is_dir() else nullcontext():
+            for name, measure in measurements(folder, options):
+                if options.missing and (folder / name).is_file():
+                    continue
+                try:
+                    write_json(folder / name, measure())
+                    if name in JOURNALS:
+                        (folder / JOURNALS[name]).unlink(missing_ok=True)
+                    print(folder / name)
+                except (SettingError, RunFailed, OSError) as error:
+                    print(f"error: {error}", file=sys.stderr)
+                    status = max(status, 1 if isinstance(error, RunFailed) else 2)
+    except RunLocked:
+        if options.missing:
+            print(f"{folder}: another process trains or measures it; skipped here")
+        else:
+            print(f"error: {folder} is trained or measured by another process; wait until it ends", file=sys.stderr)
+            status = 1
     return status
 
 
@@ -68,6 +84,7 @@ def arguments(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--with", dest="others", type=Path, nargs="+", metavar="OTHER", help="runs to compare ΔW with")
     parser.add_argument("--stsb", metavar="FOLDER", help="STS-B, as task=stsb task.path=FOLDER reads it")
     parser.add_argument("--text", metavar="FILE", help="held-out text, one passage per line")
+    parser.add_argument("--missing", action="store_true", help="measure only what the runs lack")
     parser.add_argument("--prefixes", metavar="RANKS", help="ranks to cut the adapters to, as in 1,2,4,8")
     return parser
 

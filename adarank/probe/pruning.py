@@ -27,7 +27,7 @@ from adarank.harness.data.task_types import TASK_TYPES, TaskType
 from adarank.harness.data.tasks.base import Task
 from adarank.harness.run.distributed import Nothing
 from adarank.harness.run.prepare import Prepared
-from adarank.harness.run.train import train
+from adarank.harness.run.train import Diverged, train
 from adarank.probe import score_fidelity
 from adarank.probe.ablation import ablate, loss_increase
 from adarank.probe.journal import resume
@@ -161,13 +161,14 @@ def pruned_and_trained(
     steps: int,
 ) -> dict[str, Any]:
     """{"loss", "metric"} on splits["dev"] with the triplets `kept` alone, and {"loss_after", "metric_after"} after
-    `steps` further steps (null where there are none). The model does not change."""
+    `steps` further steps (null if there are none or they diverge). The model does not change."""
     with pruned(adapters, kept):
         before = evaluated(model, splits["dev"], spec, metric, task_type)
         after = {"loss": None, metric: None}
         if steps:
-            trained = trained_on(model, splits, spec, metric, task_type, steps)
-            after = evaluated(trained, splits["dev"], spec, metric, task_type)
+            with contextlib.suppress(Diverged):
+                trained = trained_on(model, splits, spec, metric, task_type, steps)
+                after = evaluated(trained, splits["dev"], spec, metric, task_type)
     return {
         "loss": before["loss"],
         "metric": before[metric],

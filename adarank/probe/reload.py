@@ -20,6 +20,9 @@ from adarank.harness.run.prepare import store
 from adarank.harness.run.resolve import build, load_base, load_task
 from adarank.runs.files import ADAPTER, CHECKPOINT, CONFIG, SUMMARY, read_object
 
+DESCRIPTION = "adapter.json"  # in the folder of an adapter
+WEIGHTS = Path(CHECKPOINT, "model.safetensors")  # of a run without an adapter, in its folder
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -65,13 +68,18 @@ def open_run(folder: Path) -> FinishedRun:
     return FinishedRun(folder, spec, task, built, device)
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether `load_trained_weights` finds the weights of the run in `folder`."""
+    return (folder / ADAPTER / DESCRIPTION).is_file() or (folder / WEIGHTS).is_file()
+
+
 def load_trained_weights(run: FinishedRun) -> dict[str, nn.Module]:
     """Load the best checkpoint into `run.model`: its adapters, returned by name (none for BitFit), or all its weights.
 
     Raises SettingError if the folder holds neither.
     """
-    folder, weights = run.folder / ADAPTER, run.folder / CHECKPOINT / "model.safetensors"
-    if (folder / "adapter.json").is_file():
+    folder, weights = run.folder / ADAPTER, run.folder / WEIGHTS
+    if (folder / DESCRIPTION).is_file():
         tensors, description = read_adapter(folder)
         for name, parameter in run.model.named_parameters():
             if name in description["trained"]:
@@ -80,7 +88,7 @@ def load_trained_weights(run: FinishedRun) -> dict[str, nn.Module]:
         store(run.model, run.built.dtype)
         run.model.to(run.device)
         return adapters
-    if not weights.is_file():
+    if not has_weights(run.folder):
         raise SettingError(f"{run.folder} has no trained weights; it must hold adapter/ or checkpoint/")
     try:
         run.model.load_state_dict(load_file(weights))

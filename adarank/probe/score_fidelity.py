@@ -75,8 +75,9 @@ def final_scores(
     """{score: its value for every triplet} of every score in `adarank.scores.__all__`, with default arguments.
 
     rows: the training rows, as `task_type` encoded them. A run's own averages are not kept; they are computed over
-    `passes` training batches at the final weights (dropout active, no updates). Scores that are undefined for these
-    adapters are omitted. `random` is the control.
+    `passes` training batches at the final weights (dropout active, no updates). A score that moves the model along a
+    path (`igu`) sees the same batches on its path. The final weights count as settled (`settling`), since nothing
+    changes any more. Scores that are undefined for these adapters are omitted. `random` is the control.
     """
     device = next(model.parameters()).device
     factors = {id(p) for adapter in adapters.values() for p in adapter.parameters(recurse=False)}
@@ -85,22 +86,29 @@ def final_scores(
     bank = Bank(adapters)
     made = _default_scores(bank, seed)
     recorders = _record_activations(bank, {name: score for name, (score, _) in made.items()})
-    torch.manual_seed(seed)
+    paths = {name: buffers["path"] for name, (_, buffers) in made.items() if "path" in buffers}
     model.train()
-    order = training_order(len(rows), batch, seed)
-    for _ in range(passes):
-        model.zero_grad(set_to_none=True)
-        task_type.loss(model, task_type.collate(rows, next(order), device)).backward()
-        bank.sync_views()
-        with torch.no_grad():
-            for name, (score, buffers) in made.items():
-                if name in recorders:
-                    bank.activation = recorders[name].mean()
-                score.observe(buffers, bank)
+    for together in [[name for name in made if name not in paths], *([name] for name in paths)]:
+        for adapter in adapters.values():
+            adapter.path = paths.get(together[0])
+        torch.manual_seed(seed)
+        order = training_order(len(rows), batch, seed)
+        for _ in range(passes):
+            model.zero_grad(set_to_none=True)
+            task_type.loss(model, task_type.collate(rows, next(order), device)).backward()
+            bank.sync_views()
+            with torch.no_grad():
+                for name in together:
+                    if name in recorders:
+                        bank.activation = recorders[name].mean()
+                    score, buffers = made[name]
+                    score.observe(buffers, bank)
     for adapter in adapters.values():
-        adapter.watch = None
+        adapter.watch = adapter.path = None
     model.eval()
     with torch.no_grad():
+        for score, buffers in made.values():
+            score.restart(buffers, bank)
         return {name: score.score(buffers, bank).double().tolist() for name, (score, buffers) in made.items()}
 
 

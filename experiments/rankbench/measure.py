@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -192,7 +192,7 @@ def measure(
     def given(problem: Problem) -> dict[str, int] | None:
         return oracle_map(problem, case.rank) if case.name == ORACLE else None
 
-    drawn = cache(partial(draw, setting))
+    drawn = partial(draw, setting)
 
     def trial(lr: float, seed: int) -> dict[str, Any]:
         return train(drawn(seed), case.spec, seed, lr, scale.batch, given(drawn(seed)))

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -31,9 +32,11 @@ class Problem:
         return [len(self.planted.get(name, ())) for name in self.base.names]
 
 
+@lru_cache(maxsize=32)  # of a pretrained base, drawing costs about as much as training; every method needs every seed
 @torch.no_grad()
 def draw(setting: Setting, seed: int) -> Problem:
-    """The problem of a seed, which draws the planted modules and directions, the noise, and a random base's weights."""
+    """The problem of a seed, which draws the planted modules and directions, the noise, and a random base's weights.
+    It is shared and must not be changed."""
     generator = torch.Generator().manual_seed(seed + 2**30)  # a stream from which training never draws
     rows = setting.scale.rows
     base = random_base(setting.base, rows, generator) if setting.base in RANDOM else text_base(setting.base, rows)

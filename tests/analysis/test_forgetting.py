@@ -108,6 +108,14 @@ def test_lora_forgets_at_the_norm_of_another_method_what_its_rates_say(grid):
     assert sorted(row[-1] for row in rows if row[0].startswith("lora")) == ["0.01", "0.02", "0.04"]
 
 
+def test_every_rate_of_a_method_is_compared_at_its_own_norm(grid, tmp_path, write_run):
+    measured(write_run(tmp_path, "adalora", 0, config={"train.lr": 2e-3}), 0.2, 0.02 * 2**0.5)
+    (table,) = tables(read_runs(tmp_path))
+    found = {c.label: c.differences.tolist() for c in forgetting.at_equal_norm(table)}
+    assert sorted(map(len, found.values())) == [1, 2]
+    assert [0.0] in [pytest.approx(values) for values in found.values() if len(values) == 1]
+
+
 def test_the_curve_is_that_of_the_lora_with_the_same_settings(tmp_path, write_run):
     """LoRA at another number of steps and the same rates ended in a traceback."""
     for steps, more in ((100, 0.0), (200, 1.0)):

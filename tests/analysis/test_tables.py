@@ -299,6 +299,14 @@ def search(tmp_path, write_run):
     return tmp_path
 
 
+def test_two_arms_of_a_study_are_no_trials_of_one_search(tmp_path, write_run):
+    for arm, lr in (("adalora@8", 1e-2), ("adalora_slow@8", 1e-3)):
+        write_run(tmp_path, "adalora", 0, config={"train.lr": lr}, arm=arm)
+    table = only(tmp_path)
+    assert table.tuned == table.rows
+    assert [table.trials(row) for row in table.rows] == [(row,) for row in table.rows]
+
+
 def test_every_method_s_trials_and_its_choice(search):
     _, rows = grid_of(only(search))
     assert rows == {

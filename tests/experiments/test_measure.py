@@ -91,30 +91,36 @@ def test_environment_variables_are_filled_in(monkeypatch):
         read().probe.words  # noqa: B018
 
 
-def test_finished_runs_of_its_arms_are_measured_once(tmp_path, monkeypatch):
-    def folder(name, arm, state="finished", files=()):
+def test_finished_runs_of_an_arm_are_measured_once(tmp_path, monkeypatch, capsys):
+    def folder(name, arm, state="finished", files=(), seed=0, weights=True):
+        (tmp_path / name / "adapter").mkdir(parents=True)
         write_json(tmp_path / name / "status.json", {"state": state})
-        write_json(tmp_path / name / "summary.json", {"arm": arm})
-        for file in files:
+        write_json(tmp_path / name / "summary.json", {"arm": arm, "seed": seed})
+        for file in (*files, *(["adapter/adapter.json"] if weights else [])):
             write_json(tmp_path / name / file, {})
 
-    for name in ("new", "half", "done", "other", "lost"):
-        (tmp_path / name).mkdir()
     folder("new", "lora@2")
     folder("half", "lora@2", files=["delta.json"])
     folder("done", "lora@2", files=["delta.json", "forgetting.json"])
     folder("other", "adalora@2")
-    folder("lost", "lora@2", state="diverged")
+    folder("diverged", "lora@2", state="diverged")
+    folder("trial", "lora@2", seed=100)
+    folder("unpacked", "lora@2", weights=False)
     calls = []
-    probe = SimpleNamespace(run=lambda command: calls.append(command[2:]) or SimpleNamespace(returncode=len(calls) - 1))
+    probe = SimpleNamespace(
+        run=lambda command, env: calls.append(command[2:]) or SimpleNamespace(returncode=len(calls) - 1)
+    )
     monkeypatch.setattr(measure, "subprocess", probe)
     asked = measure.Measurement("--stsb b --delta", ("lora@2",))
-    measure.measure(asked, tmp_path)
-    assert calls == [[str(tmp_path / "half"), str(tmp_path / "new"), "--stsb", "b", "--delta"]]
+    measure.measure(asked, tmp_path, "lora@2", [0, 1])
+    runs = [str(tmp_path / "half"), str(tmp_path / "new")]
+    assert calls == [[*runs, "--missing", "--stsb", "b", "--delta"]]
+    assert f"{tmp_path}: unpacked cannot be measured without weights" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
-        measure.measure(asked, tmp_path)
+        measure.measure(asked, tmp_path, "lora@2", [0, 1], backwards=True)
     assert stopped.value.code == 1, "what cannot be measured ends the protocol"
-    measure.measure(measure.Measurement("--delta", ("full",)), tmp_path)
+    assert calls[1][:2] == runs[::-1], "a process that helps begins with the last run"
+    measure.measure(asked, tmp_path, "full", [0, 1])
     assert len(calls) == 2
 
 
@@ -171,7 +177,7 @@ def test_one_command_tunes_compares_measures_and_judges(name, tmp_path, monkeypa
     monkeypatch.setattr(movie_reviews, "_reviews", reviews)
     probes = []
 
-    def probed(command):
+    def probed(command, env):
         probes.append(command[2:])
         return SimpleNamespace(returncode=cli.main(command[2:]))
 

@@ -13,6 +13,7 @@ from adarank.adapters.lowrank import adapters_of
 from adarank.harness.data.task_types import classify
 from adarank.probe import cli
 from adarank.probe.reload import load_trained_weights, open_run
+from adarank.runs.lock import locked
 from analysis.report import load, write_report
 from experiments import collect
 from tests.experiments.test_run import ROOT, inside
@@ -56,6 +57,23 @@ def test_a_finished_run_is_probed_and_the_report_shows_it(run, monkeypatch, caps
     monkeypatch.setattr("sys.argv", ["collect.py", str(run.parent), str(target), "--name", "probe.json"])
     assert collect.main() == 0
     assert json.loads(target.read_text()) == {run.name: found}
+
+
+def test_processes_that_share_a_list_measure_each_run_once(out, capsys):
+    runs = sorted(out.glob("adalora-*"))
+    for file in (run / "delta.json" for run in runs):
+        file.unlink(missing_ok=True)
+    with locked(runs[0]):
+        assert call(*runs, "--delta", "--missing") == 0
+        assert call(runs[0], "--delta") == 1
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [
+        f"{runs[0]}: another process trains or measures it; skipped here",
+        str(runs[1] / "delta.json"),
+    ]
+    assert said.err == f"error: {runs[0]} is trained or measured by another process; wait until it ends\n"
+    assert call(*runs, "--delta", "--missing") == 0
+    assert capsys.readouterr().out.splitlines() == [str(runs[0] / "delta.json")]
 
 
 def test_a_user_s_own_scores_are_probed_or_named(run, monkeypatch, capsys):

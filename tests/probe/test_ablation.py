@@ -163,6 +163,21 @@ def test_every_score_is_recomputed_and_nothing_is_updated():
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
 
 
+def test_final_weights_have_settled_and_a_path_is_followed(monkeypatch):
+    """Every triplet used to count as unsettled, which turned the order around, and every gradient was at the path's
+    end."""
+    model, adapters, encoded = setting()
+    found = final_scores(model, adapters, encoded, classify, batch=4, passes=3, seed=0)
+    assert min(found["settling"]) > 0
+    assert all(adapter.path is None for adapter in adapters.values())
+    at_the_end = needs("seed")(lambda seed=None: adarank.scores.igu(points=1, seed=seed))
+    monkeypatch.setattr(adarank.scores, "endpoint", at_the_end, raising=False)
+    monkeypatch.setattr(adarank.scores, "__all__", [*adarank.scores.__all__, "endpoint"])
+    both = final_scores(model, adapters, encoded, classify, batch=4, passes=3, seed=0)
+    assert both["igu"] == found["igu"], "each path has passes of its own"
+    assert both["igu"] != pytest.approx(both["endpoint"], rel=1e-3)
+
+
 def test_scores_that_read_a_learned_lambda_are_left_out_of_lora():
     model, adapters, encoded = setting("lora")
     found = final_scores(model, adapters, encoded, classify, batch=4, passes=1, seed=0)

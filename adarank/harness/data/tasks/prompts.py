@@ -83,11 +83,14 @@ def carved(rows: Prompts, count: int) -> tuple[Prompts, Prompts]:
 
 
 def limited(rows: Prompts, limit: int | None) -> Prompts:
-    """The first prompts with at most `limit` references in total, but at least one prompt; all if limit is None."""
+    """Prompts with at most `limit` references in total, but at least one prompt, in their order; all if limit is None.
+
+    They are the first in `salted_order`, since files may be sorted: the first rows of E2E describe a few restaurants."""
     if limit is None:
         return rows
-    totals = accumulate(map(len, rows.references))
-    return rows.take(range(max(1, sum(total <= limit for total in totals))))
+    order = salted_order(rows.prompt)
+    totals = accumulate(len(rows.references[row]) for row in order)
+    return rows.take(sorted(order[: max(1, sum(total <= limit for total in totals))]))
 
 
 def assemble(

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from adarank.errors import SettingError
@@ -44,6 +45,18 @@ def test_e2e_has_a_row_a_meaning_representation_and_carves_whole_ones(restaurant
         2,
     ]  # whole ones, 2 references each
     assert with_train.fingerprint != task.fingerprint
+
+
+def test_a_limit_takes_prompts_from_the_whole_file():
+    """E2E is sorted, so that its first rows describe a few restaurants only."""
+    rows = Prompts([f"{i:03}" for i in range(200)], [["r"] * (1 + i % 3) for i in range(200)])
+    kept = prompts.limited(rows, 60)
+    assert kept.prompt == sorted(kept.prompt)
+    assert 57 < sum(map(len, kept.references)) <= 60
+    assert 60 < np.mean([int(prompt) for prompt in kept.prompt]) < 140
+    assert all(own == rows.references[int(prompt)] for prompt, own in zip(kept.prompt, kept.references, strict=True))
+    assert prompts.limited(rows.take(range(199, -1, -1)), 60).prompt == kept.prompt[::-1], "whatever the file's order"
+    assert len(prompts.limited(rows, 1).prompt) == 1
 
 
 def _all(folder):
