@@ -11,7 +11,10 @@ from scipy.stats import t
 
 from adarank.runs import predictions
 from adarank.runs.packed import read_records, record_files
+from analysis.load import read_runs
+from analysis.tables import tables
 from experiments import pages
+from tests.analysis.conftest import write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted((ROOT / "docs" / "studies").glob("*.md"))
@@ -75,6 +78,14 @@ def test_an_arm_s_line_and_a_claim_s_are_those_of_its_runs(tmp_path):
     on_dev = np.array([metric("adalora", "last")[seed] - metric("uniform", "last")[seed] for seed in range(8)])
     half = t.ppf(0.975, 7) * on_dev.std(ddof=1) / np.sqrt(8)
     assert line[7] == f"{on_dev.mean():+.4f} [{on_dev.mean() - half:+.4f}, {on_dev.mean() + half:+.4f}]"
+
+
+def test_an_arm_says_how_many_of_its_seeds_did_not_learn(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path, "lora", seed, metric__test=0.8, metric__majority=0.5)
+        write_run(tmp_path, "adalora", seed, metric__test=0.5 if seed else 0.81, metric__majority=0.5)
+    (table,) = tables(read_runs(tmp_path))
+    assert [row[2] for row in pages.arm_table(table).rows] == ["3", "3 (2 did not learn)"]
 
 
 def test_the_trials_are_those_that_chose_the_rates():
