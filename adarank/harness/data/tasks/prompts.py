@@ -85,7 +85,7 @@ def carved(rows: Prompts, count: int) -> tuple[Prompts, Prompts]:
 def limited(rows: Prompts, limit: int | None) -> Prompts:
     """Prompts with at most `limit` references in total, but at least one prompt, in their order; all if limit is None.
 
-    They are the first in `salted_order`, since files may be sorted: the first rows of E2E describe a few restaurants."""
+    They are the first in `salted_order`, since files may be sorted: E2E's first rows describe a few restaurants."""
     if limit is None:
         return rows
     order = salted_order(rows.prompt)
