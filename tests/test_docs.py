@@ -328,6 +328,18 @@ def test_the_findings_print_every_claim_of_a_study_that_has_all_its_seeds(study,
         assert shown in page_of("docs/findings.md"), verdict.comparison.name
 
 
+def test_the_findings_and_the_page_print_the_answers_of_the_assay(tmp_path):
+    from experiments.pages import report_of
+
+    report = report_of("assay", tmp_path)
+    assert {table.task for table in report.tables} == {"supersense", "sst2", "cola"}
+    for table, (assay,) in zip(report.tables, report.family.assays, strict=True):
+        digits = 1 if table.task == "cola" else 2
+        middle, low, high = (f"{100 * value:+.{digits}f}" for value in (assay.estimate.mean, *assay.interval))
+        for page in map(text_of, ("docs/findings.md", "docs/studies/assay.md")):
+            assert re.search(rf"\{middle} points( of \w+)? \[\{low}, \{high}\]", page), table.task
+
+
 def test_the_pages_print_what_the_runs_of_the_central_comparison_say_elsewhere():
     findings, own, readme = map(page_of, ("docs/findings.md", "docs/studies/central.md", "README.md"))
     folder = RESULTS / "central" / "seeds" / "supersense"
