@@ -85,10 +85,11 @@ def carved(rows: Prompts, count: int) -> tuple[Prompts, Prompts]:
 def limited(rows: Prompts, limit: int | None) -> Prompts:
     """Prompts with at most `limit` references in total, but at least one prompt, in their order; all if limit is None.
 
-    They are the first in `salted_order`, since files may be sorted: E2E's first rows describe a few restaurants."""
+    They are the first in `salted_order`, since files may be sorted: E2E's first rows describe a few restaurants. Of
+    several tasks that take turns, they are the first rows."""
     if limit is None:
         return rows
-    order = salted_order(rows.prompt)
+    order = salted_order(rows.prompt) if rows.part is None else list(range(len(rows)))
     totals = accumulate(len(rows.references[row]) for row in order)
     return rows.take(sorted(order[: max(1, sum(total <= limit for total in totals))]))
 

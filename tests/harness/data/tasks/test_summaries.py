@@ -20,7 +20,7 @@ def folder(tmp_path):
 def test_a_folder(folder):
     task = summaries("xsum", path=str(folder), beams=3, limit=1, prefix="summarize: ")
     assert (task.name, task.task_type, task.max_length) == ("xsum", "seq2seq", 768)
-    assert (task.train.prompt, task.train.references) == (["summarize: One."], [["1"]])
+    assert (task.train.prompt, task.train.references) == (["summarize: Two."], [["2"]])
     assert task.options == {"max_new_tokens": 64, "generate_rows": None, "beams": 3}
     assert task.metrics == ("loss", "rouge1", "rouge2", "rougeL", "rougeLsum")
     assert task.test is not None
