@@ -111,7 +111,7 @@ def measure(
     if lost := [run.name for run in lacking if run not in runs]:
         print(
             f"{folder}: {', '.join(lost)} cannot be measured without weights, which packed runs do not hold; to train "
-            "such a run again, delete its folder and its line in the packed results",
+            "them again, delete their folders and the file runs.jsonl.xz that holds them in the results",
             flush=True,
         )
     if not runs:

@@ -293,9 +293,6 @@ def follow(study: Study, place: Place, tasks: Sequence[str] | None = None, looki
             look(study, place, task, chosen)
         else:
             compare(study, place, task, chosen)
-        for cell in cells(study):  # runs that a helping process finished last
-            probe(study, place, "tuning", task, cell, study.tuning)
-            probe(study, place, "seeds", task, cell, study.seeds)
 
 
 def reports(place: Place) -> None:

@@ -64,7 +64,7 @@ def _measure(folder: Path, options: argparse.Namespace) -> int:
             print(f"{folder}: another process trains or measures it; skipped here")
         else:
             print(f"error: {folder} is trained or measured by another process; wait until it ends", file=sys.stderr)
-            status = 1
+            status = 2
     return status
 
 

@@ -109,6 +109,15 @@ def test_every_step_of_the_stepwise_oracle_ablates_what_the_last_one_left(settin
     assert all(adapter.mask.all() for adapter in adapters.values())
 
 
+def test_retraining_that_diverges_is_recorded_as_missing(setting):
+    model, adapters, rows, spec = setting
+    spec = replace(spec, train=replace(spec.train, lr=1e30))
+    splits = {"train": rows, "dev": rows}
+    found = pruning.pruned_and_trained(model, adapters, list(range(24)), splits, spec, "accuracy", classify, 6)
+    assert found["loss"] == pytest.approx(loss_of(model, rows), abs=1e-6)
+    assert (found["loss_after"], found["metric_after"]) == (None, None)
+
+
 def test_retraining_is_that_of_a_model_from_which_the_pruned_triplets_are_removed(setting):
     """The same steps with the triplets compacted away: the frozen ones change neither loss nor penalty."""
     model, adapters, rows, spec = setting
