@@ -1,5 +1,6 @@
 """The figures of the README and docs/: ranks moving in a committed run, the schedule of a numbered example, the claims
-of the central comparisons and, with --report, the first screen of a report page, which needs Chromium.
+of the central comparisons, learning against forgetting and, with --report, the first screen of a report page, which
+needs Chromium.
 
 python experiments/docs_figures.py docs
 python experiments/docs_figures.py docs --report runs/controls/seeds/report/index.html
@@ -19,8 +20,8 @@ import numpy as np
 from adarank import schedules
 from adarank.runs.modules import rank_grid
 from adarank.runs.packed import allocations_of, read_record
-from analysis.plots import forest, style
-from experiments.pages import report_of
+from analysis.plots import forest, forgetting, style
+from experiments.pages import report_of, trials_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,6 +103,13 @@ def claims_of(study: str) -> "style.Figure | None":
     return forest.draw(verdicts, "test accuracy", verdicts[0].margin)
 
 
+def learned_and_forgotten(study: str = "forgetting") -> "style.Figure | None":
+    """The metric on dev against what was forgotten, over every learning rate that the study's methods tried."""
+    with tempfile.TemporaryDirectory() as folder:
+        (table,) = trials_of(study, Path(folder))
+        return forgetting.draw(table)
+
+
 def _phase(axes: "Axes", begin: int, end: int, height: float, name: str) -> None:
     axes.text((begin + end) / 2, height, name, ha="center", va="center", fontsize=9)
 
@@ -127,6 +135,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"rank_moves": rank_moves(read_record(RUN)), "three_phases": three_phases()}
     figures |= {study: claims_of(study) for study in COMPARISONS}
+    figures["forgetting"] = learned_and_forgotten()
     for name, figure in figures.items():
         assert figure is not None
         figure.savefig(folder / f"{name}.png", dpi=SIZE)

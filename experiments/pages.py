@@ -47,8 +47,7 @@ def written(study: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         compared = list(parts(report_of(study, out)))
-        tried = tables(read_runs(out / "tuning")) if (out / "tuning").is_dir() else []
-        measured = [each for table in tried for each in measurements(table)]
+        measured = [each for table in trials_of(study, out) for each in measurements(table)]
         found = [*trial_tables(study), *(each._replace(title=f"Trials: {each.title}") for each in measured)]
         return [*compared, markdown(found)] if found else compared
 
@@ -60,6 +59,13 @@ def report_of(study: str, out: Path) -> Report:
     (out / "seeds").mkdir(exist_ok=True)
     publish(Place(out, RESULTS / study, ()))
     return load(out / "seeds")
+
+
+def trials_of(study: str, out: Path) -> list[Table]:
+    """The tables of a study's committed trials, one for each task, whose runs are unpacked in `out`; none if it tried
+    nothing."""
+    unpack(RESULTS / study / "tuning", out / "tuning")
+    return tables(read_runs(out / "tuning")) if (out / "tuning").is_dir() else []
 
 
 def parts(report: Report) -> Iterator[str]:

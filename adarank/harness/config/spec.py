@@ -117,6 +117,9 @@ class TrainConfig:
         "AdamW, or one of bitsandbytes' 8-bit versions (the paged one needs CUDA).",
         choices=("adamw", "adamw_8bit", "paged_adamw_8bit"),
     )
+    head_lr: float | None = setting(
+        None, "Peak learning rate of the model's new head (classifier or regressor); null means train.lr.", above=0
+    )
     loraplus_lr_ratio: float = setting(
         1.0, "LoRA+: learning rate of B (P), as a multiple of the learning rate of everything else.", above=0
     )

@@ -25,12 +25,13 @@ from adarank.targets import find_targets, sides
 @dataclass(frozen=True)
 class Prepared:
     """model: on its device; adapters: {name: module} (empty with full fine-tuning); controller: None unless the method
-    needs one; unadapted: target modules to which ranks_from gives rank 0; packing: how the rows of a forward pass are
-    packed, or None if they are padded."""
+    needs one; head: the names of the model's new modules, which are trained whole; unadapted: target modules to which
+    ranks_from gives rank 0; packing: how the rows of a forward pass are packed, or None if they are padded."""
 
     model: nn.Module
     adapters: dict[str, LowRank]
     controller: RankController | None
+    head: tuple[str, ...] = ()
     unadapted: tuple[str, ...] = ()
     packing: Way | None = None
 
@@ -46,10 +47,14 @@ def prepare(
     """Adapt `built.model` according to the settings. targets: None for methods that take none; batches: model inputs
     with labels on `device`, for inits that use data; rank_map: the ranks of ranks_from. Raises SettingError before
     anything is trained or written."""
-    model = built.model
+    model, head = built.model, tuple(built.head)
+    if spec.train.head_lr is not None and not head:
+        raise SettingError(
+            f"train.head_lr must be null with {type(model).__name__}, which gets no new head (got {spec.train.head_lr})"
+        )
     if spec.adapter is None:
         store(model, built.dtype)
-        return Prepared(model.to(device), {}, None)
+        return Prepared(model.to(device), {}, None, head)
     offered = {"model": model, "rank": spec.rank, "targets": targets, "train": built.head, "batches": batches}
     unadapted: tuple[str, ...] = ()
     if spec.low_rank:
@@ -77,7 +82,7 @@ def prepare(
     if spec.low_rank and not own_scale:
         _keep_scale(adapters, spec)
     if not spec.adaptive and spec.penalty is None:
-        return Prepared(model, adapters, None, unadapted)
+        return Prepared(model, adapters, None, head, unadapted)
     controller = adarank.RankController(
         adapters,
         score=None if spec.score is None else spec.score(seed=spec.seed),
@@ -94,7 +99,7 @@ def prepare(
         seed=spec.seed,
     )
     controller.prepare_adapters()  # so that the scale and the initial ranks can be reported before training
-    return Prepared(model, adapters, controller, unadapted)
+    return Prepared(model, adapters, controller, head, unadapted)
 
 
 def store(model: Any, dtype: str) -> None:
@@ -194,26 +199,29 @@ def enable_gradient_checkpointing(model: Any) -> None:
     (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
-def make_optimizer(model: nn.Module, adapters: Mapping[str, LowRank], config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, adapters: Mapping[str, LowRank], config: TrainConfig, head: Iterable[str] = ()
+) -> torch.optim.Optimizer:
     """The AdamW of `config.optimizer` for all trained parameters. Weights decay; biases and norms (vectors outside the
     adapters) do not. config.loraplus_lr_ratio: LoRA+ (arXiv 2402.12354), the learning rate of every P (B) divided by
-    config.lr.
+    config.lr. head: the names of the modules that train at config.head_lr, unless it is None.
     """
     factors = {id(p) for a in adapters.values() for p in (a.Q, a.lam, a.P)}
-    faster = {id(a.P) for a in adapters.values()} if config.loraplus_lr_ratio != 1.0 else set()
+    rates = {id(a.P): config.lr * config.loraplus_lr_ratio for a in adapters.values()}
+    if config.head_lr is not None:
+        rates |= {id(p): config.head_lr for name in head for p in model.get_submodule(name).parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
-    decays = {id(p): p.ndim > 1 or id(p) in factors for p in trained}
+    grouped: dict[tuple[bool, float], list[nn.Parameter]] = {
+        (decays, rate): [] for decays in (True, False) for rate in (config.lr, *rates.values())
+    }
+    for parameter in trained:
+        decays = parameter.ndim > 1 or id(parameter) in factors
+        grouped[decays, rates.get(id(parameter), config.lr)].append(parameter)
     groups: list[dict[str, Any]] = [
-        {
-            "params": [p for p in trained if decays[id(p)] == decay and (id(p) in faster) == fast],
-            "weight_decay": config.weight_decay if decay else 0.0,
-            "lr": config.lr * config.loraplus_lr_ratio if fast else config.lr,
-        }
-        for decay in (True, False)
-        for fast in (False, True)
+        {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0, "lr": rate}
+        for (decays, rate), parameters in grouped.items()
+        if parameters
     ]
-    assert sum(len(g["params"]) for g in groups) == len(trained), "every trained parameter belongs to exactly one group"
-    groups = [g for g in groups if g["params"]]
     if config.optimizer != "adamw":
         from bitsandbytes import optim
 

@@ -94,7 +94,7 @@ def train(
     parallel.broadcast_model(model)
     if config.shard == "fsdp2":
         parallel.shard(model)
-    optimizer = make_optimizer(model, prepared.adapters, config)
+    optimizer = make_optimizer(model, prepared.adapters, config, prepared.head)
     if controller is not None:
         controller.attach(optimizer)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(config))

@@ -113,7 +113,7 @@ def another(setting, value):
 
 
 def test_every_training_setting_enters_the_name_but_those_that_decide_no_result():
-    spec = settled("train.precision=fp32", "train.observe_scores=5")
+    spec = settled("train.precision=fp32", "train.observe_scores=5", "train.head_lr=0.01")
     before = identity.digest(deciding(spec))
 
     def named(f):

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import adarank
+from adarank.errors import SettingError
 from adarank.harness.config.spec import TrainConfig
+from adarank.harness.data.task_types import TASK_TYPES
 from adarank.harness.data.tasks.base import Task
 from adarank.harness.models import tiny
 from adarank.harness.run.prepare import describe_schedule, lr_factor, make_optimizer, prepare
@@ -16,8 +18,8 @@ def curve(lr_scheduler, warmup, total):
     return lr_factor(TrainConfig(lr=1.0, lr_scheduler=lr_scheduler, warmup=warmup, steps=total))
 
 
-def optimizer_of(model, adapters, **settings):
-    return make_optimizer(model, adapters, TrainConfig(lr=1e-3, weight_decay=0.1, **settings))
+def optimizer_of(model, adapters, head=(), **settings):
+    return make_optimizer(model, adapters, TrainConfig(lr=1e-3, weight_decay=0.1, **settings), head)
 
 
 def test_the_learning_rate_warms_up_and_decays():
@@ -113,6 +115,29 @@ def test_the_random_score_draws_from_the_run_s_seed_or_its_own(seed, own):
     prepared = prepare(built, "all-linear", settings, torch.device("cpu"))
     expected = adarank.scores.random(seed).init(prepared.controller.bank)["number"]
     assert torch.equal(prepared.controller.buffers["number"], expected)
+
+
+@pytest.mark.parametrize(("adapter", "ratio"), [(None, 1.0), ("lora", 1.0), ("svd", 16.0)])
+def test_head_lr_is_the_rate_of_the_new_head_alone(adapter, ratio):
+    built = tiny("bert", width=32, layers=1).build(2)
+    adapters = adarank.adapt(built.model, adapter, rank=2, train=built.head) if adapter else {}
+    optimizer = optimizer_of(built.model, adapters, built.head, head_lr=0.02, loraplus_lr_ratio=ratio)
+    rates = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    trained = {name: p for name, p in built.model.named_parameters() if p.requires_grad}
+    assert len(rates) == len(trained)
+    in_head = {name for name in trained if name.startswith(tuple(f"{module}." for module in built.head))}
+    assert in_head
+    for name, parameter in trained.items():
+        rate = 0.02 if name in in_head else 1e-3 * (ratio if name.endswith(".P") else 1.0)
+        assert rates[id(parameter)][0] == pytest.approx(rate), name
+        assert (rates[id(parameter)][1] == 0.0) == (parameter.ndim == 1 and not name.endswith(".lam")), name
+
+
+def test_head_lr_is_refused_where_there_is_no_new_head():
+    built = tiny("llama", width=32, layers=1).build(0, TASK_TYPES["generate"])
+    settings = settled("method=lora", "train.head_lr=0.01")
+    with pytest.raises(SettingError, match=r"train.head_lr must be null with .*Causal.*no new head \(got 0.01\)"):
+        prepare(built, "all-linear", settings, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("ratio", [16.0, 0.5])
