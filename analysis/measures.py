@@ -5,6 +5,7 @@ The file `probe_claims.json` has the form of `claims.json`; its `metrics` name o
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +82,8 @@ def text_tables(tables: Iterable[Table], declared: Declared) -> list[TextTable]:
             f"family hold together in {together}; margin ±{first.margin:g}; {shows}"
             + (f"; not measured yet: {len(missing)})" if missing else ")")
         )
-        rows = [verdicts.verdict_cells(verdict) for _, verdict in judged]
+        cells = [verdicts.verdict_cells(verdict) for _, verdict in judged]
+        rows = [[f"{claim.name}: {of}", *others] for (claim, _), (of, *others) in zip(judged, cells, strict=True)]
         runs = [verdict.comparison.runs for _, verdict in judged]
         result.append(TextTable(title, verdicts.HEADER, rows, runs, VERDICT))
     return result
@@ -128,7 +130,7 @@ def _judge(table: Table, task: str, declared: claims.Claims) -> Judged:
         if not all(arm in values for arm in arms):
             missing.append(claim)
             continue
-        comparison, responds = compare(*arms), assay is not None and assay.shows
+        comparison, responds = replace(compare(*arms), name=claim.name), assay is not None and assay.shows
         level = declared.level(task)
         (verdict,) = verdicts.judge(
             [comparison], margin, measure.higher_is_better, level, responds, planned=True, alpha=declared.alpha

@@ -1,6 +1,5 @@
 """The figures of the README and docs/: ranks moving in a committed run, the schedule of a numbered example, the claims
-of the central comparisons, learning against forgetting and, with --report, the first screen of a report page, which
-needs Chromium.
+of studies, learning against forgetting and, with --report, the first screen of a report page, which needs Chromium.
 
 python experiments/docs_figures.py docs
 python experiments/docs_figures.py docs --report runs/controls/seeds/report/index.html
@@ -20,6 +19,7 @@ import numpy as np
 from adarank import schedules
 from adarank.runs.modules import rank_grid
 from adarank.runs.packed import allocations_of, read_record
+from analysis import measures
 from analysis.plots import forest, forgetting, style
 from experiments.pages import report_of, trials_of
 
@@ -31,6 +31,7 @@ RUN = RESULTS / "adalora_table1" / "seeds" / "sst2" / "adalora" / "adalora-b6ba7
 KINDS = ("query", "key", "value", "attn. out", "MLP up", "MLP down")  # of a BERT block, in the model's order
 EXAMPLE = schedules.cubic(initial=432, final=288, t_i=100, t_f=300, total=1000, interval=10)  # docs/how_it_works.md
 COMPARISONS = ("central", "central_mpnet")  # studies whose claims are drawn
+MEASURED = ("forgetting",)  # the same, with claims about what was measured after training
 SIZE = 110  # dots per inch: small files
 
 
@@ -103,6 +104,16 @@ def claims_of(study: str) -> "style.Figure | None":
     return forest.draw(verdicts, "test accuracy", verdicts[0].margin)
 
 
+def measured_claims_of(study: str) -> "style.Figure | None":
+    """The declared claims about the measurements of a study on one task, drawn like those of `claims_of`."""
+    declared = measures.load(RESULTS / study)
+    assert declared is not None
+    with tempfile.TemporaryDirectory() as folder:
+        (judged,) = measures.judge(report_of(study, Path(folder)).tables, declared)
+    verdicts = [verdict for _, verdict in judged.verdicts]
+    return forest.draw(verdicts, judged.measure.title, verdicts[0].margin)
+
+
 def learned_and_forgotten(study: str = "forgetting") -> "style.Figure | None":
     """The metric on dev against what was forgotten, over every learning rate that the study's methods tried."""
     with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +146,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"rank_moves": rank_moves(read_record(RUN)), "three_phases": three_phases()}
     figures |= {study: claims_of(study) for study in COMPARISONS}
-    figures["forgetting"] = learned_and_forgotten()
+    figures |= {study: measured_claims_of(study) for study in MEASURED}
+    figures["learned_and_forgotten"] = learned_and_forgotten()
     for name, figure in figures.items():
         assert figure is not None
         figure.savefig(folder / f"{name}.png", dpi=SIZE)

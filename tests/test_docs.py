@@ -328,6 +328,30 @@ def test_the_findings_print_every_claim_of_a_study_that_has_all_its_seeds(study,
         assert shown in page_of("docs/findings.md"), verdict.comparison.name
 
 
+def test_the_findings_print_every_claim_about_forgetting_that_has_all_its_seeds(tmp_path):
+    from analysis import measures
+    from experiments.pages import report_of
+    from experiments.study import load
+
+    planned = len(load(ROOT / "experiments" / "studies" / "forgetting.yaml").seeds)
+    tables, declared = report_of("forgetting", tmp_path).tables, measures.load(RESULTS / "forgetting")
+    (judged,) = measures.judge(tables, declared)
+    whole = [verdict for _, verdict in judged.verdicts if verdict.pairs == planned]
+    assert whole
+    for verdict in whole:
+        shown = points(100 * verdict.difference, *(100 * end for end in verdict.interval))
+        for page in ("docs/findings.md", "docs/studies/forgetting.md"):
+            assert shown in page_of(page), verdict.comparison.name
+
+
+def test_the_figure_of_forgetting_has_a_point_for_every_rate_of_every_grid():
+    from experiments.docs_figures import learned_and_forgotten
+
+    rates = json.loads((RESULTS / "forgetting" / "tuning" / "rotten_tomatoes" / "rates.json").read_text())
+    lines = learned_and_forgotten().axes[0].lines
+    assert [len(line.get_xdata()) for line in lines] == [len(choice["means"]) for choice in rates.values()]
+
+
 def test_the_findings_and_the_page_print_the_answers_of_the_assay(tmp_path):
     from experiments.pages import report_of
 
