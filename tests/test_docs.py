@@ -344,6 +344,15 @@ def test_the_findings_print_every_claim_about_forgetting_that_has_all_its_seeds(
             assert shown in page_of(page), verdict.comparison.name
 
 
+def test_the_figure_of_the_claims_about_forgetting_names_every_claim():
+    from analysis import measures
+    from experiments.docs_figures import measured_claims_of
+
+    labels = [" ".join(tick.get_text().split()) for tick in measured_claims_of("forgetting").axes[0].get_yticklabels()]
+    names = [claim.name for claim in measures.load(RESULTS / "forgetting").claims.each]
+    assert [label.partition(" (n")[0] for label in labels] == names
+
+
 def test_the_figure_of_forgetting_has_a_point_for_every_rate_of_every_grid():
     from experiments.docs_figures import learned_and_forgotten
 
