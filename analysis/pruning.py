@@ -1,11 +1,11 @@
-"""What pruning by each score costs, compared with the oracle's order: `adarank probe RUN --pruning` measures it.
+"""What pruning by each score costs, compared with the unpruned model, with the oracle's order and with a random one:
+`adarank probe RUN --pruning` measures it.
 
-Regret is the dev loss of an order minus that of the oracle at the same number of triplets. Every run counts once.
+All losses are those of dev. Every run counts once.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from operator import attrgetter
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -15,40 +15,40 @@ from analysis.load import Run, finite, number, read_measurement
 from analysis.rows import Row
 from analysis.tables import Lines, Table
 
-ORACLE, UNPRUNED = "oracle", "unpruned"
+ORACLE, RANDOM, UNPRUNED = "oracle", "random", "unpruned"
 TITLE = (
-    "What pruning costs: all triplets ordered by each score and pruned at once; dev loss above that of the oracle "
-    "order (regret), mean and 95% interval over the runs"
+    "What pruning costs: all triplets ordered by each score and pruned at once; dev loss above that of the unpruned "
+    "model, of the oracle order (regret) and of a random order, mean and 95% interval over the runs"
 )
-HEADER = ("method", "order", "triplets kept", "loss above the unpruned model", "regret", "steps of retraining",
-          "regret after retraining", "metric", "metric after retraining", "runs")  # fmt: skip
+HEADER = ("method", "triplets kept", "steps of retraining", "order", "loss above the unpruned model",
+          "above the oracle order (regret)", "above a random order", "metric", "runs")  # fmt: skip
 
 
 class State(NamedTuple):
-    """One pruned model: dev loss and metric right after pruning and after retraining (None without retraining)."""
+    """The dev loss and metric of one model; None if it was not measured or its retraining diverged."""
 
-    loss: float
-    metric: float
-    loss_after: float | None
-    metric_after: float | None
+    loss: float | None
+    metric: float | None
 
 
 class Pruning(NamedTuple):
-    """states: {(order, triplets kept): state}; triplets: those of the unpruned model; steps: of retraining."""
+    """states: {(order, triplets kept, steps of retraining): state}; triplets: those of the unpruned model."""
 
-    states: dict[tuple[str, int], State]
+    states: dict[tuple[str, int, int], State]
     triplets: int
-    steps: int
 
 
-class Regret(NamedTuple):
-    """The regret of an order in one run at one size. above: its loss minus the unpruned model's; now, after: its loss
-    minus the oracle's right after pruning and after retraining (None without)."""
+class Cost(NamedTuple):
+    """The dev loss of an order in one run, minus that of the unpruned model, of the oracle's order and of a random
+    one, after the same steps of retraining and, for the orders, at the same size; None if one of the two is missing."""
 
-    above: float
-    now: float
-    after: float | None
-    state: State
+    above: float | None
+    regret: float | None
+    above_random: float | None
+    metric: float | None
+
+
+Key = tuple[int, int, str]  # triplets kept, steps of retraining, order
 
 
 def read(run: Run) -> Pruning | None:
@@ -56,55 +56,68 @@ def read(run: Run) -> Pruning | None:
     return read_measurement(run, PRUNING, _parse)
 
 
-def regrets(pruning: Pruning) -> dict[tuple[str, int], Regret]:
-    """{(order, triplets kept): regret} for every pruned state whose size the oracle also has."""
-    whole, found = pruning.states[UNPRUNED, pruning.triplets], {}
-    for (order, kept), state in pruning.states.items():
-        if (oracle := pruning.states.get((ORACLE, kept))) is None:
-            continue
-        after = None
-        if state.loss_after is not None and oracle.loss_after is not None:
-            after = state.loss_after - oracle.loss_after
-        found[order, kept] = Regret(state.loss - whole.loss, state.loss - oracle.loss, after, state)
-    return found
+def costs(pruning: Pruning) -> dict[Key, Cost]:
+    """The cost of every pruned state."""
+    states = pruning.states
+    return {
+        (kept, steps, order): Cost(
+            _minus(state, states.get((UNPRUNED, pruning.triplets, steps))),
+            _minus(state, states.get((ORACLE, kept, steps))),
+            _minus(state, states.get((RANDOM, kept, steps))),
+            state.metric,
+        )
+        for (order, kept, steps), state in pruning.states.items()
+        if order != UNPRUNED
+    }
 
 
-def by_state(row: Row) -> dict[tuple[str, int], dict[int, Regret]]:
-    """{(order, triplets kept): {seed: regret}} of the row's measured runs, by decreasing number of triplets and
-    then increasing regret."""
-    found: dict[tuple[str, int], dict[int, Regret]] = defaultdict(dict)
+def by_state(row: Row) -> dict[Key, dict[int, Cost]]:
+    """{state: {seed: cost}} of the row's measured runs, by decreasing number of triplets, then by steps of retraining,
+    then by cost; an order that diverged comes last."""
+    found: dict[Key, dict[int, Cost]] = defaultdict(dict)
     for run in row.runs:
         if (pruning := read(run)) is not None:
-            for key, regret in regrets(pruning).items():
-                found[key][run.seed] = regret
-    order = sorted(found.items(), key=lambda item: (-item[0][1], fmean(regret.now for regret in item[1].values())))
-    return dict(order)
+            for key, cost in costs(pruning).items():
+                found[key][run.seed] = cost
+
+    def place(key: Key) -> tuple[int, int, float]:
+        return -key[0], key[1], _mean(cost.above for cost in found[key].values())
+
+    return {key: found[key] for key in sorted(found, key=place)}
 
 
 def rows(table: Table) -> Lines:
-    """A line for HEADER per order and size of every row with measured runs."""
+    """A line for HEADER per size, number of further steps and order, of every row with measured runs."""
     lines, runs = [], []
     for row in table.rows:
-        steps = {run.seed: pruning.steps for run in row.runs if (pruning := read(run)) is not None}
-        for (order, kept), by_seed in by_state(row).items():
-            found = list(by_seed.values())
-            values = map(attrgetter("above", "now", "after", "state.metric", "state.metric_after"), found)
-            above, now, after, metric, metric_after = map(_interval, zip(*values, strict=True))
-            trained = ", ".join(map(str, sorted({steps[seed] for seed in by_seed})))
-            about = [table.labels[row], order, str(kept), above, now, trained, after, metric, metric_after]
-            lines.append([*about, str(len(found))])
+        for (kept, steps, order), by_seed in by_state(row).items():
+            values = map(_interval, zip(*by_seed.values(), strict=True))
+            survived = [seed for seed, cost in by_seed.items() if cost.above is not None]
+            lines.append([table.labels[row], str(kept), str(steps), order, *values, str(len(survived))])
             runs.append([run for run in row.runs if run.seed in by_seed])
     return lines, runs
 
 
-def curves(found: Mapping[tuple[str, int], Mapping[int, Regret]], after: bool) -> dict[str, dict[int, float]]:
-    """{order: {triplets kept, ascending: mean regret}} from the result of `by_state`, before or after retraining."""
+def curves(found: Mapping[Key, Mapping[int, Cost]], steps: int) -> dict[str, dict[int, float]]:
+    """{order: {triplets kept, ascending: mean loss above the unpruned model}} from the result of `by_state`, after
+    `steps` steps of retraining."""
     means: dict[str, dict[int, float]] = defaultdict(dict)
-    for (order, kept), by_seed in sorted(found.items()):
-        values = [value for r in by_seed.values() if (value := r.after if after else r.now) is not None]
-        if values:
+    for kept, after, order in sorted(found):
+        values = [cost.above for cost in found[kept, after, order].values() if cost.above is not None]
+        if after == steps and values:
             means[order][kept] = fmean(values)
     return dict(means)
+
+
+def _minus(state: State, reference: State | None) -> float | None:
+    if reference is None or state.loss is None or reference.loss is None:
+        return None
+    return state.loss - reference.loss
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else float("inf")
 
 
 def _interval(values: Iterable[float | None]) -> str:
@@ -113,16 +126,13 @@ def _interval(values: Iterable[float | None]) -> str:
 
 
 def _parse(content: Any) -> Pruning:
-    states = {
-        (str(state["order"]), int(state["triplets"])): State(
-            finite(state["loss"]),
-            finite(state["metric"]),
-            number(state["loss_after"]),
-            number(state["metric_after"]),
-        )
-        for state in content["states"]
-    }
-    triplets = int(content["triplets"])
-    if (UNPRUNED, triplets) not in states:
+    triplets, steps = int(content["triplets"]), int(content["steps"])
+    states = {}
+    for state in content["states"]:
+        order, kept = str(state["order"]), int(state["triplets"])
+        states[order, kept, 0] = State(finite(state["loss"]), finite(state["metric"]))
+        if steps:
+            states[order, kept, steps] = State(number(state["loss_after"]), number(state["metric_after"]))
+    if (UNPRUNED, triplets, 0) not in states:
         raise ValueError("the unpruned model was not measured")
-    return Pruning(states, triplets, int(content["steps"]))
+    return Pruning(states, triplets)

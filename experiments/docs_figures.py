@@ -1,5 +1,6 @@
 """The figures of the README and docs/: ranks moving in a committed run, the schedule of a numbered example, the claims
-of studies, learning against forgetting and, with --report, the first screen of a report page, which needs Chromium.
+of studies, learning against forgetting, what pruning costs and, with --report, the first screen of a report page, which
+needs Chromium.
 
 python experiments/docs_figures.py docs
 python experiments/docs_figures.py docs --report runs/controls/seeds/report/index.html
@@ -20,7 +21,7 @@ from adarank import schedules
 from adarank.runs.modules import rank_grid
 from adarank.runs.packed import allocations_of, read_record
 from analysis import measures
-from analysis.plots import forest, forgetting, style
+from analysis.plots import forest, forgetting, pruning, style
 from experiments.pages import report_of, trials_of
 
 if TYPE_CHECKING:
@@ -121,6 +122,13 @@ def learned_and_forgotten(study: str = "forgetting") -> "style.Figure | None":
         return forgetting.draw(table)
 
 
+def pruning_costs(study: str = "pruning") -> "style.Figure | None":
+    """What pruning by each score costs, before and after retraining, mean over the seeds of a study on one task."""
+    with tempfile.TemporaryDirectory() as folder:
+        (table,) = report_of(study, Path(folder)).tables
+        return pruning.draw(table)
+
+
 def _phase(axes: "Axes", begin: int, end: int, height: float, name: str) -> None:
     axes.text((begin + end) / 2, height, name, ha="center", va="center", fontsize=9)
 
@@ -147,7 +155,7 @@ def main() -> None:
     figures = {"rank_moves": rank_moves(read_record(RUN)), "three_phases": three_phases()}
     figures |= {study: claims_of(study) for study in COMPARISONS}
     figures |= {study: measured_claims_of(study) for study in MEASURED}
-    figures["learned_and_forgotten"] = learned_and_forgotten()
+    figures |= {"learned_and_forgotten": learned_and_forgotten(), "pruning_costs": pruning_costs()}
     for name, figure in figures.items():
         assert figure is not None
         figure.savefig(folder / f"{name}.png", dpi=SIZE)

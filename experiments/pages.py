@@ -19,7 +19,7 @@ import numpy as np
 
 from adarank.errors import SettingError
 from adarank.runs.files import read_json, write_text
-from analysis import claims, forgetting, formats, items, prefixes, pruning, stats, verdicts
+from analysis import claims, forgetting, formats, items, prefixes, pruning, score_fidelity, stats, verdicts
 from analysis.export import markdown
 from analysis.format_table import TextTable
 from analysis.load import FolderError, read_runs
@@ -81,13 +81,14 @@ def parts(report: Report) -> Iterator[str]:
 
 
 def measurements(table: Table) -> list[TextTable]:
-    """What `adarank probe` found, over the seeds: forgetting, also at equal norms of ΔW; prefixes; pruning."""
+    """What `adarank probe` found, over the seeds: forgetting, also at equal norms of ΔW; prefixes; pruning; scores."""
     equal = verdicts.exploratory(forgetting.at_equal_norm(table), False)
     named = [
         (forgetting.OVER_SEEDS, forgetting.header(table, "method"), forgetting.over_seeds(table)[0]),
         (forgetting.EQUAL_NORM, verdicts.EXPLORATORY_HEADER, equal),
         (prefixes.TITLE, prefixes.HEADER, prefixes.rows(table)[0]),
         (pruning.TITLE, pruning.HEADER, pruning.rows(table)[0]),
+        (score_fidelity.SEEDS_TITLE, score_fidelity.SEEDS_HEADER, score_fidelity.over_seeds(table)[0]),
     ]
     return [TextTable(title, header, rows) for title, header, rows in named if rows]
 

@@ -361,6 +361,33 @@ def test_the_figure_of_forgetting_has_a_point_for_every_rate_of_every_grid():
     assert [len(line.get_xdata()) for line in lines] == [len(choice["means"]) for choice in rates.values()]
 
 
+def test_the_findings_and_the_page_print_what_pruning_costs(tmp_path):
+    from analysis import pruning
+    from experiments.pages import report_of
+
+    (table,) = report_of("pruning", tmp_path).tables
+    measured = pruning.by_state(table.rows[0])
+    printed = [(27, order, "above") for order in ("adalora", "magnitude", "random")]
+    printed += [(kept, "adalora", "above_random") for kept in (27, 72)]
+    printed += [(72, order, "regret") for order in ("adalora", "magnitude", "random", "taylor")]
+    findings, page = map(text_of, ("docs/findings.md", "docs/studies/pruning.md"))
+    for kept, order, name in [*printed, (72, "oracle", "above")]:
+        middle, half = mean_interval([getattr(cost, name) for cost in measured[kept, 40, order].values()])
+        assert f"{middle:+.4f} [{middle - half:+.4f}, {middle + half:+.4f}]" in findings, (kept, order, name)
+        assert f"{middle:+.4f} ± {half:.4f}" in page, (kept, order, name)
+
+
+def test_the_figure_of_pruning_shows_every_order_that_the_page_compares():
+    from experiments.docs_figures import pruning_costs
+
+    for axes in pruning_costs().axes:
+        orders = {
+            line.get_label(): list(line.get_xdata()) for line in axes.lines if not line.get_label().startswith("_")
+        }
+        assert {"adalora", "magnitude", "random", "oracle", "oracle_absolute", "taylor"} <= orders.keys()
+        assert all(sizes == [27, 72] for sizes in orders.values())
+
+
 def test_the_findings_and_the_page_print_the_answers_of_the_assay(tmp_path):
     from experiments.pages import report_of
 

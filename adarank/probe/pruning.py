@@ -3,7 +3,8 @@ trained further.
 
 The run has pruned nothing (for example method=svd_lora, which is AdaLoRA without its allocations), so that the triplets
 that a score would discard are measured, too. The oracle orders triplets by the measured increase of the loss without
-each of them. It sees the first rows of dev, and all losses are those of the other rows, so that no order has seen the
+each of them, oracle_absolute by its magnitude: a triplet whose removal alone lowers the loss may still do much together
+with others. They see the first rows of dev, and all losses are those of the other rows, so that no order has seen the
 rows that judge it.
 """
 
@@ -35,7 +36,7 @@ from adarank.probe.reload import load_trained_weights, open_run
 from adarank.runs.files import JOURNAL, PROBE, PRUNING_JOURNAL, read_object, write_json
 
 UNPRUNED = "unpruned"
-ORACLE, STEPWISE, WORST = "oracle", "oracle_stepwise", "worst_first"  # orders by measured losses
+ORACLE, WORST, STEPWISE, ABSOLUTE = "oracle", "worst_first", "oracle_stepwise", "oracle_absolute"  # by measured losses
 SEED_OFFSET = 2**30  # further training draws different rows than training did, the same for every order
 
 
@@ -80,10 +81,11 @@ def measure(folder: Path, rows: int, passes: int, keep: Sequence[float], steps: 
     }
     increase = probe["rise"]
     orders = {**probe["scores"], ORACLE: increase, WORST: [-value for value in increase]}
+    orders |= {STEPWISE: increase, ABSOLUTE: [abs(value) for value in increase]}  # STEPWISE reorders after each size
     counts = list(dict.fromkeys(max(1, round(share * len(increase))) for share in keep))
     metric = run.task.metrics[0]
     head = {"adapter": probe["adapter"], "rows": rows, "passes": passes, "counts": counts, "steps": steps}
-    states = [(UNPRUNED, len(increase)), *((order, count) for order in [*orders, STEPWISE] for count in counts)]
+    states = [(UNPRUNED, len(increase)), *((order, count) for order in orders for count in counts)]
 
     def rest(done: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for order, count in states[len(done) :]:

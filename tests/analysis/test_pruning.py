@@ -45,52 +45,69 @@ def table_of(out, write_run, contents):
     return table
 
 
-def test_regret_is_the_loss_above_the_oracle_s_at_the_same_size(tmp_path, write_run):
+def test_the_cost_is_the_loss_above_the_unpruned_model_the_oracle_and_a_random_order(tmp_path, write_run):
     table = table_of(tmp_path, write_run, [content()])
-    found = pruning.regrets(pruning.read(table.rows[0].runs[0]))
-    assert ("unpruned", 100) not in found
-    assert found["taylor", 25].now == pytest.approx(0.10)
-    assert found["taylor", 25].after == pytest.approx(0.01)
-    assert found["taylor", 50].now == pytest.approx(-0.01), "an oracle on other rows can be beaten"
-    assert found["random", 25].above == pytest.approx(0.25)
-    assert found["oracle", 25][1:3] == (0.0, 0.0)
+    found = pruning.costs(pruning.read(table.rows[0].runs[0]))
+    assert len(found) == 3 * 2 * 2, "every order, size and moment, without the unpruned model itself"
+    assert found[25, 0, "taylor"][:3] == pytest.approx((0.15, 0.10, -0.10))
+    assert found[25, 20, "taylor"][:3] == pytest.approx((0.03, 0.01, -0.01))
+    assert found[50, 0, "taylor"].regret == pytest.approx(-0.01), "an oracle on other rows can be beaten"
+    assert found[25, 20, "oracle"][1] == found[25, 20, "random"][2] == 0.0
+    assert found[50, 0, "random"].metric == pytest.approx(0.8 - 0.061)
 
 
 def test_every_run_counts_once_with_its_t_interval(tmp_path, write_run):
     table = table_of(tmp_path, write_run, [content(seed) for seed in range(4)])
     lines, runs = pruning.rows(table)
-    assert [line[1:3] for line in lines] == [
-        [order, kept]
-        for kept, orders in (("50", ["taylor", "oracle", "random"]), ("25", ["oracle", "taylor", "random"]))
-        for order in orders
-    ]
-    line = lines[-1]
+    usual = ["oracle", "taylor", "random"]
+    ordered = {
+        ("50", "0"): ["taylor", "oracle", "random"],
+        ("50", "20"): usual,
+        ("25", "0"): usual,
+        ("25", "20"): usual,
+    }
+    assert [line[1:4] for line in lines] == [
+        [*state, order] for state, orders in ordered.items() for order in orders
+    ], "the largest size first, and the cheapest order"
+    before, after = lines[-4], lines[-1]
     values = 0.20 + 0.02 * np.arange(4)
     half = reference.t.ppf(0.975, 3) * values.std(ddof=1) / 2
-    assert line[4] == formats.interval(values.mean(), half)
-    assert line[5:7] == ["20", formats.interval(0.02, 0.0)]
-    assert (line[-1], len(runs[-1])) == ("4", 4)
+    assert before[5] == formats.interval(values.mean(), half)
+    assert before[6] == formats.interval(0.0, 0.0)
+    assert after[5] == formats.interval(0.02, 0.0)
+    assert (after[-1], len(runs[-1])) == ("4", 4)
     (grid,) = [grid for grid in format_table.further_tables(table) if grid.title == pruning.TITLE]
     assert grid.header == pruning.HEADER
     assert {len(line) for line in grid.rows} == {len(pruning.HEADER)}
 
 
-def test_without_retraining_there_is_one_panel_and_no_second_regret(tmp_path, write_run):
+def test_a_retraining_that_diverged_is_missing_and_not_counted(tmp_path, write_run):
+    diverged = content(1)
+    (state,) = [each for each in diverged["states"] if (each["order"], each["triplets"]) == ("taylor", 25)]
+    state["loss_after"] = state["metric_after"] = None
+    lines, _ = pruning.rows(table_of(tmp_path, write_run, [content(), diverged]))
+    (line,) = [line for line in lines if line[1:4] == ["25", "20", "taylor"]]
+    assert line[4:6] == [formats.interval(0.03, None), formats.interval(0.01, None)]
+    assert line[-1] == "1"
+    assert {line[-1] for line in lines if line[1:4] != ["25", "20", "taylor"]} == {"2"}
+
+
+def test_without_retraining_there_is_one_panel_and_one_moment(tmp_path, write_run):
     table = table_of(tmp_path, write_run, [content(steps=0), content(1, steps=0)])
     lines, _ = pruning.rows(table)
-    assert {(line[5], line[6], line[8]) for line in lines} == {("0", formats.BLANK, formats.BLANK)}
+    assert {line[2] for line in lines} == {"0"}
     (axes,) = plot.draw(table).axes
     labels = {line.get_label(): line for line in axes.lines}
     assert list(labels["random"].get_xdata()) == [25, 50]
-    assert labels["random"].get_ydata() == pytest.approx([0.21, 0.11])
-    assert "oracle" not in labels, "its regret is zero"
+    assert labels["random"].get_ydata() == pytest.approx([0.265, 0.125])
+    assert {"oracle", "taylor"} < labels.keys()
 
 
-def test_the_figure_shows_regret_before_and_after_retraining(tmp_path, write_run):
+def test_the_figure_shows_the_cost_before_and_after_retraining(tmp_path, write_run):
     figure = plot.draw(table_of(tmp_path, write_run, [content()]))
-    assert [axes.get_title() for axes in figure.axes] == ["right after pruning", "after retraining"]
+    assert [axes.get_title() for axes in figure.axes] == ["right after pruning", "after 20 steps of retraining"]
     after = {line.get_label(): line.get_ydata() for line in figure.axes[1].lines}
-    assert after["taylor"] == pytest.approx([0.01, 0.0])
+    assert after["taylor"] == pytest.approx([0.03, 0.01])
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -171,7 +171,8 @@ def test_a_run_is_pruned_by_every_score_at_every_size_and_goes_on_where_it_was_s
     lines = (run / "pruning.jsonl").read_text().splitlines()
     found = measured(run)
     states = {(state["order"], state["triplets"]): state for state in found["states"]}
-    orders = [pruning.UNPRUNED, *adarank.scores.__all__, pruning.ORACLE, pruning.WORST, pruning.STEPWISE]
+    by_losses = [pruning.ORACLE, pruning.WORST, pruning.STEPWISE, pruning.ABSOLUTE]
+    orders = [pruning.UNPRUNED, *adarank.scores.__all__, *by_losses]
     assert list(dict.fromkeys(order for order, _ in states)) == orders
     assert len(states) == len(found["states"]) == 1 + 2 * (len(orders) - 1)
     assert json.loads(lines[1]) == found["states"][0]
@@ -183,6 +184,7 @@ def test_a_run_is_pruned_by_every_score_at_every_size_and_goes_on_where_it_was_s
     assert lowest.isdisjoint(states["taylor", 6]["kept"]), "the signed score prunes its lowest values first"
     assert states["oracle", 6]["kept"] == states["oracle_stepwise", 6]["kept"], "its first step"
     assert set(states["worst_first", 6]["kept"]).isdisjoint(states["oracle", 6]["kept"])
+    assert states["oracle_absolute", 6]["kept"] == sorted(np.argsort(np.abs(probe["rise"]))[6:])
     assert all(np.isfinite([state["loss"], state["loss_after"]]).all() for state in states.values())
     monkeypatch.setattr(pruning, "pruned_and_trained", lambda *_: pytest.fail("it was measured"))
     assert measured(run) == found
