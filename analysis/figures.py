@@ -142,8 +142,8 @@ def figures(
     caption = "Accuracy against rank: the first triplets of one run, mean over seeds, and runs tuned for each rank."
     yield "prefix_ranks", caption, prefixes.draw(table)
     caption = (
-        "The cost of pruning by each score and by measured ablations (oracle and worst_first): dev loss above that of "
-        "the unpruned model, mean over the runs of the first measured configuration."
+        "The cost of pruning by each score and by measured ablations (oracle, oracle_absolute, worst_first): dev loss "
+        "above that of the unpruned model, mean over the runs of the first measured configuration (intervals: table)."
     )
     yield "pruning", caption, pruning.draw(table)
     caption = (

@@ -5,7 +5,7 @@ All losses are those of dev. Every run counts once.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -92,8 +92,7 @@ def rows(table: Table) -> Lines:
     for row in table.rows:
         for (kept, steps, order), by_seed in by_state(row).items():
             values = map(_interval, zip(*by_seed.values(), strict=True))
-            survived = [seed for seed, cost in by_seed.items() if cost.above is not None]
-            lines.append([table.labels[row], str(kept), str(steps), order, *values, str(len(survived))])
+            lines.append([table.labels[row], str(kept), str(steps), order, *values, _count(by_seed.values())])
             runs.append([run for run in row.runs if run.seed in by_seed])
     return lines, runs
 
@@ -118,6 +117,12 @@ def _minus(state: State, reference: State | None) -> float | None:
 def _mean(values: Iterable[float | None]) -> float:
     known = [value for value in values if value is not None]
     return fmean(known) if known else float("inf")
+
+
+def _count(found: Collection[Cost]) -> str:
+    """How many runs each mean of a line has, such as "8", or "7 to 8" where a retraining diverged."""
+    counts = [sum(value is not None for value in column) for column in zip(*found, strict=True)]
+    return f"{max(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def _interval(values: Iterable[float | None]) -> str:

@@ -85,6 +85,7 @@ def measure(folder: Path, rows: int, passes: int, keep: Sequence[float], steps: 
     counts = list(dict.fromkeys(max(1, round(share * len(increase))) for share in keep))
     metric = run.task.metrics[0]
     head = {"adapter": probe["adapter"], "rows": rows, "passes": passes, "counts": counts, "steps": steps}
+    head["orders"] = list(orders)
     states = [(UNPRUNED, len(increase)), *((order, count) for order in orders for count in counts)]
 
     def rest(done: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

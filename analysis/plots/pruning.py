@@ -25,6 +25,9 @@ def draw(table: Table) -> "style.Figure | None":
                 axes.plot(list(curve), list(curve.values()), label=style.plain(order), **style.style(i))
         axes.axhline(0.0, color="black", linewidth=0.8)
         axes.set_title(f"after {steps} steps of retraining" if steps else "right after pruning", fontsize=10)
-        axes.set(xlabel="triplets kept", ylabel="dev loss − that of the unpruned model")
+        axes.set(xlabel="triplets kept", ylabel="mean dev loss − the unpruned model's")
+    ends = [end for axes in axes_of for end in axes.get_ylim()]
+    for axes in axes_of:
+        axes.set_ylim(min(ends), max(ends))
     style.legend_below(figure, axes_of, columns=4, fontsize=9)
     return figure

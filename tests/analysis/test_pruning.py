@@ -90,6 +90,11 @@ def test_a_retraining_that_diverged_is_missing_and_not_counted(tmp_path, write_r
     assert line[4:6] == [formats.interval(0.03, None), formats.interval(0.01, None)]
     assert line[-1] == "1"
     assert {line[-1] for line in lines if line[1:4] != ["25", "20", "taylor"]} == {"2"}
+    diverged["states"] = [
+        {**each, "loss_after": None} if each["order"] == "oracle" else each for each in content()["states"]
+    ]
+    lines, _ = pruning.rows(table_of(tmp_path / "oracle", write_run, [content(), diverged]))
+    assert {line[-1] for line in lines if line[2:4] == ["20", "random"]} == {"1 to 2"}, "one regret is missing"
 
 
 def test_without_retraining_there_is_one_panel_and_one_moment(tmp_path, write_run):
