@@ -81,7 +81,8 @@ def parts(report: Report) -> Iterator[str]:
 
 
 def measurements(table: Table) -> list[TextTable]:
-    """What `adarank probe` found, over the seeds: forgetting, also at equal norms of ΔW; prefixes; pruning; scores."""
+    """What `adarank probe` found, over the seeds: forgetting, also at equal norms of ΔW; prefixes; pruning; scores'
+    fidelity."""
     equal = verdicts.exploratory(forgetting.at_equal_norm(table), False)
     named = [
         (forgetting.OVER_SEEDS, forgetting.header(table, "method"), forgetting.over_seeds(table)[0]),
