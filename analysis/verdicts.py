@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from analysis import formats, stats
 from analysis.claims import Claim, Claims, Look
 from analysis.load import Run
-from analysis.rows import Row
+from analysis.rows import Row, group
 from analysis.settings import REFERENCE
 from analysis.tables import Table, kind_and_ranks
 
@@ -272,14 +272,20 @@ def against_reference(table: Table, scores: Scores = attrgetter("scores")) -> li
 
 def against_uniform(table: Table) -> list[Comparison]:
     """Every tuned row against the tuned row with the uniform allocator that has the same method, ranks and settings but
-    for those of the allocator and the learning rate; none without such rows. Rank maps have separate comparisons
-    (rank_maps.py)."""
+    for those of the allocator and the learning rate; none without such rows. Of arms that differ in the rate alone, the
+    one at the control's rate, if there is one. Rank maps have separate comparisons (rank_maps.py)."""
     uniform = [row for row in table.tuned if row.settings.get("allocator") == UNIFORM]
-    return [
-        compare(table, row, control)
+    pairs = [
+        (row, control)
         for row in table.tuned
         for control in uniform
         if row not in uniform and not row.is_rank_map and _differ_in_allocator(row, control)
+    ]
+    at_one_rate = {(_allocator(row), control): row for row, control in pairs if _rate(row) == _rate(control)}
+    return [
+        compare(table, row, control)
+        for row, control in pairs
+        if at_one_rate.get((_allocator(row), control), row) is row
     ]
 
 
@@ -289,8 +295,16 @@ def _differ_in_allocator(row: Row, other: Row) -> bool:
     return same and all(
         row.visible.get(key) == other.visible.get(key)
         for key in row.visible.keys() | other.visible.keys()
-        if key != "train.lr" and key.partition(".")[0] != "allocator"
+        if key != "train.lr" and group(key) != "allocator"
     )
+
+
+def _allocator(row: Row) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(item for item in row.visible.items() if group(item[0]) == "allocator"))
+
+
+def _rate(row: Row) -> str | None:
+    return row.visible.get("train.lr")
 
 
 def across_tasks(tables: Sequence[Table]) -> list[AcrossTasks]:
@@ -305,31 +319,36 @@ def across_tasks(tables: Sequence[Table]) -> list[AcrossTasks]:
         if table.baselines:
             groups.setdefault((table.model, table.targets, table.split), []).append(table)
     result = []
-    for (model, targets, split), group in groups.items():
-        best = [_best_by_kind(table) for table in group]
+    for (model, targets, split), members in groups.items():
+        best = [_best_by_kind(table) for table in members]
         rows = []
         for key in (key for key in best[0] if all(key in of_table for of_table in best)):
             pairs = [
-                (of_table[key], table.baselines[of_table[key]]) for of_table, table in zip(best, group, strict=True)
+                (of_table[key], table.baselines[of_table[key]]) for of_table, table in zip(best, members, strict=True)
             ]
             if any(row is baseline for row, baseline in pairs):
                 continue
-            signs = [1.0 if table.higher_is_better else -1.0 for table in group]
+            signs = [1.0 if table.higher_is_better else -1.0 for table in members]
             differences = [
-                sign * compare(table, *pair).differences for sign, table, pair in zip(signs, group, pairs, strict=True)
+                sign * compare(table, *pair).differences
+                for sign, table, pair in zip(signs, members, pairs, strict=True)
             ]
             estimates = list(map(stats.paired, differences))
             if (effect := stats.over_tasks(estimates)) is not None:
-                names = dict.fromkeys(kind_and_ranks(table, pair[0]) for table, pair in zip(group, pairs, strict=True))
+                names = dict.fromkeys(
+                    kind_and_ranks(table, pair[0]) for table, pair in zip(members, pairs, strict=True)
+                )
                 units = np.concatenate(
                     [d / e.spread for d, e in zip(differences, estimates, strict=True) if e.spread] or [np.zeros(0)]
                 )
                 name, g = f"{' / '.join(names)} − LoRA", list(map(stats.hedges_g, estimates))
-                rows.append(Standardised(name, effect, g, units, _middle(units) if len(group) >= MANY_TASKS else None))
+                rows.append(
+                    Standardised(name, effect, g, units, _middle(units) if len(members) >= MANY_TASKS else None)
+                )
         if rows:
             where = [model, *([f"targets {targets}"] if targets else []), split]
-            tasks = tuple(table.task for table in group)
-            title = f"{', '.join(where)}, over {len(group)} tasks: {', '.join(tasks)}"
+            tasks = tuple(table.task for table in members)
+            title = f"{', '.join(where)}, over {len(members)} tasks: {', '.join(tasks)}"
             result.append(AcrossTasks(title, tasks, rows))
     return result
 

@@ -344,13 +344,28 @@ def test_the_findings_print_every_claim_about_forgetting_that_has_all_its_seeds(
             assert shown in page_of(page), verdict.comparison.name
 
 
+def test_the_findings_print_what_the_runs_of_forgetting_say_elsewhere():
+    findings, own = map(page_of, ("docs/findings.md", "docs/studies/forgetting.md"))
+    folder = RESULTS / "forgetting" / "seeds" / "rotten_tomatoes"
+    records = {path.name: [run for _, run in read_records(path)] for path in folder.iterdir()}
+    for name in ("test_last", "last"):
+        assert points(*difference(records, "adalora", "uniform", name)) in findings, name
+    for runs in records.values():
+        for run in runs:
+            run["summary"]["metric"]["stsb"] = run["measures"]["forgetting.json"]["stsb"]["after"]
+    for page in (findings, own):
+        assert points(*difference(records, "adalora", "full_fast_head", "stsb")) in page
+
+
 def test_the_figure_of_the_claims_about_forgetting_names_every_claim():
     from analysis import measures
     from experiments.docs_figures import measured_claims_of
 
     labels = [" ".join(tick.get_text().split()) for tick in measured_claims_of("forgetting").axes[0].get_yticklabels()]
-    names = [claim.name for claim in measures.load(RESULTS / "forgetting").claims.each]
-    assert [label.partition(" (n")[0] for label in labels] == names
+    claims = list(measures.load(RESULTS / "forgetting").claims.each)
+    assert [label.partition(": ")[0] for label in labels] == [claim.name for claim in claims]
+    arms = [re.sub(r"@\d+", "", label.partition(": ")[2].partition(" (n")[0]) for label in labels]
+    assert arms == [f"{claim.contrast.of} − {claim.contrast.against}" for claim in claims]
 
 
 def test_the_figure_of_forgetting_has_a_point_for_every_rate_of_every_grid():
@@ -376,9 +391,7 @@ def test_the_findings_and_the_page_print_what_pruning_costs(tmp_path):
         assert f"{middle:+.4f} [{middle - half:+.4f}, {middle + half:+.4f}]" in findings, (kept, order, name)
         assert f"{middle:+.4f} ± {half:.4f}" in page, (kept, order, name)
         if name == "above_random":
-            assert f"{middle:+.4f} [{middle - half:+.4f}, {middle + half:+.4f}]" in text_of("README.md").replace(
-                " nats", ""
-            )
+            assert f"{middle:+.4f} [{middle - half:+.4f}, {middle + half:+.4f}]" in text_of("README.md")
 
 
 def test_the_figure_of_pruning_shows_every_order_that_the_page_compares():
@@ -426,7 +439,10 @@ def test_the_pages_print_what_the_runs_of_the_central_comparison_say_elsewhere()
     for of, against, pages in (
         ("wide", "wide_uniform", (findings, own)),
         ("wide", "lora", (findings, own, readme)),
-        ("adalora", "lora", (own,)),
+        ("adalora", "lora", (findings, own)),
+        ("adalora", "lora_initial", (findings, own)),
+        ("wide", "lora_initial", (findings, own)),
+        ("wide", "lora_16", (findings, own)),
     ):
         assert all(points(*difference(records, of, against, "last")) in page for page in pages), (of, against)
     for arm in ("adalora", "uniform_same_rate", "wide"):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -402,6 +403,22 @@ def test_a_control_differs_in_the_allocator_alone(tmp_path, write_run):
     assert len(table.tuned) == 4
     (comparison,) = verdicts.against_uniform(table)
     assert comparison.differences.mean() == pytest.approx(0.015)
+
+
+def test_of_arms_that_differ_in_the_rate_the_one_at_the_controls_is_compared(tmp_path, write_run):
+    """AdaLoRA at LoRA's rate, which hardly learns, was compared with the uniform control at AdaLoRA's own."""
+    write_arms(tmp_path, write_run, gain=0.03, arms=True)
+    for seed in range(4):
+        config = {"task": "cola", "allocator._target_": PIECES[0], "train.lr": 0.002}
+        value = 0.3 + 0.001 * seed
+        write_run(tmp_path, "adalora", seed, 8, config=config, task="cola", metric__test=value, arm="adalora_slow@8")
+    (table,) = tables(read_runs(tmp_path))
+    assert {row.arm for row in table.tuned} == {"lora@8", "adalora@8", "uniform@8", "adalora_slow@8"}
+    (comparison,) = verdicts.against_uniform(table)
+    assert comparison.rows[0].arm == "adalora@8"
+    others = tuple(row for row in table.rows if row.arm != "adalora@8")
+    (comparison,) = verdicts.against_uniform(replace(table, rows=others))
+    assert comparison.rows[0].arm == "adalora_slow@8", "there is no arm at the control's rate"
 
 
 def test_lora_twice_at_one_rank_is_no_assay(tmp_path, write_run):

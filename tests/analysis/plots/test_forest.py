@@ -71,10 +71,19 @@ def test_one_pair_is_no_forest(tmp_path, write_run):
     assert drawn(tmp_path)[1] is None
 
 
-def test_a_declared_claim_has_its_own_name(decided):
+def test_a_declared_claim_has_its_own_name_and_its_arms(decided):
+    """The figures of the findings did not say what was subtracted from what."""
     judged, _ = drawn(decided)
-    claim = replace(judged[0], comparison=replace(judged[0].comparison, name="where the rank goes"))
-    axes = forest.draw([claim, *judged[1:]], "accuracy", MARGIN).axes[0]
-    names = [tick.get_text() for tick in axes.get_yticklabels()]
-    assert names[0] == f"where the rank goes  (n = {claim.pairs})"
-    assert names[1].startswith(judged[1].comparison.label)
+    comparison = replace(judged[0].comparison, name="where the rank goes")
+    ours, theirs = comparison.rows
+    in_a_study = replace(comparison, rows=(replace(ours, arm="wide@2"), replace(theirs, arm="lora@2")))
+    measured = replace(comparison, rows=None, label="wide", against="lora")
+    claims = [replace(judged[0], comparison=each) for each in (comparison, in_a_study, measured)]
+    axes = forest.draw([*claims, judged[1]], "accuracy", MARGIN).axes[0]
+    names = [tick.get_text().replace("\n", " ") for tick in axes.get_yticklabels()]
+    pairs = f"  (n = {judged[0].pairs})"
+    assert names[0] == f"where the rank goes{pairs}"
+    assert [" ".join(name.split()) for name in names[1:3]] == [
+        " ".join(f"where the rank goes: {arms}{pairs}".split()) for arms in ("wide@2 − lora@2", "wide − lora")
+    ]
+    assert names[3].startswith(judged[1].comparison.label)
