@@ -134,19 +134,20 @@ class Look(NamedTuple):
 
 
 def read_looks(folder: Path, declared: Declared) -> dict[tuple[str, str, str], Look]:
-    """{(task, of, against): its last look} from a folder's looks.json, empty if there is none under these claims.
-    Raises ClaimsError if it is damaged."""
+    """{(task, of, against): its last look} from a folder's looks.json, (task, ASSAY, ASSAY) for the assay; empty if
+    there is none under these claims. Raises ClaimsError if it is damaged."""
     content, fault = read_object(folder / LOOKS)
     try:
         if fault:
             raise ValueError
         tasks = content["tasks"] if content.get("hash") == declared.hash else {}
         return {
-            (task, row["of"], row["against"]): Look(int(row["seeds"]), float(row["level"]))
+            (task, *((ASSAY, ASSAY) if row.get("name") == ASSAY else (row["of"], row["against"]))): Look(
+                int(row["seeds"]), float(row["level"])
+            )
             for task, looks in tasks.items()
             for look in looks
             for row in look["claims"]
-            if row.get("name") != ASSAY
         }
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ClaimsError(f"{folder / LOOKS} cannot be used: it is not a looks file; restore it") from None

@@ -14,9 +14,9 @@ from analysis.tables import Lines, Table, lines_per_run
 from analysis.verdicts import Comparison, compare_by_key
 
 MEASURES = {"stsb": ("zero-shot STS-B, Spearman", 1.0), "text": ("held-out text, nats per token", -1.0)}
-TITLE = "Learned and forgotten, by run"
+TITLE = "Learned and forgotten at the best checkpoint, by run"
 NORM = "norm of ΔW"
-OVER_SEEDS = "Learned and forgotten, over the seeds: mean and 95% interval"
+OVER_SEEDS = "Learned and forgotten at the best checkpoint, over the seeds: mean and 95% interval"
 EQUAL_NORM = "Forgetting at the same norm of ΔW: LoRA's is interpolated over its learning rates, for each seed"
 AGAINST = "Forgetting against LoRA, over the seeds that both have (P(better): forgot less)"
 
@@ -45,7 +45,7 @@ def rows(table: Table) -> Lines:
 
     def cells(run: Run, forgotten: Forgotten) -> list[str]:
         before, after, lost = map(formats.metric, (forgotten.before, forgotten.after, forgotten.lost), ("", "", "+"))
-        return [formats.metric(run.score[1]), forgotten.measure, before, after, lost, formats.significant(norm(run))]
+        return [formats.metric(run.best_score), forgotten.measure, before, after, lost, formats.significant(norm(run))]
 
     return lines_per_run(table, lambda run: [cells(run, forgotten) for forgotten in read(run)])
 
@@ -59,12 +59,12 @@ def over_seeds(table: Table) -> Lines:
                 continue
             measured = [run for run in row.runs if run.seed in by_seed]
             before, after, lost = ([forgotten[i] for forgotten in by_seed.values()] for i in (1, 2, 3))
-            learned, *values = (
-                formats.interval(*stats.mean_interval(column))
-                for column in ([run.score[1] for run in measured], before, after, lost)
+            learned = [value for run in measured if (value := run.best_score) is not None]
+            at_best, *values = (
+                formats.interval(*stats.mean_interval(column)) for column in (learned, before, after, lost)
             )
             changed = formats.significant(mean(map(norm, measured)))
-            lines.append([table.labels[row], learned, measure, *values, changed])
+            lines.append([table.labels[row], at_best, measure, *values, changed])
             runs.append(measured)
     return lines, runs
 

@@ -59,6 +59,11 @@ class Run:
         return "test", test if last is None else last
 
     @property
+    def best_score(self) -> float | None:
+        """The value of the best checkpoint, whose weights the run keeps, on the split by which it is judged."""
+        return number(self.summary["metric"].get("test" if self.score[0] == "test" else "best"))
+
+    @property
     def other_score(self) -> float | None:
         """The test value of the other checkpoint: best for a run judged by last, and the reverse; None without both."""
         metric = self.summary["metric"]

@@ -21,10 +21,11 @@ Values = dict[str, dict[int, float]]  # {arm or method: {seed: value}}
 
 
 class Measure(NamedTuple):
-    """values: those of every measured arm; names: the names that claims may compare in a study with these arms."""
+    """higher_is_better: None if it depends on the task's metric; values: those of every measured arm; names: the names
+    that claims may compare in a study with these arms."""
 
     title: str
-    higher_is_better: bool
+    higher_is_better: bool | None
     values: Callable[[Table], Values]
     names: Callable[[Sequence[str]], list[str]]
 
@@ -73,13 +74,14 @@ def text_tables(tables: Iterable[Table], declared: Declared) -> list[TextTable]:
         if not judged:
             continue
         first, together = judged[0][1], percent(1 - declared.claims.alpha)
+        family = "this table" if declared.claims.family == "table" else "the family"
         shows = "no assay"
         if assay is not None:
             shows = f"the assay {'shows' if assay.shows else 'does not show'}: {assay.label}"
             shows += f" {metric(assay.estimate.mean, '+')} {span(assay.interval)}"
         title = (
-            f"Declared beforehand: {measure.title} ({table.title}; {percent(1 - first.level)} intervals, all of the "
-            f"family hold together in {together}; margin ±{first.margin:g}; {shows}"
+            f"Declared beforehand: {measure.title} ({table.title}; {percent(1 - first.level)} intervals, all of "
+            f"{family} hold together in {together}; margin ±{first.margin:g}; {shows}"
             + (f"; not measured yet: {len(missing)})" if missing else ")")
         )
         cells = [verdicts.verdict_cells(verdict) for _, verdict in judged]
@@ -114,16 +116,17 @@ def plain(judged: Iterable[Judged]) -> list[dict[str, Any]]:
 
 def _judge(table: Table, task: str, declared: claims.Claims) -> Judged:
     measure = MEASURES[declared.metrics[task]]
-    values, sign = measure.values(table), 1.0 if measure.higher_is_better else -1.0
-    margin = declared.margins[task]
+    higher = table.higher_is_better if measure.higher_is_better is None else measure.higher_is_better
+    values, margin = measure.values(table), declared.margins[task]
 
     def compare(of: str, against: str) -> verdicts.Comparison:
         runs = [run for arm in (of, against) for row in table.arms.get(arm, ()) for run in row.runs]
-        return verdicts.compare_by_key(of, against, (of, against), values[of], values[against], runs)
+        ours = {seed: values[of][seed] for seed in sorted(values[of])}
+        return verdicts.compare_by_key(of, against, (of, against), ours, values[against], runs, declared.seeds)
 
     assay, sides = None, (declared.assay.of, declared.assay.against)
     if all(side in values for side in sides):
-        assay = verdicts.assay(compare(*sides), margin, sign)
+        assay = verdicts.assay(compare(*sides), margin, higher)
     found, missing = [], []
     for claim in (claim for claim in declared.each if claim.task == task):
         arms = claim.arms(values.keys())
@@ -132,10 +135,9 @@ def _judge(table: Table, task: str, declared: claims.Claims) -> Judged:
             continue
         comparison, responds = replace(compare(*arms), name=claim.name), assay is not None and assay.shows
         level = declared.level(task)
-        (verdict,) = verdicts.judge(
-            [comparison], margin, measure.higher_is_better, level, responds, planned=True, alpha=declared.alpha
-        )
-        measured = comparison.scores.size >= declared.seeds
+        (verdict,) = verdicts.judge([comparison], margin, higher, level, responds, planned=True, alpha=declared.alpha)
+        diverged = {seed for arm in arms for row in table.arms.get(arm, ()) for seed in row.diverged}
+        measured = comparison.scores.size + len(diverged) >= declared.seeds
         found.append((claim, verdict if measured else verdicts.not_all_run(verdict, declared.seeds)))
     return Judged(table, measure, found, assay, missing)
 
@@ -188,5 +190,5 @@ def _area_names(arms: Sequence[str]) -> list[str]:
 MEASURES = {
     "stsb": Measure("zero-shot STS-B after training, Spearman", True, _after("stsb"), list),
     "text": Measure("held-out text after training, nats per token", False, _after("text"), list),
-    "aurac": Measure("AURAC, the mean score over log2 rank", True, _areas, _area_names),
+    "aurac": Measure("AURAC, the mean score over log2 rank", None, _areas, _area_names),
 }

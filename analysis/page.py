@@ -235,7 +235,7 @@ def warnings(family: Family, declared: Declared | None) -> tuple[str, ...]:
         for claim in family.missing
     ]
     if missing:
-        lines.append(f"Declared, but not run yet: {'; '.join(missing)}.")
+        lines.append(f"Declared, but without a finished run of both arms: {'; '.join(missing)}.")
     return tuple(lines)
 
 
@@ -425,7 +425,11 @@ def _how_sure(judged: Sequence[Judged], family: Family, tables: Sequence[Table],
         intervals = f"{whole} together" if known > 1 else "The interval holds"
         lines = [f"{intervals} with {together} confidence, from {seeds}."]
     else:
-        lines = ["Too few pairs of seeds for an interval, so nothing is decided."]
+        by_count = any(each.verdict.kind == "better" for each in judged)
+        lines = [
+            "Too few pairs of seeds for an interval"
+            + ("; what is decided is how often runs learn." if by_count else ", so nothing is decided.")
+        ]
     counts = [[sum(each) for each in zip(*(row.failures for row in table.tuned), strict=True)] for table in tables]
     failed = [
         f"{failures} of {runs} runs" + f" on {task}" * (len(tasks) > 1)
@@ -434,11 +438,16 @@ def _how_sure(judged: Sequence[Judged], family: Family, tables: Sequence[Table],
     ]
     if failed:
         lines.append(f"{listed(failed, NAMED)} did not learn.")
-    shows = [task for task, assays in zip(tasks, family.assays, strict=True) if any(assay.shows for assay in assays)]
+    of_task = [[assay for assay in assays if assay.shows] for assays in family.assays]
+    shows = [task for task, assays in zip(tasks, of_task, strict=True) if assays]
+    to_rank = [task for task, assays in zip(tasks, of_task, strict=True) if any(assay.of_rank for assay in assays)]
     silent = [task for task in tasks if task not in shows]
-    if shows:
-        named = f"{listed(shows, NAMED)} {'responds' if len(shows) == 1 else 'respond'}"
+    if to_rank:
+        named = f"{listed(to_rank, NAMED)} {'responds' if len(to_rank) == 1 else 'respond'}"
         lines.append(f"By assay, {named if len(tasks) > 1 else 'the task responds'} to rank.")
+    if others := [task for task in shows if task not in to_rank]:
+        where = _on(others, len(tasks))
+        lines.append(f"The positive control shows a difference{where}; that more rank helps was not shown.")
     if silent:
         where = f" on {listed(silent, NAMED)}" if len(tasks) > 1 else ""
         lines.append(

@@ -9,7 +9,7 @@ from typing import Any
 
 from adarank.runs.files import PREFIXES
 from analysis import curves, formats, stats
-from analysis.load import Run, finite, number, read_measurement
+from analysis.load import Run, finite, read_measurement
 from analysis.rows import Row
 from analysis.tables import Lines, Table
 from analysis.verdicts import Comparison, compare_by_key
@@ -21,7 +21,6 @@ TITLE = (
 HEADER = (
     "method", "prefix ranks", "AURAC from one run", "cut by SVD", "seeds", "LoRA, a run for each rank", "its seeds"
 )  # fmt: skip
-BEST = {"dev": "best", "test": "test"}  # {split: the summary's metric of the best checkpoint}
 AGAINST = "AURAC from one run against LoRA's from a tuned run for each rank, over the same ranks"
 
 
@@ -84,8 +83,7 @@ def measured_rows(table: Table) -> dict[Row, dict[int, dict[float, float]]]:
 
 def at_best(row: Row) -> dict[int, float]:
     """{seed: value of the best checkpoint}, on the split by which the row's runs are judged."""
-    values = {run.seed: number(run.summary["metric"].get(BEST[run.score[0]])) for run in row.runs}
-    return {seed: value for seed, value in values.items() if value is not None}
+    return {run.seed: value for run in row.runs if (value := run.best_score) is not None}
 
 
 def tuned_areas(by_rank: Mapping[float, Row]) -> dict[int, float]:

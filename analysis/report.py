@@ -177,20 +177,19 @@ def assay_lines(report: Report) -> list[str]:
     """For each table, whether its task responds to the difference between the methods, as far as an assay shows."""
     lines = []
     for table, assays in zip(report.tables, report.family.assays, strict=True):
+        so = "" if any(assay.shows for assay in assays) else "; nothing is called equivalent"
         for assay in assays:
             found = f"{assay.label} {formats.metric(assay.estimate.mean, '+')} {formats.span(assay.interval)}"
             if assay.shows:
-                lines.append(f"{table.title}: the assay shows ({found}).")
-            elif assay.falls_short:
-                lines.append(
-                    f"{table.title}: this task does not respond to rank by three margins ({found}); nothing is called "
-                    "equivalent."
-                )
+                said = f"the assay shows ({found})"
+            elif assay.of_rank and assay.falls_short:
+                said = f"this task does not respond to rank by three margins ({found}){so}"
+            elif assay.of_rank:
+                said = f"whether this task responds to rank is undecided ({found}){so}"
             else:
-                lines.append(
-                    f"{table.title}: whether this task responds to rank is undecided ({found}); nothing is called "
-                    "equivalent."
-                )
+                short = "does not show" if assay.falls_short else "is undecided"
+                said = f"the positive control {short}, by three margins ({found}){so}"
+            lines.append(f"{table.title}: {said}.")
         if not assays:
             lines.append(
                 f"{table.title}: no assay (LoRA at two ranks, or allocator=global_bottom) shows that the task responds "

@@ -51,7 +51,8 @@ def kinds(rows: Sequence[Row], settings: Sequence[str]) -> dict[Row, str]:
 
 
 def baselines(best_first: Iterable[Row], rows: Sequence[Row]) -> dict[Row, Row]:
-    """For each of `rows` the LoRA row that shares its rank and most other settings; among equals the best on dev.
+    """For each of `rows` the LoRA row of its rank, or else of the nearest, that shares most other settings; among
+    equals the best on dev.
 
     best_first: the rows, best dev value first. The learning rate does not count, since every method is compared at its
     own. A method without ranks has the LoRA row of the highest rank, whatever its scores, because choosing a reference
@@ -63,14 +64,20 @@ def baselines(best_first: Iterable[Row], rows: Sequence[Row]) -> dict[Row, Row]:
 
     def similarity(row: Row, candidate: Row) -> tuple[float, int]:
         shared = sum(candidate.settings.get(key) == row.settings.get(key) for key in keys)
-        same_rank = float(candidate.requested_ranks[:1] == row.requested_ranks[:1])
-        return same_rank if row.ranks else candidate.final_rank or 0.0, shared
+        if not row.ranks:
+            return candidate.final_rank or 0.0, shared
+        return -abs(_requested(row) - _requested(candidate)), shared
 
     if not candidates:
         return {}
     return {  # max keeps the first of equals
         row: row if row.method == REFERENCE else max(candidates, key=partial(similarity, row)) for row in rows
     }
+
+
+def _requested(row: Row) -> float:
+    """The final rank in the row's settings; 0 without one."""
+    return formats.as_number(next(iter(row.requested_ranks), None)) or 0.0
 
 
 def _by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -55,8 +55,8 @@ class Table:
         return sorted(self.best_first(rows), key=lambda row: (row.dev is None, bool(row.diverged), -len(row.scores)))
 
     def best(self, key: Callable[[Row], Hashable]) -> tuple[Row, ...]:
-        """For each value of `key` the row that is best on dev, in reading order."""
-        return self._first(key, self.best_first(self.rows))
+        """For each value of `key` the row that a search would choose, in reading order."""
+        return self._first(key, self.chosen_first(self.rows))
 
     def _first(self, key: Callable[[Row], Hashable], rows: Iterable[Row]) -> tuple[Row, ...]:
         """For each value of `key` the first of `rows`, in reading order."""

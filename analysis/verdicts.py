@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import formats, stats
-from analysis.claims import Claim, Claims, Look
+from analysis.claims import ASSAY, Claim, Claims, Look
 from analysis.load import Run
 from analysis.rows import Row, group
 from analysis.settings import REFERENCE
@@ -69,22 +69,34 @@ class Assay:
     """A contrast that must show a difference before "no difference" means anything: more rank, or a control known to be
     worse.
 
-    least: three margins. shows: whether it is better beyond doubt, by at least that much; falls_short: whether its
-    whole interval lies below that. If neither holds, the assay is undecided.
+    estimate, interval: of the difference that `label` names; least: three margins; of_rank: whether it compares one
+    method at two ranks, so that it tells whether the task responds to rank. shows: whether the first side is better
+    beyond doubt, by at least `least`; falls_short: whether the whole interval lies below that. If neither holds, the
+    assay is undecided.
     """
 
     label: str
     estimate: stats.Estimate
     interval: tuple[float, float] | None
     least: float
+    higher_is_better: bool
+    of_rank: bool
 
     @property
     def shows(self) -> bool:
-        return self.interval is not None and self.interval[0] > 0 and self.estimate.mean >= self.least
+        return self.interval is not None and self._gains()[0] > 0 and self._sign * self.estimate.mean >= self.least
 
     @property
     def falls_short(self) -> bool:
-        return self.interval is not None and self.interval[1] < self.least
+        return self.interval is not None and self._gains()[1] < self.least
+
+    @property
+    def _sign(self) -> float:
+        return 1.0 if self.higher_is_better else -1.0
+
+    def _gains(self) -> list[float]:
+        """The ends of the interval, positive where the first side is better, in rising order."""
+        return sorted(self._sign * end for end in self.interval or ())
 
 
 @dataclass(frozen=True)
@@ -167,7 +179,7 @@ def compare(
 ) -> Comparison:
     """Row against other, with one pair per seed that both have in their `scores`, by which they are judged.
 
-    most: if there are more pairs, use only those with the first seeds, which a look judged.
+    most: if there are more pairs, use only those with the first seeds: those planned, or those that a look judged.
     """
     ours, theirs = scores(row), scores(other)
     seeds = sorted(ours.keys() & theirs.keys())[:most]
@@ -194,9 +206,11 @@ def compare_by_key(
     scores: Mapping[K, float],
     others: Mapping[K, float],
     runs: Sequence[Run] = (),
+    most: int | None = None,
 ) -> Comparison:
-    """Compare two mappings, in which values with the same key form a pair. runs: the runs behind them."""
-    both = [key for key in scores if key in others]
+    """Compare two mappings, in which values with the same key form a pair. runs: the runs behind them; most: use only
+    the first pairs, in the order of `scores`."""
+    both = [key for key in scores if key in others][:most]
     ours, theirs = (np.array([values[key] for key in both], dtype=np.float64) for values in (scores, others))
     return Comparison(label, against, methods, ours, theirs, tuple(runs))
 
@@ -209,7 +223,7 @@ def family(
     The level is divided by the number of comparisons on the page or, if a study declared so, in each table. A claim is
     judged when all planned seeds have run, or by its last look (`looks`) at the level that this look may spend.
     """
-    assays = [_assays(table, claims) for table in tables]
+    assays = [_assays(table, claims, looks or {}) for table in tables]
     if claims is None:
         comparisons = [against_reference(table) for table in tables]
         level = LEVEL / max(1, sum(map(len, comparisons)))
@@ -416,15 +430,14 @@ def _judge(
     if pools and pooled is not None:  # never below the pair's own: a method may be noisier than the others
         estimate = estimate._replace(spread=max(estimate.spread, pooled[0]), freedom=pooled[1])
     learned = None if c.learned is None or c.learned.all() else stats.paired(c.differences[c.learned])
-    enough = min(estimate.pairs, estimate.pairs if learned is None else learned.pairs) >= FEWEST
-    interval = stats.interval(estimate, level) if enough else None
+    interval = _interval(estimate, level) if learned is None or learned.pairs >= FEWEST else None
     p = min(1.0, stats.p_value(estimate) * alpha / level) if interval else 1.0
     more = _more(estimate, margin, level) if interval else None
     kind, text = _text(c, estimate, interval, sign, margin, responds, more)
     if planned and kind == "undecided" and more is not None:
         text, more = text.partition(" (about")[0], None
-    if interval is None and (winner := _learns_more_often(c, level)):
-        kind, text = "better", f"{winner} better"
+    if interval is None and (decided := _learns_more_often(c, level)):
+        kind, text, p = "better", f"{decided[0]} better", min(1.0, decided[1] * alpha / level)
     return Verdict(
         comparison=c,
         kind=kind,
@@ -444,14 +457,22 @@ def _judge(
     )
 
 
-def _learns_more_often(c: Comparison, level: float) -> str | None:
-    """The method whose runs collapse less often, by Fisher's exact test at `level`; None if that is not decided."""
+def _interval(estimate: stats.Estimate, level: float) -> tuple[float, float] | None:
+    """The t interval; None for fewer than FEWEST pairs, or if a few differences are equal and not 0, which on a coarse
+    metric is a coincidence and not certainty."""
+    coincidence = estimate.pairs <= POOLED and estimate.spread == 0.0 != estimate.mean
+    return None if estimate.pairs < FEWEST or coincidence else stats.interval(estimate, level)
+
+
+def _learns_more_often(c: Comparison, level: float) -> tuple[str, float] | None:
+    """The method whose runs collapse less often and the p of Fisher's exact test; None if that is not decided at
+    `level`."""
     if c.rows is None:
         return None
     (k, n), (j, m) = (row.failures for row in c.rows)
-    if k + j == 0 or stats.fisher_p((k, n), (j, m)) > level:
+    if k + j == 0 or (p := stats.fisher_p((k, n), (j, m))) > level:
         return None
-    return c.methods[0] if k / n < j / m else c.methods[1]
+    return (c.methods[0] if k / n < j / m else c.methods[1]), p
 
 
 def _text(
@@ -507,13 +528,21 @@ def _claimed(
         if of not in table.arms or against not in table.arms:
             continue
         rows = table.row_of(of), table.row_of(against)
-        look = looks.get((claim.task, of, against))
-        most = None if look is None else look.seeds
-        comparison = compare(table, *rows, claim.name, most=most)
-        all_run = comparison.scores.size + len(rows[0].diverged | rows[1].diverged) >= claims.seeds
-        level = look.level if look else claims.level(claim.task) if all_run else None
-        found.append((claim, comparison, level))
+        comparison, level = _planned(
+            table, rows, claims, looks.get((claim.task, of, against)), claims.level(claim.task)
+        )
+        found.append((claim, replace(comparison, name=claim.name), level))
     return found
+
+
+def _planned(
+    table: Table, rows: tuple[Row, Row], claims: Claims, look: Look | None, level: float
+) -> tuple[Comparison, float | None]:
+    """Two rows compared over the seeds of the look or else over those planned, with the level of the test: the look's,
+    or `level` once all planned seeds have run, and None before."""
+    comparison = compare(table, *rows, most=look.seeds if look else claims.seeds)
+    all_run = comparison.scores.size + len(rows[0].diverged | rows[1].diverged) >= claims.seeds
+    return comparison, look.level if look else level if all_run else None
 
 
 def not_all_run(verdict: Verdict, seeds: int) -> Verdict:
@@ -522,35 +551,43 @@ def not_all_run(verdict: Verdict, seeds: int) -> Verdict:
     return replace(verdict, kind="undecided", text=text, interval=None, p=1.0, more=None)
 
 
-def _assays(table: Table, claims: Claims | None) -> list[Assay]:
+def _assays(table: Table, claims: Claims | None, looks: Mapping[tuple[str, str, str], Look]) -> list[Assay]:
     """The declared assay; without claims, LoRA at its highest rank against its lowest, and every method against itself
     with allocator=global_bottom, which prunes the most important triplets first."""
-    margin, sign = margin_of(table, claims), 1.0 if table.higher_is_better else -1.0
+    margin, higher = margin_of(table, claims), table.higher_is_better
     if claims is not None:
         of, against = claims.assay.of, claims.assay.against
-        known = of in table.arms and against in table.arms
-        pairs = [(table.row_of(of), table.row_of(against))] if known else []
-    else:
-        pairs = []
-        lora = [row for row in table.tuned if row.method == REFERENCE and row.final_rank]
-        ordered = sorted(lora, key=lambda row: row.final_rank or 0.0)
-        if lora and ordered[-1].final_rank != ordered[0].final_rank:
-            pairs.append((ordered[-1], ordered[0]))
-        worst = [row for row in table.tuned if row.settings.get("allocator") == "global_bottom"]
-        pairs += [
-            (row, control)
-            for control in worst
-            for row in table.tuned
-            if row is not control and _differ_in_allocator(row, control)
-        ]
-    return [assay(compare(table, *pair), margin, sign) for pair in pairs]
+        if of not in table.arms or against not in table.arms:
+            return []
+        rows, look = (
+            (table.row_of(of), table.row_of(against)),
+            looks.get((study_task(table, claims) or "", ASSAY, ASSAY)),
+        )
+        comparison, level = _planned(table, rows, claims, look, claims.alpha)
+        return [assay(comparison, margin, higher, level)]
+    pairs = []
+    lora = [row for row in table.tuned if row.method == REFERENCE and row.final_rank]
+    ordered = sorted(lora, key=lambda row: row.final_rank or 0.0)
+    if lora and ordered[-1].final_rank != ordered[0].final_rank:
+        pairs.append((ordered[-1], ordered[0]))
+    worst = [row for row in table.tuned if row.settings.get("allocator") == "global_bottom"]
+    pairs += [
+        (row, control)
+        for control in worst
+        for row in table.tuned
+        if row is not control and _differ_in_allocator(row, control)
+    ]
+    return [assay(compare(table, *pair), margin, higher) for pair in pairs]
 
 
-def assay(comparison: Comparison, margin: float | None, sign: float) -> Assay:
-    """Whether a contrast shows a difference of at least three margins. sign: −1 where lower is better."""
-    estimate = stats.paired(sign * comparison.differences)
-    interval = stats.interval(estimate, LEVEL) if estimate.pairs >= FEWEST else None
-    return Assay(f"{comparison.label} − {comparison.against}", estimate, interval, 3 * (margin or 0.0))
+def assay(comparison: Comparison, margin: float | None, higher_is_better: bool, level: float | None = LEVEL) -> Assay:
+    """Whether a contrast shows a difference of at least three margins. level: of its interval; None: not to be judged
+    yet."""
+    estimate, rows = stats.paired(comparison.differences), comparison.rows
+    interval = _interval(estimate, level) if level else None
+    of_rank = rows is not None and rows[0].method == rows[1].method and rows[0].final_rank != rows[1].final_rank
+    label = f"{comparison.label} − {comparison.against}"
+    return Assay(label, estimate, interval, 3 * (margin or 0.0), higher_is_better, of_rank)
 
 
 def _middle(units: NDArray[np.float64]) -> tuple[float, tuple[float, float] | None]:
@@ -569,11 +606,12 @@ def _best_by_kind(table: Table) -> dict[tuple[str, ...], Row]:
 
 def _exploratory_cells(c: Comparison, sign: float) -> list[str]:
     estimate = stats.paired(c.differences)
+    interval = _interval(estimate, LEVEL)
     return [
         f"{c.label} − {c.against}",
         formats.metric(estimate.mean if estimate.pairs else None, "+"),
-        formats.span(stats.interval(estimate, LEVEL) if estimate.pairs >= FEWEST else None),
-        formats.probability(stats.p_value(estimate)) if estimate.pairs >= FEWEST else formats.BLANK,
+        formats.span(interval),
+        formats.probability(stats.p_value(estimate)) if interval else formats.BLANK,
         formats.probability(stats.sign_flip_p(c.differences, np.random.default_rng(0))),
         formats.share(stats.improvement(sign * c.scores, sign * c.others)),
         str(estimate.pairs),

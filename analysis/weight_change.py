@@ -10,7 +10,7 @@ from analysis.load import Run, finite, number, read_measurement
 from analysis.rows import Row
 from analysis.tables import Lines, Table, lines_per_run
 
-TITLE = "The weight change ΔW: medians over its modules"
+TITLE = "The weight change ΔW: medians over its modules (rank: their mean; intruders: their sum)"
 HEADER = ("run", "modules", "norm of ΔW, of W's", "rank", "effective rank", "stable rank", "amplification", "random",
           "intruders", "P off orthonormal", "Q off orthonormal")  # fmt: skip
 

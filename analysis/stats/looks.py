@@ -20,15 +20,15 @@ from numpy.typing import ArrayLike, NDArray
 from analysis.stats.paired import Estimate, interval, p_value, paired
 
 HOPELESS = 0.1  # the conditional power below which more seeds are not worthwhile
-BETTER, WORSE, EQUIVALENT, GO_ON, STOP, UNDECIDED = "better", "worse", "equivalent", "go on", "hopeless", "undecided"
+BETTER, WORSE, WITHIN, GO_ON, STOP, UNDECIDED = "better", "worse", "within the margin", "go on", "hopeless", "undecided"
 FAR = 12.0  # a boundary beyond this many standard deviations is never crossed
 NODES = 301  # of the integration over the scores that cross no boundary
 SIMULATIONS = 200_000
 
 
 class Judgement(NamedTuple):
-    """The result of a look. word: "better" or "worse" (a difference above or below 0 is proven), "equivalent" (it is
-    proven to lie within the margin, by the interval at `level`), "hopeless", "go on", or at the last look "undecided";
+    """The result of a look. word: "better" or "worse" (a difference above or below 0 is proven), "within the margin"
+    (it is proven to lie there, by the interval at `level`), "hopeless", "go on", or at the last look "undecided";
     p: that of the paired t test, significant if at most `level`; chance: the conditional power on which "hopeless"
     depends, None at the last look."""
 
@@ -55,7 +55,7 @@ def judge(differences: ArrayLike, looks: Sequence[int], alpha: float, margin: fl
     estimate = paired(d)
     mean, p, bounds = estimate.mean, p_value(estimate), interval(estimate, level)
     if bounds is not None and -margin < bounds[0] <= bounds[1] < margin:
-        return Judgement(EQUIVALENT, mean, p, level, None)
+        return Judgement(WITHIN, mean, p, level, None)
     if p <= level:
         return Judgement(BETTER if mean > 0 else WORSE, mean, p, level, None)
     if n == last:

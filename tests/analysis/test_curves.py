@@ -45,6 +45,16 @@ def test_only_seeds_that_every_rank_has_count(tmp_path, write_run):
     assert set(curves.areas(curves.curves(table)["lora"])) == {0, 1, 2, 3}
 
 
+def test_a_lucky_seed_at_another_rate_is_no_curve(tmp_path, write_run):
+    """One seed at 5e-3 took the place of four at the chosen rate."""
+    write_budgets(tmp_path, write_run)
+    (table,) = tables(read_runs(tmp_path))
+    expected = curves.areas(curves.curves(table)["lora"])
+    write_run(tmp_path, "lora", 0, 4, config={"train.lr": 5e-3}, metric__test=0.9, metric__last=0.9)
+    (table,) = tables(read_runs(tmp_path))
+    assert curves.areas(curves.curves(table)["lora"]) == pytest.approx(expected)
+
+
 def test_rates_within_a_point_of_the_best(tmp_path, write_run):
     for rate, last in ((1e-4, 0.700), (2e-4, 0.785), (4e-4, 0.79), (8e-4, 0.786), (1.6e-3, 0.6), (3.2e-3, 0.789)):
         write_run(tmp_path, "lora", 0, config={"train.lr": rate}, metric__last=last)

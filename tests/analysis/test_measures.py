@@ -113,6 +113,40 @@ def test_one_run_s_area_stands_against_those_of_separate_runs(tmp_path, write_ru
     assert assay.shows
 
 
+def test_an_area_has_the_direction_of_its_metric(tmp_path, write_run):
+    """The run with the higher loss was called better."""
+    for seed in range(6):
+        for rank in (1, 2, 4):
+            with_arm(write_run, tmp_path, f"lora@{rank}", seed, metric__test=1.5 + 0.001 * seed,
+                     metric__higher_is_better=False)  # fmt: skip
+        folder = with_arm(write_run, tmp_path, "matryoshka", seed, 4, metric__higher_is_better=False)
+        write_prefixes(folder, [1.6 + 0.001 * seed + 0.0001 * (seed % 2)] * 3, (1, 2, 4))
+    content = {
+        **CLAIMS,
+        "metrics": {"rotten_tomatoes": "aurac"},
+        "contrasts": [{"name": "one run", "of": "matryoshka", "against": "lora"}],
+        "assay": {"of": "lora", "against": "matryoshka"},
+    }
+    names = ["matryoshka", "lora"]
+    ((*_, judged, assay, _),) = measures.judge(tables(read_runs(tmp_path)), declared(tmp_path, content, names))
+    assert judged[0][1].text == "lora better"
+    assert judged[0][1].difference == pytest.approx(0.1, abs=1e-3)
+    assert assay.shows
+    assert assay.estimate.mean < 0
+
+
+def test_a_diverged_seed_counts_as_run_and_further_seeds_do_not(tmp_path, write_run):
+    found = forgetting_runs(tmp_path, write_run, seeds=7)
+    ((*_, judged, _, _),) = measures.judge(found, declared(tmp_path))
+    assert {verdict.pairs for _, verdict in judged} == {6}
+    for seed in (5, 6):
+        (folder,) = (tmp_path / "rotten_tomatoes" / "adalora").glob(f"*-s{seed}")
+        (folder / "status.json").write_text(json.dumps({"state": "diverged"}))
+    ((*_, judged, _, _),) = measures.judge(tables(read_runs(tmp_path)), declared(tmp_path))
+    assert {verdict.pairs for _, verdict in judged} == {5}
+    assert not any("planned seeds" in verdict.text for _, verdict in judged)
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_the_report_and_the_terminal_have_the_verdicts(tmp_path, write_run):
     forgetting_runs(tmp_path, write_run)

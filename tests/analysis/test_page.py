@@ -291,7 +291,7 @@ def test_declared_claims_their_changes_and_what_is_missing_stand_on_the_first_sc
     assert dict(front.facts)["seeds"] == "6 of 6 planned"
     changed, missing = front.warnings
     assert "after 3 runs" in changed
-    assert missing == "Declared, but not run yet: map on rte at budget 8."
+    assert missing == "Declared, but without a finished run of both arms: map on rte at budget 8."
     (card,) = front.cards
     assert (card.of, card.text) == ("map: adalora 12 → 8", "adalora better")
 

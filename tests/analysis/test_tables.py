@@ -206,6 +206,16 @@ def test_the_reference_has_the_same_rank_and_is_the_best_on_dev(tmp_path, write_
     assert relative_time(row, table.baselines[row]) == pytest.approx(1.5)
 
 
+def test_without_lora_at_its_rank_a_method_is_compared_with_the_nearest(tmp_path, write_run):
+    """It was compared with the LoRA row that was best on dev."""
+    for rank, last in ((2, 0.7), (16, 0.9)):
+        write_run(tmp_path, "lora", 0, rank, metric__last=last)
+    write_run(tmp_path, "adalora", 0, 4)
+    table = only(tmp_path)
+    (row,) = [row for row in table.rows if row.method == "adalora"]
+    assert table.labels[table.baselines[row]] == "lora 2"
+
+
 def test_a_method_without_ranks_is_compared_with_the_highest_rank_whichever_scored_best(tmp_path, write_run):
     for rank, last in ((4, 0.9), (16, 0.7), (8, 0.8)):
         write_run(tmp_path, "lora", 0, rank, metric__last=last)

@@ -148,6 +148,48 @@ def test_pruning_the_most_important_first_is_an_assay(tmp_path, write_run):
     assert {verdict.text for verdict in found.verdicts[0]} == {"equivalent", "lora better"}
 
 
+def test_an_assay_has_the_sign_of_its_label_where_lower_is_better(tmp_path, write_run):
+    """The claim read "r16 − r1 -0.0338" and the assay below it "lora 16 − lora 1 +0.0338"."""
+    for seed in range(6):
+        for rank, loss in ((2, 1.5), (8, 1.2)):
+            level = loss + 0.001 * seed + 0.0001 * rank * (seed % 2)
+            write_run(tmp_path, "lora", seed, rank, metric__test=level, metric__higher_is_better=False)
+    found = report.load(tmp_path)
+    ((assay,),) = found.family.assays
+    assert (assay.label, assay.shows, assay.of_rank) == ("lora 8 − lora 2", True, True)
+    assert assay.estimate.mean == pytest.approx(-0.3, abs=0.001)
+    assert "lora 8 − lora 2 -0.29" in report.assay_lines(found)[0]
+
+
+def test_only_more_rank_tells_whether_a_task_responds_to_rank(tmp_path, write_run):
+    """Pruning the most important triplets first showed, and the page said that the task responds to rank."""
+    for seed in range(6):
+        level = 0.7 + 0.01 * seed
+        write_run(tmp_path, "lora", seed, 2, metric__test=level - CLOSE[seed])
+        write_run(tmp_path, "lora", seed, metric__test=level)
+        for allocator, loss in (("global_top", 0.0), ("global_bottom", 0.1)):
+            write_run(tmp_path, "adalora", seed, config={"allocator": allocator}, metric__test=level - loss)
+    found = report.load(tmp_path)
+    of_rank, control = found.family.assays[0]
+    assert (of_rank.of_rank, of_rank.shows, control.of_rank, control.shows) == (True, False, False, True)
+    first, second = report.assay_lines(found)
+    assert "does not respond to rank" in first
+    assert "nothing is called equivalent" not in first, "the control shows that a difference can be seen"
+    assert "the assay shows" in second
+    sure = dict(found.front.answers)["How sure is that?"]
+    assert "responds to rank" not in sure
+    assert "The positive control shows a difference; that more rank helps was not shown." in sure
+
+
+def test_a_few_equal_differences_decide_nothing(tmp_path, write_run):
+    """Three times +0.01 on a hundred test rows had p = 0 at any correction."""
+    pair(tmp_path, write_run, [0.01] * 3)
+    verdict = judge(tmp_path)["adalora 12 → 8"]
+    assert (verdict.text, verdict.interval, verdict.p) == ("cannot be decided at this n", None, 1.0)
+    pair(tmp_path / "more", write_run, [0.01] * 6)
+    assert judge(tmp_path / "more")["adalora 12 → 8"].text == "adalora better"
+
+
 def comparison(label, differences):
     scores = np.array(differences, dtype=np.float64)
     return verdicts.Comparison(label, "lora 8", (label, "lora"), scores, np.zeros_like(scores))
@@ -282,6 +324,7 @@ def test_where_hardly_a_pair_learned_only_collapse_decides(tmp_path, write_run, 
     verdict = judge(tmp_path)["adalora 12 → 8"]
     assert (verdict.text, verdict.interval) == (text, None)
     assert verdict.difference < -0.05
+    assert verdict.p == pytest.approx(stats.fisher_p((8, 8), (0, 8)) if gone == 8 else 1.0)
 
 
 def test_a_run_that_diverged_counts_as_collapsed(tmp_path, write_run):
@@ -478,7 +521,7 @@ def test_declared_claims_are_judged_and_nothing_else(tmp_path, write_run):
     assert [(assay.label, assay.shows) for assay in found.family.assays[0]] == [("lora 8 − lora 2", False)]
     text = report.as_text(found)
     assert "by the study study (hash" in text
-    assert "Declared, but not run yet: not run on cola at budget 2." in text
+    assert "Declared, but without a finished run of both arms: not run on cola at budget 2." in text
     assert "this task does not respond to rank" in text
     assert f"Against LoRA ({format_table.EXPLORATORY})" in " ".join(text.split())
 
@@ -499,6 +542,28 @@ def test_a_claim_is_judged_when_its_seeds_are_run_or_by_its_look(tmp_path, write
     (tmp_path / "looks.json").write_text("[]")
     with pytest.raises(FolderError, match=r"looks\.json cannot be used"):
         report.load(tmp_path)
+
+
+def test_seeds_beyond_those_planned_do_not_count(tmp_path, write_run):
+    """Six planned seeds were undecided; six more runs in the folder made the claim "better", still as declared."""
+    claims.write(tmp_path, claims.read({**CLAIMS, "seeds": 6}), "study", 0)
+    write_arms(tmp_path, write_run, ranks=(2, 8), arms=True)
+    found = report.load(tmp_path).family
+    assert {verdict.pairs for verdict in found.verdicts[0]} == {6}
+    assert {assay.estimate.pairs for assay in found.assays[0]} == {6}
+
+
+def test_the_assay_is_judged_when_its_seeds_are_run_or_by_its_look(tmp_path, write_run):
+    declared = claims.write(tmp_path, claims.read({**CLAIMS, "seeds": 10, "looks": [6]}), "study", 0)
+    write_arms(tmp_path, write_run, ranks=(2, 8), arms=True)
+    ((assay,),) = report.load(tmp_path).family.assays
+    assert (assay.interval, assay.shows, assay.falls_short) == (None, False, False)
+    row = {"name": claims.ASSAY, "of": "lora@8", "against": "lora@2", "seeds": 6, "level": 0.01}
+    content = {"hash": declared.hash, "tasks": {"cola": [{"seeds": 6, "arms": [], "claims": [row]}]}}
+    (tmp_path / "looks.json").write_text(json.dumps(content))
+    ((assay,),) = report.load(tmp_path).family.assays
+    assert assay.estimate.pairs == 6
+    assert assay.interval == pytest.approx(stats.interval(assay.estimate, 0.01))
 
 
 def test_the_assay_s_look_is_not_that_of_a_claim_on_the_same_arms(tmp_path, write_run):

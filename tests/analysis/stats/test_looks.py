@@ -73,10 +73,10 @@ def test_a_look_says_one_word(mean, n, word):
 def test_equivalent_is_the_interval_at_the_level_of_the_look_within_the_margin():
     d = draws(0.1, 0.1, 9)
     found = looks.judge(d, LOOKS, 0.05, margin=0.5)
-    assert found.word == "equivalent"
+    assert found.word == "within the margin"
     _, high = ttest_1samp(d, 0).confidence_interval(1 - found.level)
-    assert looks.judge(d, LOOKS, 0.05, high + 1e-6).word == "equivalent"
-    assert looks.judge(d, LOOKS, 0.05, high - 1e-6).word != "equivalent"
+    assert looks.judge(d, LOOKS, 0.05, high + 1e-6).word == "within the margin"
+    assert looks.judge(d, LOOKS, 0.05, high - 1e-6).word != "within the margin"
 
 
 def test_the_conditional_power_is_the_share_of_continuations_that_cross():
@@ -102,8 +102,10 @@ def test_a_claim_that_may_still_turn_out_equivalent_is_not_hopeless():
 
 def test_differences_without_spread_are_decided_by_their_value():
     assert looks.judge(np.full(6, 0.2), LOOKS, 0.05, 0.1).word == "better"
-    assert looks.judge(np.zeros(6), LOOKS, 0.05, 0.1).word == "equivalent"
-    assert looks.judge(np.full(6, 0.1), LOOKS, 0.05, 0.2).word == "equivalent", "a real difference within the margin"
+    assert looks.judge(np.zeros(6), LOOKS, 0.05, 0.1).word == "within the margin"
+    assert looks.judge(np.full(6, 0.1), LOOKS, 0.05, 0.2).word == "within the margin", (
+        "a real difference within the margin"
+    )
 
 
 def test_a_number_of_seeds_that_is_no_look_is_refused():

@@ -38,4 +38,4 @@ def test_the_committed_simulation_keeps_its_errors():
             if cell["effect"] == 0:
                 assert words.get("better", 0) + words.get("worse", 0) <= level + chance
             elif cell["effect"] >= found["margin"]:
-                assert words.get("equivalent", 0) + words.get("worse", 0) <= level + chance
+                assert words.get("within the margin", 0) + words.get("worse", 0) <= level + chance
