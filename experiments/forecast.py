@@ -269,7 +269,9 @@ def _listed(file: Path) -> list[Case]:
 
 def _of_json(one: Mapping[str, Any]) -> Case:
     named = {str(name): number(value) for name, value in one["features"].items()}
-    shared = (one.get("setting"), one.get("stratum"))
+    shared = [one.get(name) for name in ("setting", "stratum")]
+    if not all(name is None or isinstance(name, str) for name in shared):
+        raise TypeError("setting and stratum must be text")
     if isinstance(one.get("gain"), bool):
         return Case(str(one["case"]), named, one["gain"], None, None, *shared)
     difference, margin = float(one["difference"]), float(one["margin"])
@@ -302,6 +304,8 @@ def main() -> int:
     try:
         if not 0 < options.share <= 1:
             raise SettingError(f"--share must be above 0 and at most 1 (got {options.share:g})")
+        if options.json is not None and not options.json.parent.is_dir():
+            raise SettingError(f"--json must be a file in a folder that exists (got {options.json})")
         cases = [case for source in options.sources for case in cases_of(source, options.share)]
         if not cases:
             sources = ", ".join(map(str, options.sources))

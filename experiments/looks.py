@@ -90,22 +90,46 @@ def sentence(row: Mapping[str, Any]) -> str:
     return f"{named}{row['of']} − {row['against']}: {numbers}: {said}"
 
 
-def recorded(study: Study, results: Path, task: str, seeds: int) -> list[dict[str, Any]] | None:
-    """The rows of an earlier look under the same claims, or None."""
+def recorded(
+    study: Study, results: Path, task: str, seeds: int, chosen: Mapping[str, Any]
+) -> list[dict[str, Any]] | None:
+    """The rows of an earlier look under the same claims, or None. Raises SettingError if the trials have chosen other
+    rates since."""
     looks = _content(study, results)["tasks"].get(task, [])
-    return next((look["claims"] for look in looks if look["seeds"] == seeds), None)
+    look = next((look for look in looks if look["seeds"] == seeds), None)
+    if look is None:
+        return None
+    now = _rates(study, look["arms"], chosen)
+    if other := [arm for arm, rate in look.get("rates", {}).items() if now.get(arm) != rate]:
+        raise SettingError(
+            f"the trials must choose the rates of the looks at {task}, {look['rates'][other[0]]:g} for {other[0]} (got "
+            f"{now.get(other[0])}); name other folders with --out and --results"
+        )
+    found: list[dict[str, Any]] = look["claims"]
+    return found
 
 
 def record(
-    study: Study, results: Path, task: str, seeds: int, arms: Collection[str], rows: Sequence[Mapping[str, Any]]
+    study: Study,
+    results: Path,
+    task: str,
+    seeds: int,
+    arms: Collection[str],
+    rows: Sequence[Mapping[str, Any]],
+    chosen: Mapping[str, Any],
 ) -> None:
     """Add a look to looks.json, which is restarted if the claims have changed."""
     content = _content(study, results)
-    look = {"seeds": seeds, "arms": sorted(arms), "claims": rows}
+    look = {"seeds": seeds, "arms": sorted(arms), "rates": _rates(study, arms, chosen), "claims": rows}
     write_json(
         results / claims.LOOKS,
         {**content, "tasks": {**content["tasks"], task: [*content["tasks"].get(task, []), look]}},
     )
+
+
+def _rates(study: Study, arms: Collection[str], chosen: Mapping[str, Any]) -> dict[str, float]:
+    """{arm: its rate}, as the trials have chosen."""
+    return {cell.arm: chosen[tuned_as(study, cell)]["rate"] for cell in cells(study) if cell.arm in arms}
 
 
 def _content(study: Study, results: Path) -> dict[str, Any]:

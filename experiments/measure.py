@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -38,10 +38,10 @@ class Measurement:
     @property
     def words(self) -> list[str]:
         """The options with the values of environment variables. Raises SettingError for one that is not set."""
-        expanded = os.path.expandvars(self.options)
-        if missing := VARIABLE.search(expanded):
-            raise SettingError(f"probe.options needs the environment variable {missing[1]}, which is not set")
-        return _words(expanded)
+        for name in VARIABLE.findall(self.options):
+            if name not in os.environ:
+                raise SettingError(f"probe.options needs the environment variable {name}, which is not set")
+        return _words(self.options, os.path.expandvars)  # a value with spaces is one word
 
 
 def read(content: Any, tasks: Collection[str], arms: Sequence[str], seeds: int) -> Measurement:
@@ -59,7 +59,8 @@ def read(content: Any, tasks: Collection[str], arms: Sequence[str], seeds: int) 
     try:
         if not isinstance(claims, Mapping) or "looks" in claims:
             raise ClaimsError("probe.claims must have the parts of claims except looks")
-        named = set(dict(claims.get("metrics") or {}).values())
+        metrics = claims.get("metrics")
+        named = set(map(str, metrics.values())) if isinstance(metrics, Mapping) else set()
         names = arms if len(named) != 1 or not named <= measures.MEASURES.keys() else _names(named.pop(), arms)
         found = read_claims({**claims, "seeds": seeds}, tasks, names)
         measures.check(found)
@@ -70,8 +71,9 @@ def read(content: Any, tasks: Collection[str], arms: Sequence[str], seeds: int) 
     return Measurement(options, chosen, content.get("trials", False), found)
 
 
-def _words(options: str) -> list[str]:
-    """The words of the options. Raises SettingError unless `adarank probe` takes them for a single run."""
+def _words(options: str, expand: Callable[[str], str] = str) -> list[str]:
+    """The words of the options, each expanded. Raises SettingError unless `adarank probe` takes them for a single
+    run."""
 
     def refuse(message: str) -> NoReturn:
         valid = "options of adarank probe for single runs"
@@ -80,7 +82,7 @@ def _words(options: str) -> list[str]:
     parser = cli.arguments()
     parser.error = refuse  # type: ignore[method-assign]
     try:
-        words = shlex.split(options)
+        words = list(map(expand, shlex.split(options)))
     except ValueError as error:
         refuse(str(error))
     if shown := [word for word in words if word.startswith(("-h", "--h"))]:  # which would end this process

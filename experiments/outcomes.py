@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from hydra.errors import OverrideParseException
 
 from adarank.errors import SettingError
-from adarank.harness.config.spec import NEVER, TrainConfig, identity_default
+from adarank.harness.config.spec import NEVER, Spec, TrainConfig, identity_default
 from adarank.runs.files import CONFIG, STATUS, SUMMARY, read_object
 from adarank.runs.packed import read_records
 from experiments.study import Cell, Study, budgets_of, cells, rank_of, settings_of
@@ -20,7 +23,9 @@ from experiments.study import Cell, Study, budgets_of, cells, rank_of, settings_
 STAGES = ("tuning", "seeds")
 DIVERGED, FAILED = "diverged", "failed"
 IDLE = {f"train.{f.name}" for f in fields(TrainConfig) if identity_default(f) is NEVER}
-FREE = {"train.lr", "seed", "checkpoint_seconds"} | IDLE  # the sweep sets them, or they never change a run
+ABSENT = object()  # no value in a run's config
+IDLE |= {f.name for f in fields(Spec) if identity_default(f) is NEVER} - {"method", "tiny"}
+FREE = {"train.lr", "seed"} | IDLE  # the sweep sets them, or they never change a run
 
 
 class Outcome(NamedTuple):
@@ -95,6 +100,21 @@ def states(folder: Path) -> dict[Path, str]:
     return {file.parent: str(read_object(file)[0].get("state")) for file in sorted(folder.glob(f"*/{STATUS}"))}
 
 
+def states_of(folder: Path, arm: str, rates: Iterable[float], seeds: Iterable[int]) -> list[str]:
+    """The states of the runs in `folder` of an arm, at these rates and with these seeds."""
+    asked = set(product([arm], map(float, rates), seeds))
+    return [state for run, state in states(folder).items() if _named(run) in asked]
+
+
+def _named(run: Path) -> tuple[str, float, int] | None:
+    """(arm, rate, seed) of a run's folder, None if it has no settings yet."""
+    try:
+        config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+        return str(config.get("arm")), float(config["train"]["lr"]), int(config["seed"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
 def diverged(study: Study, out: Path, stage: str, task: str, method: str) -> list[Lost]:
     """Every run of a method with a seed of the stage whose loss became infinite or NaN."""
     found = []
@@ -109,33 +129,62 @@ def refuse_other_settings(
     study: Study, results: Path, out: Path, tasks: Iterable[str], words: Iterable[str] = ()
 ) -> None:
     """Raise SettingError if a run that counts was made with other settings than the study has for it now, as far as its
-    config tells. words: further words of every run, whose settings take precedence over those of the study."""
+    config tells, or if a study with claims lacks the seed of a run of its comparison. words: further words of every
+    run, whose settings take precedence over those of the study."""
     arms = {cell.arm: cell for cell in cells(study)}
-    free = FREE | {word.partition("=")[0].lstrip("+~") for word in words}
+    further = settings_in(words)
     for stage, task, method in product(STAGES, tasks, study.methods):
-        made: list[Outcome | Lost] = [*outcomes(study, results, stage, task, method)]
+        made: list[Outcome | Lost] = [*outcomes(study, results, stage, task, method, every_seed=True)]
+        if study.claims and stage == "seeds":
+            other = sorted({run.seed for run in made if run.arm in arms} - set(study.seeds))
+            if other:
+                raise SettingError(
+                    f"seeds must include those of the study's runs, since its claims are about them all (got none of "
+                    f"{', '.join(map(str, other))}, which {method} on {task} has); name other folders with --out and "
+                    "--results"
+                )
+        made = [run for run in made if run.seed in _seeds(study, stage)]
         made += diverged(study, out, stage, task, method)
         for run in (run for run in made if run.arm in arms):
-            for key, asked in settings_of(study, task, arms[run.arm]).items():
+            for key, asked in {**settings_of(study, task, arms[run.arm]), **further}.items():
                 found = reduce(_part, key.split("."), run.config)
-                if key not in free and _differ(asked, found):
+                if key not in FREE and _differ(asked, found):
                     raise SettingError(
                         f"the study must keep the settings of its runs, {key}={found} for {run.arm} on {task} (got "
                         f"{asked}); name other folders with --out and --results"
                     )
 
 
+def settings_in(words: Iterable[str]) -> dict[str, Any]:
+    """{setting: value} of the words `setting=value` for run.py; those that delete a setting or list several values have
+    none. Raises SettingError for a word that Hydra does not read."""
+    try:
+        overrides = OverridesParser.create().parse_overrides([word for word in words if "=" in word])
+    except OverrideParseException as error:
+        raise SettingError(f"further words must be settings for experiments/run.py (got {error.override})") from None
+    plain = [
+        each for each in overrides if not (each.is_delete() or each.is_sweep_override() or each.is_hydra_override())
+    ]
+    values = {each.key_or_group: each.value() for each in plain}
+    return {key: value.text if isinstance(value, QuotedString) else value for key, value in values.items()}
+
+
 def _part(config: Any, name: str) -> Any:
-    return config.get(name) if isinstance(config, Mapping) else None
+    return config.get(name, ABSENT) if isinstance(config, Mapping) else ABSENT
 
 
 def _differ(asked: Any, found: Any) -> bool:
     """Whether two values of a setting differ, as far as their forms can be compared: a config holds a group's choice as
-    its parts and a fraction as the steps that it came to, and an absolute path may lead to the same data elsewhere."""
+    its parts, a fraction as the steps that it came to and a word or null as the number that it stands for, an absolute
+    path may lead to the same data elsewhere, and an older run may lack the setting."""
     if isinstance(asked, str) and isinstance(found, str):
         return not Path(asked).is_absolute() and Path(asked).name != Path(found).name
-    numbers = isinstance(asked, int | float) and isinstance(found, int | float)
-    return numbers and asked != found and not (0 < asked < 1 and isinstance(found, int))
+    if asked is None or found is ABSENT or isinstance(asked, str | Mapping) or isinstance(found, Mapping):
+        return False
+    if isinstance(asked, list | tuple) and isinstance(found, list | tuple):
+        return sorted(map(str, asked)) != sorted(map(str, found))
+    of_fraction = isinstance(asked, float) and 0 < asked < 1 and isinstance(found, int)
+    return bool(asked != found) and not of_fraction
 
 
 def choose(trials: Sequence[Outcome], rates: Iterable[float], lost: Sequence[float] = ()) -> dict[str, Any]:

@@ -12,6 +12,8 @@ skips an unpacked run as finished; analysis/ and `adarank.frame` read it like an
 import argparse
 import json
 import lzma
+import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +26,7 @@ import yaml
 from adarank.errors import SettingError
 from adarank.runs import allocations, files, predictions
 from adarank.runs.files import SUMMARY, read_json, read_object, write_text
-from adarank.runs.lock import waiting_for
+from adarank.runs.lock import RunLocked, locked, waiting_for
 from adarank.runs.packed import FILE, FINISHED, allocations_of, read_file, read_records
 
 MEASURES = (files.PROBE, files.PRUNING, files.DELTA, files.FORGETTING, files.PREFIXES)
@@ -49,9 +51,11 @@ def write_records(file: Path, records: Mapping[str, dict[str, Any]]) -> None:
 def pack(out: Path, results: Path) -> list[Path]:
     """Pack every finished run below `out` into the same subfolder of `results`. Returns the folders that new and
     changed runs would have there if they were unpacked in place. A packed run gains the run's new measurements and
-    otherwise does not change."""
+    otherwise does not change. Raises SettingError if `out` is itself a run, or a run's files cannot be read."""
+    if (out / files.STATUS).is_file():
+        raise SettingError(f"OUT must be a folder that holds runs (got {out}, which is a run)")
     new = []
-    for parent in sorted({status.parent.parent for status in out.rglob(files.STATUS)}):
+    for parent in sorted({run.parent for run in runs_below(out)}):
         file = results / parent.relative_to(out) / FILE
         known, changed = dict(read_file(file)), {}
         for folder in sorted(status.parent for status in parent.glob(f"*/{files.STATUS}")):
@@ -68,23 +72,37 @@ def pack(out: Path, results: Path) -> list[Path]:
     return new
 
 
+def runs_below(out: Path) -> list[Path]:
+    """The run folders below `out`. Other processes may add and remove folders meanwhile."""
+    return [Path(folder) for folder, _, names in os.walk(out) if files.STATUS in names]
+
+
 def unpack(results: Path, out: Path) -> list[Path]:
-    """Write a run folder below `out` for every packed run below `results` except existing ones; returns the new
-    ones. A folder without status.json, which an interrupted call leaves, is completed."""
+    """Write a run folder below `out` for every packed run below `results` except finished ones and those that a process
+    is training; returns the new ones. An unfinished folder is replaced, since the run was finished elsewhere."""
     new = []
     for place, record in read_records(results):
         folder = out / place.relative_to(results)
-        if (folder / files.STATUS).exists():
+        if read_object(folder / files.STATUS)[0].get("state") == FINISHED:
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        write_run(record, folder)
+        try:
+            with locked(folder) as lock:
+                for path in (path for path in folder.iterdir() if path != lock):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                write_run(record, folder)
+        except RunLocked:
+            continue
         new.append(folder)
     return new
 
 
 def packed(folder: Path) -> dict[str, Any]:
     """The record of a run's folder: metrics unchanged, config and summary without this machine's folders, `ranks` of
-    allocations as arrays in the order of `modules`, predicted classes as `predictions.packed` has them."""
+    allocations as arrays in the order of `modules`, predicted classes as `predictions.packed` has them. Raises
+    SettingError for a run without config or summary."""
+    if missing := [name for name in (files.CONFIG, SUMMARY) if not (folder / name).is_file()]:
+        raise SettingError(f"{folder} is a finished run without {missing[0]}; restore the file, or delete the folder")
     records, _ = allocations.read(folder / files.ALLOCATIONS)
     predicted = predictions.packed(predictions.read(folder))
     return {

@@ -29,7 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from adarank.errors import SettingError, whole_number
-from adarank.runs.files import STATUS, read_json, read_object, write_json
+from adarank.runs.files import read_json, read_object, write_json
 from adarank.runs.packed import read_records
 from analysis import claims, measures
 from analysis.load import FolderError, read_runs
@@ -47,9 +47,10 @@ from experiments.outcomes import (
     extended,
     outcomes,
     refuse_other_settings,
-    states,
+    settings_in,
+    states_of,
 )
-from experiments.pack import pack, unpack
+from experiments.pack import pack, runs_below, unpack
 from experiments.study import Cell, Study, cells, load, rates_of, settings_of, trials, tuned_as, with_map, words
 
 MEASURED = "probe_verdicts.json"
@@ -94,7 +95,7 @@ def run(
     print(f"$ {shlex.join(command)}", flush=True)
     status = subprocess.run([sys.executable, *command], env={**place.threads, **os.environ}).returncode
     pack(place.out / where, place.results / where)
-    found = set(states(place.out / where).values())
+    found = states_of(place.out / where, cell.arm, rates, seeds)
     if status and not (stage == "tuning" and status == 1 and DIVERGED in found and FAILED not in found):
         sys.exit(status)
     probe(study, place, stage, task, cell, seeds, backwards)
@@ -158,8 +159,9 @@ def choices(study: Study, place: Place, task: str, grids: Mapping[str, Sequence[
     """`choose` for every arm whose method has a grid, or for every such method."""
     found: dict[str, Any] = {}
     for name, grid in grids.items():
-        tried = outcomes(study, place.results, "tuning", task, name)
-        lost = diverged(study, place.out, "tuning", task, name)
+        asked_for = {(Cell(name, budget).arm, seed) for budget, seeds in trials(study, name) for seed in seeds}
+        tried = [o for o in outcomes(study, place.results, "tuning", task, name) if (o.arm, o.seed) in asked_for]
+        lost = [o for o in diverged(study, place.out, "tuning", task, name) if (o.arm, o.seed) in asked_for]
         asked = study.claims.metrics.get(task) if study.claims else None
         if asked and (other := [outcome.metric for outcome in tried if outcome.metric != asked]):
             raise SettingError(f"claims.metrics.{task} must be the metric of its runs, {other[0]} (got {asked})")
@@ -213,12 +215,12 @@ def look(study: Study, place: Place, task: str, chosen: Mapping[str, Any]) -> No
     assert study.claims is not None
     pairs = looks.pairs(study, task)
     for seeds in study.claims.stages:
-        found = looks.recorded(study, place.results, task, seeds)
+        found = looks.recorded(study, place.results, task, seeds, chosen)
         if found is None:
             arms = looks.needed(study, pairs)
             compare(study, place, task, chosen, arms, study.seeds[:seeds])
             found = looks.judge(study, place.results, task, seeds, pairs, chosen)
-            looks.record(study, place.results, task, seeds, arms, found)
+            looks.record(study, place.results, task, seeds, arms, found, chosen)
             publish(place)
         for row in found:
             print(f"{task}, {seeds} seeds: {looks.sentence(row)}", flush=True)
@@ -264,10 +266,17 @@ def publish(place: Place) -> None:
     for name in (claims.FILE, claims.LOOKS, measures.FILE):
         if (place.results / name).is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / name, read_json(place.results / name))
-    if rates := {file.parent.name: read_json(file) for file in sorted(place.results.glob(f"tuning/*/{claims.RATES}"))}:
+            write_json(folder / name, _read(place.results / name))
+    if rates := {file.parent.name: _read(file) for file in sorted(place.results.glob(f"tuning/*/{claims.RATES}"))}:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / claims.RATES, rates)
+
+
+def _read(file: Path) -> Any:
+    try:
+        return read_json(file)
+    except ValueError:
+        raise SettingError(f"{file} is damaged; restore it") from None
 
 
 def follow(study: Study, place: Place, tasks: Sequence[str] | None = None, looking: bool = False) -> None:
@@ -280,6 +289,8 @@ def follow(study: Study, place: Place, tasks: Sequence[str] | None = None, looki
         raise SettingError("--looks must have a study whose claims have looks (got none)")
     if study.probe is not None:
         _ = study.probe.words  # refuses a missing environment variable before anything trains
+    if swept := settings_in(place.words).keys() & {"seed", "train.lr", "out", "arm", "test"}:
+        raise SettingError(f"further words must not set what the study sets for each run (got {sorted(swept)[0]})")
     if place.out.is_dir():
         pack(place.out, place.results)
     if place.results.is_dir():
@@ -299,7 +310,7 @@ def reports(place: Place) -> None:
     """Write the reports of the trials and of the comparison into --out. Raises SettingError without a finished run."""
     unpack(place.results, place.out)
     publish(place)
-    stages = [place.out / stage for stage in STAGES if any((place.out / stage).rglob(STATUS))]
+    stages = [place.out / stage for stage in STAGES if runs_below(place.out / stage)]
     if not stages:
         raise SettingError(
             f"--results must be a folder that this command has filled (got {place.results}, without runs)"
@@ -310,8 +321,8 @@ def reports(place: Place) -> None:
         except FolderError as error:
             raise SettingError(f"{error}") from None
         print(f"report: {page}", flush=True)
-    if (declared := measures.load(place.results)) is not None and (place.out / "seeds").is_dir():
-        folder = place.out / "seeds"
+    folder = place.out / "seeds"
+    if (declared := measures.load(place.results)) is not None and folder in stages:
         runs, (rates, _) = read_runs(folder, declared.claims.checkpoint), read_object(folder / claims.RATES)
         found = measures.judge(tables(runs, declared.claims.margins, rates), declared)
         write_json(place.results / MEASURED, {"hash": declared.hash, "claims": measures.plain(found)})
@@ -337,6 +348,7 @@ def main() -> int:
     options, overrides = parser.parse_known_args()
     try:
         whole_number("--jobs", options.jobs)
+        _refuse_unused(options, overrides)
         place = Place(options.out, options.results, overrides, options.jobs)
         if options.plan:
             found = plan.plan(load(options.study), options.source or options.results, options.source is not None)
@@ -351,6 +363,21 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _refuse_unused(options: argparse.Namespace, words: Sequence[str]) -> None:
+    """Raise SettingError for folders that are files, and for options that would be ignored."""
+    for name, folder in (("--out", options.out), ("--results", options.results)):
+        if folder.exists() and not folder.is_dir():
+            raise SettingError(f"{name} must be a folder (got {folder}, a file)")
+    unused: dict[str, Any] = {"--from": options.source is not None and not options.plan}
+    if options.plan or options.read:
+        unused |= {"--tasks": options.tasks, "--looks": options.looks, "further words": words}
+    if options.plan and options.read:
+        unused |= {"--read": True}
+    if ignored := next((name for name, given in unused.items() if given), None):
+        mode = "--plan" if options.plan else "--read" if options.read else "a study that runs"
+        raise SettingError(f"{mode} must not have {ignored}, which it would ignore")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ Settings = Mapping[str, Any]
 # What Hydra takes for the same text without quotes: words and plain paths, but neither numbers nor null, true, …
 UNQUOTED = re.compile(r"(?!(?:null|true|false|inf|nan)$)[a-z_/][\w/.-]*", re.ASCII | re.IGNORECASE)
 
+FOLDER = re.compile(r"\w[\w.-]*")
+
 # The kinds of a study's parts, and those of a method and a task besides settings.
 REQUIRED = {
     "settings": schema.SETTINGS,
@@ -103,9 +105,12 @@ def read(content: Any, name: str = "") -> Study:
     for part, optional in (("methods", METHOD), ("tasks", TASK)):
         for each, about in content[part].items():
             schema.check(f"{part}.{each}", about, {"settings": schema.SETTINGS}, optional, of=f"{part}.{each}.")
+            if not FOLDER.fullmatch(each):
+                raise SettingError(f"{part} must have names that can be folders: letters, digits, _ . - (got {each!r})")
     declares = content.get("claims") is not None
     stricter = {"rates_per": "cell", "extend": 2, "edge": "refuse"} if declares else {}
-    study = Study(**{**stricter, **content, "claims": None, "probe": None}, name=name)
+    seeds = sorted(content["seeds"])  # a look and the report take the first of them
+    study = Study(**{**stricter, **content, "seeds": seeds, "claims": None, "probe": None}, name=name)
     _check_rates(study)
     _check_seeds(study)
     if (probe := content.get("probe")) is not None:
@@ -118,8 +123,6 @@ def _check_rates(study: Study) -> None:
     """Raise SettingError unless every method has rates or names one that has, a task's grids are equally long, and
     every map has the budgets of its source."""
     for name, method in study.methods.items():
-        if "@" in name:
-            raise SettingError(f"methods must have names without @, which separates the budget (got {name})")
         if ("rates" in method) == ("tuned_as" in method):
             raise SettingError(f"methods.{name} must have either rates or tuned_as, the method whose rate it takes")
     tuned = [name for name, method in study.methods.items() if "rates" in method]

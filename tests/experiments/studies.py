@@ -83,7 +83,7 @@ class Runner:
         if source := settings.get("ranks_from"):
             rank = yaml.safe_load((Path(source.strip("'")) / "config.yaml").read_text())["rank"]
         plain = {key: yaml.safe_load(value) for key, value in settings.items() if key in ("holdout", "tiny")}
-        config = {**plain, "method": settings["method"], "rank": rank, "train": {"lr": rate}, "seed": seed}
+        config = {**plain, "method": settings["method"], "arm": arm, "rank": rank, "train": {"lr": rate}, "seed": seed}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         value = self.value({**settings, "arm": arm}, rate, seed)
         tested = {} if settings.get("test") == "false" else {"test": value, "test_last": value}

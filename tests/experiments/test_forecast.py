@@ -178,6 +178,10 @@ def test_cases_of_one_setting_count_together_and_strata_are_looked_into():
             "SOURCE must be a JSON file with a list of cases, each with case, features and either gain",
         ),
         ("[]", "SOURCE must hold a method and the same one with allocator=uniform"),
+        (
+            '[{"case": "a", "features": {}, "gain": true, "setting": ["x"]}]',
+            "SOURCE must be a JSON file with a list of cases, each with case, features and either gain",
+        ),
     ],
 )
 def test_a_source_without_cases_is_one_sentence(tmp_path, monkeypatch, capsys, content, says):

@@ -124,12 +124,17 @@ def test_runs_of_seeds_that_the_study_does_not_have_do_not_count(tmp_path):
         ({"train.steps": 100.0, "targets": "all", "task.path": "../data", "holdout": 0.25}, None),
         ({"schedule.t_i": 0.1, "model": "m", "penalty": "none", "train.shard": "fsdp2", "train.lr": 1.0}, None),
         ({"task.path": "/elsewhere/glue", "train.batch_size": 8, "test": True}, None),
+        ({"holdout": 500}, r"holdout=0.25 for lora@2 on t \(got 500\)"),
+        ({"train.head_lr": 0.001}, r"train.head_lr=None for lora@2 on t \(got 0.001\)"),
+        ({"target_modules": ["value"]}, r"target_modules=\['key', 'query'\] for lora@2 on t \(got \['value'\]\)"),
+        ({"target_modules": ["query", "key"], "init_rank": None, "train.batch_size": "auto"}, None),
     ],
 )
 def test_runs_that_were_made_with_other_settings_are_refused(settings, says, tmp_path):
     """Trials of 100 steps counted for a study that had come to ask for 200."""
     config = {"targets": "all", "holdout": 0.25, "penalty": None, "schedule": {"t_i": 10}, "model": {"_target_": "a.m"}}
-    config |= {"train": {"lr": 0.01, "steps": 100, "shard": "none"}, "task": {"path": "data"}}
+    config |= {"train": {"lr": 0.01, "steps": 100, "shard": "none", "head_lr": None}, "task": {"path": "data"}}
+    config |= {"target_modules": ["key", "query"], "init_rank": 3}
     record(tmp_path / "tuning" / "t" / "lora", "a", 2, {}, seed=100, config=config, arm="lora@2")
     record(tmp_path / "tuning" / "t" / "lora", "b", 2, {}, seed=100, config={"targets": "no"}, arm="no longer there")
     asked = read(study(settings={"tiny": True, **settings}))
@@ -142,4 +147,11 @@ def test_runs_that_were_made_with_other_settings_are_refused(settings, says, tmp
     else:
         with pytest.raises(SettingError, match=f"the study must keep the settings of its runs, {says}"):
             check()
-    check("train.steps=100", "+targets=all", "task.path=data")
+    check(
+        "train.steps=100",
+        "+targets=all",
+        "task.path=data",
+        "holdout=0.25",
+        "train.head_lr=null",
+        "target_modules=[query,key]",
+    )

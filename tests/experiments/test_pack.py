@@ -5,6 +5,7 @@ import lzma
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import yaml
 
 from adarank.errors import SettingError
 from adarank.runs import allocations, predictions
+from adarank.runs.lock import locked
 from adarank.runs.packed import FILE, read_record, read_records
 from analysis.load import read_runs
 from experiments.collect import collect
@@ -91,6 +93,55 @@ def test_nothing_is_written_twice_and_unfinished_runs_are_left_out(out, tmp_path
     (back / "summary.json").unlink()
     assert unpack(tmp_path / "results", tmp_path / "back") == [back]
     assert pack(tmp_path / "back", tmp_path / "results") == []
+
+
+def test_a_run_that_was_finished_elsewhere_replaces_the_unfinished_one(out, tmp_path):
+    """It was trained again, or its failure ended every call, although its result was packed."""
+    pack(out, tmp_path / "results")
+    (back,) = unpack(tmp_path / "results", tmp_path / "back")
+    finished = (back / "status.json").read_bytes()
+    for state in ("running", "failed"):
+        (back / "status.json").write_text(json.dumps({"state": state}))
+        (back / "checkpoint").mkdir()
+        (back / "checkpoint" / "weights").write_text("of the unfinished run")
+        with locked(back):
+            assert unpack(tmp_path / "results", tmp_path / "back") == [], "a process is training it"
+        assert unpack(tmp_path / "results", tmp_path / "back") == [back]
+        assert (back / "status.json").read_bytes() == finished
+        assert not (back / "checkpoint").exists()
+
+
+def test_folders_may_come_and_go_while_runs_are_packed(out, tmp_path):
+    """Two jobs of a study share a folder, in which each deletes its temporary folders: packing ended in a traceback."""
+    runs, stop = tmp_path / "runs", threading.Event()
+    shutil.copytree(out, runs)
+
+    def churn():
+        while not stop.is_set():
+            (runs / "sweep" / ".sweep" / "abc").mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(runs / "sweep" / ".sweep")
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(200):
+            pack(runs, tmp_path / "results")
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_what_cannot_be_packed_is_one_sentence(out, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(out, runs)
+    (run,) = runs.glob("sweep/adalora-*")
+    with pytest.raises(SettingError, match=r"OUT must be a folder that holds runs \(got .*, which is a run\)"):
+        pack(run, tmp_path / "results")
+    (run / "config.yaml").unlink()
+    with pytest.raises(
+        SettingError, match=r"is a finished run without config.yaml; restore the file, or delete the folder"
+    ):
+        pack(runs, tmp_path / "results")
 
 
 def test_what_was_measured_of_a_run_later_is_added_to_its_file(out, tmp_path):

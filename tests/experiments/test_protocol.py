@@ -19,7 +19,7 @@ from analysis import claims, report
 from experiments import protocol
 from experiments.reproduce import adalora_table1 as table1
 from experiments.study import load, rates_of, read
-from tests.experiments.studies import STUDY, Runner, study
+from tests.experiments.studies import STUDY, Runner, methods, study
 from tests.experiments.test_run import main as run_main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -313,6 +313,100 @@ def test_looks_stop_what_is_decided_and_drop_what_nobody_needs(runner, place, ca
     (place.results / "looks.json").unlink()
     protocol.follow(asked, place, looking=True)
     assert (runner.trained, (place.results / "looks.json").read_bytes()) == (trained, before)
+
+
+def test_a_look_at_other_rates_is_not_used(runner, place):
+    """The trials had come to choose another rate, and the verdicts of the runs at the old one were printed again."""
+    runner.value = scores
+    protocol.follow(read(study(LOOKS, **SEEDS)), place, looking=True)
+    others = {name: {"rates": [5e-3, 2e-2, 5e-2]} for name in ("full", "lora", "adalora")}
+    runner.value = lambda settings, rate, seed: scores(settings, rate, seed) + 0.1 * (rate == 2e-2)
+    asked = read(study(LOOKS, **SEEDS, methods=methods(**others)))
+    with pytest.raises(SettingError, match=r"the trials must choose the rates of the looks at t, 0.01 for .* \(got "):
+        protocol.follow(asked, place, looking=True)
+
+
+def test_seeds_that_change_after_runs_of_the_comparison_are_refused(runner, place):
+    """Seeds 4 to 7 in place of 0 to 3 were judged together with those, as if eight had been planned."""
+    protocol.follow(read(study({}, seeds=[0, 1])), place)
+    trained = runner.trained
+    with pytest.raises(
+        SettingError, match=r"seeds must include those of the study's runs, .* \(got none of 0, 1, which "
+    ):
+        protocol.follow(read(study({}, seeds=[2, 3])), place)
+    assert runner.trained == trained
+    protocol.follow(read(study({}, seeds=[3, 2, 1, 0])), place)
+    assert runner.trained > trained
+
+
+def test_further_words_are_compared_and_may_not_replace_the_sweep(runner, place):
+    """Runs of 100 and of 200 steps were averaged, since a word for train.steps was exempt."""
+    longer = protocol.Place(place.out, place.results, ["train.steps=200"])
+    protocol.follow(read(STUDY), longer)
+    for file in place.out.rglob("config.yaml"):
+        config = yaml.safe_load(file.read_text())
+        file.write_text(yaml.safe_dump({**config, "train": {**config["train"], "steps": 200}}))
+    for file in record_files(place.results):
+        file.unlink()
+    trained = runner.trained
+    protocol.follow(read(STUDY), longer)
+    assert runner.trained == trained
+    with pytest.raises(SettingError, match=r"train.steps=200 for full on t \(got 100\)"):
+        protocol.follow(read(STUDY), protocol.Place(place.out, place.results, ["train.steps=100"]))
+    for word in ("seed=5", "train.lr=1e-3", "out=elsewhere"):
+        with pytest.raises(SettingError, match="further words must not set what the study sets for each run"):
+            protocol.follow(read(STUDY), protocol.Place(place.out, place.results, [word]))
+
+
+def test_trials_of_arms_that_are_no_longer_asked_for_choose_no_rate(runner, place):
+    protocol.follow(read(study(tuning=[100, 101])), place)
+    assert rates(place)["lora"]["trials"] == 6
+    protocol.follow(read(study(budgets=[2], tuning=[100, 101])), place)
+    assert rates(place)["lora"]["trials"] == 6, "those of lora@8 do not count; lora@2 has both seeds now"
+
+
+def test_an_old_failure_does_not_make_a_diverged_trial_fatal(runner, place):
+    runner.state = lambda settings, rate, seed: "failed" if rate == 1e-1 else "finished"
+    with pytest.raises(SystemExit):
+        protocol.follow(read(STUDY), place)
+    runner.state = lambda settings, rate, seed: (
+        "diverged" if (settings["arm"], rate) == ("lora@8", 1e-4) else "failed" if rate == 1e-1 else "finished"
+    )
+    lower = {name: {"rates": [1e-4, 1e-3, 1e-2]} for name in ("full", "lora", "adalora")}
+    protocol.follow(read(study(methods=methods(**lower))), place)
+    assert rates(place)["lora"]["rate"] == 1e-2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--from", "x"], "a study that runs must not have --from, which it would ignore"),
+        (["--read", "--tasks", "t"], "--read must not have --tasks, which it would ignore"),
+        (["--read", "train.steps=3"], "--read must not have further words, which it would ignore"),
+        (["--plan", "--looks"], "--plan must not have --looks, which it would ignore"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(runner, place, tmp_path, words, says):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(STUDY))
+    done = command(file, "--out", place.out, "--results", place.results, *words)
+    assert (done.status, done.err) == (2, f"error: {says}\n")
+    assert runner.calls == []
+
+
+def test_files_in_the_place_of_folders_and_damaged_records_are_one_sentence(runner, place, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(study(methods={"full": STUDY["methods"]["full"]})))
+    for name in ("--out", "--results"):
+        places = {"--out": place.out, "--results": place.results, name: file}
+        done = command(file, *(word for pair in places.items() for word in pair))
+        assert (done.status, done.err) == (2, f"error: {name} must be a folder (got {file}, a file)\n")
+    words = (file, "--out", place.out, "--results", place.results)
+    assert command(*words, "hydra/launcher=basic").status == 0
+    damaged = place.results / "tuning" / "t" / "rates.json"
+    damaged.write_text("{<<<<")
+    done = command(*words, "--read")
+    assert (done.status, done.err) == (2, f"error: {damaged} is damaged; restore it\n")
 
 
 def test_looks_need_looks_and_tasks_must_be_the_study_s(runner, place):

@@ -86,7 +86,11 @@ def test_an_unfair_study_is_refused(change, message):
         ({"rates_per": "task"}, r"rates_per must be cell or method \(got task\)"),
         ({"edge": "widen"}, r"edge must be refuse or accept \(got widen\)"),
         ({"extend": -1}, r"extend must be a whole number of at least 0 \(got -1\)"),
-        ({"methods": {"a@b": STUDY["methods"]["lora"]}}, r"methods must have names without @, .* \(got a@b\)"),
+        (
+            {"methods": {"a@b": STUDY["methods"]["lora"]}},
+            r"methods must have names that can be folders: .* \(got 'a@b'",
+        ),
+        ({"tasks": {"glue/t": STUDY["tasks"]["t"]}}, r"tasks must have names that can be folders: .* \(got 'glue/t'"),
         (
             {"extend": 1, "methods": {"lora": {**STUDY["methods"]["lora"], "rates": [1]}}},
             "must have at least two rates",
