@@ -21,7 +21,7 @@ from adarank import schedules
 from adarank.runs.modules import rank_grid
 from adarank.runs.packed import allocations_of, read_record
 from analysis import measures
-from analysis.plots import forest, forgetting, pruning, style
+from analysis.plots import forest, forgetting, prefixes, pruning, style
 from experiments.pages import report_of, trials_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ RUN = RESULTS / "adalora_table1" / "seeds" / "sst2" / "adalora" / "adalora-b6ba7
 KINDS = ("query", "key", "value", "attn. out", "MLP up", "MLP down")  # of a BERT block, in the model's order
 EXAMPLE = schedules.cubic(initial=432, final=288, t_i=100, t_f=300, total=1000, interval=10)  # docs/how_it_works.md
 COMPARISONS = ("central", "central_mpnet")  # studies whose claims are drawn
-MEASURED = ("forgetting",)  # the same, with claims about what was measured after training
+MEASURED = ("forgetting", "every_rank")  # the same, with claims about what was measured after training
 SIZE = 110  # dots per inch: small files
 
 
@@ -129,6 +129,13 @@ def pruning_costs(study: str = "pruning") -> "style.Figure | None":
         return pruning.draw(table)
 
 
+def served_ranks(study: str = "every_rank") -> "style.Figure | None":
+    """The metric at every rank that one run serves, and that of a tuned run for each rank, of a study on one task."""
+    with tempfile.TemporaryDirectory() as folder:
+        (table,) = report_of(study, Path(folder)).tables
+        return prefixes.draw(table)
+
+
 def _phase(axes: "Axes", begin: int, end: int, height: float, name: str) -> None:
     axes.text((begin + end) / 2, height, name, ha="center", va="center", fontsize=9)
 
@@ -156,6 +163,7 @@ def main() -> None:
     figures |= {study: claims_of(study) for study in COMPARISONS}
     figures |= {study: measured_claims_of(study) for study in MEASURED}
     figures |= {"learned_and_forgotten": learned_and_forgotten(), "pruning_costs": pruning_costs()}
+    figures |= {"served_ranks": served_ranks()}
     for name, figure in figures.items():
         assert figure is not None
         figure.savefig(folder / f"{name}.png", dpi=SIZE)

@@ -328,19 +328,20 @@ def test_the_findings_print_every_claim_of_a_study_that_has_all_its_seeds(study,
         assert shown in page_of("docs/findings.md"), verdict.comparison.name
 
 
-def test_the_findings_print_every_claim_about_forgetting_that_has_all_its_seeds(tmp_path):
+@pytest.mark.parametrize("study", ["forgetting", "every_rank"])
+def test_the_findings_print_every_claim_about_measurements_that_has_all_its_seeds(study, tmp_path):
     from analysis import measures
     from experiments.pages import report_of
     from experiments.study import load
 
-    planned = len(load(ROOT / "experiments" / "studies" / "forgetting.yaml").seeds)
-    tables, declared = report_of("forgetting", tmp_path).tables, measures.load(RESULTS / "forgetting")
+    planned = len(load(ROOT / "experiments" / "studies" / f"{study}.yaml").seeds)
+    tables, declared = report_of(study, tmp_path).tables, measures.load(RESULTS / study)
     (judged,) = measures.judge(tables, declared)
     whole = [verdict for _, verdict in judged.verdicts if verdict.pairs == planned]
     assert whole
     for verdict in whole:
         shown = points(100 * verdict.difference, *(100 * end for end in verdict.interval))
-        for page in ("docs/findings.md", "docs/studies/forgetting.md"):
+        for page in ("docs/findings.md", f"docs/studies/{study}.md"):
             assert shown in page_of(page), verdict.comparison.name
 
 
@@ -357,12 +358,13 @@ def test_the_findings_print_what_the_runs_of_forgetting_say_elsewhere():
         assert points(*difference(records, "adalora", "full_fast_head", "stsb")) in page
 
 
-def test_the_figure_of_the_claims_about_forgetting_names_every_claim():
+@pytest.mark.parametrize("study", ["forgetting", "every_rank"])
+def test_the_figure_of_the_claims_about_measurements_names_every_claim(study):
     from analysis import measures
     from experiments.docs_figures import measured_claims_of
 
-    labels = [" ".join(tick.get_text().split()) for tick in measured_claims_of("forgetting").axes[0].get_yticklabels()]
-    claims = list(measures.load(RESULTS / "forgetting").claims.each)
+    labels = [" ".join(tick.get_text().split()) for tick in measured_claims_of(study).axes[0].get_yticklabels()]
+    claims = list(measures.load(RESULTS / study).claims.each)
     assert [label.partition(": ")[0] for label in labels] == [claim.name for claim in claims]
     arms = [re.sub(r"@\d+", "", label.partition(": ")[2].partition(" (n")[0]) for label in labels]
     assert arms == [f"{claim.contrast.of} − {claim.contrast.against}" for claim in claims]
