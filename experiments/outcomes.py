@@ -22,9 +22,9 @@ from experiments.study import Cell, Study, budgets_of, cells, rank_of, settings_
 
 STAGES = ("tuning", "seeds")
 DIVERGED, FAILED = "diverged", "failed"
-IDLE = {f"train.{f.name}" for f in fields(TrainConfig) if identity_default(f) is NEVER}
 ABSENT = object()  # no value in a run's config
-IDLE |= {f.name for f in fields(Spec) if identity_default(f) is NEVER} - {"method", "tiny"}
+IDLE = {f"train.{f.name}" for f in fields(TrainConfig) if identity_default(f) is NEVER}
+IDLE |= {f.name for f in fields(Spec) if identity_default(f) is NEVER} - {"method", "tiny"}  # these two are compared
 FREE = {"train.lr", "seed"} | IDLE  # the sweep sets them, or they never change a run
 
 
@@ -132,10 +132,10 @@ def refuse_other_settings(
     config tells, or if a study with claims lacks the seed of a run of its comparison. words: further words of every
     run, whose settings take precedence over those of the study."""
     arms = {cell.arm: cell for cell in cells(study)}
-    further = settings_in(words)
+    further = _settings_in(words)
     for stage, task, method in product(STAGES, tasks, study.methods):
         made: list[Outcome | Lost] = [*outcomes(study, results, stage, task, method, every_seed=True)]
-        if study.claims and stage == "seeds":
+        if stage == "seeds" and (study.claims or (study.probe and study.probe.claims)):
             other = sorted({run.seed for run in made if run.arm in arms} - set(study.seeds))
             if other:
                 raise SettingError(
@@ -155,7 +155,7 @@ def refuse_other_settings(
                     )
 
 
-def settings_in(words: Iterable[str]) -> dict[str, Any]:
+def _settings_in(words: Iterable[str]) -> dict[str, Any]:
     """{setting: value} of the words `setting=value` for run.py; those that delete a setting or list several values have
     none. Raises SettingError for a word that Hydra does not read."""
     try:

@@ -47,13 +47,13 @@ from experiments.outcomes import (
     extended,
     outcomes,
     refuse_other_settings,
-    settings_in,
     states_of,
 )
 from experiments.pack import pack, runs_below, unpack
 from experiments.study import Cell, Study, cells, load, rates_of, settings_of, trials, tuned_as, with_map, words
 
 MEASURED = "probe_verdicts.json"
+OWN = {"seed", "train.lr", "out", "arm", "test"}  # settings of a run that follow from the study
 RUN = str(Path(__file__).resolve().parent / "run.py")
 
 
@@ -289,7 +289,7 @@ def follow(study: Study, place: Place, tasks: Sequence[str] | None = None, looki
         raise SettingError("--looks must have a study whose claims have looks (got none)")
     if study.probe is not None:
         _ = study.probe.words  # refuses a missing environment variable before anything trains
-    if swept := settings_in(place.words).keys() & {"seed", "train.lr", "out", "arm", "test"}:
+    if swept := {word.partition("=")[0].lstrip("+~") for word in place.words} & OWN:
         raise SettingError(f"further words must not set what the study sets for each run (got {sorted(swept)[0]})")
     if place.out.is_dir():
         pack(place.out, place.results)

@@ -345,6 +345,30 @@ def test_the_findings_print_every_claim_about_measurements_that_has_all_its_seed
             assert shown in page_of(page), verdict.comparison.name
 
 
+def test_the_page_of_every_rank_prints_what_its_runs_say_elsewhere(tmp_path):
+    from analysis import measures, prefixes
+    from experiments.pages import report_of
+
+    page, (table,) = page_of("docs/studies/every_rank.md"), report_of("every_rank", tmp_path).tables
+    areas = measures.MEASURES["aurac"].values(table)
+    areas |= {f"rank {r} everywhere": prefixes.at_best(table.row_of(f"lora@{r}")) for r in (1, 16)}
+    for of, against in (
+        ("adalora", "lora"),
+        ("lora", "lora_prefixes"),
+        ("matryoshka", "lora_prefixes"),
+        ("dylora", "lora_prefixes"),
+        ("dylora", "lora_svd"),
+        ("matryoshka_svd", "matryoshka"),
+        ("dylora_svd", "dylora"),
+        ("matryoshka_svd", "lora"),
+        ("dylora_svd", "lora"),
+        ("rank 1 everywhere", "lora"),
+        ("rank 16 everywhere", "rank 1 everywhere"),
+    ):
+        middle, half = mean_interval([100 * (areas[of][seed] - areas[against][seed]) for seed in areas["lora"]])
+        assert points(middle, middle - half, middle + half) in page, (of, against)
+
+
 def test_the_findings_print_what_the_runs_of_forgetting_say_elsewhere():
     findings, own = map(page_of, ("docs/findings.md", "docs/studies/forgetting.md"))
     folder = RESULTS / "forgetting" / "seeds" / "rotten_tomatoes"
@@ -417,6 +441,10 @@ def test_the_findings_and_the_page_print_the_answers_of_the_assay(tmp_path):
         middle, low, high = (f"{100 * value:+.{digits}f}" for value in (assay.estimate.mean, *assay.interval))
         for page in map(text_of, ("docs/findings.md", "docs/studies/assay.md")):
             assert re.search(rf"\{middle} points( of \w+)? \[\{low}, \{high}\]", page), table.task
+        folder = RESULTS / "assay" / "seeds" / table.task
+        records = {path.name: [run for _, run in read_records(path)] for path in folder.iterdir()}
+        middle, low, high = (f"{value:+.{digits}f}" for value in difference(records, "r16", "r1", "last"))
+        assert f"| {middle} [{low}, {high}] |" in text_of("docs/findings.md"), f"{table.task} on dev"
 
 
 def test_the_pages_print_what_the_runs_of_the_central_comparison_say_elsewhere():

@@ -353,7 +353,7 @@ def test_further_words_are_compared_and_may_not_replace_the_sweep(runner, place)
     assert runner.trained == trained
     with pytest.raises(SettingError, match=r"train.steps=200 for full on t \(got 100\)"):
         protocol.follow(read(STUDY), protocol.Place(place.out, place.results, ["train.steps=100"]))
-    for word in ("seed=5", "train.lr=1e-3", "out=elsewhere"):
+    for word in ("seed=5", "seed=5,6", "+train.lr=1e-3", "out=elsewhere"):
         with pytest.raises(SettingError, match="further words must not set what the study sets for each run"):
             protocol.follow(read(STUDY), protocol.Place(place.out, place.results, [word]))
 
