@@ -36,6 +36,12 @@ def choose_precision(precision: str, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether products in bf16 take several times as long as in fp32: on x86 processors without AVX-512."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return device.type == "cpu" and x86 and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+
+
 def choose_dtype(asked: str, stored: str, precision: str, device: torch.device) -> str:
     """The dtype in which frozen weights are stored, a key of `adarank.harness.models.DTYPES`.
 

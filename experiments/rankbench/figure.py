@@ -1,7 +1,8 @@
 """The phase diagram: the held-out loss of an adaptive method relative to uniform ranks, over inequality × budget."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,36 +10,41 @@ import numpy as np
 from analysis.plots import style
 from experiments.rankbench.measure import ORACLE, UNIFORM, mean_rank
 from experiments.rankbench.read import Ratio, compare, control_of, losses, own_map
-from experiments.rankbench.settings import GROUPS, NOISES, SPREADS, parse
+from experiments.rankbench.settings import BUDGETS, DIAGRAM, GROUPS, NOISES, parse
 
 LIMIT = 6.0  # of the colour scale, in powers of two
 
 
 class Panel(NamedTuple):
-    """One contrast at one noise level: {(budget, planted modules): ratio}."""
+    """One contrast on one base at one noise level. spreads: the numbers of planted modules, of which the first is all;
+    cells: {(budget, planted modules): ratio}."""
 
     title: str
+    base: str
+    spreads: Sequence[int]
     noise: float
     cells: dict[tuple[float, int], Ratio]
 
 
 def panels(record: Mapping[str, Any], method: str = "adalora") -> list[Panel]:
-    """Four contrasts at every noise level: the method against itself with uniform ranks, if it has such a control; and
-    against uniform LoRA: the method, LoRA with the method's final map, and LoRA with the planted map."""
+    """Four contrasts on every base at every noise level: the method against itself with uniform ranks, if it has such
+    a control; and against uniform LoRA: the method, LoRA with the method's final map, and LoRA with the planted map."""
     found = []
-    for noise in NOISES:
+    for group, noise in itertools.product(DIAGRAM, NOISES):
+        settings = {name: parse(name) for name in GROUPS[group].settings}
+        base = next(setting.base for setting in settings.values())
+        spreads = sorted({len(setting.ranks) for setting in settings.values()}, reverse=True)
         contrasts: list[tuple[str, dict[tuple[float, int], Ratio]]] = [
             (f"{method} ÷ {method} with uniform ranks", {}),
             (f"{method} ÷ uniform LoRA", {}),
             (f"LoRA with {method}'s final map ÷ uniform LoRA", {}),
             ("LoRA with the planted map ÷ uniform LoRA", {}),
         ]
-        for name in GROUPS["phase"].settings:
-            setting = parse(name)
+        for name, setting in settings.items():
             if setting.noise != noise or name not in record["settings"]:
                 continue
-            for budget in GROUPS["phase"].budgets:
-                cells = record["settings"][name]["cells"].get(str(mean_rank(setting, budget)), {})
+            for budget in BUDGETS:
+                cells = record["settings"][name]["cells"].get(str(mean_rank(setting, budget, spreads[0])), {})
                 if method not in cells or UNIFORM not in cells:
                     continue
                 uniform = losses(cells[UNIFORM])
@@ -51,7 +57,7 @@ def panels(record: Mapping[str, Any], method: str = "adalora") -> list[Panel]:
                 for (_, into), (ours, others) in zip(contrasts, pairs, strict=True):
                     if (ratio := compare(ours, others)) is not None:
                         into[budget, len(setting.ranks)] = ratio
-        found += [Panel(title, noise, cells) for title, cells in contrasts if cells]
+        found += [Panel(title, base, spreads, noise, cells) for title, cells in contrasts if cells]
     return found
 
 
@@ -61,25 +67,25 @@ def draw(record: Mapping[str, Any], method: str = "adalora") -> "style.Figure | 
     shown = panels(record, method)
     if not shown:
         return None
-    figure, axes = style.panels(len(shown), 3.6, 3.1, across=len(shown) // len({panel.noise for panel in shown}))
-    budgets = GROUPS["phase"].budgets
+    rows = {(panel.base, panel.noise) for panel in shown}
+    figure, axes = style.panels(len(shown), 3.6, 3.1, across=len(shown) // len(rows))
     image: Any = None
     for axis, panel in zip(axes, shown, strict=True):
-        grid = np.full((len(SPREADS), len(budgets)), np.nan)
+        grid = np.full((len(panel.spreads), len(BUDGETS)), np.nan)
         for (budget, modules), ratio in panel.cells.items():
-            grid[SPREADS.index(modules), budgets.index(budget)] = math.log2(ratio.mean)
+            grid[panel.spreads.index(modules), BUDGETS.index(budget)] = math.log2(ratio.mean)
         axis.grid(visible=False)
         image = axis.imshow(grid, cmap="PuOr_r", vmin=-LIMIT, vmax=LIMIT, aspect="auto")
         for (budget, modules), ratio in panel.cells.items():
-            y, x = SPREADS.index(modules), budgets.index(budget)
+            y, x = panel.spreads.index(modules), BUDGETS.index(budget)
             decided = ratio.verdict in ("better", "worse")
             colour = style.ink(*image.cmap(image.norm(grid[y, x]))[:3])
             axis.text(x, y, label(ratio), ha="center", va="center", color=colour, fontsize=10,
                       fontweight="bold" if decided else "normal")  # fmt: skip
-        axis.set_xticks(range(len(budgets)), [f"{budget:g}×" for budget in budgets])
-        axis.set_yticks(range(len(SPREADS)), [f"{modules} of 12" for modules in SPREADS])
+        axis.set_xticks(range(len(BUDGETS)), [f"{budget:g}×" for budget in BUDGETS])
+        axis.set_yticks(range(len(panel.spreads)), [f"{n} of {panel.spreads[0]}" for n in panel.spreads])
         axis.set(xlabel="budget ÷ planted triplets", ylabel="modules with planted rank")
-        axis.set_title(style.wrapped(f"{panel.title}, noise {panel.noise:g}", 34), fontsize=10)
+        axis.set_title(style.wrapped(f"{panel.title}, {panel.base}, noise {panel.noise:g}", 34), fontsize=10)
         axis.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="log2 of the ratio of held-out losses", shrink=0.6)
     figure.suptitle(

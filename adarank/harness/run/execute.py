@@ -23,7 +23,7 @@ from adarank.harness.data.metrics import higher_is_better
 from adarank.harness.data.metrics.labels import majority
 from adarank.harness.data.metrics.texts import not_computed, rules
 from adarank.harness.data.task_types import classify
-from adarank.harness.device import base_mib, device_name
+from adarank.harness.device import base_mib, device_name, emulates_bf16
 from adarank.harness.models import DTYPES
 from adarank.harness.run import distributed, identity
 from adarank.harness.run.captured import check_capture
@@ -125,6 +125,8 @@ def execute(
 def print_start(run: Resolved, prepared: Prepared, dev: int) -> None:
     where = f"{device_name(run.device)}, {run.spec.train.precision}"
     print(f"{run.title}: {run.base.name} on {run.task.name}, {where} -> {run.folder}", flush=True)
+    if run.spec.train.precision == "bf16" and emulates_bf16(run.device):
+        print("  this processor emulates bf16; train.precision=fp32 takes a fraction of the time", flush=True)
     if prepared.adapters:
         said = "target_modules" if run.spec.target_modules else f"targets={run.spec.targets}"
         adapted, others = [*prepared.adapters, *prepared.unadapted], block_linears(prepared.model)

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.rankbench import figure
 from experiments.rankbench.measure import mean_rank
-from experiments.rankbench.settings import GROUPS, NOISES, SPREADS, parse
+from experiments.rankbench.settings import BUDGETS, DIAGRAM, GROUPS, NOISES, SPREADS, parse
 
 SEEDS = ("0", "1", "2")
 
@@ -20,20 +20,20 @@ def cell(loss, spread=0.0, map_loss=None):
 
 def record(control=True):
     """AdaLoRA's loss ÷ its control's is budget / modules, at the second noise twice that; the control's is 2, uniform LoRA's
-    1, the planted map's 0.5, and AdaLoRA's map retrained has 0.25. The largest budget is missing at 12 modules."""
+    1, the planted map's 0.5, and AdaLoRA's map retrained has 0.25. The largest budget is missing where all are planted."""
     found = {}
-    for name in GROUPS["phase"].settings:
+    for name in [name for group in DIAGRAM for name in GROUPS[group].settings]:
         setting = parse(name)
         cells = {}
-        for budget in GROUPS["phase"].budgets:
-            modules = len(setting.ranks)
-            if (modules, budget) == (12, 4):
+        for budget in BUDGETS:
+            modules, most = len(setting.ranks), 12 if setting.base == "network" else 36
+            if (modules, budget) == (most, 4):
                 continue
             ratio = budget / modules * (1 + NOISES.index(setting.noise))
             at = {"lora": cell(1.0), "oracle": cell(0.5), "adalora": cell(2 * ratio, 0, 0.25)}
             if control:
                 at["adalora, allocator=uniform"] = cell(2.0, 50.0 if budget == 2 else 0.0)
-            cells[str(mean_rank(setting, budget))] = at
+            cells[str(mean_rank(setting, budget, most))] = at
         found[name] = {"modules": [], "planted": {}, "cells": cells, "skipped": {}}
     return {"settings": found}
 
@@ -48,15 +48,15 @@ def shown(axes):
 
 def test_every_cell_has_its_ratio_in_its_place():
     drawn = figure.draw(record())
-    panels = drawn.axes[: 4 * len(NOISES)]
+    panels = drawn.axes[: 4 * len(DIAGRAM) * len(NOISES)]
     for number, axes in enumerate(panels[::4]):
-        texts = shown(axes)
-        assert len(texts) == len(SPREADS) * len(GROUPS["phase"].budgets) - 1
-        assert ("4×", "12 of 12") not in texts
+        texts, most = shown(axes), (12, 36)[number // 2]
+        assert len(texts) == len(SPREADS) * len(BUDGETS) - 1
+        assert ("4×", f"{most} of {most}") not in texts
         for budget in (0.5, 1, 4):
-            for modules in (6, 3, 1):
-                value = budget / modules * (1 + number)
-                text = texts[f"{budget:g}×", f"{modules} of 12"]
+            for modules in (most // 2, most // 4, most // 12):
+                value = budget / modules * (1 + number % 2)
+                text = texts[f"{budget:g}×", f"{modules} of {most}"]
                 assert text.get_text() == f"{value:.2g}"
                 assert text.get_fontweight() == ("bold" if not 1 / 1.1 <= value <= 1.1 else "normal")
         assert all(text.get_text().endswith("?") for (budget, _), text in texts.items() if budget == "2×")
@@ -72,17 +72,17 @@ def test_the_colour_is_the_log_of_the_ratio_and_a_missing_cell_is_blank():
     assert math.isnan(grid[SPREADS.index(12)][3])
 
 
-def test_titles_name_the_contrast_and_the_noise():
-    titles = [axes.get_title().replace("\n", " ") for axes in figure.draw(record()).axes[: 4 * len(NOISES)]]
-    assert titles[0] == f"adalora ÷ adalora with uniform ranks, noise {NOISES[0]:g}"
-    assert titles[1] == f"adalora ÷ uniform LoRA, noise {NOISES[0]:g}"
-    assert titles[6] == f"LoRA with adalora's final map ÷ uniform LoRA, noise {NOISES[1]:g}"
-    assert titles[7] == f"LoRA with the planted map ÷ uniform LoRA, noise {NOISES[1]:g}"
+def test_titles_name_the_contrast_the_base_and_the_noise():
+    titles = [axes.get_title().replace("\n", " ") for axes in figure.draw(record()).axes]
+    assert titles[0] == f"adalora ÷ adalora with uniform ranks, network, noise {NOISES[0]:g}"
+    assert titles[1] == f"adalora ÷ uniform LoRA, network, noise {NOISES[0]:g}"
+    assert titles[6] == f"LoRA with adalora's final map ÷ uniform LoRA, network, noise {NOISES[1]:g}"
+    assert titles[15] == f"LoRA with the planted map ÷ uniform LoRA, minilm_l6, noise {NOISES[1]:g}"
 
 
 def test_without_a_control_that_panel_is_left_out():
     titles = [panel.title for panel in figure.panels(record(control=False))]
-    assert len(titles) == 3 * len(NOISES)
+    assert len(titles) == 3 * len(DIAGRAM) * len(NOISES)
     assert titles[0] == "adalora ÷ uniform LoRA"
 
 

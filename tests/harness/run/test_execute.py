@@ -1,6 +1,7 @@
 """What a run checks before it trains, and what it keeps when something fails afterwards."""
 
 import json
+import platform
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -234,6 +235,15 @@ def test_arm_test_and_majority(tmp_path):
         "label": "int64", "prediction": "int64", "score": "float32",
     }  # fmt: skip
     assert np.mean(columns["prediction"] == columns["label"]) == metric["test_last"]
+
+
+def test_emulated_bf16_is_told_where_it_is_slow(words, tmp_path, monkeypatch):
+    """With AVX-512, torch's bf16 is not slow; without it, a step of MiniLM-L6 took 13 times as long as in fp32."""
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for capability, precision, told in (("AVX512", "bf16", 0), ("AVX2", "fp32", 0), ("AVX2", "bf16", 1)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda found=capability: found)
+        out = inside(*words, f"train.precision={precision}", f"out={tmp_path / (capability + precision)}").stdout
+        assert out.count("this processor emulates bf16; train.precision=fp32 takes a fraction of the time") == told
 
 
 @pytest.mark.parametrize(("labels", "key"), [("0,1", "label"), ("0.5,1", "target")])
