@@ -93,10 +93,10 @@ def wanted(
 
 
 def pending(
-    record: dict[str, Any], cells: Sequence[tuple[Setting, int, str]], seeds: Sequence[int], steps: int | None
+    record: dict[str, Any], cells: Sequence[tuple[Setting, int, str]], seeds: int | None, steps: int | None
 ) -> list[Job]:
     """A job for every cell that lacks a seed and was not skipped, and for the references of cases that needed a
-    different mean rank than requested."""
+    different mean rank than requested. seeds: how many, if not the number of each setting's scale."""
     asked = list(cells)
     for setting, rank, case in cells:
         cell = record["settings"].get(setting.name, {}).get("cells", {}).get(str(rank), {}).get(case)
@@ -106,9 +106,9 @@ def pending(
     for setting, rank, case in dict.fromkeys(asked):
         held = record["settings"].get(setting.name, {})
         known = held.get("cells", {}).get(str(rank), {}).get(case)
-        done = set(known["seeds"]) if known else set()
-        if case not in held.get("skipped", {}) and not {str(seed) for seed in seeds} <= done:
-            jobs.append(Job(setting, rank, case, seeds, sized(setting, steps), known))
+        done, wished = set(known["seeds"]) if known else set(), range(seeds or setting.scale.seeds)
+        if case not in held.get("skipped", {}) and not set(map(str, wished)) <= done:
+            jobs.append(Job(setting, rank, case, wished, sized(setting, steps), known))
     return jobs
 
 
@@ -142,12 +142,12 @@ def finished(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, dict[st
 
 def run(record: dict[str, Any], cells: Sequence[tuple[Setting, int, str]], arguments: argparse.Namespace) -> None:
     """Measure what is missing, and write the record after each cell."""
-    seeds = range(arguments.seeds)
     for setting, _, case in cells:  # a case that was skipped earlier may be possible now
         record["settings"].get(setting.name, {}).get("skipped", {}).pop(case, None)
-    while jobs := pending(record, cells, seeds, arguments.steps):
+    while jobs := pending(record, cells, arguments.seeds, arguments.steps):
         for setting in dict.fromkeys(job.setting for job in jobs):
             ranks = sorted({job.rank for job in jobs if job.setting == setting})
+            seeds = next(job.seeds for job in jobs if job.setting == setting)
             held = record["settings"].setdefault(setting.name, {"cells": {}, "skipped": {}})
             for key, value in facts(setting, ranks, seeds).items():
                 held[key] = {**held.get(key, {}), **value} if isinstance(value, dict) else value
@@ -168,7 +168,10 @@ def opened(file: Path, steps: int | None) -> dict[str, Any]:
     """The record in a file, or a new one. Raises SettingError if the file holds anything else."""
     sizes = {"small": SMALL, "encoder": ENCODER, "decoder": DECODER}
     scales = {name: asdict(replace(s, steps=steps or s.steps)) for name, s in sizes.items()}
-    scales = {name: {**scale, "rates": list(scale["rates"])} for name, scale in scales.items()}
+    scales = {
+        name: {key: list(value) if key == "rates" else value for key, value in scale.items() if key != "seeds"}
+        for name, scale in scales.items()
+    }
     if not file.parent.is_dir():
         raise SettingError(f"--json must lie in a folder that exists (got {file})")
     if not file.exists():
@@ -203,7 +206,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--setting", nargs="+", default=list(DEFAULT), help="groups or single settings")
     parser.add_argument("--method", nargs="+", default=[], help='methods, "all", "scores" or "controls"')
     parser.add_argument("--budget", nargs="+", type=float, default=[], help="multiples of the planted triplets")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, help="default: 10, on the encoder 5, on the decoder 3")
     parser.add_argument("--steps", type=int, help="steps of every run, for a quick look; needs a separate --json")
     parser.add_argument("--jobs", type=int, default=1, help="number of single-threaded processes")
     parser.add_argument("--json", type=Path, default=RESULTS)

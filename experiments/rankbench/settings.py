@@ -24,18 +24,20 @@ NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # {knob: (the valid
 @dataclass(frozen=True)
 class Scale:
     """The size of a run on one kind of base. rates: the learning rates that every case tries first, a constant factor
-    apart; tuning: the number of seeds that choose between them, on rows that enter no result."""
+    apart; tuning: the number of seeds that choose between them, on rows that enter no result; seeds: how many then run,
+    unless --seeds says otherwise."""
 
     rows: int
     batch: int
     steps: int
     rates: tuple[float, ...]
     tuning: int
+    seeds: int
 
 
-SMALL = Scale(rows=1024, batch=64, steps=200, rates=(1e-2, 2.5e-2, 6.25e-2, 1.5625e-1), tuning=3)
-ENCODER = Scale(rows=1024, batch=8, steps=240, rates=(1e-3, 2.5e-3, 6.25e-3, 1.5625e-2), tuning=1)
-DECODER = Scale(rows=512, batch=8, steps=60, rates=(1e-3, 2.5e-3, 6.25e-3), tuning=1)
+SMALL = Scale(rows=1024, batch=64, steps=200, rates=(1e-2, 2.5e-2, 6.25e-2, 1.5625e-1), tuning=3, seeds=10)
+ENCODER = Scale(rows=1024, batch=8, steps=240, rates=(1e-3, 2.5e-3, 6.25e-3, 1.5625e-2), tuning=1, seeds=5)
+DECODER = Scale(rows=512, batch=8, steps=60, rates=(1e-3, 2.5e-3, 6.25e-3), tuning=1, seeds=3)
 SCALES = {"linear": SMALL, "network": SMALL, "smollm2_135m": DECODER}  # of other bases: ENCODER
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from experiments.pages import MARKER
 from experiments.rankbench import measure, read, run
+from experiments.rankbench.settings import parse
 
 SETTING = "network,ranks=4x2+2x2"
 QUICK = ["--setting", SETTING, "--method", "adalora", "full", "--steps", "2"]
@@ -55,6 +56,13 @@ def test_a_further_seed_is_added_to_what_is_there(copy, capsys):
         assert (cell["rate"], len(cell["seeds"])) == (before[case]["rate"], 2)
     assert set(after["planted"]) == {"0", "1"}
     assert "full skipped: it has no adapter" in capsys.readouterr().out
+
+
+def test_the_number_of_seeds_is_that_of_the_base_unless_it_is_given():
+    cells = [(parse(f"{base},ranks=2"), 1, "lora") for base in ("network", "minilm_l6", "smollm2_135m")]
+    empty = {"settings": {}}
+    assert [len(job.seeds) for job in run.pending(empty, cells, None, None)] == [10, 5, 3]
+    assert [len(job.seeds) for job in run.pending(empty, cells, 2, None)] == [2, 2, 2]
 
 
 def test_a_run_that_is_stopped_keeps_its_finished_cells(tmp_path, monkeypatch):
