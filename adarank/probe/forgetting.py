@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from adarank.errors import SettingError
 from adarank.harness.data.batches import Encoded, collate, encode, evaluation_order
+from adarank.harness.data.losses import IGNORED, cross_entropy
 from adarank.harness.data.metrics.labels import spearman
 from adarank.harness.data.tasks.base import Split
 from adarank.harness.data.tasks.glue import glue
@@ -103,9 +104,8 @@ def language_loss(model: Any, tokenizer: Any, texts: Sequence[str], max_length: 
     for batch in rows:
         inputs, _ = collate(encoded, batch, device)
         real = inputs["attention_mask"][:, 1:].bool()
-        logits = model(**inputs).logits[:, :-1].double()
-        loss = F.cross_entropy(logits.transpose(1, 2), inputs["input_ids"][:, 1:], reduction="none")
-        total += float(loss.masked_fill(~real, 0.0).sum())
+        labels = inputs["input_ids"][:, 1:].masked_fill(~real, IGNORED)
+        total += float(cross_entropy(model(**inputs).logits[:, :-1].double(), labels).sum())
         count += int(real.sum())
     if not count:
         raise SettingError(

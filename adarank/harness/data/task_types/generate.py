@@ -22,11 +22,11 @@ from adarank.errors import SettingError
 from adarank.harness.config.spec import TrainConfig
 from adarank.harness.data import cache
 from adarank.harness.data.batches import evaluation_order, lengths, without_full_mask
-from adarank.harness.data.losses import IGNORED, chunked_token_losses, computes_in_chunks
+from adarank.harness.data.losses import IGNORED, chunked_token_losses, computes_in_chunks, cross_entropy
 from adarank.harness.data.metrics import texts as text_metrics
 from adarank.harness.data.task_types.chat_templates import labelled, prompt_tokens, template_of, turn_end
 from adarank.harness.data.tasks.base import Prompts, Task
-from adarank.harness.device import at_least_fp32, autocast
+from adarank.harness.device import autocast
 from adarank.harness.run import parallel
 from adarank.harness.run.distributed import world
 from adarank.runs.predictions import Columns
@@ -240,12 +240,12 @@ def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     labels = batch["labels"][:, 1:]
     if "position_ids" in batch:  # packed: the last token of a row does not predict the first of the next
         labels = labels.masked_fill(batch["position_ids"][:, 1:] == 0, IGNORED)
+    labels = F.pad(labels, (0, 1), value=IGNORED)  # the last token predicts nothing
     if computes_in_chunks(model):
-        return chunked_token_losses(model, inputs, F.pad(labels, (0, 1), value=IGNORED))[:, :-1]
-    logits = model(**inputs, use_cache=False).logits
-    return F.cross_entropy(
-        at_least_fp32(logits[:, :-1]).transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-    )
+        found = chunked_token_losses(model, inputs, labels)
+    else:
+        found = cross_entropy(model(**inputs, use_cache=False).logits, labels)
+    return found[:, :-1]
 
 
 def evaluate(

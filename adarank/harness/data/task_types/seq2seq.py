@@ -12,19 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from adarank.errors import SettingError
 from adarank.harness.config.spec import TrainConfig
 from adarank.harness.data import cache
 from adarank.harness.data.batches import check_lengths, evaluation_order, lengths
-from adarank.harness.data.losses import IGNORED
+from adarank.harness.data.losses import IGNORED, cross_entropy
 from adarank.harness.data.task_types.generate import Encoded, answered, decode, evaluate_texts
 from adarank.harness.data.task_types.generate import collate as collate
 from adarank.harness.data.task_types.generate import outputs as outputs
 from adarank.harness.data.task_types.generate import units as units
 from adarank.harness.data.tasks.base import Prompts, Task
-from adarank.harness.device import at_least_fp32
 from adarank.runs.predictions import Columns
 
 AUTO = "AutoModelForSeq2SeqLM"
@@ -76,8 +74,7 @@ def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """The cross-entropy of every token, [batch, longest reference], 0 for padding. The model shifts the labels."""
-    logits = at_least_fp32(model(**batch, use_cache=False).logits)
-    return F.cross_entropy(logits.transpose(1, 2), batch["labels"], ignore_index=IGNORED, reduction="none")
+    return cross_entropy(model(**batch, use_cache=False).logits, batch["labels"])
 
 
 def evaluate(
