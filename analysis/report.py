@@ -55,7 +55,7 @@ LEGEND = (
     "comparisons. spread: paired, or for at most 5 pairs the larger of that and the one pooled over all methods of "
     "the table.",
     "The verdict follows from that interval. If it excludes 0, one method is better. If it lies within the margin, and "
-    "an assay shows that the task responds to rank, the methods are equivalent. Otherwise the comparison is undecided; "
+    "an assay shows that a difference would be seen, the methods are equivalent. Otherwise the comparison is undecided; "
     "the verdict then states how many more seeds the test needs to find the observed difference (or the margin, if "
     "larger) four times in five. Fewer than 3 pairs decide nothing.",
     "p: of the paired t test, corrected like the interval. sign flip: exact two-sided p of a test that assumes no "
@@ -192,8 +192,8 @@ def assay_lines(report: Report) -> list[str]:
             lines.append(f"{table.title}: {said}.")
         if not assays:
             lines.append(
-                f"{table.title}: no assay (LoRA at two ranks, or allocator=global_bottom) shows that the task responds "
-                "to rank, so nothing is called equivalent."
+                f"{table.title}: no assay (LoRA at two ranks, or allocator=global_bottom) shows that a difference "
+                "would be seen, so nothing is called equivalent."
             )
     return lines
 
