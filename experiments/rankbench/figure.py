@@ -10,17 +10,18 @@ import numpy as np
 from analysis.plots import style
 from experiments.rankbench.measure import ORACLE, UNIFORM, mean_rank
 from experiments.rankbench.read import Ratio, compare, control_of, losses, own_map
-from experiments.rankbench.settings import BUDGETS, DIAGRAM, GROUPS, NOISES, parse
+from experiments.rankbench.settings import DIAGRAM, GROUPS, NOISES, parse
 
 LIMIT = 6.0  # of the colour scale, in powers of two
 
 
 class Panel(NamedTuple):
-    """One contrast on one base at one noise level. spreads: the numbers of planted modules, of which the first is all;
-    cells: {(budget, planted modules): ratio}."""
+    """One contrast on one base at one noise level. budgets, spreads: the columns and the rows, of which the first
+    has all modules planted; cells: {(budget, planted modules): ratio}."""
 
     title: str
     base: str
+    budgets: Sequence[float]
     spreads: Sequence[int]
     noise: float
     cells: dict[tuple[float, int], Ratio]
@@ -43,7 +44,7 @@ def panels(record: Mapping[str, Any], method: str = "adalora") -> list[Panel]:
         for name, setting in settings.items():
             if setting.noise != noise or name not in record["settings"]:
                 continue
-            for budget in BUDGETS:
+            for budget in GROUPS[group].budgets:
                 cells = record["settings"][name]["cells"].get(str(mean_rank(setting, budget, spreads[0])), {})
                 if method not in cells or UNIFORM not in cells:
                     continue
@@ -57,7 +58,9 @@ def panels(record: Mapping[str, Any], method: str = "adalora") -> list[Panel]:
                 for (_, into), (ours, others) in zip(contrasts, pairs, strict=True):
                     if (ratio := compare(ours, others)) is not None:
                         into[budget, len(setting.ranks)] = ratio
-        found += [Panel(title, base, spreads, noise, cells) for title, cells in contrasts if cells]
+        found += [
+            Panel(title, base, GROUPS[group].budgets, spreads, noise, cells) for title, cells in contrasts if cells
+        ]
     return found
 
 
@@ -71,18 +74,18 @@ def draw(record: Mapping[str, Any], method: str = "adalora") -> "style.Figure | 
     figure, axes = style.panels(len(shown), 3.6, 3.1, across=len(shown) // len(rows))
     image: Any = None
     for axis, panel in zip(axes, shown, strict=True):
-        grid = np.full((len(panel.spreads), len(BUDGETS)), np.nan)
+        grid = np.full((len(panel.spreads), len(panel.budgets)), np.nan)
         for (budget, modules), ratio in panel.cells.items():
-            grid[panel.spreads.index(modules), BUDGETS.index(budget)] = math.log2(ratio.mean)
+            grid[panel.spreads.index(modules), panel.budgets.index(budget)] = math.log2(ratio.mean)
         axis.grid(visible=False)
         image = axis.imshow(grid, cmap="PuOr_r", vmin=-LIMIT, vmax=LIMIT, aspect="auto")
         for (budget, modules), ratio in panel.cells.items():
-            y, x = panel.spreads.index(modules), BUDGETS.index(budget)
+            y, x = panel.spreads.index(modules), panel.budgets.index(budget)
             decided = ratio.verdict in ("better", "worse")
             colour = style.ink(*image.cmap(image.norm(grid[y, x]))[:3])
             axis.text(x, y, label(ratio), ha="center", va="center", color=colour, fontsize=10,
                       fontweight="bold" if decided else "normal")  # fmt: skip
-        axis.set_xticks(range(len(BUDGETS)), [f"{budget:g}×" for budget in BUDGETS])
+        axis.set_xticks(range(len(panel.budgets)), [f"{budget:g}×" for budget in panel.budgets])
         axis.set_yticks(range(len(panel.spreads)), [f"{n} of {panel.spreads[0]}" for n in panel.spreads])
         axis.set(xlabel="budget ÷ planted triplets", ylabel="modules with planted rank")
         axis.set_title(style.wrapped(f"{panel.title}, {panel.base}, noise {panel.noise:g}", 34), fontsize=10)

@@ -124,15 +124,16 @@ class Group:
     cases: Sequence[str]
 
 
-NOISES, BUDGETS = (0.1, 1.0), (0.5, 1, 2, 4)  # of the phase diagram: label noise, and budget ÷ planted triplets
-SPREADS = (12, 6, 3, 1)  # planted modules of the network's 12; of MiniLM's 36, three times as many
+NOISES, SPREADS = (0.1, 1.0), (12, 6, 3, 1)  # of the phase diagram: label noise, and number of planted modules of 12
 DIAGRAM = ("phase", "encoder")  # the groups that the phase diagram shows
 CONTROLS = ("adalora", "adalora, allocator=uniform")
 GROUPS = {
     "planted": Group(["network,ranks=8x2+4x2"], [1], ["all", "scores", "controls"]),
     "linear": Group(["linear,ranks=8x3,decay=0.8,noise=0.1"], [1], ["all", "controls"]),
     "even": Group(["network,ranks=2x12,noise=0.1"], [1], ["all", "controls"]),
-    "phase": Group([f"network,ranks={24 // k}x{k},noise={n:g}" for n in NOISES for k in SPREADS], BUDGETS, CONTROLS),
+    "phase": Group(
+        [f"network,ranks={24 // k}x{k},noise={n:g}" for n in NOISES for k in SPREADS], [0.5, 1, 2, 4], CONTROLS
+    ),
     "start": Group(
         [f"network,ranks={24 // k}x{k},noise=0.1" for k in SPREADS],
         [1],
@@ -146,8 +147,6 @@ GROUPS = {
         [1, 2],
         CONTROLS,
     ),
-    "encoder": Group(
-        [f"minilm_l6,ranks={24 // k}x{3 * k},noise={n:g}" for n in NOISES for k in SPREADS], BUDGETS, CONTROLS
-    ),
+    "encoder": Group([f"minilm_l6,ranks={24 // k}x{3 * k},noise=0.1" for k in SPREADS], [0.5, 1, 2], CONTROLS),
     "decoder": Group(["smollm2_135m,ranks=20x21,noise=0.1"], [1], CONTROLS),
 }
