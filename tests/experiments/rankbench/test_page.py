@@ -176,5 +176,28 @@ def test_the_pairs_within_strata_differ_in_the_budget():
     )
 
 
+def test_what_the_pages_say_of_the_pretrained_encoder():
+    few, all_alike = "minilm_l6,ranks=8x9,noise=0.1", "minilm_l6,ranks=2x36,noise=0.1"
+    verdicts = {
+        (name, rank): found("adalora", name, rank).control.verdict for name in (few, all_alike) for rank in (1, 2, 4)
+    }
+    assert list(verdicts.values()) == ["better", "better", "undecided", "better", "equal", "equal"]
+    assert {found("adalora", few, rank).uniform.verdict for rank in (1, 2, 4)} == {"undecided"}
+    maps = {panel.title: panel.cells for panel in figure.panels(RECORD) if panel.base == "minilm_l6"}
+    own, planted = (maps[f"LoRA with {whose} map ÷ uniform LoRA"] for whose in ("adalora's final", "the planted"))
+    assert [own[budget, 9].verdict for budget in (0.5, 1, 2)] == ["better", "undecided", "undecided"]
+    assert [planted[budget, 9].verdict for budget in (0.5, 1, 2)] == ["better", "undecided", "undecided"]
+    assert own[0.5, 36].verdict == "better"
+    held = RECORD["settings"][all_alike]
+    attends = [name.endswith(("query", "key")) for name in held["modules"]]
+    seeds = held["cells"]["1"]["adalora"]["seeds"].values()
+    given = sum(r for run in seeds for r, attend in zip(run["ranks"], attends, strict=True) if attend)
+    share = given / sum(sum(run["ranks"]) for run in seeds)
+    for page in ("docs/rankbench.md", "docs/findings.md"):
+        assert f"{share:.2f} of its triplets"[1:] in text_of(page)
+        assert sum(attends) == len(attends) / 3
+        assert "a third of the modules" in text_of(page)
+
+
 def test_the_result_is_small_enough_to_be_committed():
     assert run.RESULTS.stat().st_size < 900_000
