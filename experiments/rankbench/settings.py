@@ -147,6 +147,6 @@ GROUPS = {
         [1, 2],
         CONTROLS,
     ),
-    "encoder": Group([f"minilm_l6,ranks={24 // k}x{3 * k},noise=0.1" for k in SPREADS], [0.5, 1, 2], CONTROLS),
+    "encoder": Group([f"minilm_l6,ranks={72 // k}x{k},noise=0.1" for k in (36, 9, 3)], [0.5, 1, 2], CONTROLS),
     "decoder": Group(["smollm2_135m,ranks=20x21,noise=0.1"], [1], CONTROLS),
 }

@@ -51,10 +51,11 @@ def test_every_cell_has_its_ratio_in_its_place():
     panels = drawn.axes[:12]  # the network at both noises and the encoder at one
     for number, axes in enumerate(panels[::4]):
         texts, (most, budgets) = shown(axes), ((12, (0.5, 1, 4)), (12, (0.5, 1, 4)), (36, (0.5, 1)))[number]
-        assert len(texts) == len(SPREADS) * (len(budgets) + 1) - 1
+        rows = [most] + [most // part for part in ((2, 4, 12) if most == 12 else (4, 12))]
+        assert len(texts) == len(rows) * (len(budgets) + 1) - 1
         assert ("4×" if most == 12 else "2×", f"{most} of {most}") not in texts
         for budget in budgets:
-            for modules in (most // 2, most // 4, most // 12):
+            for modules in rows[1:]:
                 value = budget / modules * (1 + number % 2)
                 text = texts[f"{budget:g}×", f"{modules} of {most}"]
                 assert text.get_text() == f"{value:.2g}"
