@@ -55,8 +55,8 @@ LEGEND = (
     "comparisons. spread: paired, or for at most 5 pairs the larger of that and the one pooled over all methods of "
     "the table.",
     "The verdict follows from that interval. If it excludes 0, one method is better. If it lies within the margin, and "
-    "an assay shows that a difference would be seen, the methods are equivalent. Otherwise the comparison is undecided; "
-    "the verdict then states how many more seeds the test needs to find the observed difference (or the margin, if "
+    "an assay shows that a difference would be seen, the methods are equivalent. Otherwise the comparison is "
+    "undecided; the verdict then states how many more seeds the test needs to find the observed difference (or the margin, if "
     "larger) four times in five. Fewer than 3 pairs decide nothing.",
     "p: of the paired t test, corrected like the interval. sign flip: exact two-sided p of a test that assumes no "
     "distribution, not corrected; with n pairs it cannot be below 2/2ⁿ.",
