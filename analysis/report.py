@@ -56,8 +56,8 @@ LEGEND = (
     "the table.",
     "The verdict follows from that interval. If it excludes 0, one method is better. If it lies within the margin, and "
     "an assay shows that a difference would be seen, the methods are equivalent. Otherwise the comparison is "
-    "undecided; the verdict then states how many more seeds the test needs to find the observed difference (or the margin, if "
-    "larger) four times in five. Fewer than 3 pairs decide nothing.",
+    "undecided; the verdict then states how many more seeds the test needs to find the observed difference (or the "
+    "margin, if larger) four times in five. Fewer than 3 pairs decide nothing.",
     "p: of the paired t test, corrected like the interval. sign flip: exact two-sided p of a test that assumes no "
     "distribution, not corrected; with n pairs it cannot be below 2/2ⁿ.",
     "P(better): the share of pairs won, with ties counting half, and Wilson's interval. g: Hedges' g, paired. "
