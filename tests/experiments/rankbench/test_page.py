@@ -188,6 +188,11 @@ def test_what_the_pages_say_of_the_pretrained_encoder():
     assert [own[budget, 9].verdict for budget in (0.5, 1, 2)] == ["better", "undecided", "undecided"]
     assert [planted[budget, 9].verdict for budget in (0.5, 1, 2)] == ["better", "undecided", "undecided"]
     assert own[0.5, 36].verdict == "better"
+    for modules, rank in ((3, 24), (9, 8), (36, 2)):
+        for budget in (0.5, 1, 2):
+            if ratios := [cells[budget, modules] for cells in maps.values() if (budget, modules) in cells]:
+                row = " | ".join([f"{rank} in {modules}", f"{budget:g}×", *map(read._marked, ratios)])
+                assert f"| {row} |" in PAGE
     held = RECORD["settings"][all_alike]
     attends = [name.endswith(("query", "key")) for name in held["modules"]]
     seeds = held["cells"]["1"]["adalora"]["seeds"].values()

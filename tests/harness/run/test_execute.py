@@ -238,7 +238,7 @@ def test_arm_test_and_majority(tmp_path):
 
 
 def test_emulated_bf16_is_told_where_it_is_slow(words, tmp_path, monkeypatch):
-    """With AVX-512, torch's bf16 is not slow; without it, a step of MiniLM-L6 took 13 times as long as in fp32."""
+    """With AVX-512, torch's bf16 is not slow; without it, a step of MiniLM-L6 took 12 times as long as in fp32."""
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     for capability, precision, told in (("AVX512", "bf16", 0), ("AVX2", "fp32", 0), ("AVX2", "bf16", 1)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda found=capability: found)
