@@ -1,6 +1,6 @@
 """Verdicts on paired scores: paired t tests whose intervals hold simultaneously over a whole family of comparisons.
 
-One interval decides: it lies within the margin (equivalent, if an assay shows), excludes 0 (one is
+One interval decides: it lies within the margin (equivalent, if an assay shows a difference), excludes 0 (one is
 better), or neither (undecided). If too few pairs learned anything, only how often the methods collapse can decide. A
 study declares its family beforehand (claims.json); a folder without claims gets a default family, each method against
 LoRA. All other comparisons are exploratory and have no verdict.

@@ -34,7 +34,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The cross-entropy of every token, in fp32 (fp64 for fp64 logits), shaped like `labels`; 0 for an ignored one.
 
     logits: [rows, tokens, vocabulary]; labels: int64 [rows, tokens]. torch also takes logits as [rows, vocabulary,
-    tokens], but sums them there several times slower on a CPU, and one without AVX-512 less exactly.
+    tokens], but on a CPU without AVX-512 it sums them there several times slower and less exactly.
     """
     flat = at_least_fp32(logits).flatten(0, 1)
     return F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none").view_as(labels)
