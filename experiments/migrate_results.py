@@ -7,7 +7,7 @@ Runs in separate files, as experiments/pack.py used to write them (`<run>.json.g
 JSON), are joined in one file for each folder; --join does only this. Then every packed run gets the current names of
 its settings and the name that experiments/run.py now gives the run, `<method>-<digest>-s<seed>`. The digest covers the
 data, so --data names the folder with GLUE's tasks. Summaries of classification runs gain `metric.majority`, the
-metric's value for always predicting the most frequent class.
+metric's value for always predicting the most frequent class. Measurements are rounded as experiments/pack.py rounds them.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from adarank.harness.run import identity
 from adarank.harness.run.ranks_from import RankMap
 from adarank.harness.run.resolve import chosen_targets, frozen_dtype, load_base, load_task
 from adarank.runs.packed import FILE, read_file, record_files
-from experiments.pack import add_records, write_records
+from experiments.pack import add_records, rounded, write_records
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Record = dict[str, Any]  # {config, summary, metrics, modules, allocations, measures}: `measures` may be missing
@@ -136,7 +136,8 @@ def migrate(results: Path, data: Path | None) -> int:
             config["ranks_from"] = names[source]
         names[run] = name_of(spec_of(config), data, rank_map)
         summary = with_majority(records[run]["summary"], spec_of(config), data)
-        migrated.setdefault(run[0], {})[names[run]] = {**records[run], "config": config, "summary": summary}
+        measures = {key: rounded(value) for key, value in records[run].items() if key == "measures"}
+        migrated.setdefault(run[0], {})[names[run]] = {**records[run], "config": config, "summary": summary, **measures}
     changed = 0
     for file, runs in migrated.items():
         known = dict(read_file(file))

@@ -4,8 +4,8 @@
     python experiments/pack.py unpack experiments/results/table1 runs/table1
 
 The file `runs.jsonl.xz` has a line for each run with its settings and summary (absolute paths cut to their last part),
-metrics, allocations, the measurements of `adarank probe` except similarities, and the labels and predicted classes of
-test, but no weights, probabilities or quantiles of scores. The same runs always give the same bytes. experiments/run.py
+metrics, allocations, the measurements of `adarank probe` except similarities, to seven digits, which is what fp32 has, and
+the labels and predicted classes of test, but no weights, probabilities or quantiles of scores. The same runs always give the same bytes. experiments/run.py
 skips an unpacked run as finished; analysis/ and `adarank.frame` read it like any run.
 """
 
@@ -29,6 +29,7 @@ from adarank.runs.files import SUMMARY, read_json, read_object, write_text
 from adarank.runs.lock import RunLocked, locked, waiting_for
 from adarank.runs.packed import FILE, FINISHED, allocations_of, read_file, read_records
 
+DIGITS = 7
 MEASURES = (files.PROBE, files.PRUNING, files.DELTA, files.FORGETTING, files.PREFIXES)
 
 
@@ -119,14 +120,24 @@ def packed(folder: Path) -> dict[str, Any]:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """{file name: content} for those of MEASURES that the run's folder has. Raises SettingError for a damaged one."""
+    """{file name: content}, `rounded`, for those of MEASURES that the run's folder has. Raises SettingError for a
+    damaged one."""
     contents = {}
     for path in (folder / name for name in MEASURES if (folder / name).is_file()):
         try:
-            contents[path.name] = read_json(path)
+            contents[path.name] = rounded(read_json(path))
         except ValueError:
             raise SettingError(f"{path} is damaged; delete it, or measure again with experiments/probe.py") from None
     return contents
+
+
+def rounded(value: Any) -> Any:
+    """JSON with every fraction rounded to DIGITS significant digits."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def write_run(record: dict[str, Any], folder: Path) -> None:

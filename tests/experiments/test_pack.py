@@ -151,9 +151,9 @@ def test_what_was_measured_of_a_run_later_is_added_to_its_file(out, tmp_path):
     (run,) = runs.glob("sweep/adalora-*")
     before, file = read_record(place), place.parent / FILE
     for name in ("forgetting.json", "similarity.json"):
-        (run / name).write_text('{"stsb": {"before": 0.8, "after": 0.7}}')
+        (run / name).write_text('{"stsb": {"rows": 123456789, "before": 0.8, "after": [0.7012345678]}}')
     assert pack(runs, results) == [place]
-    measures = {"forgetting.json": {"stsb": {"before": 0.8, "after": 0.7}}}
+    measures = {"forgetting.json": {"stsb": {"rows": 123456789, "before": 0.8, "after": [0.7012346]}}}
     assert read_record(place) == {**before, "measures": measures}, "similarities are too large for it"
     assert pack(runs, results) == []
     (back,) = unpack(results, tmp_path / "back")
