@@ -179,6 +179,17 @@ def test_random_is_fair_and_seeded_and_does_not_look_at_scores():
     assert torch.equal(*masks)
 
 
+@given(cases(), st.data())
+def test_random_ranks_are_those_of_random_triplets_and_each_module_keeps_its_best(case, data):
+    """Its ranks are those of `random` with the same draw, and within a module the scores choose, as with `uniform`."""
+    budget = budget_of(case, data, 0, int(case.mask.sum()))
+    kept, drawn = call(random(ranks_only=True), case, budget), call(random(), case, budget)
+    assert ranks_of(kept, case) == ranks_of(drawn, case)
+    for i, rank in enumerate(ranks_of(drawn, case)):
+        best = set(falling(case, members(case, i))[:rank])
+        assert {j for j in members(case, i) if kept[j]} == best
+
+
 def grown_by_hand(case, budget, h, limit):
     """Round by round one free slot to each of the h best modules that have one; a new group when those are full."""
     kept = {j for j, on in enumerate(case.mask.tolist()) if on}
