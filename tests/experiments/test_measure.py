@@ -1,4 +1,4 @@
-"""A study's probe: what is refused, what is measured once, and the three studies that have one, whole at tiny size."""
+"""A study's probe: what is refused, what is measured once, and the studies that have one, whole at tiny size."""
 
 import json
 import re
@@ -27,6 +27,7 @@ CLAIMS = {
     "assay": {"of": "adalora@2", "against": "full"},
 }
 STUDIES = ROOT / "experiments" / "studies"
+MEASURED = ("forgetting", "forgetting_language", "every_rank", "pruning")
 
 
 def read(**parts):
@@ -124,7 +125,7 @@ def test_finished_runs_of_an_arm_are_measured_once(tmp_path, monkeypatch, capsys
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("name", ["forgetting", "every_rank", "pruning"])
+@pytest.mark.parametrize("name", MEASURED)
 def test_the_number_of_runs_is_the_one_that_the_study_states(name):
     path = STUDIES / f"{name}.yaml"
     found = study.load(path)
@@ -152,9 +153,21 @@ def sentences(folder):
     return folder
 
 
-def at_tiny_size(content):
+def restaurants(folder):
+    """E2E as its distribution has it, of few meaning representations, and a text to forget."""
+    rows = [f'"name[Pub {i}], area[riverside]","Pub {i} is by the river."' for i in range(24)]
+    for name, kept in (("devset.csv", rows), ("testset_w_refs.csv", rows[:6])):
+        (folder / name).write_text("\n".join(["mr,ref", *kept]))
+    (folder / "text.txt").write_text("The river is by the pub.\nA pub is a house.\n")
+    return folder
+
+
+def at_tiny_size(content, data):
     """The study with one rate, three seeds and little to measure."""
     settings = {"tiny": True, "holdout": 24, "train.eval_every": 12}
+    if "e2e" in content["tasks"]:
+        settings |= {"model": "tiny_llama", "holdout": 4}
+        content["tasks"] = {"e2e": {"settings": {"task": "e2e", "task.path": str(restaurants(data))}}}
     content |= {"settings": settings, "tuning": [100], "seeds": [0, 1, 2], "extend": 0}
     probe = content["probe"]
     for pattern, short in {
@@ -171,9 +184,10 @@ def at_tiny_size(content):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["forgetting", "every_rank", "pruning"])
+@pytest.mark.parametrize("name", MEASURED)
 def test_one_command_tunes_compares_measures_and_judges(name, tmp_path, monkeypatch):
     monkeypatch.setenv("STSB", str(sentences(tmp_path)))
+    monkeypatch.setenv("TEXT", str(tmp_path / "text.txt"))
     monkeypatch.setattr(movie_reviews, "_reviews", reviews)
     probes = []
 
@@ -182,7 +196,7 @@ def test_one_command_tunes_compares_measures_and_judges(name, tmp_path, monkeypa
         return SimpleNamespace(returncode=cli.main(command[2:]))
 
     monkeypatch.setattr(measure, "subprocess", SimpleNamespace(run=probed))
-    content = at_tiny_size(yaml.safe_load((STUDIES / f"{name}.yaml").read_text()))
+    content = at_tiny_size(yaml.safe_load((STUDIES / f"{name}.yaml").read_text()), tmp_path)
     file, out, results = tmp_path / f"{name}.yaml", tmp_path / "out", tmp_path / "results" / name
     file.write_text(yaml.safe_dump(content))
     words = [file, "--out", out, "--results", results]
@@ -212,14 +226,16 @@ def test_one_command_tunes_compares_measures_and_judges(name, tmp_path, monkeypa
     written = "\n".join(pages.written(name))
     for title in {
         "forgetting": ["Declared beforehand: zero-shot STS-B", forgetting.OVER_SEEDS],
+        "forgetting_language": ["Declared beforehand: held-out text", forgetting.OVER_SEEDS],
         "every_rank": ["Declared beforehand: AURAC", prefixes.TITLE, "cut by SVD"],
         "pruning": [pruning.TITLE],
     }[name]:
         assert title in written
-    assert "Trials: rotten_tomatoes, mean on dev" in written
-    assert "the assay shows" not in written.partition("Declared beforehand")[0], (
-        "of LoRA's ranks, which nobody declared"
-    )
+    assert re.search(r"Trials: (rotten_tomatoes|e2e), mean on dev", written)
+    if asked.claims is None:
+        assert "the assay shows" not in written.partition("Declared beforehand")[0], (
+            "of LoRA's ranks, which nobody declared"
+        )
     if name == "pruning":
         again = len(probes)
         assert (in_this_one(words).status, len(probes)) == (0, again), "nothing is measured twice"
