@@ -7,7 +7,8 @@ Runs in separate files, as experiments/pack.py used to write them (`<run>.json.g
 JSON), are joined in one file for each folder; --join does only this. Then every packed run gets the current names of
 its settings and the name that experiments/run.py now gives the run, `<method>-<digest>-s<seed>`. The digest covers the
 data, so --data names the folder with GLUE's tasks. Summaries of classification runs gain `metric.majority`, the
-metric's value for always predicting the most frequent class. Measurements are rounded as experiments/pack.py rounds them.
+metric's value for always predicting the most frequent class. Measurements are rounded as experiments/pack.py rounds
+them.
 """
 
 import argparse
