@@ -4,8 +4,8 @@
     python experiments/pack.py unpack experiments/results/table1 runs/table1
 
 The file `runs.jsonl.xz` has a line for each run with its settings and summary (absolute paths cut to their last part),
-metrics, allocations, the measurements of `adarank probe` except similarities (to seven digits, as many as fp32 has), and
-the labels and predicted classes of test, but no weights, probabilities or quantiles of scores. The same runs always
+metrics, allocations, the measurements of `adarank probe` except similarities (to seven digits, as many as fp32 has),
+and the labels and predicted classes of test, but no weights, probabilities or quantiles of scores. The same runs always
 give the same bytes. experiments/run.py skips an unpacked run as finished; analysis/ and `adarank.frame` read it like
 any run.
 """
