@@ -314,7 +314,7 @@ def page_of(path):
     return text_of(path).replace(" points [", " [")
 
 
-@pytest.mark.parametrize("study", ["central", "central_mpnet"])
+@pytest.mark.parametrize("study", ["central", "replication", "central_mpnet"])
 def test_the_findings_print_every_claim_of_a_study_that_has_all_its_seeds(study, tmp_path):
     from experiments.pages import report_of
     from experiments.study import load
@@ -506,3 +506,19 @@ def test_the_pages_print_what_the_runs_with_mpnet_say_elsewhere():
     kept = {arm: mean(run["summary"]["parameters"]["kept"] for run in records[arm]) for arm in records}
     assert f"{kept['wide'] - kept['wide_uniform']:,.0f} adapter parameters more" in own
     assert f"LoRA {kept['wide_uniform'] - kept['lora']:,.0f} fewer" in own
+
+
+def test_the_pages_print_what_the_runs_of_the_replication_say_elsewhere():
+    findings, own, readme = map(page_of, ("docs/findings.md", "docs/studies/replication.md", "README.md"))
+    folder = RESULTS / "replication" / "seeds" / "supersense"
+    records = {path.name: [run for _, run in read_records(path)] for path in folder.iterdir()}
+    for of, against, name, pages in (
+        ("wide", "wide_uniform", "last", (findings, own)),
+        ("wide", "lora", "last", (findings, own, readme)),
+        ("wide_random", "wide_uniform", "test_last", (findings, own)),
+        ("wide_uniform", "lora", "test_last", (findings, own)),
+    ):
+        assert all(points(*difference(records, of, against, name)) in page for page in pages), (of, against)
+    kept = {arm: mean(run["summary"]["parameters"]["kept"] for run in records[arm]) for arm in records}
+    more = [f"{kept['wide'] - kept[other]:,.0f}" for other in ("wide_uniform", "lora")]
+    assert f"keeps {more[0]} adapter parameters more than its control and {more[1]} more than LoRA" in own
