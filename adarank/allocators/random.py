@@ -10,7 +10,8 @@ from adarank.allocators.order import keep_top, module_starts, rank_in_group
 def random(min_rank: int = 0, max_rank: int | None = None, ranks_only: bool = False) -> Allocator:
     """Keep triplets drawn from the request's generator, active ones before pruned ones.
 
-    A falling budget never brings a triplet back, as if one order of all triplets had been drawn at the start.
+    By default a falling budget never brings a triplet back, as if one order of all triplets had been drawn at the
+    start.
 
     min_rank, max_rank: the fewest and the most triplets a module keeps (None: no limit); see `Allocator`.
     ranks_only: the draw decides how many triplets each module keeps, and it keeps its most important ones, as `uniform`
