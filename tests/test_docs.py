@@ -517,6 +517,7 @@ def test_the_pages_print_what_the_runs_of_the_replication_say_elsewhere():
         ("wide", "lora", "last", (findings, own, readme)),
         ("wide_random", "wide_uniform", "test_last", (findings, own)),
         ("wide_uniform", "lora", "test_last", (findings, own)),
+        ("wide", "worst_first", "test_last", (own,)),
     ):
         assert all(points(*difference(records, of, against, name)) in page for page in pages), (of, against)
     kept = {arm: mean(run["summary"]["parameters"]["kept"] for run in records[arm]) for arm in records}
