@@ -31,7 +31,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 RUN = RESULTS / "adalora_table1" / "seeds" / "sst2" / "adalora" / "adalora-b6ba7dc8e2-s0"
 KINDS = ("query", "key", "value", "attn. out", "MLP up", "MLP down")  # of a BERT block, in the model's order
 EXAMPLE = schedules.cubic(initial=432, final=288, t_i=100, t_f=300, total=1000, interval=10)  # docs/how_it_works.md
-COMPARISONS = ("central", "replication", "central_mpnet")  # studies whose claims are drawn
+COMPARISONS = ("central", "replication", "random_ranks", "central_mpnet")  # studies whose claims are drawn
 MEASURED = ("forgetting", "every_rank")  # the same, with claims about what was measured after training
 SIZE = 110  # dots per inch: small files
 

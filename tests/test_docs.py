@@ -11,14 +11,14 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median, pstdev, stdev
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from adarank.runs.packed import read_records
+from adarank.runs.packed import allocations_of, read_records
 from analysis.score_fidelity import agreement
 from analysis.stats import mean_interval
 
@@ -314,7 +314,7 @@ def page_of(path):
     return text_of(path).replace(" points [", " [")
 
 
-@pytest.mark.parametrize("study", ["central", "replication", "central_mpnet"])
+@pytest.mark.parametrize("study", ["central", "replication", "random_ranks", "central_mpnet"])
 def test_the_findings_print_every_claim_of_a_study_that_has_all_its_seeds(study, tmp_path):
     from experiments.pages import report_of
     from experiments.study import load
@@ -523,3 +523,31 @@ def test_the_pages_print_what_the_runs_of_the_replication_say_elsewhere():
     kept = {arm: mean(run["summary"]["parameters"]["kept"] for run in records[arm]) for arm in records}
     more = [f"{kept['wide'] - kept[other]:,.0f}" for other in ("wide_uniform", "lora")]
     assert f"keeps {more[0]} adapter parameters more than its control and {more[1]} more than LoRA" in own
+
+
+def test_the_pages_print_what_the_runs_with_random_ranks_say_elsewhere():
+    findings, own, readme = map(page_of, ("docs/findings.md", "docs/studies/random_ranks.md", "README.md"))
+    folders = [RESULTS / study / "seeds" / "supersense" for study in ("replication", "random_ranks")]
+    records = {path.name: [run for _, run in read_records(path)] for folder in folders for path in folder.iterdir()}
+    for of, against, name, pages in (
+        ("wide", "wide_random_ranks", "last", (findings, own)),
+        ("wide_uniform", "wide_random_ranks", "last", (own,)),
+        ("wide_random_ranks", "wide_random", "test_last", (findings, own)),
+        ("wide_random_ranks", "lora", "test_last", (own,)),
+    ):
+        assert all(points(*difference(records, of, against, name)) in page for page in pages), (of, against)
+    assert "random ranks, of which each module keeps its most important triplets, by +0.64 [+0.49, +0.79]" in readme
+    kept = {arm: mean(run["summary"]["parameters"]["kept"] for run in records[arm]) for arm in records}
+    assert f"keeps {kept['wide'] - kept['wide_random_ranks']:,.0f} adapter parameters more" in own
+    finals = {
+        arm: [list(allocations_of(run)[-1]["ranks"].values()) for run in records[arm]]
+        for arm in ("wide", "wide_random_ranks")
+    }
+    spread = {arm: mean(pstdev(ranks) for ranks in finals[arm]) for arm in finals}
+    empty = {arm: mean(ranks.count(0) for ranks in finals[arm]) for arm in finals}
+    assert f"deviation of {spread['wide']:.1f} in place of {spread['wide_random_ranks']:.1f}" in own
+    assert f"{empty['wide']:.0f} in place of {empty['wide_random_ranks']:.0f} of 36 modules" in own
+    for arm in ("wide", "wide_uniform", "worst_first"):  # the same runs, not others
+        ours, theirs = ({path.name: run for path, run in read_records(folder / arm)} for folder in folders)
+        assert ours.keys() == theirs.keys(), arm
+        assert all(ours[name]["summary"]["metric"] == theirs[name]["summary"]["metric"] for name in ours), arm
