@@ -520,6 +520,9 @@ def test_the_pages_print_what_the_runs_of_the_replication_say_elsewhere():
         ("wide", "worst_first", "test_last", (own,)),
     ):
         assert all(points(*difference(records, of, against, name)) in page for page in pages), (of, against)
+    central = RESULTS / "central" / "seeds" / "supersense"
+    first = {arm: [run for _, run in read_records(central / arm)] for arm in ("wide_uniform", "lora")}
+    assert all(points(*difference(first, "wide_uniform", "lora", "test_last")) in page for page in (findings, own))
     kept = {arm: mean(run["summary"]["parameters"]["kept"] for run in records[arm]) for arm in records}
     more = [f"{kept['wide'] - kept[other]:,.0f}" for other in ("wide_uniform", "lora")]
     assert f"keeps {more[0]} adapter parameters more than its control and {more[1]} more than LoRA" in own
@@ -530,15 +533,14 @@ def test_the_pages_print_what_the_runs_with_random_ranks_say_elsewhere():
     folders = [RESULTS / study / "seeds" / "supersense" for study in ("replication", "random_ranks")]
     records = {path.name: [run for _, run in read_records(path)] for folder in folders for path in folder.iterdir()}
     for of, against, name, pages in (
-        ("wide", "wide_random_ranks", "last", (findings, own)),
+        ("wide", "wide_random_ranks", "last", (findings, own, readme)),
         ("wide_uniform", "wide_random_ranks", "last", (own,)),
         ("wide_random_ranks", "wide_random", "test_last", (findings, own)),
         ("wide_random_ranks", "lora", "test_last", (own,)),
     ):
         assert all(points(*difference(records, of, against, name)) in page for page in pages), (of, against)
-    assert "random ranks, of which each module keeps its most important triplets, by +0.64 [+0.49, +0.79]" in readme
     kept = {arm: mean(run["summary"]["parameters"]["kept"] for run in records[arm]) for arm in records}
-    assert f"keeps {kept['wide'] - kept['wide_random_ranks']:,.0f} adapter parameters more" in own
+    assert f"keeps {kept['wide'] - kept['wide_random_ranks']:,.0f} adapter parameters (6 %) more" in own
     finals = {
         arm: [list(allocations_of(run)[-1]["ranks"].values()) for run in records[arm]]
         for arm in ("wide", "wide_random_ranks")
@@ -547,6 +549,10 @@ def test_the_pages_print_what_the_runs_with_random_ranks_say_elsewhere():
     empty = {arm: mean(ranks.count(0) for ranks in finals[arm]) for arm in finals}
     assert f"deviation of {spread['wide']:.1f} in place of {spread['wide_random_ranks']:.1f}" in own
     assert f"{empty['wide']:.0f} in place of {empty['wide_random_ranks']:.0f} of 36 modules" in own
+    last = "bert.encoder.layer.5.attention.output.dense"
+    ranks = {arm: [allocations_of(run)[-1]["ranks"][last] for run in records[arm]] for arm in finals}
+    assert f"put {mean(ranks['wide']):.0f} of 72 triplets into one module" in own
+    assert f"random ranks have at most {max(ranks['wide_random_ranks'])}" in own
     for arm in ("wide", "wide_uniform", "worst_first"):  # the same runs, not others
         ours, theirs = ({path.name: run for path, run in read_records(folder / arm)} for folder in folders)
         assert ours.keys() == theirs.keys(), arm

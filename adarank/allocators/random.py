@@ -15,8 +15,8 @@ def random(min_rank: int = 0, max_rank: int | None = None, ranks_only: bool = Fa
 
     min_rank, max_rank: the fewest and the most triplets a module keeps (None: no limit); see `Allocator`.
     ranks_only: the draw decides how many triplets each module keeps, and it keeps its most important ones, as `uniform`
-        does. This control differs from `global_top` in the modules' ranks alone. A module's rank never rises while the
-        budget falls, but its triplets may change places.
+        does. This control differs from `global_top` in how many triplets each module keeps, and in that a module's rank
+        never rises while the budget falls; its triplets may change places.
     """
 
     def allocate(request: Request) -> Tensor:
