@@ -447,6 +447,24 @@ def test_the_findings_and_the_page_print_the_answers_of_the_assay(tmp_path):
         assert f"| {middle} [{low}, {high}] |" in text_of("docs/findings.md"), f"{table.task} on dev"
 
 
+def test_the_findings_and_the_page_print_the_answers_of_the_assay_with_a_language_model(tmp_path):
+    from experiments.pages import report_of
+
+    report = report_of("assay_language", tmp_path)
+    assert any(assay.estimate.pairs == 3 for (assay,) in report.family.assays)
+    for table, (assay,) in zip(report.tables, report.family.assays, strict=True):
+        if assay.estimate.pairs < 3:  # still running; not judged
+            continue
+        folder = RESULTS / "assay_language" / "seeds" / table.task
+        records = {path.name: [run for _, run in read_records(path)] for path in folder.iterdir()}
+        dev = [value / 100 for value in difference(records, "r16", "r1", "last")]
+        for middle, *ends in ((assay.estimate.mean, *assay.interval), dev):
+            low, high = (f"{end:+.4f}" for end in ends)
+            shown = rf"{re.escape(f'{middle:+.4f}')}( nats)?( of the( test)? loss)? {re.escape(f'[{low}, {high}]')}"
+            for page in map(text_of, ("docs/findings.md", "docs/studies/assay_language.md")):
+                assert re.search(shown, page), table.task
+
+
 def test_the_pages_print_what_the_runs_of_the_central_comparison_say_elsewhere():
     findings, own, readme = map(page_of, ("docs/findings.md", "docs/studies/central.md", "README.md"))
     folder = RESULTS / "central" / "seeds" / "supersense"
