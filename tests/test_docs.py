@@ -570,7 +570,8 @@ def test_the_pages_print_what_the_runs_with_random_ranks_say_elsewhere():
     last = "bert.encoder.layer.5.attention.output.dense"
     ranks = {arm: [allocations_of(run)[-1]["ranks"][last] for run in records[arm]] for arm in finals}
     assert f"put {mean(ranks['wide']):.0f} of 72 triplets into one module" in own
-    assert f"random ranks have at most {max(ranks['wide_random_ranks'])}" in own
+    assert f"{mean(ranks['wide']):.0f} of its 72 triplets end in one module" in findings
+    assert all(f"random ranks have at most {max(ranks['wide_random_ranks'])}" in page for page in (findings, own))
     for arm in ("wide", "wide_uniform", "worst_first"):  # the same runs, not others
         ours, theirs = ({path.name: run for path, run in read_records(folder / arm)} for folder in folders)
         assert ours.keys() == theirs.keys(), arm
