@@ -32,7 +32,7 @@ RUN = RESULTS / "adalora_table1" / "seeds" / "sst2" / "adalora" / "adalora-b6ba7
 KINDS = ("query", "key", "value", "attn. out", "MLP up", "MLP down")  # of a BERT block, in the model's order
 EXAMPLE = schedules.cubic(initial=432, final=288, t_i=100, t_f=300, total=1000, interval=10)  # docs/how_it_works.md
 COMPARISONS = ("central", "replication", "random_ranks", "central_mpnet")  # studies whose claims are drawn
-MEASURED = ("forgetting", "every_rank")  # the same, with claims about what was measured after training
+MEASURED = ("forgetting", "forgetting_language", "every_rank")  # the same, but the claims are about measurements
 SIZE = 110  # dots per inch: small files
 
 
@@ -115,11 +115,15 @@ def measured_claims_of(study: str) -> "style.Figure | None":
     return forest.draw(verdicts, judged.measure.title, verdicts[0].margin)
 
 
-def learned_and_forgotten(study: str = "forgetting") -> "style.Figure | None":
-    """The metric on dev against what was forgotten, over every learning rate that the study's methods tried."""
+def learned_and_forgotten(study: str, scale: str = "linear") -> "style.Figure":
+    """The metric on dev against what was forgotten, over every learning rate that the study's methods tried; scale: of
+    what was forgotten."""
     with tempfile.TemporaryDirectory() as folder:
         (table,) = trials_of(study, Path(folder))
-        return forgetting.draw(table)
+        figure = forgetting.draw(table)
+    assert figure is not None
+    figure.axes[0].set_xscale(scale)
+    return figure
 
 
 def pruning_costs(study: str = "pruning") -> "style.Figure | None":
@@ -162,8 +166,9 @@ def main() -> None:
     figures = {"rank_moves": rank_moves(read_record(RUN)), "three_phases": three_phases()}
     figures |= {study: claims_of(study) for study in COMPARISONS}
     figures |= {study: measured_claims_of(study) for study in MEASURED}
-    figures |= {"learned_and_forgotten": learned_and_forgotten(), "pruning_costs": pruning_costs()}
-    figures |= {"served_ranks": served_ranks()}
+    figures |= {"learned_and_forgotten": learned_and_forgotten("forgetting")}
+    figures |= {"learned_and_forgotten_language": learned_and_forgotten("forgetting_language", "log")}
+    figures |= {"pruning_costs": pruning_costs(), "served_ranks": served_ranks()}
     for name, figure in figures.items():
         assert figure is not None
         figure.savefig(folder / f"{name}.png", dpi=SIZE)

@@ -328,7 +328,11 @@ def test_the_findings_print_every_claim_of_a_study_that_has_all_its_seeds(study,
         assert shown in page_of("docs/findings.md"), verdict.comparison.name
 
 
-@pytest.mark.parametrize("study", ["forgetting", "every_rank"])
+def nats(middle, low, high):
+    return f"{middle:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+@pytest.mark.parametrize("study", ["forgetting", "forgetting_language", "every_rank"])
 def test_the_findings_print_every_claim_about_measurements_that_has_all_its_seeds(study, tmp_path):
     from analysis import measures
     from experiments.pages import report_of
@@ -339,8 +343,10 @@ def test_the_findings_print_every_claim_about_measurements_that_has_all_its_seed
     (judged,) = measures.judge(tables, declared)
     whole = [verdict for _, verdict in judged.verdicts if verdict.pairs == planned]
     assert whole
+    of_loss = study == "forgetting_language"
     for verdict in whole:
-        shown = points(100 * verdict.difference, *(100 * end for end in verdict.interval))
+        found = (verdict.difference, *verdict.interval)
+        shown = nats(*found) if of_loss else points(*(100 * value for value in found))
         for page in ("docs/findings.md", f"docs/studies/{study}.md"):
             assert shown in page_of(page), verdict.comparison.name
 
@@ -369,6 +375,17 @@ def test_the_page_of_every_rank_prints_what_its_runs_say_elsewhere(tmp_path):
         assert points(middle, middle - half, middle + half) in page, (of, against)
 
 
+def test_the_findings_and_the_page_print_what_the_language_model_learned(tmp_path):
+    from experiments.pages import report_of
+
+    (verdicts,) = report_of("forgetting_language", tmp_path).family.verdicts
+    whole = [verdict for verdict in verdicts if verdict.interval is not None]
+    assert whole
+    for verdict in whole:
+        for page in ("docs/findings.md", "docs/studies/forgetting_language.md"):
+            assert nats(verdict.difference, *verdict.interval) in page_of(page), verdict.comparison.name
+
+
 def test_the_findings_print_what_the_runs_of_forgetting_say_elsewhere():
     findings, own = map(page_of, ("docs/findings.md", "docs/studies/forgetting.md"))
     folder = RESULTS / "forgetting" / "seeds" / "rotten_tomatoes"
@@ -382,23 +399,27 @@ def test_the_findings_print_what_the_runs_of_forgetting_say_elsewhere():
         assert points(*difference(records, "adalora", "full_fast_head", "stsb")) in page
 
 
-@pytest.mark.parametrize("study", ["forgetting", "every_rank"])
-def test_the_figure_of_the_claims_about_measurements_names_every_claim(study):
+@pytest.mark.parametrize("study", ["forgetting", "forgetting_language", "every_rank"])
+def test_the_figure_of_the_claims_about_measurements_names_every_claim_that_has_runs(study, tmp_path):
     from analysis import measures
     from experiments.docs_figures import measured_claims_of
+    from experiments.pages import report_of
 
+    (judged,) = measures.judge(report_of(study, tmp_path).tables, measures.load(RESULTS / study))
     labels = [" ".join(tick.get_text().split()) for tick in measured_claims_of(study).axes[0].get_yticklabels()]
-    claims = list(measures.load(RESULTS / study).claims.each)
-    assert [label.partition(": ")[0] for label in labels] == [claim.name for claim in claims]
-    arms = [re.sub(r"@\d+", "", label.partition(": ")[2].partition(" (n")[0]) for label in labels]
-    assert arms == [f"{claim.contrast.of} − {claim.contrast.against}" for claim in claims]
+    shown = [re.sub(r"@\d+", "", label.partition(" (n")[0]) for label in labels]
+    claims = [claim for claim in measures.load(RESULTS / study).claims.each if claim not in judged.missing]
+    assert shown == [f"{claim.name}: {claim.contrast.of} − {claim.contrast.against}" for claim in claims]
 
 
-def test_the_figure_of_forgetting_has_a_point_for_every_rate_of_every_grid():
+@pytest.mark.parametrize(("study", "task"), [("forgetting", "rotten_tomatoes"), ("forgetting_language", "e2e")])
+def test_the_figure_of_forgetting_has_a_point_for_every_rate_of_every_grid(study, task):
     from experiments.docs_figures import learned_and_forgotten
 
-    rates = json.loads((RESULTS / "forgetting" / "tuning" / "rotten_tomatoes" / "rates.json").read_text())
-    lines = learned_and_forgotten().axes[0].lines
+    rates = json.loads((RESULTS / study / "tuning" / task / "rates.json").read_text())
+    (axes,) = learned_and_forgotten(study).axes
+    lines = axes.lines
+    assert axes.get_xlabel().endswith("worse than before by")  # so that right is worse for a score and for a loss
     assert [len(line.get_xdata()) for line in lines] == [len(choice["means"]) for choice in rates.values()]
 
 

@@ -22,7 +22,7 @@ def draw(table: Table) -> "style.Figure | None":
         if points:
             look = style.style(len(axes.lines)) | {"markersize": 6}
             axes.plot(*zip(*points, strict=True), label=style.plain(search.name), **look)
-    axes.set(xlabel=f"forgotten: {measured[0]}, before − after", ylabel=f"{table.metric} on {table.split}")
+    axes.set(xlabel=f"forgotten: {measured[0]}, worse than before by", ylabel=f"{table.metric} on {table.split}")
     style.legend_below(figure, [axes], columns=2, handlelength=3.5)
     return figure
 
