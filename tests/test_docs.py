@@ -386,6 +386,42 @@ def test_the_findings_and_the_page_print_what_the_language_model_learned(tmp_pat
             assert nats(verdict.difference, *verdict.interval) in page_of(page), verdict.comparison.name
 
 
+def test_the_page_of_the_language_model_prints_what_its_runs_say_elsewhere():
+    findings, own = map(page_of, ("docs/findings.md", "docs/studies/forgetting_language.md"))
+    folder = RESULTS / "forgetting_language"
+
+    def values(path):
+        """{seed or rate: (loss on test, on dev, forgotten)}"""
+        found = {}
+        for _, run in read_records(path):
+            metric, text = run["summary"]["metric"], run["measures"]["forgetting.json"]["text"]
+            key = run["config"]["train"]["lr"] if path.parts[-3] == "tuning" else run["config"]["seed"]
+            found[key] = (metric["test_last"], metric["last"], text["after"] - text["before"])
+        return found
+
+    seeds = {path.name: values(path) for path in (folder / "seeds" / "e2e").iterdir()}
+    for of, against, which, pages in (
+        ("adalora_table", "lora", 2, (findings, own)),
+        ("adalora_table", "adalora_slow", 0, (own,)),
+        ("adalora_slow", "lora", 0, (own,)),
+    ):
+        middle, half = mean_interval([seeds[of][seed][which] - seeds[against][seed][which] for seed in seeds[of]])
+        assert all(nats(middle, middle - half, middle + half) in page.replace(" nats [", " [") for page in pages), of
+    middle, half = mean_interval([seeds["adalora_slow"][seed][2] - seeds["adalora"][seed][2] for seed in range(5)])
+    assert all(f"[{middle - half:+.4f}, {middle + half:+.4f}]" in page for page in (findings, own))
+    arms = ("lora", "adalora", "adalora_slow", "adalora_table")
+    assert all(f"{mean(run[1] for run in seeds[arm].values()):.3f} (`{arm}`)" in own for arm in arms)
+    first, *middle, last = (f"{mean(run[2] for run in seeds[arm].values()):.3f}" for arm in arms)
+    assert f"forget {first}, {', '.join(middle)} and {last}" in own
+    trials = {arm: values(folder / "tuning" / "e2e" / arm) for arm in ("lora", "adalora")}
+    (_, third, forgot), (_, best, lost) = trials["lora"][2.7e-3], trials["adalora"][2.43e-2]
+    assert f"it has {third:.3f} and forgets {forgot:.3f}" in own
+    assert f"has {best:.3f} and {lost:.3f}" in own
+    assert f"{third:.3f} and forgets {forgot:.3f}, AdaLoRA at its best rate {best:.3f} and {lost:.3f}" in findings
+    (_, ninth, forgot), (_, low, lost) = trials["lora"][9e-4], trials["adalora"][2.7e-3]
+    assert f"LoRA has {ninth:.3f} and {forgot:.3f}, AdaLoRA {low:.3f} and {lost:.3f}" in own
+
+
 def test_the_findings_print_what_the_runs_of_forgetting_say_elsewhere():
     findings, own = map(page_of, ("docs/findings.md", "docs/studies/forgetting.md"))
     folder = RESULTS / "forgetting" / "seeds" / "rotten_tomatoes"
